@@ -1,0 +1,50 @@
+# One command each; the first use of any of them sets up .venv by itself. `make help` lists them.
+EXP   ?= ddpm_digits
+ARGS  ?=
+ACCEL ?= cpu
+
+comma := ,
+extra := $(if $(filter-out cpu,$(ACCEL)),$(ACCEL))
+python := .venv/bin/python
+base  := .venv/.ready-$(ACCEL)
+tools := .venv/.ready-$(ACCEL)-test
+
+.DEFAULT_GOAL := help
+.PHONY: help train sample eval test test-all lint format accuracy
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@echo 'EXP=name (default $(EXP)), ARGS="--steps 500 ...", ACCEL=cpu, cuda13 or tpu; options: make train ARGS=--help'
+
+train: $(base) ## train an experiment, or go on with it; then evaluate and draw
+	@$(python) -m vdm_jax.training $(EXP) $(ARGS)
+
+sample: $(base) ## draw images from the newest checkpoint
+	@$(python) -m vdm_jax.training.sample $(EXP) $(ARGS)
+
+eval: $(base) ## evaluate the newest checkpoint on the test set
+	@$(python) -m vdm_jax.training.evaluate $(EXP) $(ARGS)
+
+test: $(tools) ## the tests, but for the slow ones
+	@$(python) -m pytest -q -n auto -m "not slow" $(ARGS)
+
+test-all: $(tools) ## all tests
+	@$(python) -m pytest -q -n auto $(ARGS)
+
+lint: $(tools) ## ruff, formatting, types
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+	@$(python) -m pyright
+
+format: $(tools) ## put the code in its format
+	@$(python) -m ruff check --fix
+	@$(python) -m ruff format
+
+accuracy: $(tools) ## every kernel in float32 against 50 digits
+	@$(python) -m tests.accuracy $(ARGS)
+
+$(base): pyproject.toml constraints.txt
+	@sh .ci/setup "$(extra)" $@
+
+$(tools): pyproject.toml constraints.txt
+	@sh .ci/setup "test$(if $(extra),$(comma)$(extra))" $@ $(base)

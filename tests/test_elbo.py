@@ -1,0 +1,134 @@
+"""The bound's parts as functions: agreement with `gaussian.kl`, what they are given, edge cases, errors.
+
+The theorems are in `derivations/test_elbo.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from tests.derivations.worlds import GaussianWorld, assert_mean, denoiser
+from vdm_jax import elbo, forward
+from vdm_jax.gaussian import Normal, kl
+from vdm_jax.schedules import Cosine, VarianceExploding
+from vdm_jax.tables import linear_betas, tabulate
+
+TABLE = linear_betas(8, 0.01, 0.5)
+MAKE_TABLE = {  # to be called with x64 enabled, for float64 tables
+    "preserving": lambda: linear_betas(8, 0.01, 0.5),
+    "exploding": lambda: tabulate(VarianceExploding(0.1, 5.0), 8),
+}
+WORLD = GaussianWorld(0.4, 0.6)
+KINDS = ("x_0", "eps", "v", "score")
+
+
+def _decoder(x_hat, x_1, level):
+    return Normal(x_hat, level.sigma**2)
+
+
+def _bound(kind="eps", table=TABLE, key=0, batch=4, **options):
+    x_0 = WORLD.sample(jax.random.key(9), (batch, 3))
+    return elbo.bound(denoiser(WORLD, kind, 0.3), jax.random.key(key), x_0, table, _decoder, kind=kind, **options)
+
+
+def test_prior_kl_is_the_kl_of_the_last_marginal():
+    with jax.enable_x64(True):
+        x_0 = jnp.asarray([[0.3, -1.0], [0.9, 0.0]])
+        preserving, exploding = (make() for make in MAKE_TABLE.values())
+        for table, log_var in [(preserving, 0.0), (exploding, 2 * float(np.log(5.0))), (preserving, 1.3)]:
+            level = table(table.num_steps)
+            truth = kl(forward.marginal(x_0, level), Normal(jnp.zeros_like(x_0), jnp.asarray(np.exp(log_var))))
+            assert float(elbo.prior_kl(x_0, level, log_var)) == pytest.approx(float(truth), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("schedule", MAKE_TABLE)
+def test_the_bound_does_not_depend_on_how_the_prediction_is_put(kind, schedule):
+    with jax.enable_x64(True):
+        table = MAKE_TABLE[schedule]()
+        for ours, truth in zip(_bound(kind, table), _bound("x_0", table), strict=True):
+            np.testing.assert_allclose(ours, truth, rtol=1e-9)
+
+
+def test_total_is_the_sum():
+    bound = _bound()
+    np.testing.assert_allclose(bound.total, sum(bound), rtol=1e-6)
+    assert bound.total.shape == (4,)
+
+
+def test_a_given_number_of_terms_is_unbiased():
+    # each of T - 1 = 7 terms once, against combs of 1 and 3, over many keys
+    def diffusion(key, terms):
+        x_0 = jnp.full((1, 1), 0.9)
+        return elbo.bound(denoiser(WORLD, shift=0.3), key, x_0, TABLE, _decoder, terms=terms).diffusion[0]
+
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    full, one, three = (np.asarray(jax.vmap(lambda k, n=n: diffusion(k, n))(keys), np.float64) for n in (None, 1, 3))
+    assert_mean(one - full, 0.0)
+    assert_mean(three - full, 0.0)
+    assert one.var() > three.var() > full.var()
+
+
+def test_as_many_terms_as_steps_visits_each_once():
+    for ours, theirs in zip(_bound(terms=7), _bound(terms=None), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_table_of_one_step_has_no_diffusion_term():
+    for terms in (None, 1, 5):
+        bound = _bound(table=TABLE.strided(np.array([0, 8])), terms=terms)
+        assert np.array_equal(bound.diffusion, np.zeros(4))
+        assert np.all(np.isfinite(bound.total))
+
+
+@pytest.mark.parametrize("terms", [0, -1])
+def test_bound_refuses_no_terms(terms):
+    with pytest.raises(
+        ValueError, match=f"terms is {terms}: the bound needs at least one diffusion term, or None for all"
+    ):
+        _bound(terms=terms)
+
+
+def test_diffusion_weight_of_a_clean_s_is_infinite():
+    for kind in KINDS:
+        assert float(elbo.diffusion_weight(TABLE.step(0, 1), kind)) == np.inf
+
+
+def test_reconstruction_is_the_decoders_at_step_one():
+    # a decoder that only tells what it was given
+    class Told(Normal):
+        def log_prob(self, x):
+            return jnp.sum(self.mean) + 0.0 * jnp.sum(x)
+
+    x_0 = jnp.linspace(-1.0, 1.0, 3)[:, None]
+    told = elbo.bound(
+        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h - z, lv.t), kind="x_0"
+    )
+    seen = elbo.bound(lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, lv.t), kind="x_0")
+    np.testing.assert_allclose(told.reconstruction, -seen.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
+    times = elbo.bound(
+        lambda x, _: x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(jnp.reshape(lv.t, (1,)), lv.t), kind="x_0"
+    )
+    np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the level told is that of step 1
+
+
+def test_gradients_are_finite():
+    x_0 = WORLD.sample(jax.random.key(2), (4, 3))
+    table = tabulate(Cosine(), 6)
+
+    def scaled(w, x_t, level):
+        return w * denoiser(WORLD)(x_t, level)
+
+    for loss in (
+        lambda w: elbo.bound(Partial(scaled, w), jax.random.key(0), x_0, table, _decoder).total.sum(),
+        lambda w: elbo.joint_log_ratio(Partial(scaled, w), jax.random.key(0), x_0, table, _decoder).sum(),
+    ):
+        assert np.isfinite(jax.grad(loss)(0.9))
+
+
+def test_bits_per_dim():
+    with jax.enable_x64(True):
+        assert float(elbo.bits_per_dim(jnp.asarray(3 * np.log(2)), 3)) == pytest.approx(1.0)
+        np.testing.assert_allclose(elbo.bits_per_dim(jnp.asarray([np.log(2), np.log(16)]), 2), [0.5, 2.0])

@@ -1,0 +1,84 @@
+"""Kernels of the forward process and its posterior: any shape, special cases, and one chain followed by sampling.
+
+Their derivations are in `derivations/test_forward.py` and `derivations/test_posterior.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.derivations.worlds import assert_mean, assert_moments
+from vdm_jax import forward
+from vdm_jax.gaussian import Normal
+from vdm_jax.levels import step_from_log_snr
+from vdm_jax.schedules import VarianceExploding
+from vdm_jax.tables import from_betas, linear_betas, tabulate
+
+TABLE = from_betas(np.array([0.1, 0.2, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 4, 1)])
+def test_kernels_take_any_shape(shape):
+    x, step = jax.random.normal(jax.random.key(0), shape), TABLE.step(1, 3)
+    laws = [
+        forward.marginal(x, step.t),
+        forward.transition(x, step),
+        forward.posterior(x, x + 1, step),
+        forward.posterior_from_eps(x, x, step),
+        forward.posterior_from_score(x, x, step),
+    ]
+    for law in laws:
+        assert law.mean.shape == shape
+        assert law.var.shape == ()
+        # each acts on every number alone
+        first = jax.tree.map(lambda leaf: leaf.reshape(-1)[0], law)
+        assert float(first.mean) == float(law.mean.reshape(-1)[0])
+
+
+@pytest.mark.parametrize("table", [TABLE, linear_betas(1000), tabulate(VarianceExploding(), 10)])
+def test_from_clean_data_the_transition_is_the_marginal_and_the_posterior_a_point(table):
+    x_0, x_t = jnp.asarray([0.3, -1.0]), jnp.asarray([7.0, 0.1])
+    for t in (1, 2, table.num_steps):
+        step = table.step(0, t)
+        marginal, transition = forward.marginal(x_0, step.t), forward.transition(x_0, step)
+        np.testing.assert_allclose(transition.mean, marginal.mean, rtol=1e-6)
+        np.testing.assert_allclose(transition.var, marginal.var, rtol=1e-6)
+        law = forward.posterior(x_t, x_0, step)
+        assert np.array_equal(law.mean, x_0)
+        assert float(law.var) == 0.0
+        assert tuple(map(float, forward.posterior_coefficients(step))) == (0.0, 1.0, 0.0)
+
+
+def test_posterior_forgets_x_t_where_s_keeps_all_signal_and_x_0_where_the_step_is_short():
+    x_t, x_0 = jnp.asarray([2.0]), jnp.asarray([-1.0])
+    with jax.enable_x64(True):
+        x_t, x_0 = jnp.asarray([2.0]), jnp.asarray([-1.0])
+        short = forward.posterior(x_t, x_0, step_from_log_snr(jnp.asarray(1e-9), jnp.asarray(0.0)))
+        assert float(short.mean[0]) == pytest.approx(2.0, rel=1e-8)
+        assert float(short.var) < 1e-8
+        long = forward.posterior(x_t, x_0, step_from_log_snr(jnp.asarray(40.0), jnp.asarray(0.0)))
+        assert float(long.mean[0]) == pytest.approx(-1.0, rel=1e-8)
+        assert float(long.var) < 1e-8
+
+
+def test_a_sampled_chain_has_the_marginal_of_every_level():
+    x = jnp.full((100_000,), 1.5)
+    for t in range(1, 5):
+        law = forward.transition(x, TABLE.step(t - 1, t))
+        x = Normal(law.mean, law.var).sample(jax.random.key(t))
+        truth = forward.marginal(jnp.asarray(1.5), TABLE(t))
+        assert_moments(x, truth.mean, truth.var)
+
+
+def test_a_sampled_pair_regresses_as_the_posterior_says():
+    # x_s and x_t drawn forward from x_0: the posterior's mean is off by noise of its variance, blind to x_t.
+    step, x_0 = TABLE.step(2, 4), jnp.asarray(0.8)
+    key_s, key_t = jax.random.split(jax.random.key(5))
+    marginal = forward.marginal(x_0, step.s)
+    x_s = Normal(jnp.full((200_000,), marginal.mean), marginal.var).sample(key_s)
+    x_t = forward.transition(x_s, step).sample(key_t)
+    law = jax.vmap(lambda x: forward.posterior(x, x_0, step))(x_t)
+    rest = x_s - law.mean
+    assert_moments(rest, 0.0, law.var[0])
+    assert_mean(rest * (x_t - x_t.mean()), 0.0)

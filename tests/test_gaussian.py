@@ -1,0 +1,118 @@
+"""The normal law: its density, entropy and divergence against numerical integration, scipy and 50 digits."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from tests.derivations.worlds import assert_mean, assert_moments
+from vdm_jax.gaussian import Normal, kl, variance_kl
+
+MEAN, VAR = np.array([0.3, -2.0, 5.0]), np.array([0.01, 1.0, 30.0])
+
+
+def _normal(mean, var):
+    return Normal(jnp.asarray(mean), jnp.asarray(var))
+
+
+def test_sample_has_the_moments():
+    p = _normal(MEAN.astype(np.float32), VAR.astype(np.float32))
+    x = np.asarray(jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 100_000)), np.float64)
+    assert_moments(x, MEAN.astype(np.float32), VAR.astype(np.float32))
+    centred = x - MEAN
+    assert_mean(centred[:, 0] * centred[:, 1], 0.0)  # independent dimensions
+    assert_mean(centred[:, 1] * centred[:, 2], 0.0)
+
+
+def test_sample_of_a_scalar_variance_has_the_shape_of_the_mean():
+    x = _normal(jnp.zeros((2, 50_000)), 4.0).sample(jax.random.key(1))
+    assert x.shape == (2, 50_000)
+    assert_moments(x.reshape(-1), 0.0, 4.0)
+
+
+def test_sample_of_a_point_mass_is_the_point():
+    mean = jnp.asarray([1.5, -0.2])
+    assert np.array_equal(Normal(mean, jnp.asarray(0.0)).sample(jax.random.key(0)), mean)
+
+
+@pytest.mark.parametrize("var", [0.04, 1.0, 9.0])
+def test_density_integrates_to_one_and_has_the_entropy(var):
+    with jax.enable_x64(True):
+        p = _normal(0.7, var)
+        log_prob = jax.jit(p.log_prob)
+        reach = 12 * np.sqrt(var)
+        grid = np.linspace(0.7 - reach, 0.7 + reach, 4001)  # the trapezium rule is exponentially accurate here
+        log_p = np.asarray(jax.vmap(log_prob)(jnp.asarray(grid)))
+        assert integrate.trapezoid(np.exp(log_p), grid) == pytest.approx(1.0, rel=1e-12)
+        assert integrate.trapezoid(-log_p * np.exp(log_p), grid) == pytest.approx(float(p.entropy()), rel=1e-11)
+
+
+def test_log_prob_and_entropy_sum_over_dimensions():
+    with jax.enable_x64(True):
+        x = np.array([0.2, 0.1, -3.0])
+        truth = stats.norm(MEAN, np.sqrt(VAR))
+        assert float(_normal(MEAN, VAR).log_prob(jnp.asarray(x))) == pytest.approx(truth.logpdf(x).sum(), rel=1e-13)
+        assert float(_normal(MEAN, VAR).entropy()) == pytest.approx(truth.entropy().sum(), rel=1e-13)
+        # one variance for all dimensions counts once for each
+        assert float(_normal(MEAN, 4.0).entropy()) == pytest.approx(3 * stats.norm(0, 2).entropy(), rel=1e-13)
+        assert float(_normal(MEAN, 4.0).log_prob(jnp.asarray(x))) == pytest.approx(
+            stats.norm(MEAN, 2.0).logpdf(x).sum(), rel=1e-13
+        )
+
+
+PAIRS = [(0.0, 1.0, 0.0, 1.3), (0.5, 0.2, -1.0, 2.0), (1.0, 3.0, 0.0, 0.5), (0.0, 1.0, 0.1, 1.0)]
+
+
+@pytest.mark.parametrize(("mean_p", "var_p", "mean_q", "var_q"), PAIRS)
+def test_kl_is_the_integral(mean_p, var_p, mean_q, var_q):
+    with jax.enable_x64(True):
+        grid = np.linspace(mean_p - 12 * np.sqrt(var_p), mean_p + 12 * np.sqrt(var_p), 4001)
+        p, q = stats.norm(mean_p, np.sqrt(var_p)), stats.norm(mean_q, np.sqrt(var_q))
+        truth = integrate.trapezoid(p.pdf(grid) * (p.logpdf(grid) - q.logpdf(grid)), grid)
+        assert float(kl(_normal(mean_p, var_p), _normal(mean_q, var_q))) == pytest.approx(truth, rel=1e-11)
+
+
+def test_kl_sums_over_dimensions_with_scalar_or_own_variances():
+    with jax.enable_x64(True):
+        q = _normal(MEAN[::-1].copy(), VAR[::-1].copy())
+        parts = [kl(_normal(m, v), _normal(n, w)) for m, v, n, w in zip(MEAN, VAR, MEAN[::-1], VAR[::-1], strict=True)]
+        assert float(kl(_normal(MEAN, VAR), q)) == pytest.approx(float(sum(parts)), rel=1e-14)
+        full = kl(_normal(MEAN, np.full(3, 2.0)), _normal(MEAN + 1, np.full(3, 5.0)))
+        assert float(kl(_normal(MEAN, 2.0), _normal(MEAN + 1, 5.0))) == pytest.approx(float(full), rel=1e-14)
+
+
+def test_kl_vanishes_only_at_equality_and_is_asymmetric():
+    p, q = _normal(MEAN.astype(np.float32), VAR.astype(np.float32)), _normal(jnp.zeros(3), jnp.ones(3))
+    assert float(kl(p, p)) == 0.0
+    assert float(kl(p, q)) > 0.0
+    assert float(kl(q, p)) > 0.0
+    assert abs(float(kl(p, q)) - float(kl(q, p))) > 1.0
+
+
+@pytest.mark.parametrize("tiny", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_kl_of_tiny_differences(tiny):
+    with jax.enable_x64(True), mpmath.workdps(50):
+        base = _normal(0.0, 1.0)
+        assert float(kl(_normal(tiny, 1.0), base)) == pytest.approx(tiny**2 / 2, rel=1e-14)
+        ratio = mpmath.mpf(1.0 + tiny)
+        truth = (ratio - 1 - mpmath.log(ratio)) / 2
+        assert float(kl(_normal(0.0, 1.0 + tiny), base)) == pytest.approx(float(truth), rel=1e-13)
+
+
+@pytest.mark.parametrize("y", [-60.0, -3.0, -0.6, -0.5, -0.499, -1e-5, 0.0, 1e-10, 0.1, 0.499, 0.5, 0.51, 5.0, 30.0])
+def test_variance_kl_is_the_kl_of_two_variances(y):
+    with jax.enable_x64(True), mpmath.workdps(50):
+        truth = float((mpmath.exp(y) - 1 - mpmath.mpf(y)) / 2)
+        assert float(variance_kl(jnp.asarray(y))) == pytest.approx(truth, rel=1e-14, abs=0)
+        if abs(y) > 1e-3:  # below, rounding e^y itself moves y
+            p = _normal(2.0, np.exp(y))
+            assert float(kl(p, _normal(2.0, 1.0))) == pytest.approx(truth, rel=1e-12)
+
+
+def test_kl_of_monte_carlo():
+    with jax.enable_x64(True):
+        p, q = _normal(MEAN, VAR), _normal(MEAN + 0.5, 2 * VAR)
+        x = jax.vmap(p.sample)(jax.random.split(jax.random.key(3), 50_000))
+        assert_mean(jax.vmap(p.log_prob)(x) - jax.vmap(q.log_prob)(x), kl(p, q))

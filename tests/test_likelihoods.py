@@ -1,0 +1,177 @@
+"""Decoders: masses against numerical integration and Bayes' rule, edges, tails, draws."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.derivations.worlds import assert_mean
+from vdm_jax.gaussian import Normal
+from vdm_jax.levels import level_from_log_snr
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, from_unit, to_unit
+
+LEVELS = [2, 17, 256]
+SCALES = [1e-3, 0.01, 0.1, 1.0, 30.0]
+MEANS = [-3.0, -1.0, -0.999, 0.0, 0.37, 1.0, 1.7]
+
+parametrize = pytest.mark.parametrize
+
+
+def _discretized(mean, scale, levels):
+    return DiscretizedGaussian(jnp.asarray(mean), jnp.asarray(scale), levels)
+
+
+@parametrize("levels", LEVELS)
+def test_units_round_trip(levels):
+    values = jnp.arange(levels)
+    unit = to_unit(values, levels)
+    assert float(unit[0]) == -1.0
+    assert float(unit[-1]) == pytest.approx(1.0, abs=1e-6)
+    assert np.array_equal(from_unit(unit, levels), values)
+    nudge = 0.49 * 2 / (levels - 1)  # anything in a bin belongs to its value, anything outside to an end
+    assert np.array_equal(from_unit(unit + nudge, levels), values)
+    assert np.array_equal(from_unit(unit - nudge, levels), values)
+    assert np.array_equal(from_unit(jnp.asarray([-7.0, 7.0]), levels), [0, levels - 1])
+
+
+@parametrize("levels", LEVELS)
+@parametrize("scale", SCALES)
+def test_discretized_masses_sum_to_one(levels, scale):
+    means = jnp.asarray(MEANS)
+    log_masses = jax.jit(lambda m, s: DiscretizedGaussian(m, s, levels).log_masses())(means, jnp.asarray(scale))
+    assert log_masses.shape == (len(MEANS), levels)
+    np.testing.assert_allclose(np.exp(np.asarray(log_masses, np.float64)).sum(-1), 1.0, atol=1e-6)
+
+
+@parametrize(
+    "mean,scale,levels", [(0.2, 0.1, 17), (-1.2, 0.05, 17), (0.9, 0.004, 256), (0.0, 2.0, 8), (0.5, 0.003, 256)]
+)
+def test_discretized_mass_is_the_integral_over_the_bin(mean, scale, levels):
+    with jax.enable_x64(True), mpmath.workdps(40):
+        ours = np.asarray(_discretized([mean], scale, levels).log_masses())[0]
+        half, m, s = mpmath.mpf(1) / (levels - 1), mpmath.mpf(mean), mpmath.mpf(scale)
+        for i in np.unique(np.linspace(0, levels - 1, 9).astype(int)):
+            value = -1 + 2 * mpmath.mpf(int(i)) / (levels - 1)
+            low = -mpmath.inf if i == 0 else (value - half - m) / s  # the edge bins are open
+            high = mpmath.inf if i == levels - 1 else (value + half - m) / s
+            # integrated on the side where it does not cancel
+            flip = low > 0
+            a, b = (-high, -low) if flip else (low, high)
+            mass = mpmath.ncdf(b) - mpmath.ncdf(a)
+            assert ours[i] == pytest.approx(float(mpmath.log(mass)), rel=1e-9), i
+
+
+def test_discretized_edge_bins_are_open():
+    # far outside, all mass is in the nearest edge; a closed bin would hold almost none
+    for mean, edge in [(-4.0, 0), (4.0, -1)]:
+        masses = np.exp(_discretized([mean], 0.1, 17).log_masses()[0])
+        assert masses[edge] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_discretized_is_symmetric():
+    masses = _discretized([0.3], 0.2, 17).log_masses()[0]
+    mirrored = _discretized([-0.3], 0.2, 17).log_masses()[0]
+    np.testing.assert_allclose(masses, mirrored[::-1], rtol=2e-6)
+
+
+def test_discretized_tends_to_the_density_times_the_bin():
+    with jax.enable_x64(True):
+        x = to_unit(jnp.asarray([100, 128]), 256)
+        mean, scale = jnp.asarray([0.0, 0.1]), jnp.asarray(0.7)
+        density = Normal(mean, scale**2).log_prob(x) + 2 * np.log(2 / 255)
+        assert float(DiscretizedGaussian(mean, scale, 256).log_prob(x)) == pytest.approx(float(density), rel=1e-5)
+
+
+def test_discretized_log_prob_picks_and_sums_the_masses():
+    levels = 17
+    mean, scale = jnp.asarray([[0.1, -0.5], [0.9, 2.0]]), jnp.asarray([[0.3, 0.1], [0.2, 0.5]])
+    index = jnp.asarray([[0, levels - 1], [1, levels // 2]])
+    law = DiscretizedGaussian(mean, scale, levels)
+    masses = np.take_along_axis(np.asarray(law.log_masses()), np.asarray(index)[..., None], -1)
+    assert float(law.log_prob(to_unit(index, levels))) == pytest.approx(masses.sum(), rel=1e-6)
+
+
+@parametrize("distance", [2.0, 10.0, 40.0, 100.0])
+def test_discretized_gradient_lives_in_the_tails(distance):
+    with jax.enable_x64(True), mpmath.workdps(60):
+        scale, levels = 0.1, 17
+        x, mean = to_unit(jnp.asarray(4), levels), -0.5 + distance * scale
+
+        def log_prob(mean):
+            return DiscretizedGaussian(jnp.reshape(mean, (1,)), jnp.asarray(scale), levels).log_prob(
+                jnp.reshape(x, (1,))
+            )
+
+        value, slope = jax.value_and_grad(log_prob)(jnp.asarray(mean))
+
+        def truth(mean):
+            a, b = ((mpmath.mpf(-0.5) + k * mpmath.mpf(1) / 16 - mean) / mpmath.mpf(scale) for k in (-1, 1))
+            return mpmath.log(mpmath.ncdf(b) - mpmath.ncdf(a))
+
+        assert float(value) == pytest.approx(float(truth(mpmath.mpf(mean))), rel=1e-9)
+        h = mpmath.mpf(10) ** -25
+        numeric = (truth(mpmath.mpf(mean) + h) - truth(mpmath.mpf(mean) - h)) / (2 * h)
+        assert float(slope) == pytest.approx(float(numeric), rel=1e-8)
+        assert abs(float(slope)) > 1.0
+
+
+def test_discretized_gradient_of_the_open_edge():
+    # P(edge) = Phi(u): d/dmean log Phi is the inverse Mills ratio, from scipy, in the far tail too
+    with jax.enable_x64(True):
+        for distance in (0.5, 5.0, 30.0):
+            mean = jnp.asarray([-1 + 1 / 16 + distance * 0.1])
+
+            def log_prob(mean):
+                return DiscretizedGaussian(mean, jnp.asarray(0.1), 17).log_prob(jnp.asarray([-1.0]))
+
+            truth = -np.exp(stats.norm.logpdf(distance) - stats.norm.logcdf(-distance)) / 0.1
+            assert float(jax.grad(log_prob)(mean)[0]) == pytest.approx(truth, rel=1e-9)
+
+
+@parametrize("decoder", ["discretized", "categorical"])
+def test_samples_follow_the_masses(decoder):
+    centre = jnp.asarray([-0.9, 0.2])
+    if decoder == "discretized":
+        law = DiscretizedGaussian(centre, jnp.asarray(0.6), 5)
+    else:
+        law = Categorical(centre, level_from_log_snr(jnp.asarray(0.5)), 5)
+    x = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000))
+    onehot = np.asarray(jax.nn.one_hot(from_unit(x, 5), 5))
+    assert np.allclose(x, to_unit(from_unit(x, 5), 5), atol=1e-6)  # on the grid
+    assert_mean(onehot, np.exp(law.log_masses()))
+
+
+@parametrize("levels", LEVELS)
+@parametrize("log_snr", [-8.0, 0.0, 6.0, 13.3])
+def test_categorical_masses_sum_to_one(levels, log_snr):
+    z = jnp.asarray([-1.3, -0.5, 0.01, 0.7])
+    level = level_from_log_snr(jnp.asarray(log_snr))
+    log_masses = jax.jit(lambda z, level: Categorical(z, level, levels).log_masses())(z, level)
+    np.testing.assert_allclose(np.exp(np.asarray(log_masses, np.float64)).sum(-1), 1.0, atol=1e-6)
+
+
+def test_categorical_is_bayes_rule_under_a_uniform_prior():
+    with jax.enable_x64(True):
+        level, levels, z = level_from_log_snr(jnp.asarray(1.5)), 17, np.array([-0.8, 0.05, 1.1])
+        grid = np.linspace(-1, 1, levels)
+        joint = stats.norm(float(level.alpha) * grid, float(level.sigma)).pdf(z[:, None]) / levels
+        bayes = joint / joint.sum(-1, keepdims=True)
+        law = Categorical(jnp.asarray(z), level, levels)
+        np.testing.assert_allclose(np.exp(law.log_masses()), bayes, rtol=1e-11)
+        x = jnp.asarray(grid[[3, 8, 16]])
+        truth = np.log(bayes[0, 3] * bayes[1, 8] * bayes[2, 16])
+        assert float(law.log_prob(x)) == pytest.approx(truth, rel=1e-12)
+
+
+def test_categorical_gradient_lives_in_the_tails():
+    # far from z the log-odds of a value are a parabola: their slope in z is alpha (x - x') / sigma^2
+    with jax.enable_x64(True):
+        level = level_from_log_snr(jnp.asarray(10.0))
+
+        def log_prob(z):
+            return Categorical(z, level, 17).log_prob(jnp.asarray([-1.0]))
+
+        slope = float(jax.grad(log_prob)(level.alpha * jnp.asarray([1.0]))[0])
+        assert slope == pytest.approx(float(-2.0 * level.alpha / level.sigma**2), rel=1e-6)

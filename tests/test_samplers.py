@@ -1,0 +1,103 @@
+"""The ancestral chain as a program: what it is told, clips, keeps and returns.
+
+Its law is in `derivations/test_sampling.py`.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.derivations.worlds import GaussianWorld, denoiser
+from vdm_jax import forward
+from vdm_jax.samplers import ancestral
+from vdm_jax.tables import even_steps, linear_betas
+
+TABLE = linear_betas(12, 0.01, 0.4)
+WORLD = GaussianWorld(0.4, 0.6)
+X_T = jax.random.normal(jax.random.key(7), (5, 3))
+
+
+def _sample(table=TABLE, kind="eps", key=0, **options):
+    return ancestral(denoiser(WORLD, kind), jax.random.key(key), X_T, table, kind=kind, **options)
+
+
+def test_trajectory_is_the_chain():
+    chain = _sample(snapshots=12).trajectory
+    assert np.array_equal(chain.t, np.arange(12, 0, -1))
+    assert np.array_equal(chain.x_t[0], X_T)
+    assert chain.x_t.shape == chain.x_hat.shape == (12, 5, 3)
+    # each x_hat is the denoiser's of its x_t, and each next state the posterior's mean plus a standard normal
+    noises = []
+    for i, t in enumerate(range(12, 1, -1)):
+        x_hat = WORLD.x_hat(chain.x_t[i], TABLE(t))
+        np.testing.assert_allclose(chain.x_hat[i], x_hat, rtol=2e-4, atol=1e-5)
+        law = forward.posterior(chain.x_t[i], x_hat, TABLE.step(t - 1, t))
+        noises.append((chain.x_t[i + 1] - law.mean) / jnp.sqrt(law.var))
+    noise = np.stack(noises).reshape(-1)
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert 0.6 < noise.var() < 1.5
+    assert len(np.unique(noise.round(4))) > 0.95 * noise.size  # fresh for every step, example and dimension
+
+
+@pytest.mark.parametrize("snapshots", [0, 1, 2, 5, 12])
+def test_snapshots_are_states_of_the_chain(snapshots):
+    full, some = _sample(snapshots=12), _sample(snapshots=snapshots)
+    np.testing.assert_allclose(some.x_0, full.x_0, rtol=1e-4, atol=1e-5)  # compiled apart, so rounded apart
+    t = np.asarray(some.trajectory.t)
+    assert len(t) == snapshots
+    assert np.all(np.diff(t) < 0)
+    assert snapshots < 2 or (t[0], t[-1]) == (12, 1)
+    np.testing.assert_allclose(some.trajectory.x_t, full.trajectory.x_t[12 - t], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(some.trajectory.x_hat, full.trajectory.x_hat[12 - t], rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_step_has_no_noise():
+    for variance in ("lower", "upper"):
+        samples = _sample(snapshots=12, variance=variance)
+        assert int(samples.trajectory.t[-1]) == 1
+        np.testing.assert_array_equal(samples.x_0, samples.trajectory.x_hat[-1])
+
+
+def test_clip_bounds_every_prediction():
+    free, clipped, wide = _sample(snapshots=12), _sample(snapshots=12, clip=0.3), _sample(snapshots=12, clip=100.0)
+    assert np.max(np.abs(free.trajectory.x_hat)) > 0.31
+    assert np.max(np.abs(clipped.trajectory.x_hat)) <= np.float32(0.3)
+    assert np.max(np.abs(clipped.x_0)) <= np.float32(0.3)
+    np.testing.assert_allclose(wide.x_0, free.x_0, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(clipped.trajectory.x_hat[0], jnp.clip(free.trajectory.x_hat[0], -0.3, 0.3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["x_0", "v", "score"])
+def test_kinds_draw_the_same_samples(kind):
+    np.testing.assert_allclose(_sample(kind=kind).x_0, _sample(kind="eps").x_0, rtol=1e-3, atol=1e-4)
+
+
+def test_keys():
+    np.testing.assert_array_equal(_sample(key=1).x_0, _sample(key=1).x_0)
+    assert np.all(_sample(key=1).x_0 != _sample(key=2).x_0)
+
+
+def test_strided_chain_is_told_the_original_times():
+    told = []
+
+    def spy(x_t, level):
+        jax.debug.callback(lambda t: told.append(np.asarray(t)), level.t, ordered=True)
+        return jnp.zeros_like(x_t)
+
+    short = TABLE.strided(even_steps(12, 4))
+    samples = ancestral(spy, jax.random.key(0), X_T, short, snapshots=4)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(np.stack(told)[:, 0], [12, 9, 6, 3])
+    np.testing.assert_array_equal(samples.trajectory.t, [4, 3, 2, 1])  # positions in the table that was given
+
+
+def test_refusals():
+    # unwrapped, since the tests' run-time type checker would speak first
+    with pytest.raises(ValueError, match="unknown variance 'middle': choose 'lower' or 'upper'"):
+        inspect.unwrap(ancestral)(denoiser(WORLD), jax.random.key(0), X_T, TABLE, variance="middle")
+    for snapshots in (-1, 13):
+        with pytest.raises(ValueError, match=f"snapshots is {snapshots}: this chain has 12 states to return"):
+            _sample(snapshots=snapshots)

@@ -1,0 +1,266 @@
+"""Tables: published numbers, level 0 clean, the three conventions, exact sub-schedules, the errors."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
+from vdm_jax.tables import (
+    even_steps,
+    from_betas,
+    from_gammas,
+    from_standard_deviations,
+    linear_betas,
+    tabulate,
+    to_betas,
+    to_gammas,
+    to_standard_deviations,
+)
+
+SCHEDULES = [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(), VarianceExploding()]
+BETAS = np.array([0.02, 0.05, 0.1, 0.3, 0.6])
+
+parametrize = pytest.mark.parametrize
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _tables():
+    return [tabulate(s, 12) for s in SCHEDULES] + [
+        linear_betas(1000),
+        from_betas(BETAS),
+        from_gammas(np.array([-3.0, 0.5, 2.0])),
+    ]
+
+
+def test_level_zero_is_exactly_clean():
+    for table in _tables():
+        clean = table(0)
+        assert (float(clean.alpha), float(clean.sigma), float(clean.log_alpha)) == (1.0, 0.0, 0.0)
+        assert float(clean.log_sigma) == -np.inf
+        assert float(clean.log_snr) == np.inf
+        assert float(table.step(0, 1).log_snr_drop) == np.inf
+        assert float(table.step(0, 1).snr_ratio) == 0.0
+        assert float(table.step(0, 1).one_minus_ratio) == 1.0
+
+
+def test_a_table_of_t_steps_has_levels_zero_to_t():
+    table = linear_betas(7, 0.01, 0.2)
+    assert table.num_steps == 7
+    assert table(jnp.arange(8)).alpha.shape == (8,)
+    assert np.array_equal(table(jnp.arange(8)).t, np.arange(8))
+    with pytest.raises(ValueError, match="out of range"):
+        table(8)
+
+
+def test_levels_fall_and_fields_agree():
+    for table in _tables():
+        levels = table(jnp.arange(1, table.num_steps + 1))
+        assert np.all(np.diff(levels.log_snr) < 0)
+        assert np.all(np.diff(levels.sigma) > 0)
+        np.testing.assert_allclose(jnp.exp(levels.log_alpha), levels.alpha, rtol=1e-14)
+        np.testing.assert_allclose(jnp.exp(levels.log_sigma), levels.sigma, rtol=1e-14)
+        np.testing.assert_allclose(table.log_snr[1:], np.log(levels.snr), rtol=1e-9, atol=1e-12)
+
+
+def test_published_numbers_of_the_linear_table():
+    table = linear_betas()
+    assert float(table(1000).alpha) ** 2 == pytest.approx(4.0358e-05, rel=1e-5)  # abar_1000, as Ho et al.'s code has it
+    assert float(table(1).sigma) ** 2 == pytest.approx(1e-4, rel=1e-12)
+    with mpmath.workdps(50):
+        betas = [mpmath.mpf(1) / 10**4 + (mpmath.mpf(2) / 100 - mpmath.mpf(1) / 10**4) * k / 999 for k in range(1000)]
+        for t in (1, 2, 10, 500, 1000):
+            abar = mpmath.fprod(1 - b for b in betas[:t])
+            assert float(table(t).alpha) ** 2 == pytest.approx(float(abar), rel=1e-13)
+            assert float(table(t).sigma) ** 2 == pytest.approx(float(1 - abar), rel=1e-11)
+
+
+def test_step_drop_is_exact_between_any_two_levels():
+    table = linear_betas()
+    s, t = jnp.asarray([1, 1, 499, 998]), jnp.asarray([2, 1000, 500, 1000])
+    step = table.step(s, t)
+    np.testing.assert_allclose(step.log_snr_drop, table.log_snr[s] - table.log_snr[t], rtol=1e-9)
+    snr = np.asarray(table.levels.snr)
+    np.testing.assert_allclose(step.one_minus_ratio, 1 - snr[t] / snr[s], rtol=1e-9)
+    np.testing.assert_allclose(step.snr_ratio, snr[t] / snr[s], rtol=1e-12)
+
+
+@parametrize("schedule", [LinearBeta(), Sigmoid(), Cosine()], ids=repr)
+def test_tabulated_is_the_continuous_one_at_i_over_t(schedule):
+    table, last = tabulate(schedule, 16), 15  # the last step of a schedule without signal is clipped
+    steps = jnp.arange(1, last + 1)
+    for ours, theirs in zip(table(steps)[:4], schedule(steps / 16)[:4], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        table.step(steps[:-1], steps[1:]).log_snr_drop, schedule.step(steps[:-1] / 16, steps[1:] / 16).log_snr_drop
+    )
+
+
+@parametrize("schedule", [LinearLogSNR(), VarianceExploding()], ids=repr)
+def test_tabulated_schedule_that_begins_noisy_gets_a_clean_level(schedule):
+    table = tabulate(schedule, 9)
+    for ours, theirs in zip(table(jnp.arange(1, 10))[:4], schedule(jnp.linspace(0.0, 1.0, 9))[:4], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+@parametrize("num_steps", [4, 100, 1000])
+def test_cosine_table_is_nichol_and_dhariwals(num_steps):
+    def f(t):
+        return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    grid = np.arange(num_steps + 1) / num_steps
+    printed = np.minimum(1 - f(grid[1:]) / f(grid[:-1]), 0.999)
+    betas = to_betas(tabulate(Cosine(), num_steps)).beta
+    np.testing.assert_allclose(betas, printed, rtol=1e-9)
+    assert float(betas[-1]) == pytest.approx(0.999, rel=1e-12)  # the clip is at work
+    # and the same table, built from the printed betas
+    theirs = from_betas(printed)
+    np.testing.assert_allclose(tabulate(Cosine(), num_steps).levels.alpha, theirs.levels.alpha, rtol=1e-9)
+
+
+def test_max_beta_clips_every_step():
+    betas = to_betas(tabulate(LinearBeta(), 10, max_beta=0.5)).beta
+    free = to_betas(tabulate(LinearBeta(), 10)).beta
+    assert np.any(free > 0.5)
+    np.testing.assert_allclose(betas, np.minimum(free, 0.5), rtol=1e-12)
+
+
+def test_linear_table_and_its_continuous_limit():
+    # With T beta kept, Ho's discrete product tends to the integral; the error falls like 1 / T.
+    errors = []
+    for num_steps in (100, 1000, 10_000):
+        discrete = linear_betas(num_steps, 0.1 / num_steps, 20 / num_steps)
+        gap = discrete.levels.log_alpha - tabulate(LinearBeta(), num_steps).levels.log_alpha
+        errors.append(float(np.max(np.abs(gap))))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.05)
+
+
+def test_three_conventions_give_the_same_kernels():
+    table = from_betas(BETAS)
+    # a standard deviation is the root of a variance; gamma = log((1 - abar) / abar)
+    abar = np.cumprod(1 - BETAS)
+    for other in (from_standard_deviations(np.sqrt(BETAS)), from_gammas(np.log((1 - abar) / abar))):
+        np.testing.assert_allclose(other.levels.alpha, table.levels.alpha, rtol=1e-13)
+        np.testing.assert_allclose(other.levels.sigma, table.levels.sigma, rtol=1e-13)
+        drop, truth = (t.step(jnp.arange(1, 5), jnp.arange(2, 6)).log_snr_drop for t in (other, table))
+        np.testing.assert_allclose(drop, truth, rtol=1e-12)
+
+
+def test_conventions_round_trip():
+    table = linear_betas(200, 1e-4, 0.2)
+    betas = np.linspace(1e-4, 0.2, 200)
+    ho, lai, gammas = to_betas(table), to_standard_deviations(table), to_gammas(table)
+    np.testing.assert_allclose(ho.beta, betas, rtol=1e-10)
+    np.testing.assert_allclose(ho.alpha, 1 - betas, rtol=1e-12)
+    np.testing.assert_allclose(ho.abar, np.cumprod(1 - betas), rtol=1e-12)
+    np.testing.assert_allclose(lai.beta**2, betas, rtol=1e-10)
+    np.testing.assert_allclose(lai.alpha, np.sqrt(1 - lai.beta**2), rtol=1e-12)
+    np.testing.assert_allclose(lai.abar, np.cumprod(lai.alpha), rtol=1e-12)
+    np.testing.assert_allclose(np.exp(-gammas), ho.abar / (1 - ho.abar), rtol=1e-10)
+    for again in (from_betas(ho.beta), from_standard_deviations(lai.beta), from_gammas(gammas)):
+        np.testing.assert_allclose(again.levels.log_alpha, table.levels.log_alpha, rtol=1e-9)
+
+
+def test_strided_levels_are_the_same_levels():
+    table = linear_betas(1000)
+    steps = np.array([0, 3, 10, 500, 1000])
+    short = table.strided(steps)
+    assert short.num_steps == 4
+    for ours, theirs in zip(short(jnp.arange(5)), table(jnp.asarray(steps)), strict=True):
+        assert np.array_equal(ours, theirs)  # t included: what a network is told
+    ours, theirs = (
+        short.step(jnp.arange(4), jnp.arange(1, 5)),
+        table.step(jnp.asarray(steps[:-1]), jnp.asarray(steps[1:])),
+    )
+    np.testing.assert_array_equal(ours.log_snr_drop, theirs.log_snr_drop)
+
+
+def test_strided_composes():
+    table = linear_betas(1000)
+    twice = table.strided(np.arange(0, 1001, 10)).strided(np.arange(0, 101, 25))
+    for ours, theirs in zip(
+        jax.tree.leaves(twice), jax.tree.leaves(table.strided(np.arange(0, 1001, 250))), strict=True
+    ):
+        assert np.array_equal(ours, theirs)
+
+
+@parametrize("num_steps,count", [(10, 10), (10, 3), (1000, 7), (1000, 999), (5, 1)])
+def test_even_steps(num_steps, count):
+    steps = even_steps(num_steps, count)
+    assert len(steps) == count + 1
+    assert steps[0] == 0
+    assert steps[-1] == num_steps
+    gaps = np.diff(steps)
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+    assert linear_betas(num_steps).strided(steps).num_steps == count
+
+
+@parametrize("count", [0, 11])
+def test_even_steps_refuses(count):
+    with pytest.raises(ValueError, match=rf"{count} steps cannot be taken from a table of 10: choose 1..10"):
+        even_steps(10, count)
+
+
+@parametrize("steps", [[1, 2], [0], [0, 3, 3], [0, 5, 2], [[0, 1]]])
+def test_strided_refuses_what_does_not_rise_from_zero(steps):
+    with pytest.raises(ValueError, match="a sub-schedule needs rising step numbers that begin with 0"):
+        linear_betas(10).strided(np.array(steps))
+
+
+def test_strided_refuses_to_leave_the_table():
+    with pytest.raises(ValueError, match=r"out of range: this table has steps 0..10"):
+        linear_betas(10).strided(np.array([0, 11]))
+
+
+@parametrize("t", [-1, 11])
+def test_step_out_of_range(t):
+    table = linear_betas(10)
+    with pytest.raises(ValueError, match=rf"step {t} is out of range: this table has steps 0..10"):
+        table(t)
+    with pytest.raises(ValueError, match="out of range"):
+        table.step(0, t)
+    assert np.all(np.isnan(np.stack(jax.jit(lambda t: table(t))(t))))
+    assert np.isnan(jax.jit(lambda t: table.step(1, t).log_snr_drop)(t))
+
+
+def test_step_number_must_be_an_integer():
+    table = linear_betas(10)
+    for call in (lambda: table(jnp.asarray(0.5)), lambda: jax.jit(lambda t: table(t))(jnp.asarray(3.0))):
+        with pytest.raises(TypeError):
+            call()
+
+
+@parametrize("betas", [[], [0.1, 1.0], [0.0, 0.1], [[0.1]], [0.1, np.nan], [-0.1]])
+def test_from_betas_refuses(betas):
+    with pytest.raises(ValueError, match="betas must be a vector of one-step variances, each strictly between 0 and 1"):
+        from_betas(np.array(betas))
+
+
+@parametrize("gammas", [[], [1.0, 0.5], [0.0, 0.0], [[1.0]], [np.nan, 1.0]])
+def test_from_gammas_refuses(gammas):
+    with pytest.raises(ValueError, match="gammas must be a rising vector: noise grows with t"):
+        from_gammas(np.array(gammas))
+
+
+def test_too_much_noise_for_float32():
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match=r"the last level keeps a signal of e\^-.*below float32"),
+    ):
+        from_betas(np.full(1000, 0.5))
+
+
+def test_tabulate_needs_enough_steps():
+    with pytest.raises(ValueError, match="num_steps is 0: a table of this schedule needs at least 1"):
+        tabulate(Cosine(), 0)
+    with pytest.raises(ValueError, match="num_steps is 1: a table of this schedule needs at least 2"):
+        tabulate(LinearLogSNR(), 1)
+    assert tabulate(Cosine(), 1).num_steps == 1

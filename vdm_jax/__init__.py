@@ -1,0 +1,44 @@
+"""The variational view of diffusion models, as pure functions.
+
+Index of equations: catalogue entry -> what it says -> function. `docs/derivations.md` adds the test of each.
+
+Levels and schedules (FWD-6, FWD-7)
+    alpha, sigma, lambda of x_t ............................ levels.Level, levels.level_from_log_snr
+    s < t and the log-SNR lost between them ................ levels.Step, levels.step_from_log_snr
+    continuous t in [0, 1] ................................. schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
+                                                             VarianceExploding
+    steps 0..T, fewer steps ................................ tables.Table, tabulate, linear_betas, even_steps
+    beta as variance, beta as deviation, gamma ............. tables.from_betas, from_standard_deviations, from_gammas;
+                                                             to_betas, to_standard_deviations, to_gammas
+The normal law (ELBO-6, VAE-4, VAE-5)
+    N(mean, var), KL ....................................... gaussian.Normal, gaussian.kl, gaussian.variance_kl
+The forward process (FWD-1 .. FWD-5)
+    q(x_t | x_0) ........................................... forward.marginal
+    q(x_t | x_s) ........................................... forward.transition
+Its posterior (POST-1 .. POST-6)
+    q(x_s | x_t, x_0) ...................................... forward.posterior, forward.posterior_variance
+    by the noise, by the score, as an interpolation ........ forward.posterior_from_eps, posterior_from_score,
+                                                             posterior_coefficients
+Parameterisations (PAR-1, PAR-2)
+    what a network should predict .......................... parameterization.target
+    x_0 <-> eps <-> v <-> score ............................ parameterization.to_x_0, to_eps, to_v, to_score, convert
+Decoders p(x | z_0) (ELBO-5)
+    N, discretised N, Kingma et al.'s categorical .......... gaussian.Normal, likelihoods.DiscretizedGaussian,
+                                                             likelihoods.Categorical
+    0..levels-1 <-> [-1, 1] ................................ likelihoods.to_unit, likelihoods.from_unit
+The bound (ELBO-1, ELBO-3 .. ELBO-10, ELBO-13)
+    log p(x_0:T) - log q(x_1:T | x_0) ...................... elbo.joint_log_ratio
+    prior + reconstruction + sum of diffusion terms ........ elbo.bound, elbo.Bound
+    KL(q(x_T | x_0) || p(x_T)) ............................. elbo.prior_kl
+    KL(q(x_s | x_t, x_0) || p(x_s | x_t)), its weights ..... elbo.diffusion_kl, elbo.diffusion_weight
+    bits per dimension ..................................... elbo.bits_per_dim
+What one trains (ELBO-10, ELBO-11, SAM-1)
+    L_simple, weighted, L_DDPM ............................. losses.simple_loss, denoising_loss, ddpm_loss, draw_steps
+Sampling (SAM-2)
+    x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral
+
+Kernels take ONE example of any shape and scalar levels (`jax.vmap` makes batches) and return a `gaussian.Normal`;
+bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -> prediction` (`types.Denoiser`).
+Randomness comes in as a key. `vdm_jax.networks` has Flax networks to put in the denoiser's place, `vdm_jax.training`
+trains them.
+"""

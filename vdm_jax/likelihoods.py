@@ -1,0 +1,162 @@
+"""Decoders p(x | z_0): the law of the data given the last latent.
+
+Each is a NamedTuple with `log_prob(x)`, in nats and summed over one example, and `sample(key)`. A Gaussian decoder is
+`gaussian.Normal` itself. The others live on quantised data: `levels` values, evenly spaced on [-1, 1].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy import special
+from jax.scipy.special import erfc
+from jaxtyping import Array, Float, Integer
+
+from vdm_jax.gaussian import LOG_2PI
+from vdm_jax.levels import Level
+from vdm_jax.types import Key, Real, Scalar, X
+
+_ROOT_HALF = float(np.sqrt(0.5))
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
+
+
+def to_unit(values: Integer[Array, "*x"], levels: int) -> X:
+    """Quantised data 0..levels-1 as numbers on [-1, 1], in the default float dtype."""
+    return values.astype(jax.dtypes.canonicalize_dtype(np.float64)) * (2.0 / (levels - 1)) - 1.0
+
+
+def from_unit(x: X, levels: int) -> Integer[Array, "*x"]:
+    """The nearest quantised value 0..levels-1 of numbers on [-1, 1]; outside, the nearest end."""
+    return jnp.clip(jnp.round((x + 1.0) * (0.5 * (levels - 1))), 0, levels - 1).astype(jnp.int32)
+
+
+class DiscretizedGaussian(NamedTuple):
+    """P(x) = integral of N(mean, scale^2) over the bin of x; the edge bins reach to infinity (ELBO-5).
+
+    The bin of a value v is v +- 1/(levels - 1). The `levels` masses sum to 1 for any mean and scale.
+
+    Fields:
+        mean: shape (*x).
+        scale: standard deviation, scalar or (*x), positive.
+        levels: number of values on [-1, 1], at least 2.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, equation 13.
+    """
+
+    mean: X
+    scale: X
+    levels: int
+
+    def log_prob(self, x: X) -> Scalar:
+        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x)."""
+        return jnp.sum(self._log_mass(from_unit(x, self.levels)))
+
+    def log_masses(self) -> Float[Array, "*x levels"]:
+        """The log-probability of every value, shape (*x, levels)."""
+        index = jnp.arange(self.levels)
+        masses = jax.vmap(lambda i: self._log_mass(jnp.full(self.mean.shape, i)))(index)
+        return jnp.moveaxis(masses, 0, -1)
+
+    def sample(self, key: Key) -> X:
+        """A draw on the grid: the normal's, rounded to its bin. Shape (*x)."""
+        z = self.mean + self.scale * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return to_unit(from_unit(z, self.levels), self.levels).astype(z.dtype)
+
+    def _log_mass(self, index: Integer[Array, "*x"]) -> X:
+        # In units of half a bin every value and edge is an integer, so neighbouring bins share their edge exactly.
+        unit = 1.0 / ((self.levels - 1) * self.scale)
+        index = index.astype(self.mean.dtype)
+        middle = ((2.0 * index - (self.levels - 1)) - (self.levels - 1) * self.mean) * unit
+        mass = jnp.where(index == 0, _log_cdf(middle + unit), _log_interval(middle, 2.0 * unit))
+        return jnp.where(index == self.levels - 1, _log_cdf(unit - middle), mass)
+
+
+class Categorical(NamedTuple):
+    """Kingma et al.'s decoder: every value of a pixel by its Gaussian likelihood of z_0 alone (ELBO-5).
+
+        P(x_i) proportional to N(z_i; alpha_0 x_i, sigma_0^2),  x_i among `levels` values on [-1, 1]
+
+    Fields:
+        z: the least noisy latent, shape (*x).
+        level: its level, scalars, sigma > 0.
+        levels: number of values, at least 2.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, equation 8 and appendix B.
+    """
+
+    z: X
+    level: Level
+    levels: int
+
+    def log_prob(self, x: X) -> Scalar:
+        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x)."""
+        index = from_unit(x, self.levels)[..., None]
+        return jnp.sum(jnp.take_along_axis(self.log_masses(), index, axis=-1))
+
+    def log_masses(self) -> Float[Array, "*x levels"]:
+        """The log-probability of every value, shape (*x, levels)."""
+        values = _grid(self.levels, self.z.dtype)
+        nearest = to_unit(from_unit(self.z / self.level.alpha, self.levels), self.levels).astype(self.z.dtype)[
+            ..., None
+        ]
+        # Squares relative to the nearest value's: their large common part would round away the differences.
+        far = self.level.alpha * (values.reshape((1,) * self.z.ndim + (-1,)) - nearest)
+        offset = self.z[..., None] - self.level.alpha * nearest
+        return jax.nn.log_softmax(-0.5 * far * (far - 2.0 * offset) / self.level.sigma**2, axis=-1)
+
+    def sample(self, key: Key) -> X:
+        """A draw on the grid, shape (*x)."""
+        index = jax.random.categorical(key, self.log_masses(), axis=-1)
+        return _grid(self.levels, self.z.dtype)[index]
+
+
+def _grid(levels: int, dtype) -> Float[Array, " levels"]:
+    return jnp.linspace(-1.0, 1.0, levels, dtype=dtype)
+
+
+def _log_interval(middle: X, width: Real) -> X:
+    """log(Phi(m + w/2) - Phi(m - w/2)), right and differentiable from w -> 0 to the far tails.
+
+    Three forms, none of which cancels where it is used: quadrature of the density over a narrow interval, the mass
+    outside of one that holds 0, and else a difference scaled by the density at the near edge.
+    """
+    middle = -jnp.abs(middle)  # the law is symmetric: look at the lower tail
+    low, high = middle - 0.5 * width, middle + 0.5 * width
+    narrow, around = width * (1.0 - middle) < 1.0, high > 0.0
+    # Each form is evaluated only where it is meant to be: elsewhere, at a safe point, lest its gradient overflow.
+    quadrature = _log_quadrature(jnp.where(narrow, middle, 0.0), jnp.where(narrow, width, 0.5))
+    tail = _log_tail(jnp.where(narrow | around, -1.5, middle), jnp.where(narrow | around, 1.0, width))
+    outside = 0.5 * (erfc(_ROOT_HALF * high) + erfc(-_ROOT_HALF * low))
+    centre = jnp.log1p(-jnp.where(around, outside, 0.0))
+    return jnp.where(narrow, quadrature, jnp.where(around, centre, tail))
+
+
+def _erfcx(x: X) -> X:
+    """e^(x^2) erfc(x). Above the switch by its asymptotic series: JAX 0.10's returns 0 where erfc underflows."""
+    switch = 8.0 if x.dtype == jnp.float32 else 25.0
+    large = x > switch
+    far = jnp.where(large, x, switch)
+    series = jnp.polyval(jnp.asarray([-945.0, 105.0, -15.0, 3.0, -1.0, 1.0], x.dtype), 0.5 / far**2)
+    return jnp.where(large, series / (far * float(np.sqrt(np.pi))), special.erfcx(jnp.where(large, 0.0, x)))
+
+
+def _log_tail(middle: X, width: Real) -> X:
+    # Phi(x) = exp(-x^2 / 2) _erfcx(-x / sqrt 2) / 2 at both edges, the density at the upper one taken out
+    high, low = middle + 0.5 * width, middle - 0.5 * width
+    scaled = _erfcx(-_ROOT_HALF * high) - jnp.exp(middle * width) * _erfcx(-_ROOT_HALF * low)
+    return -0.5 * high**2 + jnp.log(0.5 * scaled)
+
+
+def _log_quadrature(middle: X, width: Real) -> X:
+    # exp(-(m + d)^2 / 2) = exp(-m^2 / 2) exp(-d (2 m + d) / 2), d = width * node / 2
+    offsets = [0.5 * float(node) * width for node in _NODES]
+    sums = [0.5 * float(w) * jnp.exp(-0.5 * d * (2.0 * middle + d)) for d, w in zip(offsets, _WEIGHTS, strict=True)]
+    return jnp.log(width) - 0.5 * (middle**2 + LOG_2PI) + jnp.log(sum(sums[1:], sums[0]))
+
+
+def _log_cdf(x: X) -> X:
+    """log Phi(x). Unlike jax.scipy's, its gradient is right in the far lower tail too."""
+    lower, upper = jnp.where(x < 0.0, x, 0.0), jnp.where(x < 0.0, 0.0, x)
+    tail = -0.5 * lower**2 + jnp.log(0.5 * _erfcx(-_ROOT_HALF * lower))
+    return jnp.where(x < 0.0, tail, jnp.log1p(-0.5 * erfc(_ROOT_HALF * upper)))

@@ -1,0 +1,131 @@
+"""The four things a network may predict, and the way from each to each: x_0, eps, v and the score (PAR-1, PAR-2).
+
+All follow from x_t = alpha x_0 + sigma eps, v = alpha eps - sigma x_0 and score = -eps / sigma, the score of the
+*conditional* law q(x_t | x_0). Of an optimal prediction, each becomes its conditional expectation given x_t, and the
+score that of the marginal law. Functions act on one example, shape (*x), and a scalar level.
+
+Source: Ho et al. 2020, arXiv:2006.11239 (eps); Salimans & Ho 2022, arXiv:2202.00512 (v); Song & Ermon 2019,
+arXiv:1907.05600 (score).
+"""
+
+from vdm_jax.levels import Level
+from vdm_jax.types import Parameterization, Real, X
+
+
+def _power(level: Level) -> Real:
+    """alpha^2 + sigma^2: one where the schedule preserves variance, where v is defined by it, and more elsewhere."""
+    return level.alpha**2 + level.sigma**2
+
+
+def target(x_0: X, eps: X, level: Level, kind: Parameterization) -> X:
+    """What a network of the given kind should predict for x_t = alpha x_0 + sigma eps.
+
+    Args:
+        x_0, eps: clean example and its noise, shape (*x).
+        level: scalars.
+        kind: x_0, eps, v = alpha eps - sigma x_0, or score = -eps / sigma.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    match kind:
+        case "x_0":
+            return x_0
+        case "eps":
+            return eps
+        case "v":
+            return level.alpha * eps - level.sigma * x_0
+        case "score":
+            return -eps / level.sigma
+    raise unknown_kind(kind)
+
+
+def to_x_0(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+    """x_0 from a prediction of the given kind.
+
+        eps: (x_t - sigma eps) / alpha     v: (alpha x_t - sigma v) / (alpha^2 + sigma^2)
+        score: (x_t + sigma^2 score) / alpha                        (Tweedie's formula, TW-1)
+
+    Args:
+        value: the prediction, shape (*x).
+        x_t: the noisy example it was made from, shape (*x).
+        level: scalars; from eps or score alpha must not be 0.
+        kind: what value is.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    match kind:
+        case "x_0":
+            return value
+        case "eps":
+            return (x_t - sigma * value) / alpha
+        case "v":
+            return (alpha * x_t - sigma * value) / _power(level)
+        case "score":
+            return (x_t + sigma**2 * value) / alpha
+    raise unknown_kind(kind)
+
+
+def to_eps(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+    """The noise eps from a prediction of the given kind.
+
+        x_0: (x_t - alpha x_0) / sigma     v: (sigma x_t + alpha v) / (alpha^2 + sigma^2)     score: -sigma score
+
+    Args and errors as in `to_x_0`; from x_0 sigma must not be 0.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    match kind:
+        case "x_0":
+            return (x_t - alpha * value) / sigma
+        case "eps":
+            return value
+        case "v":
+            return (sigma * x_t + alpha * value) / _power(level)
+        case "score":
+            return -sigma * value
+    raise unknown_kind(kind)
+
+
+def to_v(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+    """v = alpha eps - sigma x_0 from a prediction of the given kind.
+
+        x_0: (alpha x_t - (alpha^2 + sigma^2) x_0) / sigma     eps: ((alpha^2 + sigma^2) eps - sigma x_t) / alpha
+
+    Args and errors as in `to_x_0`; from x_0 sigma must not be 0, from eps or score alpha must not.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    match kind:
+        case "x_0":
+            return (alpha * x_t - _power(level) * value) / sigma
+        case "eps" | "score":
+            return (_power(level) * to_eps(value, x_t, level, kind) - sigma * x_t) / alpha
+        case "v":
+            return value
+    raise unknown_kind(kind)
+
+
+def to_score(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+    """The score -eps / sigma from a prediction of the given kind (PAR-2).
+
+        x_0: -(x_t - alpha x_0) / sigma^2     eps: -eps / sigma
+
+    Args and errors as in `to_x_0`; sigma must not be 0.
+    """
+    if kind == "score":
+        return value
+    return -to_eps(value, x_t, level, kind) / level.sigma
+
+
+def convert(value: X, x_t: X, level: Level, source: Parameterization, target: Parameterization) -> X:
+    """A prediction of kind `source`, as one of kind `target` (PAR-1). Args and errors as in `to_x_0`."""
+    converters = {"x_0": to_x_0, "eps": to_eps, "v": to_v, "score": to_score}
+    if target not in converters:
+        raise unknown_kind(target)
+    return converters[target](value, x_t, level, source)
+
+
+def unknown_kind(kind: object) -> ValueError:
+    """The error for a parameterisation that is none."""
+    return ValueError(f"unknown parameterisation {kind!r}: choose 'x_0', 'eps', 'v' or 'score'")

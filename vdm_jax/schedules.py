@@ -1,0 +1,233 @@
+"""Continuous noise schedules: from a time t in [0, 1] to its `Level`, and from a pair s < t to its `Step`.
+
+A formula is written once, for NumPy and JAX arrays alike (the array namespace of t decides), so that a float64 table
+(`vdm_jax.tables`) and a jitted call share it. Each schedule knows the exact log-SNR drop between two close times.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, dataclass_transform, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import ArrayLike
+
+from vdm_jax.levels import Level, Step
+from vdm_jax.types import Real
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Anything that turns times into levels and steps; scalars, or arrays elementwise."""
+
+    def __call__(self, t) -> Level: ...
+
+    def step(self, s, t) -> Step: ...
+
+
+class _Continuous:
+    """What the continuous schedules share: the check of t, the step, and `log_snr`."""
+
+    def __call__(self, t: ArrayLike) -> Level:
+        """The level at t in [0, 1]; NaN outside when t is traced.
+
+        Raises:
+            TypeError: t is an integer. ValueError: t is concrete and outside [0, 1].
+        """
+        return self._level(_unit_time(t))
+
+    def step(self, s: ArrayLike, t: ArrayLike) -> Step:
+        """The levels at s < t and the drop between them; times and errors as in a call."""
+        s, t = _unit_time(s), _unit_time(t)
+        return Step(self._level(s), self._level(t), self._drop(s, t))
+
+    def log_snr(self, t: ArrayLike) -> Real:
+        """lambda(t); `jax.grad` of it is lambda'(t) = -gamma'(t)."""
+        return self(t).log_snr
+
+    def _level(self, t) -> Level:
+        raise NotImplementedError
+
+    def _drop(self, s, t):
+        raise NotImplementedError
+
+
+@dataclass_transform(frozen_default=True)
+def _static(cls):
+    """A frozen dataclass whose numbers are static under jit."""
+    cls = dataclass(frozen=True)(cls)
+    fields = list(cls.__dataclass_fields__)
+    return jax.tree_util.register_dataclass(cls, data_fields=[], meta_fields=fields)
+
+
+@_static
+class LinearBeta(_Continuous):
+    """beta(t) = beta_min + t (beta_max - beta_min), the limit of Ho et al.'s table (FWD-7).
+
+        alpha^2 = exp(-B),  B(t) = t beta_min + t^2 (beta_max - beta_min) / 2
+
+    Source: Song et al. 2021, arXiv:2011.13456, appendix C.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def _level(self, t):
+        xp = t.__array_namespace__()
+        b = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+        return _preserving(xp.exp(-0.5 * b), xp.sqrt(-xp.expm1(-b)), t)
+
+    def _drop(self, s, t):
+        xp = t.__array_namespace__()
+        slope = 0.5 * (self.beta_max - self.beta_min)
+        difference = (t - s) * (self.beta_min + slope * (t + s))
+        return xp.log1p(xp.expm1(difference) / -xp.expm1(-s * (self.beta_min + slope * s)))
+
+
+@_static
+class Cosine(_Continuous):
+    """abar(t) = cos^2(a_t) / cos^2(a_0),  a_t = pi/2 (t + offset) / (1 + offset) (FWD-7). No signal is left at t = 1.
+
+    Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
+    """
+
+    offset: float = 0.008
+
+    def _level(self, t):
+        xp = t.__array_namespace__()
+        # cos a_t from the angle left to pi/2, and 1 - abar as a product: neither cancels at its end.
+        sigma = xp.sqrt(xp.sin(self._angle(t)) * xp.sin(self._angle(t + 2 * self.offset))) / self._cos_0
+        return _preserving(xp.sin(self._angle(1 - t)) / self._cos_0, sigma, t)
+
+    def _drop(self, s, t):
+        xp = t.__array_namespace__()
+        gain = self._cos_0**2 * xp.sin(self._angle(t - s)) * xp.sin(self._angle(t + s + 2 * self.offset))
+        noise = xp.sin(self._angle(s)) * xp.sin(self._angle(s + 2 * self.offset))
+        return xp.log1p(gain / (xp.sin(self._angle(1 - t)) ** 2 * noise))
+
+    def _angle(self, t):
+        return t * (0.5 * np.pi / (1 + self.offset))
+
+    @property
+    def _cos_0(self) -> float:
+        return float(np.cos(self._angle(self.offset)))
+
+
+@_static
+class Sigmoid(_Continuous):
+    """abar(t) = (f(1) - f(t)) / (f(1) - f(0)),  f(t) = sigmoid((start + t (end - start)) / tau) (FWD-7).
+
+    No signal is left at t = 1.
+
+    Source: Jabri et al. 2022, arXiv:2212.11972; Chen 2023, arXiv:2301.10972.
+    """
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+
+    def _level(self, t):
+        xp = t.__array_namespace__()
+        # A difference of sigmoids is sinh(half the difference) / (2 cosh cosh): no cancellation.
+        u = (self.start + t * (self.end - self.start)) / self.tau
+        scale = np.sinh(self._half) * xp.cosh(0.5 * u)
+        signal = xp.sinh((1 - t) * self._half) * float(np.cosh(0.5 * self.start / self.tau)) / scale
+        noise = xp.sinh(t * self._half) * float(np.cosh(0.5 * self.end / self.tau)) / scale
+        return _preserving(xp.sqrt(signal), xp.sqrt(noise), t)
+
+    def _drop(self, s, t):
+        xp = t.__array_namespace__()
+        gain = float(np.sinh(self._half)) * xp.sinh((t - s) * self._half)
+        return xp.log1p(gain / (xp.sinh((1 - t) * self._half) * xp.sinh(s * self._half)))
+
+    @property
+    def _half(self) -> float:
+        return 0.5 * (self.end - self.start) / self.tau
+
+
+@_static
+class LinearLogSNR(_Continuous):
+    """lambda(t) falls linearly from log_snr_max to log_snr_min, variance preserved (FWD-7). t = 0 is *not* clean.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630 (the end points are those of its initialisation).
+    """
+
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+
+    def _level(self, t):
+        xp = t.__array_namespace__()
+        noise_to_signal = float(np.exp(-self.log_snr_max)) * _exp_linear(self._range, t)
+        alpha = 1 / xp.sqrt(1 + noise_to_signal)
+        return _preserving(alpha, xp.sqrt(noise_to_signal) * alpha, t)
+
+    def _drop(self, s, t):
+        return (t - s) * self._range
+
+    @property
+    def _range(self) -> float:
+        return self.log_snr_max - self.log_snr_min
+
+
+@_static
+class VarianceExploding(_Continuous):
+    """alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t (FWD-7). t = 0 is *not* clean.
+
+    The prior is N(0, sigma_max^2 I).
+
+    Source: Song & Ermon 2019, arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def _level(self, t):
+        xp = t.__array_namespace__()
+        sigma = self.sigma_min * _exp_linear(self._rate, t)
+        one = xp.where(xp.isnan(t), t, 1.0)  # NaN where t is out of range, as in every other field
+        return Level(one, sigma, one - 1.0, float(np.log(self.sigma_min)) + self._rate * t, t)
+
+    def _drop(self, s, t):
+        return (t - s) * (2 * self._rate)
+
+    @property
+    def _rate(self) -> float:
+        return float(np.log(self.sigma_max / self.sigma_min))
+
+
+def _preserving(alpha, sigma, t) -> Level:
+    """A variance-preserving level; each logarithm from whichever of the two scales keeps its digits."""
+    xp = t.__array_namespace__()
+    loud = alpha < sigma
+    return Level(
+        alpha,
+        sigma,
+        xp.where(loud, xp.log(alpha), 0.5 * xp.log1p(-(xp.where(loud, 0.0, sigma) ** 2))),
+        xp.where(loud, 0.5 * xp.log1p(-(xp.where(loud, alpha, 0.0) ** 2)), xp.log(sigma)),
+        t,
+    )
+
+
+def _exp_linear(rate: float, t: Any) -> Any:
+    """e^(rate t) to the last digit: in float32 the product alone would be off by up to 2e-6 at rate t = 40."""
+    if isinstance(t, np.ndarray):
+        return np.exp(rate * t)
+    coarse = float(np.round(rate * 2.0**5) / 2.0**5)  # coarse t_high needs at most 24 bits, so it is exact
+    t_high = jax.lax.reduce_precision(t, exponent_bits=8, mantissa_bits=11)
+    return jnp.exp(coarse * t_high) * jnp.exp(coarse * (t - t_high) + (rate - coarse) * t)
+
+
+def _unit_time(t):
+    """t as a floating array in [0, 1]; see `_Continuous.__call__`."""
+    if not isinstance(t, np.ndarray):
+        t = jnp.asarray(t)
+    xp = t.__array_namespace__()
+    if not xp.issubdtype(t.dtype, np.floating):
+        raise TypeError(
+            f"a continuous schedule takes t in [0, 1] as floats, got dtype {t.dtype}; for steps `tabulate` it"
+        )
+    inside = (t >= 0) & (t <= 1)
+    if not isinstance(t, Tracer) and not np.all(np.asarray(inside)):
+        raise ValueError(f"t = {np.asarray(t).tolist()} is out of range: a continuous schedule takes t in [0, 1]")
+    return xp.where(inside, t, xp.nan)

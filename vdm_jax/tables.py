@@ -1,0 +1,242 @@
+"""Discrete noise schedules: a `Table` of T steps, levels 0..T, where step 0 is clean data and steps 1..T are noisy.
+
+`tabulate` makes one of any continuous schedule; `from_betas`, `from_standard_deviations` and `from_gammas` read the
+field's three conventions, and `to_betas`, `to_standard_deviations` and `to_gammas` write them (FWD-6). All are computed
+in float64 on the host: a float32 product of 1 - beta has lost 2e-4 by T = 1,000.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import ArrayLike, Float
+
+from vdm_jax.levels import Level, Step
+from vdm_jax.schedules import Schedule
+from vdm_jax.types import Steps
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that `jax.jit(table)` works
+class Table:
+    """A discrete schedule of T steps: levels 0..T, level 0 clean.
+
+    Fields:
+        levels: `Level` of arrays, shape (T + 1,); its t is what a network is told, kept by sub-schedules.
+        log_snr, log_snr_low: lambda rounded, and what rounding left over, shape (T + 1,): together they give the drop
+            between *any* two levels to the last digit.
+    """
+
+    levels: Level
+    log_snr: jax.Array
+    log_snr_low: jax.Array
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.log_snr.shape[0] - 1
+
+    def __call__(self, t: Steps) -> Level:
+        """The level of step t in 0..T; NaN outside when t is traced.
+
+        Raises:
+            TypeError: t is no integer. ValueError: t is concrete and outside 0..T.
+        """
+        t = self._checked(t)
+        return jax.tree.map(lambda field: _take(field, t), self.levels)
+
+    def step(self, s: Steps, t: Steps) -> Step:
+        """The levels of steps s < t and the drop between them; times and errors as in a call."""
+        s, t = self._checked(s), self._checked(t)
+        drop = (_take(self.log_snr, s) - _take(self.log_snr, t)) + (
+            _take(self.log_snr_low, s) - _take(self.log_snr_low, t)
+        )
+        return Step(self(s), self(t), drop)
+
+    def strided(self, steps: ArrayLike | Sequence[int]) -> "Table":
+        """The same levels, fewer of them: the exact sub-schedule through the given steps.
+
+        Args:
+            steps: rising step numbers that begin with 0, shape (n + 1,); `even_steps` spaces them evenly.
+
+        Raises:
+            ValueError: they do not rise from 0, or leave 0..T.
+        """
+        steps = np.asarray(steps)
+        if steps.ndim != 1 or steps.size < 2 or steps[0] != 0 or np.any(np.diff(steps) <= 0):
+            raise ValueError(f"a sub-schedule needs rising step numbers that begin with 0, got {steps.tolist()}")
+        index = self._checked(steps)
+        return jax.tree.map(lambda field: field[index], self)
+
+    def _checked(self, t: Steps) -> jax.Array:
+        t = jnp.asarray(t)
+        if not jnp.issubdtype(t.dtype, jnp.integer):
+            raise TypeError(f"a table takes step numbers 0..{self.num_steps} as integers, got dtype {t.dtype}")
+        if not isinstance(t, Tracer) and (np.any(np.asarray(t) < 0) or np.any(np.asarray(t) > self.num_steps)):
+            raise ValueError(f"step {np.asarray(t).tolist()} is out of range: this table has steps 0..{self.num_steps}")
+        return t
+
+
+def tabulate(schedule: Schedule, num_steps: int, max_beta: float = 0.999) -> Table:
+    """The table of T steps of a continuous schedule, computed in float64.
+
+    Level 0 is clean. Where the schedule itself begins clean, level i is its t = i / T; where it begins with noise
+    (`LinearLogSNR`, `VarianceExploding`), levels 1..T are its t = 0, 1/(T - 1), ..., 1.
+
+    Args:
+        schedule: a continuous schedule.
+        num_steps: T >= 1 (>= 2 where the schedule begins with noise).
+        max_beta: bound on every one-step variance 1 - alpha_t^2 / alpha_{t-1}^2, so that the last step of a schedule
+            that ends without signal keeps some; Nichol & Dhariwal's 0.999.
+
+    Raises:
+        ValueError: T too small.
+    """
+    with np.errstate(divide="ignore"):
+        begins_clean = bool(np.all(np.asarray(schedule(np.zeros(1)).sigma) == 0.0))
+    if num_steps < (1 if begins_clean else 2):
+        raise ValueError(
+            f"num_steps is {num_steps}: a table of this schedule needs at least {1 if begins_clean else 2}"
+        )
+    with np.errstate(divide="ignore"):
+        times = np.arange(1, num_steps + 1) / num_steps if begins_clean else np.linspace(0.0, 1.0, num_steps)
+        level = schedule(times)
+    log_alpha, log_sigma = np.asarray(level.log_alpha), np.asarray(level.log_sigma)
+    log_keep = 0.5 * np.log1p(-max_beta)
+    log_steps = np.diff(log_alpha, prepend=0.0)
+    if log_steps.min() < log_keep:
+        first = int(np.argmax(log_steps < log_keep))
+        log_alpha = np.cumsum(np.maximum(log_steps, log_keep))
+        log_sigma = np.concatenate([log_sigma[:first], _complement(log_alpha[first:])])
+    return _table(log_alpha, log_sigma)
+
+
+def from_betas(betas: ArrayLike | Sequence[float]) -> Table:
+    """The table of Ho et al.'s one-step variances: abar_t = prod (1 - beta_k), alpha_t^2 = abar_t (FWD-1, FWD-6).
+
+    Args:
+        betas: beta_1 .. beta_T, shape (T,), *variances* in (0, 1).
+
+    Raises:
+        ValueError: a beta outside (0, 1), or so much noise that float32 has no signal left.
+
+    Source: Ho et al. 2020, arXiv:2006.11239.
+    """
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size == 0 or not np.all((betas > 0) & (betas < 1)):
+        raise ValueError("betas must be a vector of one-step variances, each strictly between 0 and 1")
+    log_alpha = 0.5 * np.cumsum(np.log1p(-betas))
+    return _table(log_alpha, _complement(log_alpha))
+
+
+def linear_betas(num_steps: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> Table:
+    """Ho et al.'s table: betas evenly spaced from beta_1 to beta_T (FWD-7). For another T keep T beta: 0.1/T to 20/T.
+
+    Raises:
+        ValueError: as `from_betas`.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, section 4.
+    """
+    return from_betas(np.linspace(beta_1, beta_T, num_steps))
+
+
+class Betas(NamedTuple):
+    """One-step noise in the words of Ho et al.: beta_t a *variance*, alpha_t = 1 - beta_t, abar_t their product.
+
+    In the words of *The Principles of Diffusion Models* (`to_standard_deviations`) beta_t is a *standard deviation*,
+    alpha_t = sqrt(1 - beta_t^2), abar_t their product; each is the square root of the other's. Shapes (T,), t = 1..T.
+    """
+
+    beta: Float[jax.Array, " T"]
+    alpha: Float[jax.Array, " T"]
+    abar: Float[jax.Array, " T"]
+
+
+def from_standard_deviations(betas: ArrayLike | Sequence[float]) -> Table:
+    """The table of *The Principles of Diffusion Models*' betas, which are standard deviations (FWD-6).
+
+    Args:
+        betas: beta_1 .. beta_T, shape (T,), in (0, 1): x_t = sqrt(1 - beta_t^2) x_{t-1} + beta_t eps.
+
+    Raises:
+        ValueError: as `from_betas`.
+
+    Source: Lai et al. 2025, arXiv:2510.21890.
+    """
+    return from_betas(np.square(np.asarray(betas, np.float64)))
+
+
+def from_gammas(gammas: ArrayLike | Sequence[float]) -> Table:
+    """The variance-preserving table of Kingma et al.'s gamma_t = -log SNR(t) (FWD-6).
+
+    Args:
+        gammas: gamma_1 .. gamma_T, shape (T,), rising; level 0 is clean data, gamma_0 = -inf.
+
+    Raises:
+        ValueError: gammas that do not rise.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630.
+    """
+    gammas = np.asarray(gammas, np.float64)
+    if gammas.ndim != 1 or gammas.size == 0 or not np.all(np.diff(gammas) > 0):
+        raise ValueError("gammas must be a rising vector: noise grows with t")
+    return _table(-0.5 * np.logaddexp(0.0, gammas), -0.5 * np.logaddexp(0.0, -gammas))
+
+
+def to_betas(table: Table) -> Betas:
+    """A variance-preserving table in Ho et al.'s convention (FWD-6)."""
+    step = table.step(jnp.arange(table.num_steps), jnp.arange(1, table.num_steps + 1))
+    beta = step.t.sigma**2 * step.one_minus_ratio
+    return Betas(beta, (step.t.alpha / step.s.alpha) ** 2, step.t.alpha**2)
+
+
+def to_standard_deviations(table: Table) -> Betas:
+    """A variance-preserving table in the convention of *The Principles of Diffusion Models* (FWD-6)."""
+    step = table.step(jnp.arange(table.num_steps), jnp.arange(1, table.num_steps + 1))
+    beta = step.t.sigma * jnp.sqrt(step.one_minus_ratio)
+    return Betas(beta, step.t.alpha / step.s.alpha, step.t.alpha)
+
+
+def to_gammas(table: Table) -> Float[jax.Array, " T"]:
+    """gamma_1 .. gamma_T of a table, Kingma et al.'s convention (FWD-6)."""
+    return -table.log_snr[1:]
+
+
+def even_steps(num_steps: int, count: int) -> np.ndarray:
+    """`count` + 1 step numbers from 0 to T, as evenly spaced as integers can be.
+
+    Raises:
+        ValueError: count is not in 1..T.
+    """
+    if not 1 <= count <= num_steps:
+        raise ValueError(f"{count} steps cannot be taken from a table of {num_steps}: choose 1..{num_steps}")
+    return np.round(np.linspace(0, num_steps, count + 1)).astype(np.int32)
+
+
+def _table(log_alpha: np.ndarray, log_sigma: np.ndarray) -> Table:
+    """A table from float64 logarithms of levels 1..T."""
+    log_alpha, log_sigma = np.concatenate([[0.0], log_alpha]), np.concatenate([[-np.inf], log_sigma])
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    if log_alpha[-1] < np.log(np.finfo(dtype).tiny):
+        raise ValueError(f"the last level keeps a signal of e^{log_alpha[-1]:.0f}, below {dtype}: lower the noise or T")
+    log_snr = 2 * (log_alpha - log_sigma)
+    high = log_snr.astype(dtype)
+    low = np.where(np.isinf(log_snr), 0.0, log_snr - np.where(np.isinf(log_snr), 0.0, high))
+    time = np.arange(log_snr.size)
+    fields = (np.exp(log_alpha), np.exp(log_sigma), log_alpha, log_sigma, time, high, low)
+    *level, high, low = (jnp.asarray(field, dtype) for field in fields)
+    return Table(Level(*level), high, low)
+
+
+def _complement(log_alpha: np.ndarray) -> np.ndarray:
+    """log sigma where sigma^2 = 1 - alpha^2."""
+    return 0.5 * np.log(-np.expm1(2 * log_alpha))
+
+
+def _take(field: jax.Array, t: jax.Array) -> jax.Array:
+    """field[t], NaN outside: an index that jit cannot check must not give a wrong level silently."""
+    return field.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -1,0 +1,30 @@
+"""Names for the arrays and callables that equations take."""
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, PRNGKeyArray, UInt32
+
+X = Float[Array, "*x"]  # one example, of any shape
+Batch = Float[Array, "b *x"]  # examples stacked along the first axis
+PerExample = Float[Array, " b"]
+Scalar = Float[Array, ""]
+Real = Float[Array, "..."]  # a number, or many at once: the function is elementwise
+Steps = Int[Array, "..."] | Int[np.ndarray, "..."] | int  # discrete times 0..T
+Key = PRNGKeyArray | UInt32[Array, "2"]  # new-style or raw
+
+Parameterization = Literal["x_0", "eps", "v", "score"]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """What stands where a network stands: `denoiser(x_t, level) -> prediction`.
+
+    It takes a *batch* x_t, shape (B, *x), and a `Level` whose fields have shape (B,), and returns its prediction,
+    shape (B, *x), in one of the four parameterisations. A batch and not one example, so that labels and dropout masks
+    closed over by the callable stay per example. A Flax network comes in as `jax.tree_util.Partial(net.apply, params)`;
+    an exact denoiser of a known law goes in the same place.
+    """
+
+    def __call__(self, x_t: Batch, level: Any, /) -> Batch: ...
