@@ -1,0 +1,61 @@
+"""The perceptron for vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import Partial
+
+from vdm_jax import losses
+from vdm_jax.networks.mlp import MLP, MLPConfig
+from vdm_jax.schedules import LinearLogSNR
+from vdm_jax.tables import tabulate
+
+CONFIG = MLPConfig(width=32, blocks=2)
+
+
+def test_output_is_zero_at_first():
+    x = jnp.ones((2, 3))
+    variables = MLP(CONFIG).init(jax.random.key(0), x, jnp.zeros(2))
+    np.testing.assert_array_equal(MLP(CONFIG).apply(variables, x, jnp.zeros(2)), 0.0)
+
+
+def test_label_and_classes_must_agree():
+    with pytest.raises(ValueError, match="a label was given to a network of 0 classes"):
+        MLP(CONFIG).init(jax.random.key(0), jnp.ones((2, 3)), jnp.zeros(2), jnp.zeros(2, jnp.int32))
+
+
+def test_it_learns_the_exact_denoiser_of_gaussian_data():
+    # Of data N(m, v I) the best eps is sigma (x - alpha m) / (alpha^2 v + sigma^2); its loss is a known number.
+    table, m, v = tabulate(LinearLogSNR(4.0, -4.0), 20), jnp.asarray([1.0, -1.0]), 0.25
+
+    def exact(x_t, level):
+        alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+        return sigma * (x_t - alpha * m[None]) / (alpha**2 * v + sigma**2)
+
+    def network(params, x_t, level):
+        return MLP(CONFIG).apply(params, x_t, level.log_snr)
+
+    def loss(params, key):
+        key_data, key_loss = jax.random.split(key)
+        x_0 = m[None] + v**0.5 * jax.random.normal(key_data, (256, 2))
+        return losses.simple_loss(Partial(network, params), key_loss, x_0, table).mean()
+
+    @jax.jit
+    def train(params, state, key):
+        gradient = jax.grad(loss)(params, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
+            updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 1000))
+    params = MLP(CONFIG).init(jax.random.key(0), jnp.ones((1, 2)), jnp.zeros(1))
+    state = optimizer.init(params)
+    for i in range(1000):
+        params, state = train(params, state, jax.random.key(i))
+    level = table(jax.random.randint(jax.random.key(1), (500,), 1, 21))
+    spread = jnp.sqrt(level.alpha**2 * v + level.sigma**2)[:, None]
+    x_t = level.alpha[:, None] * m[None] + spread * jax.random.normal(jax.random.key(2), (500, 2))
+    error = jnp.mean((network(params, x_t, level) - exact(x_t, level)) ** 2) / jnp.mean(exact(x_t, level) ** 2)
+    assert float(error) < 0.02

@@ -1,0 +1,229 @@
+"""The U-Net: its size against a hand count, and what must hold of its function."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.networks.blocks import Attention, ResidualBlock, normalise, upsample
+from vdm_jax.networks.unet import UNet, UNetConfig
+
+SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.0)
+
+
+def arguments(batch=3, size=8, channels=1, seed=0):
+    x = jax.random.normal(jax.random.key(seed), (batch, size, size, channels))
+    return x, jnp.linspace(1.0, 900.0, batch)
+
+
+def initial(config, *args):
+    # Unoptimised: a hundred initialisers take XLA ten times longer to compile well than to run.
+    return jax.jit(UNet(config).init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(1), *args)
+
+
+def output(config, variables, *args):
+    return jax.jit(UNet(config).apply)(variables, *args)
+
+
+def perturbed(variables):
+    """Every parameter moved off its initial value, so that nothing is zero by initialisation."""
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def count_by_hand(image, ch, widths, blocks, attention_levels):
+    """Parameters of Ho et al.'s U-Net from the paper's description, layer by layer."""
+
+    def conv(a, b):
+        return 9 * a * b + b
+
+    def dense(a, b):
+        return a * b + b
+
+    def norm(a):
+        return 2 * a
+
+    def residual(a, b):
+        return norm(a) + conv(a, b) + dense(4 * ch, b) + norm(b) + conv(b, b) + (dense(a, b) if a != b else 0)
+
+    def attention(a):
+        return norm(a) + 4 * dense(a, a)
+
+    total = dense(ch, 4 * ch) + dense(4 * ch, 4 * ch) + conv(image, ch)
+    skips, now = [ch], ch
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            total += residual(now, width) + (attention(width) if level in attention_levels else 0)
+            now = width
+            skips.append(now)
+        if level + 1 < len(widths):
+            total += conv(now, now)
+            skips.append(now)
+    total += 2 * residual(now, now) + attention(now)
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            total += residual(now + skips.pop(), width) + (attention(width) if level in attention_levels else 0)
+            now = width
+        if level:
+            total += conv(now, now)
+    return total + norm(now) + conv(now, image)
+
+
+def test_cifar_network_has_the_paper_s_35_7_million_parameters():
+    shapes = jax.eval_shape(UNet(UNetConfig()).init, jax.random.key(1), *arguments(1, 32, 3))
+    assert count(shapes) == 35_746_307 == count_by_hand(3, 128, (128, 256, 256, 256), 2, {1})
+
+
+def test_small_network_s_size_follows_the_same_count():
+    assert count(initial(SMALL, *arguments())) == count_by_hand(1, 8, (8, 16), 1, {1})
+
+
+def test_output_is_zero_at_first_and_its_last_layer_learns():
+    x, t = arguments()
+    variables = initial(SMALL, x, t)
+    np.testing.assert_array_equal(output(SMALL, variables, x, t), 0.0)
+    gradient = jax.jit(jax.grad(lambda v: UNet(SMALL).apply(v, x, t).sum()))(variables)["params"]
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient["Conv_3"]))
+
+
+@pytest.mark.parametrize("embedding", ["sinusoidal", "log_snr"])
+def test_condition_reaches_the_output(embedding):
+    config = replace(SMALL, embedding=embedding)
+    x, t = arguments()
+    variables = perturbed(initial(config, x, t))
+    moved = output(config, variables, x, jnp.asarray([1.5, -3.0, 7.0]))
+    same = output(config, variables, x, jnp.asarray([1.5, -3.0, 8.0]))
+    np.testing.assert_array_equal(moved[:2], same[:2])
+    assert float(jnp.abs(moved[2] - same[2]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("multipliers", [(1, 2), (1,)])
+def test_examples_do_not_see_each_other(multipliers):
+    config = replace(SMALL, multipliers=multipliers, position_bias=True, fourier_exponents=(1, 2))
+    x, t = arguments()
+    variables = perturbed(initial(config, x, t))
+    together = output(config, variables, x, t)
+    for i in range(len(x)):
+        alone = output(config, variables, x[i : i + 1], t[i : i + 1])
+        np.testing.assert_allclose(together[i], alone[0], atol=2e-5)
+
+
+def test_position_bias_tells_positions_apart():
+    # With kernels symmetric from left to right, a network can tell left from right only by the bias.
+    config = replace(SMALL, multipliers=(1,), attention_resolutions=(), middle_attention=False, position_bias=True)
+    flat, t = jnp.ones((1, 8, 8, 1)), jnp.ones(1)
+    variables = perturbed(initial(config, flat, t))
+    symmetric = jax.tree.map(lambda k: (k + k[:, ::-1]) / 2 if k.ndim == 4 else k, variables)
+    bias = symmetric["params"].pop("position_bias")
+
+    def asymmetry(bias):
+        out = output(config, {"params": {**symmetric["params"], "position_bias": bias}}, flat, t)
+        return float(jnp.abs(out - out[:, :, ::-1]).max())
+
+    assert asymmetry(jnp.zeros_like(bias)) < 1e-5
+    assert asymmetry(bias) > 1e-2
+
+
+def test_label_reaches_the_output_and_null_class_exists():
+    config = replace(SMALL, num_classes=3)
+    x, t = arguments()
+    variables = perturbed(initial(config, x, t, jnp.zeros(3, jnp.int32)))
+    outputs = [output(config, variables, x, t, jnp.full(3, label)) for label in range(4)]  # 3 is "no label"
+    for i in range(4):
+        for j in range(i):
+            assert float(jnp.abs(outputs[i] - outputs[j]).max()) > 1e-3
+
+
+def test_dropout_differs_between_examples_and_is_off_outside_training():
+    config = replace(SMALL, dropout=0.5)
+    x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
+    variables = perturbed(initial(config, x, t))
+    still = output(config, variables, x, t)
+    np.testing.assert_allclose(still[0], still[1], atol=1e-6)
+    shaken = UNet(config).apply(variables, x, t, train=True, rngs={"dropout": jax.random.key(3)})
+    assert float(jnp.abs(shaken[0] - shaken[1]).max()) > 1e-2
+
+
+def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
+    x, t = arguments()
+    variables = perturbed(initial(SMALL, x, t))
+    half = UNet(replace(SMALL, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial(half.config, x, t))} == {jnp.dtype("float32")}
+    exact, rough = output(SMALL, variables, x, t), output(half.config, variables, x, t)
+    assert rough.dtype == jnp.float32
+    error = float(jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact))
+    assert 1e-5 < error < 0.05  # not float32 in disguise, and no more than bfloat16's 8 bits through the depth
+
+
+def test_attention_against_loops():
+    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 4))
+    module = Attention(2, jnp.dtype("float32"))
+    params = perturbed(module.init(jax.random.key(1), x))["params"]
+    got = module.apply({"params": params}, x)
+    h = np.asarray(x, np.float64).reshape(2, 4, 2, 2)  # example, position, group, channel of the group
+    h = (h - h.mean((1, 3), keepdims=True)) / np.sqrt(h.var((1, 3), keepdims=True) + 1e-6)
+    h = h.reshape(2, 4, 4) * np.asarray(params["GroupNorm_0"]["scale"]) + np.asarray(params["GroupNorm_0"]["bias"])
+
+    def layer(i, z):
+        return z @ np.asarray(params[f"Dense_{i}"]["kernel"]) + np.asarray(params[f"Dense_{i}"]["bias"])
+
+    for example in range(2):
+        q, k, v = (layer(i, h[example]) for i in range(3))
+        for position in range(4):
+            weights = np.exp([q[position] @ k[other] / np.sqrt(4) for other in range(4)])
+            mixed = sum(w * v[other] for other, w in enumerate(weights)) / weights.sum()
+            want = np.asarray(x[example]).reshape(4, 4)[position] + layer(3, mixed)
+            np.testing.assert_allclose(got[example].reshape(4, 4)[position], want, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_are_the_identity_at_first():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    attention = Attention(4, jnp.dtype("float32"))
+    np.testing.assert_array_equal(attention.apply(attention.init(jax.random.key(1), x), x), x)
+    block, level = ResidualBlock(8, 4, 0.0, jnp.dtype("float32")), jnp.ones((2, 5))
+    np.testing.assert_array_equal(block.apply(block.init(jax.random.key(1), x, level, False), x, level, False), x)
+
+
+def test_upsample_repeats_each_pixel():
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    want = [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    np.testing.assert_array_equal(upsample(x)[0, :, :, 0], want)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "label", "message"),
+    [
+        (SMALL, 7, None, "7 x 7 cannot be halved 1 times"),
+        (replace(SMALL, groups=3), 8, None, "8 channels do not split into 3 groups"),
+        (SMALL, 8, 0, "a label was given to a network of 0 classes"),
+        (replace(SMALL, num_classes=2), 8, None, "no label was given to a network of 2 classes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, size, label, message):
+    x, t = arguments(1, size)
+    label = None if label is None else jnp.full(1, label)
+    with pytest.raises(ValueError, match=message):
+        initial(config, x, t, label)
+
+
+def test_normalise_has_float32_statistics():
+    x = (300.0 + jax.random.normal(jax.random.key(0), (1, 8, 8, 4))).astype(jnp.bfloat16)
+
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return normalise(x, 1)
+
+    out = Normalised().apply(Normalised().init(jax.random.key(0), x), x)
+    exact = np.asarray(x, np.float64)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float64), (exact - exact.mean()) / exact.std(), atol=0.02)

@@ -1,0 +1,103 @@
+"""The parts of a U-Net."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.networks.embeddings import log_snr_embedding, sinusoidal
+
+FAN_AVERAGE = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def dense(features: int, dtype: Any, *, zero: bool = False) -> nn.Dense:
+    """A dense layer (a 1 x 1 convolution), initialised as Ho et al. do; `zero`: at zero."""
+    return nn.Dense(features, kernel_init=nn.initializers.zeros if zero else FAN_AVERAGE, dtype=dtype)
+
+
+def conv3x3(features: int, dtype: Any, *, zero: bool = False, stride: int = 1) -> nn.Conv:
+    """A 3 x 3 convolution, initialised as Ho et al. do; `zero`: at zero."""
+    init = nn.initializers.zeros if zero else FAN_AVERAGE
+    return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=init, dtype=dtype)
+
+
+def normalise(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"]:
+    """Group normalisation of each example by itself, in float32 whatever the dtype of x."""
+    return nn.GroupNorm(groups, epsilon=1e-6)(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class LevelEmbedding(nn.Module):
+    """The noise level, and the label where there is one, as a vector for every block.
+
+    Fields:
+        kind: "sinusoidal" of a step number, or "log_snr".
+        features: dimension of the fixed embedding.
+        width: dimension of the result.
+        num_classes: classes of the label, 0 for none; one more stands for "no label".
+
+    Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
+    """
+
+    kind: str
+    features: int
+    width: int
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, condition: Float[Array, " b"], label: Int[Array, " b"] | None) -> Float[Array, "b e"]:
+        if (label is None) != (self.num_classes == 0):
+            given = "no label was" if label is None else "a label was"
+            raise ValueError(f"{given} given to a network of {self.num_classes} classes: set num_classes to match")
+        features = (sinusoidal if self.kind == "sinusoidal" else log_snr_embedding)(condition, self.features)
+        h = dense(self.width, self.dtype)(features.astype(self.dtype))
+        h = dense(self.width, self.dtype)(nn.swish(h))
+        return h if label is None else h + nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype)(label)
+
+
+class ResidualBlock(nn.Module):
+    """x + f(x, embedding): two normalised convolutions with the noise level in between; the identity at first.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
+    """
+
+    features: int
+    groups: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], train: bool):
+        h = conv3x3(self.features, self.dtype)(nn.swish(normalise(x, self.groups)))
+        h = h + dense(self.features, self.dtype)(nn.swish(embedding))[:, None, None, :]
+        h = nn.swish(normalise(h, self.groups))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv3x3(self.features, self.dtype, zero=True)(h)
+        return h + (x if x.shape[-1] == self.features else dense(self.features, self.dtype)(x))
+
+
+class Attention(nn.Module):
+    """x + single-head attention over all positions; the identity at first.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
+    """
+
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]):
+        batch, height, width, channels = x.shape
+        h = normalise(x, self.groups).reshape(batch, height * width, channels)
+        query, key, value = (dense(channels, self.dtype)(h) for _ in range(3))
+        scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) * channels**-0.5
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        h = jnp.einsum("bqk,bkc->bqc", weights, value)
+        return x + dense(channels, self.dtype, zero=True)(h).reshape(x.shape)
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Each pixel four times: the nearest-neighbour image of twice the size."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

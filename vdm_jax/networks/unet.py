@@ -1,0 +1,129 @@
+"""Ho et al.'s U-Net: residual blocks and attention on a pyramid of resolutions, told the noise level."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.networks.blocks import Attention, LevelEmbedding, ResidualBlock, conv3x3, normalise, upsample
+from vdm_jax.networks.embeddings import fourier_features
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a U-Net; the defaults are Ho et al.'s for CIFAR-10, 35.7 million parameters."""
+
+    channels: int = 128
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each resolution, as multiples; each is half the one before. One entry is a plain residual network."""
+    blocks: int = 2
+    """Residual blocks a resolution."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Heights at which every block is followed by attention."""
+    middle_attention: bool = True
+    """Attention between the two middle blocks."""
+    dropout: float = 0.1
+    """Dropout inside residual blocks."""
+    groups: int = 32
+    """Groups of a group norm."""
+    embedding: Literal["sinusoidal", "log_snr"] = "sinusoidal"
+    """What the noise level comes in as: a step number, or a log-SNR."""
+    num_classes: int = 0
+    """Classes of the label; class number num_classes is "no label". 0 is a network without labels."""
+    fourier_exponents: tuple[int, ...] = ()
+    """Add sin and cos(2^n pi x) of the input to its channels, for these n."""
+    position_bias: bool = False
+    """Add a learned feature map after the first convolution, so that positions differ."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic inside; parameters, statistics and output are float32."""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images of shape (H, W, C) that this network cannot take.
+
+        Raises:
+            ValueError: says what does not fit, and what would.
+        """
+        height, width, factor = shape[-3], shape[-2], 2 ** (len(self.multipliers) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images of {height} x {width} cannot be halved {len(self.multipliers) - 1} times: "
+                f"take fewer multipliers than {self.multipliers}, or sides that are multiples of {factor}"
+            )
+        if self.channels % self.groups:
+            raise ValueError(f"{self.channels} channels do not split into {self.groups} groups: change one of the two")
+
+
+class UNet(nn.Module):
+    """eps, x_0, v or a score from x_t and its noise level.
+
+    Its output layer starts at zero. Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        condition: Float[Array, " b"],
+        label: Int[Array, " b"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        """The prediction, in float32.
+
+        Args:
+            x: noisy images, shape (B, H, W, C).
+            condition: the noise level, as config.embedding says, shape (B,).
+            label: classes, shape (B,); where the network has any.
+            train: whether dropout is on (it then needs the rng "dropout").
+
+        Raises:
+            ValueError: images that cannot be halved often enough, channels that do not split into groups, or a label
+                where there are no classes, or none where there are.
+        """
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        cfg.check(x.shape)
+        embedding = LevelEmbedding(cfg.embedding, cfg.channels, 4 * cfg.channels, cfg.num_classes, dtype)(
+            condition, label
+        )
+        h = self._enter(x, dtype)
+        widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
+        skips = [h]
+        for level, width in enumerate(widths):
+            for _ in range(cfg.blocks):
+                h = self._block(h, embedding, width, train)
+                skips.append(h)
+            if level + 1 < len(widths):
+                h = conv3x3(width, dtype, stride=2)(h)
+                skips.append(h)
+        h = self._middle(h, embedding, widths[-1], train)
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(cfg.blocks + 1):
+                h = self._block(jnp.concatenate([h, skips.pop()], axis=-1), embedding, width, train)
+            if level:
+                h = conv3x3(width, dtype)(upsample(h))
+        h = nn.swish(normalise(h, cfg.groups))
+        return conv3x3(x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
+
+    def _enter(self, x: Array, dtype: Any) -> Array:
+        cfg = self.config
+        h = conv3x3(cfg.channels, dtype)(fourier_features(x, cfg.fourier_exponents).astype(dtype))
+        if not cfg.position_bias:
+            return h
+        bias = self.param("position_bias", nn.initializers.normal(0.02), h.shape[1:])
+        return h + bias.astype(dtype)[None]
+
+    def _block(self, h: Array, embedding: Array, width: int, train: bool) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        h = ResidualBlock(width, cfg.groups, cfg.dropout, dtype)(h, embedding, train)
+        return Attention(cfg.groups, dtype)(h) if h.shape[1] in cfg.attention_resolutions else h
+
+    def _middle(self, h: Array, embedding: Array, width: int, train: bool) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        h = ResidualBlock(width, cfg.groups, cfg.dropout, dtype)(h, embedding, train)
+        h = Attention(cfg.groups, dtype)(h) if cfg.middle_attention else h
+        return ResidualBlock(width, cfg.groups, cfg.dropout, dtype)(h, embedding, train)
