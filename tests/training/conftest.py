@@ -1,0 +1,50 @@
+"""Runs of the stand-in experiment."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.experiments.tiny import CONFIG
+from vdm_jax.training import run as runs
+from vdm_jax.training.errors import readable_errors
+from vdm_jax.training.step import local_mesh
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """`tiny(steps=20, devices=1, ...)`: a run of the stand-in with these options, in a folder of this test."""
+
+    def make(devices=1, **options):
+        config = dataclasses.replace(CONFIG, **{"workdir": str(tmp_path), **options})
+        return runs.open_run("tiny", config, local_mesh(devices))
+
+    return make
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """`command(main, "tiny", "--steps", "3")`: run a command in this process -> exit code, what it printed."""
+    monkeypatch.chdir(HERE)
+    monkeypatch.syspath_prepend(str(HERE))
+    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def call(main, *arguments, workdir=True):
+        own = ["--workdir", str(tmp_path)] if workdir else []
+        monkeypatch.setattr(sys, "argv", ["program", *arguments, *own])
+        code = 0
+        try:
+            with readable_errors():
+                main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    yield call
+    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+        del sys.modules[name]

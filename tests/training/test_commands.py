@@ -1,0 +1,226 @@
+"""The commands as a user types them: in this process for messages, in their own for signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.bits import assert_same_bits
+from vdm_jax.training import __main__ as training
+from vdm_jax.training import evaluate, sample
+from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.run import abstract_state
+
+HERE = Path(__file__).parent
+
+
+def start(workdir, *options):
+    """Start `python -m vdm_jax.training tiny ...` as a process of its own."""
+    root = str(HERE.parent.parent)
+    options = ("--workdir", str(workdir), "--num-samples", "0", *options)
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "vdm_jax.training", "tiny", *options]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=HERE, env=environment, **pipe)
+
+
+def wait_for_checkpoint(process, workdir, after=0):
+    """Until the process has saved a checkpoint beyond a step; returns that step."""
+    for _ in range(1200):
+        steps = [int(path.name) for path in (workdir / "tiny" / "checkpoints").glob("*") if path.name.isdigit()]
+        if steps and max(steps) > after:
+            return max(steps)
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in a minute")
+
+
+def final_state(tiny, workdir):
+    run = tiny(workdir=str(workdir))
+    with Checkpoints(run.folder / "checkpoints") as checkpoints:
+        return checkpoints.restore(abstract_state(run))
+
+
+def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
+    process = start(tmp_path / "killed", "--steps", "1000000", "--checkpoint-every", "100", "--log-every", "10")
+    wait_for_checkpoint(process, tmp_path / "killed", after=200)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    reached = max(int(path.name) for path in (tmp_path / "killed/tiny/checkpoints").glob("*") if path.name.isdigit())
+    options = ("--steps", str(reached + 50), "--checkpoint-every", "1000000")
+    both = [start(tmp_path / name, *options) for name in ("killed", "whole")]
+    told = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert f"Going on from step {reached} of {reached + 50}." in told[0]
+    assert "Going on" not in told[1]
+    killed, whole = (final_state(tiny, tmp_path / name) for name in ("killed", "whole"))
+    assert int(whole.state.step) == reached + 50
+    assert_same_bits(killed.state, whole.state)
+    assert killed.notes["data"] == whole.notes["data"]
+    rows = [json.loads(line)["step"] for line in (tmp_path / "killed/tiny/metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows))
+    reports = [json.loads((tmp_path / name / "tiny/report.json").read_text()) for name in ("killed", "whole")]
+    assert reports[0]["test"] == reports[1]["test"]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_says_how_to_go_on_and_sets_the_exit_code(tiny, tmp_path, signum, code):
+    process = start(tmp_path, "--steps", "1000000", "--checkpoint-every", "100", "--log-every", "1000")
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(signum)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == code, told
+    assert "The same command goes on from there." in told
+    assert "Traceback" not in told
+    assert f"saved at step {int(final_state(tiny, tmp_path).state.step)}." in told
+
+
+def test_train_evaluate_sample_finish(command, tmp_path):
+    folder = tmp_path / "tiny"
+    code, told = command(training.main, "tiny", "--steps", "6", "--widths.hidden", "5")
+    assert code == 0
+    assert "tiny: 6 steps" in told
+    assert "pixel histogram" in told
+    for name in ("samples.png", "trajectory.png", "report.json"):
+        assert str(folder / name) in told
+        assert (folder / name).exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["parameters"] == 10 * 5 + 5 * 64 + 1
+
+    code, told = command(training.main, "tiny", "--steps", "6", "--widths.hidden", "5")
+    assert code == 0
+    assert "is finished" in told
+    assert "--fresh" in told
+
+    for name in ("samples.png", "trajectory.png", "report.json"):
+        (folder / name).unlink()
+    code, told = command(evaluate.main, "tiny")  # reads the run's own options: its network has another width
+    assert code == 0
+    assert json.loads((folder / "report.json").read_text())["test"] == report["test"]
+    code, told = command(sample.main, "tiny", "--num-samples", "9", "--seed", "4")
+    assert code == 0
+    assert str(folder / "samples.png") in told
+    assert (folder / "trajectory.png").exists()
+
+    code, told = command(training.main, "tiny", "--steps", "6")
+    assert code == 1
+    assert "--widths: {'hidden': 5} -> {'hidden': 16}" in told
+    code, told = command(training.main, "tiny", "--steps", "3", "--fresh")
+    assert code == 0
+    assert "tiny: 3 steps" in told
+
+
+def test_unknown_experiment_lists_all_and_the_nearest(command):
+    for main in (training.main, sample.main, evaluate.main):
+        code, told = command(main, "tinny")
+        assert code == 1
+        assert "no experiment 'tinny'. Did you mean tiny?" in told
+        assert "There are: tiny." in told
+
+
+def test_no_experiment_shows_the_usage(command):
+    code, told = command(training.main, workdir=False)
+    assert code == 1
+    assert "usage: python -m vdm_jax.training EXPERIMENT" in told
+    assert "tiny" in told
+    code, _ = command(training.main, "--help", workdir=False)
+    assert code == 0
+
+
+def test_wrong_folder_says_where_to_run(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, told = command(training.main, "tiny")
+    assert code == 1
+    assert "run from the root of the repository" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bach-size", "3"), "--batch-size"),
+        (("--steps", "many"), "--steps"),
+        (("--schedule", "linear"), "cosine"),
+        (("--widths.depth", "3"), "--widths.depth"),
+    ],
+)
+def test_unknown_or_ill_typed_option_is_one_message(command, options, message):
+    code, told = command(training.main, "tiny", *options)
+    assert code == 2
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_help_shows_every_option_with_its_meaning(command):
+    code, told = command(training.main, "tiny", "--help", workdir=False)
+    assert code == 0
+    told = " ".join(told.replace("│", " ").split())
+    for text in (
+        "--batch-size",
+        "Images an update",
+        "--widths.hidden",
+        "--scales",
+        "--fresh",
+        "start anew",
+    ):
+        assert text in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--side", "28"), "cannot be built for digits: the model is for 28x28 images, not (8, 8, 1)"),
+        (("--batch-size", "33"), "--batch-size 33 does not split over 8 device(s)"),
+        (("--data", "mnits"), "Did you mean mnist"),
+        (("--steps", "0"), "--steps must be at least 1"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_message_and_writes_nothing(command, tmp_path, options, message):
+    code, told = command(training.main, "tiny", *options)
+    assert code == 1
+    assert message in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_sampling_before_training_says_what_to_do(command):
+    for main in (sample.main, evaluate.main):
+        code, told = command(main, "tiny")
+        assert code == 1
+        assert "Train first: `make train EXP=tiny`" in told
+
+
+def test_fresh_never_deletes_a_folder_that_is_no_run(command, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "thesis.tex").write_text("years of work")
+    code, told = command(training.main, "tiny", "--fresh")
+    assert code == 1
+    assert "not the folder of a run" in told
+    assert (tmp_path / "tiny" / "thesis.tex").exists()
+
+
+def test_a_full_disk_is_one_message(command, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    code, told = command(training.main, "tiny", "--steps", "3")
+    assert code == 1
+    assert "The disk is full" in told
+    assert "Traceback" not in told
+
+
+def test_importing_the_project_is_light():
+    program = (
+        "import sys, vdm_jax; "
+        "heavy = {'tensorflow', 'matplotlib', 'orbax', 'grain', 'sklearn', 'tensorflow_datasets', 'tyro'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    root = str(HERE.parent.parent)
+    told = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

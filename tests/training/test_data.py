@@ -1,0 +1,160 @@
+import os
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from vdm_jax.training import data, tfds_images
+from vdm_jax.training.errors import UserError
+
+needs_tfds = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="set TFDS_DATA_DIR to prepared data sets")
+
+
+def numbered(size, batch=4, seed=0, flip=False):
+    """An iterator over 3x2 images that hold their own index."""
+    records = [
+        {"image": np.full((3, 2, 1), i, np.uint8) + np.array([[[0], [100]]], np.uint8), "label": i} for i in range(size)
+    ]
+    return data.train_iterator(data.Images(records, (3, 2, 1)), batch, seed, flip)
+
+
+def labels(iterator, batches):
+    return np.concatenate([next(iterator)["label"] for _ in range(batches)])
+
+
+def test_digits_split_is_fixed_and_complete():
+    from sklearn.datasets import load_digits
+
+    digits = data.load("digits")
+    assert digits.spec == ("digits", (8, 8, 1), 17, 10, 1437, 360)
+    train, test = (images.take(np.arange(len(images))) for images in digits[1:])
+    both = np.concatenate([train["image"], test["image"]])
+    assert sorted(x.tobytes() for x in both) == sorted(x.astype(np.uint8).tobytes() for x in load_digits().images)
+    assert test["label"][:8].tolist() == data.load("digits").test.take(np.arange(8))["label"].tolist()
+    assert train["image"].dtype == np.uint8
+    assert train["label"].dtype == np.int32
+    assert train["image"].max() == 16
+
+
+def test_every_epoch_holds_every_example_once_in_a_new_order():
+    epochs = labels(numbered(10), 15).reshape(6, 10)
+    assert (np.sort(epochs) == np.arange(10)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_order_depends_on_the_seed_and_on_nothing_else():
+    assert (labels(numbered(50, seed=3), 20) == labels(numbered(50, seed=3), 20)).all()
+    assert (labels(numbered(50, seed=3), 20) != labels(numbered(50, seed=4), 20)).any()
+
+
+def test_state_resumes_exactly_flips_included():
+    iterator = numbered(10, flip=True)
+    for _ in range(7):
+        next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator) for _ in range(9)]
+    resumed = numbered(10, flip=True)
+    next(resumed)
+    resumed.set_state(state)
+    for batch in expected:
+        again = next(resumed)
+        assert (again["image"] == batch["image"]).all()
+        assert (again["label"] == batch["label"]).all()
+
+
+def test_half_of_the_images_are_mirrored_and_none_otherwise_changed():
+    iterator = numbered(100, batch=100, flip=True)
+    batch = next(iterator)
+    left, right = batch["image"][:, 0, 0, 0].astype(int), batch["image"][:, 0, 1, 0].astype(int)
+    mirrored = left > right
+    assert (np.minimum(left, right) == batch["label"]).all()
+    assert (np.abs(left - right) == 100).all()
+    assert 30 < mirrored.sum() < 70
+    assert (mirrored != (next(iterator)["image"][:, 0, 0, 0] >= 100)).any()
+
+
+def test_images_are_decoded_once_and_rightly_by_many_threads():
+    decoded = []
+
+    class Slow(list):
+        def __getitem__(self, i):
+            decoded.append(i)
+            return super().__getitem__(i)
+
+    records = Slow({"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(100))
+    images = data.Images(records, (2, 2, 1))
+    with ThreadPoolExecutor(8) as pool:
+        batches = list(pool.map(images.take, [np.arange(100)] * 8))
+    assert all((batch["image"][:, 0, 0, 0] == np.arange(100)).all() for batch in batches)
+    before = len(decoded)
+    assert (images.take(np.arange(100))["label"] == np.arange(100)).all()
+    assert len(decoded) == before
+
+
+def test_a_set_too_big_for_ram_gives_the_same_batches(monkeypatch):
+    records = [{"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(9)]
+    small = data.Images(records, (2, 2, 1)).take(np.array([3, 1, 8]))
+    monkeypatch.setattr(data, "RAM_LIMIT", 1)
+    big = data.Images(records, (2, 2, 1))
+    assert not big.fits
+    assert all((big.take(np.array([3, 1, 8]))[name] == small[name]).all() for name in small)
+
+
+def test_unknown_set_names_the_nearest():
+    with pytest.raises(UserError, match=r"no data set 'fashion_mnit'. Did you mean fashion_mnist"):
+        data.load("fashion_mnit")
+
+
+def test_absent_set_without_tensorflow_names_both_remedies(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds_images.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"(?s)mnist.*needs TensorFlow.*TFDS_DATA_DIR.*pip install.*make train"):
+        data.load("mnist")
+
+
+def test_no_network_names_both_remedies(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **_):
+        raise ConnectionError("Failed to resolve host")
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds_images.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=r"(?s)mnist.*Failed to resolve host.*TFDS_DATA_DIR.*pip install.*make train"):
+        data.load("mnist")
+
+
+def test_a_set_without_images_of_one_size_is_refused(monkeypatch):
+    for image in ({}, {"image": types.SimpleNamespace(shape=(None, None, 3))}):
+        builder = types.SimpleNamespace(name="odd", info=types.SimpleNamespace(features=image))
+        monkeypatch.setattr(tfds_images, "_builder", lambda name, builder=builder: builder)
+        with pytest.raises(UserError, match="'odd' does not hold images of one size"):
+            data.load("odd")
+
+
+def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    def fail(*_, **__):
+        raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(tfds, "builder", fail)
+    with pytest.raises(UserError, match=r"(?s)titanic.*needs TensorFlow.*TFDS_DATA_DIR.*make train"):
+        data.load("titanic")
+
+
+@needs_tfds
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mnist", (28, 28, 1)), ("fashion_mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))]
+)
+def test_real_sets_are_read_without_tensorflow(name, shape):
+    real = data.load(name)
+    assert (real.spec.shape, real.spec.levels, real.spec.num_classes) == (shape, 256, 10)
+    batch = next(data.train_iterator(real.train, 64, 0, flip=True))
+    assert batch["image"].shape == (64, *shape)
+    assert batch["image"].max() > 200
+    assert len(set(batch["label"].tolist())) > 5
+    assert "tensorflow" not in sys.modules

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from vdm_jax.training import data
+from vdm_jax.training.baseline import histogram_bits_per_dim
+from vdm_jax.training.contract import DataSpec
+from vdm_jax.training.data import Dataset, Images
+from vdm_jax.training.evaluate import mean_and_error, per_example, report, summary
+from vdm_jax.training.keys import stream
+from vdm_jax.training.loop import train
+from vdm_jax.training.run import first_state
+
+KEY = stream(0, "evaluate")
+
+
+def test_every_test_example_once_and_in_order(tiny):
+    run = tiny(8)
+    values = per_example(run, first_state(run)().ema, KEY)
+    assert (values["label"] == run.data.test.take(np.arange(360))["label"]).all()
+    assert values["error"].shape == (360,)
+
+
+def test_filling_up_the_last_block_changes_no_number(tiny, monkeypatch):
+    run = tiny(eval_batch_size=104)  # 360 = 3 x 104 + 48
+    params = first_state(run)().ema
+    values = per_example(run, params, KEY)["error"]
+    take = Images.take
+
+    def other_filling(self, indices):
+        batch = take(self, indices)
+        copies = indices == indices[-1]
+        copies[np.argmax(copies)] = False
+        batch["image"][copies] = 3
+        return batch
+
+    monkeypatch.setattr(Images, "take", other_filling)
+    assert (per_example(run, params, KEY)["error"] == values).all()
+
+
+def test_devices_do_not_matter_and_the_result_repeats(tiny):
+    one, eight = tiny(1), tiny(8)
+    params = first_state(one)().ema
+    values = per_example(one, params, KEY)["error"]
+    assert (per_example(one, params, KEY)["error"] == values).all()
+    np.testing.assert_allclose(per_example(eight, first_state(eight)().ema, KEY)["error"], values, rtol=1e-5)
+
+
+def test_only_some_examples_where_asked(tiny):
+    run = tiny(eval_examples=110)
+    values = per_example(run, first_state(run)().ema, KEY)
+    assert (values["label"] == run.data.test.take(np.arange(110))["label"]).all()
+
+
+def test_mean_and_standard_error():
+    result = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0], np.float32))
+    assert result["mean"] == pytest.approx(3.0)
+    assert result["standard_error"] == pytest.approx(np.sqrt(14 / 3 / 4))
+
+
+def test_histogram_by_hand():
+    """Two pixels, three levels; training values 0, 0, 1 and 2, 2, 2; test values (0, 2) and (2, 0)."""
+
+    def images(values):
+        return Images([{"image": np.array(v, np.uint8).reshape(1, 2, 1), "label": 0} for v in values], (1, 2, 1))
+
+    train_set, test = images([(0, 2), (0, 2), (1, 2)]), images([(0, 2), (2, 0)])
+    spec = DataSpec("hand", (1, 2, 1), 3, 0, 3, 2)
+    expected = -np.mean(np.log2([3 / 6, 4 / 6, 1 / 6, 1 / 6]))
+    assert histogram_bits_per_dim(Dataset(spec, train_set, test)) == pytest.approx(expected)
+
+
+def test_histogram_of_the_digits_is_the_known_one():
+    assert histogram_bits_per_dim(data.load("digits")) == pytest.approx(2.42, abs=0.005)
+
+
+def test_report_holds_what_it_promises(tiny):
+    run = tiny(8, steps=10)
+    result = report(run, train(run))
+    assert (result["steps"], result["n_examples"], result["parameters"]) == (10, 360, 10 * 16 + 16 * 64 + 1)
+    assert result["device"]["count"] == 8
+    assert result["seconds"] > 0
+    assert result["pipeline_images_per_second"] > 0
+    assert result["training_images_per_second"] > 0
+    assert result["test"]["label"]["mean"] == pytest.approx(run.data.test.take(np.arange(360))["label"].mean())
+    text = summary(result)
+    assert f"{result['test']['error']['mean']:.4f} ± {result['test']['error']['standard_error']:.4f}" in text
+    assert "2.4212" in text
+    assert text.startswith("tiny: 10 steps")

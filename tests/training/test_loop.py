@@ -1,0 +1,174 @@
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.bits import assert_same_bits
+from vdm_jax.training import data, loop, optimizer
+from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.errors import Stopped, UserError, disk_is_full
+from vdm_jax.training.journal import Journal
+from vdm_jax.training.loop import train
+from vdm_jax.training.run import abstract_state, first_state
+from vdm_jax.training.step import make_step, split
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(run):
+    return sorted(int(path.name) for path in (run.folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def interrupt_at(monkeypatch, step, signum):
+    """Have the process receive a signal while this step runs."""
+    advance, done = Journal.advance, iter(range(1, 10**9))
+
+    def and_signal(self):
+        advance(self)
+        if next(done) == step:
+            signal.raise_signal(signum)
+
+    monkeypatch.setattr(Journal, "advance", and_signal)
+
+
+@pytest.mark.parametrize(
+    ("signum", "devices", "options"),
+    [(signal.SIGINT, 1, {"flip": True}), (signal.SIGTERM, 8, {"accumulate": 2, "schedule": "cosine"})],
+)
+def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
+    tiny, tmp_path, monkeypatch, devices, options, signum
+):
+    whole = train(tiny(devices, workdir=str(tmp_path / "whole"), **options))
+    run = tiny(devices, workdir=str(tmp_path / "parts"), **options)
+    interrupt_at(monkeypatch, 13, signum)
+    with pytest.raises(Stopped, match=r"Stopped and saved at step 13. The same command goes on") as stop:
+        train(run)
+    assert stop.value.signum == signum
+    assert steps(run) == [10, 13]
+    resumed = train(run)
+    assert_same_bits(resumed.state, whole.state)
+    assert resumed.notes["data"] == whole.notes["data"]
+    losses = {row["step"]: row["loss"] for row in metrics(run)}
+    assert [row["step"] for row in metrics(run)] == list(range(5, 45, 5))
+    expected = {row["step"]: row["loss"] for row in metrics(tiny(workdir=str(tmp_path / "whole")))}
+    assert {**losses, 15: 0} == {**expected, 15: 0}  # the line of step 15 is a mean over what came after the stop
+
+
+def test_the_loop_makes_the_very_updates_that_bare_steps_make(tiny):
+    run = tiny(8, steps=12, log_every=5, checkpoint_every=7, picture_every=3)
+    step = make_step(run.experiment, optimizer.optimizer(run.config), run.mesh, seed=0, ema_decay=0.9)
+    batches, state = data.train_iterator(run.data.train, 32, 0, False), first_state(run)()
+    for _ in range(12):
+        state, _ = step(state, jax.device_put(next(batches), split(run.mesh)))
+    assert_same_bits(train(run).state, state)
+
+
+def test_what_is_saved_last_is_what_is_returned(tiny):
+    run = tiny(steps=12)
+    final = train(run)
+    with Checkpoints(run.folder / "checkpoints") as checkpoints:
+        saved = checkpoints.restore(abstract_state(run))
+    assert_same_bits(saved.state, final.state)
+    assert saved.notes["data"] == {"next_index": 12}
+    assert int(saved.state.step) == 12
+
+
+def test_metrics_beyond_the_checkpoint_are_cut_off_on_resume(tiny):
+    run = tiny(steps=10)
+    train(run)
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "loss": 9.0}\n{"step": 20, "lo')
+    train(tiny(steps=20))
+    assert [row["step"] for row in metrics(run)] == [5, 10, 15, 20]
+    assert metrics(run)[2]["loss"] != 9.0
+
+
+def test_metrics_are_means_over_the_steps_since_the_last_line(tiny, tmp_path):
+    often, seldom = (tiny(steps=10, log_every=n, workdir=str(tmp_path / str(n))) for n in (1, 10))
+    train(often)
+    train(seldom)
+    mean = np.mean([row["loss"] for row in metrics(often)])
+    assert metrics(seldom)[-1]["loss"] == pytest.approx(mean)
+    assert metrics(seldom)[-1]["twice"] == pytest.approx(2 * mean)
+
+
+def test_a_changed_option_is_refused_and_named(tiny):
+    train(tiny(steps=10))
+    with pytest.raises(UserError, match=r"(?s)other options.*--learning-rate: 0.001 -> 0.01.*--fresh"):
+        train(tiny(steps=10, learning_rate=0.01))
+    with pytest.raises(UserError, match=r"(?s)--steps: 10 made -> 5 asked for"):
+        train(tiny(steps=5))
+    assert json.loads((tiny().folder / "config.json").read_text())["config"]["learning_rate"] == 0.001
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny):
+    poison = next(n for n in range(3, 20) if 12 < first_poisoned(tiny(), n) < 38)
+    run = tiny(poison=poison, checkpoint_every=4)
+    bad = first_poisoned(run, poison)
+    message = rf"(?s)loss nan .* at step {bad}; training stopped.*last good checkpoint is .*--fresh"
+    with pytest.raises(UserError, match=message):
+        train(run)
+    good = (bad - 1) // 4 * 4
+    assert max(steps(run)) == good
+    with Checkpoints(run.folder / "checkpoints") as checkpoints:
+        saved = checkpoints.restore(abstract_state(run))
+    assert int(saved.state.step) == good
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(saved.state.params)))
+
+
+def first_poisoned(run, poison):
+    batches = data.train_iterator(run.data.train, run.config.batch_size, run.config.seed, False)
+    return next(i for i in range(1, 1000) if (next(batches)["label"] == 0).sum() >= poison or i == 999)
+
+
+def test_a_state_that_is_not_finite_is_never_saved_even_where_the_loss_is(tiny, monkeypatch):
+    monkeypatch.setattr(loop, "all_finite", lambda state: state.step < 10)
+    run = tiny(checkpoint_every=5)
+    with pytest.raises(UserError, match="state is not finite after step 10"):
+        train(run)
+    assert steps(run) == [5]
+
+
+def test_unreadable_checkpoints_are_passed_over_and_the_run_ends_the_same(tiny, capsys):
+    run = tiny(steps=20)
+    whole = train(run)
+    for path in (run.folder / "checkpoints" / "20" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    again = train(tiny(steps=20))
+    assert_same_bits(again.state, whole.state)
+    out = capsys.readouterr().out
+    assert "checkpoint of step 20 cannot be read" in out
+    assert "Going on from step 10" in out
+    assert steps(run) == [10, 20]
+
+
+def test_a_full_disk_surfaces_as_such(tiny, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = tiny(steps=10)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        train(run)
+    assert disk_is_full(error.value)
+
+
+def test_pictures_appear_as_training_goes(tiny):
+    run = tiny(steps=25, picture_every=10)
+    train(run)
+    assert sorted(path.name for path in (run.folder / "samples").iterdir()) == ["step_000010.png", "step_000020.png"]
+    assert list((run.folder / "tensorboard").glob("events*"))
+
+
+def test_the_host_does_not_wait_for_each_step(tiny, monkeypatch):
+    """Between two looks at the metrics nothing is fetched, whatever the number of steps."""
+    fetched = []
+    get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(1) or get(tree))
+    train(tiny(steps=100, log_every=50, checkpoint_every=50, picture_every=0))
+    assert len(fetched) <= 6

@@ -1,0 +1,63 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.optimizer import learning_rate, optimizer
+
+CONFIG = TrainConfig(steps=10, learning_rate=0.1, warmup_steps=4, grad_clip=0.0)
+
+
+def rates(config):
+    return [float(learning_rate(config)(jnp.asarray(i))) for i in range(config.steps)]
+
+
+def test_warm_up_is_linear_then_constant():
+    assert rates(CONFIG) == pytest.approx([0.025, 0.05, 0.075] + [0.1] * 7)
+
+
+def test_no_warm_up_starts_at_the_learning_rate():
+    assert rates(dataclasses.replace(CONFIG, warmup_steps=0)) == pytest.approx([0.1] * 10)
+
+
+def test_cosine_falls_from_the_end_of_the_warm_up_to_zero():
+    expected = [0.025, 0.05, 0.075, 0.1] + [0.05 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
+    config = dataclasses.replace(CONFIG, schedule="cosine")
+    assert rates(config) == pytest.approx(expected)
+    assert float(learning_rate(config)(jnp.asarray(10))) == pytest.approx(0.0, abs=1e-8)
+    assert float(learning_rate(config)(jnp.asarray(99))) == pytest.approx(0.0, abs=1e-8)
+
+
+def moments(config, grads, params=(3.0, -2.0)):
+    """First and second moment and new parameters after one update."""
+    params = jnp.asarray(params)
+    adam = optimizer(config)
+    updates, state = jax.jit(adam.update)(jnp.asarray(grads), adam.init(params), params)
+    return optax.tree.get(state, "mu"), optax.tree.get(state, "nu"), params + updates
+
+
+def test_clipping_scales_the_gradient_to_the_norm():
+    mu, nu, _ = moments(dataclasses.replace(CONFIG, grad_clip=1.0, b2=0.9), [3.0, 4.0])
+    np.testing.assert_allclose(mu, [0.1 * 0.6, 0.1 * 0.8], rtol=1e-6)
+    np.testing.assert_allclose(nu, [0.1 * 0.36, 0.1 * 0.64], rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 5.1])
+def test_no_clipping_at_zero_nor_below_the_norm(clip):
+    mu, _, _ = moments(dataclasses.replace(CONFIG, grad_clip=clip), [3.0, 4.0])
+    np.testing.assert_allclose(mu, [0.3, 0.4], rtol=1e-6)
+
+
+def test_first_update_is_the_warmed_up_rate_against_the_gradient():
+    _, _, params = moments(CONFIG, [3.0, -4.0])
+    np.testing.assert_allclose(params, [3.0 - 0.025, -2.0 + 0.025], rtol=1e-6)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient():
+    _, _, params = moments(dataclasses.replace(CONFIG, weight_decay=0.2), [3.0, -4.0])
+    np.testing.assert_allclose(params, [3.0 - 0.025 * (1 + 0.2 * 3.0), -2.0 + 0.025 * (1 + 0.2 * 2.0)], rtol=1e-6)

@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.training.bits import assert_same_bits
+from vdm_jax.training import data, optimizer, state
+from vdm_jax.training.contract import Experiment
+from vdm_jax.training.run import first_state
+from vdm_jax.training.step import accumulated_gradient, local_mesh, make_step, replicated, split
+
+
+def steps(run, number=5, **options):
+    """The state and metrics after some updates of a run."""
+    config = run.config
+    options = {"seed": config.seed, "ema_decay": config.ema_decay, "accumulate": config.accumulate, **options}
+    step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
+    batches = data.train_iterator(run.data.train, config.batch_size, config.seed, config.flip)
+    current, metrics = first_state(run)(), {}
+    for _ in range(number):
+        current, metrics = step(current, jax.device_put(next(batches), split(run.mesh)))
+    return step, current, metrics
+
+
+def assert_close(one, other):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), jax.device_get(one), jax.device_get(other)
+    )
+
+
+def test_traces_once_and_only_once(tiny):
+    for devices in (1, 8):
+        step, _, _ = steps(tiny(devices))
+        assert step._cache_size() == 1
+
+
+def test_eight_devices_compute_what_one_does(tiny):
+    (_, one, metrics_one), (_, eight, metrics_eight) = steps(tiny(1)), steps(tiny(8))
+    assert_close(one, eight)
+    assert_close(metrics_one, metrics_eight)
+    assert len(eight.params["w"].sharding.device_set) == 8
+
+
+def test_the_batch_is_split_and_the_state_is_not(tiny):
+    run = tiny(8)
+    batch = jax.device_put(np.zeros((32, 8, 8, 1)), split(run.mesh))
+    assert {shard.data.shape for shard in batch.addressable_shards} == {(4, 8, 8, 1)}
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(steps(run)[1]))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_accumulated_gradient_is_that_of_the_whole_batch(devices):
+    def loss(params, key, batch):
+        x = batch["image"].astype(jnp.float32)
+        value = jnp.square(x @ params - batch["label"].astype(jnp.float32)).mean()
+        return value, {"mean": x.mean()}
+
+    mesh = local_mesh(devices)
+    rng = np.random.RandomState(0)
+    batch = {"image": rng.randint(0, 17, (32, 5)), "label": rng.randint(0, 9, 32)}
+    batch = jax.device_put(batch, split(mesh))
+    params = jax.device_put(jnp.arange(5.0), replicated(mesh))
+    key = jax.random.key(0)
+    whole = jax.jit(accumulated_gradient(loss, 1))(params, key, batch)
+    parts = jax.jit(accumulated_gradient(loss, 4))(params, key, batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), whole, parts)
+    exact = jax.grad(lambda p: loss(p, key, batch)[0])(params)
+    np.testing.assert_allclose(parts[0], exact, rtol=1e-5)
+
+
+def test_micro_batches_draw_different_noise():
+    def loss(params, key, batch):
+        return params * jax.random.normal(key), {"square": jnp.square(jax.random.normal(key))}
+
+    batch = {"image": jnp.zeros((4, 1))}
+    grads, metrics = accumulated_gradient(loss, 4)(jnp.float32(1.0), jax.random.key(0), batch)
+    assert float(metrics["square"]) > float(grads) ** 2 * 1.01  # equal, were all four draws the same
+
+
+def test_one_update_by_hand():
+    def loss(params, key, batch):
+        return jnp.square(params - 3.0).sum(), {}
+
+    experiment = Experiment(lambda key: jnp.zeros(()), loss, None, None)
+    mesh, sgd = local_mesh(1), optax.sgd(0.1)
+    start = jax.device_put(state.create(experiment, sgd, 0), replicated(mesh))
+    step = make_step(experiment, sgd, mesh, seed=0, ema_decay=0.75)
+    new, metrics = step(start, {"image": jnp.zeros((1, 1))})
+    assert int(new.step) == 1
+    assert float(new.params) == pytest.approx(0.6)
+    assert float(new.ema) == pytest.approx(0.25 * 0.6)  # the average is taken after the update
+    assert float(metrics["loss"]) == pytest.approx(9.0)
+    assert float(metrics["grad_norm"]) == pytest.approx(6.0)
+
+
+def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():
+    experiment = Experiment(
+        lambda key: jnp.zeros(()),
+        lambda params, key, batch: (params * 0.0, {"noise": jax.random.normal(key)}),
+        None,
+        None,
+    )
+    mesh, sgd = local_mesh(1), optax.sgd(0.1)
+
+    def noise(seed, number=3):
+        step = make_step(experiment, sgd, mesh, seed=seed, ema_decay=0.0)
+        current, drawn = jax.device_put(state.create(experiment, sgd, seed), replicated(mesh)), []
+        for _ in range(number):
+            current, metrics = step(current, {"image": jnp.zeros((1, 1))})
+            drawn.append(float(metrics["noise"]))
+        return drawn
+
+    assert noise(0) == noise(0)
+    assert len({*noise(0), *noise(1)}) == 6
+
+
+def test_the_old_state_is_given_back_to_the_device(tiny):
+    run = tiny(1)
+    config = run.config
+    step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, seed=0, ema_decay=0.9)
+    old = first_state(run)()
+    batch = run.data.train.take(np.arange(32))
+    step(old, jax.device_put(batch, split(run.mesh)))
+    assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.ema, old.opt_state)))
+
+
+def test_the_same_update_gives_the_same_bits(tiny):
+    assert_same_bits(steps(tiny(1), 8)[1], steps(tiny(1), 8)[1])

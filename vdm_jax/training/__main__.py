@@ -1,0 +1,77 @@
+"""Train an experiment, then evaluate it and draw: `python -m vdm_jax.training EXPERIMENT [options]`."""
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+from vdm_jax.training import environment  # noqa: F401  imported first: it changes the environment
+
+FRESH = "Delete the run's folder first and start anew."
+
+
+def main() -> None:
+    """The command."""
+    from vdm_jax.training.run import open_run, remove
+
+    name, config, fresh = parse()
+    run = open_run(name, config)
+    if fresh:
+        remove(run.folder)
+    if finished(run):
+        print(
+            f"The run in {run.folder} is finished: {config.steps} steps, {run.folder / 'report.json'}. Ask for more "
+            "--steps to go on, or start anew with --fresh, which deletes it."
+        )
+        return
+    train_and_report(run)
+
+
+def parse():
+    """The experiment's name, its config with the command line's options, and whether to start anew."""
+    import tyro
+
+    from vdm_jax.training import catalogue, command
+
+    name = command.experiment_name("train")
+    config = catalogue.find(name)
+    fields = [
+        ("config", Annotated[type(config), tyro.conf.arg(name="")], config),
+        ("fresh", Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=FRESH)], False),
+    ]
+    options = dataclasses.make_dataclass("Options", fields, frozen=True)
+    options.__doc__ = type(config).__doc__
+    given = tyro.cli(options, args=sys.argv[2:], prog=f"{command.program('train')} {name}")
+    return name, given.config, given.fresh
+
+
+def finished(run) -> bool:
+    """Whether the run has a report of as many steps as asked for, made with the same options."""
+    from vdm_jax.training.config import differences, to_json
+
+    report, config = run.folder / "report.json", run.folder / "config.json"
+    if not (report.exists() and config.exists()):
+        return False
+    changed = differences(json.loads(config.read_text())["config"], to_json(run.config))
+    return not changed and json.loads(report.read_text())["steps"] == run.config.steps
+
+
+def train_and_report(run) -> None:
+    """Train, evaluate, draw, and say what came out."""
+    from vdm_jax.training.evaluate import report, summary
+    from vdm_jax.training.loop import train
+    from vdm_jax.training.sample import draw_final
+
+    saved = train(run)
+    print("Evaluating on the test set and drawing.", file=sys.stderr, flush=True)
+    result = report(run, saved)
+    pictures = draw_final(run, saved.state.ema)
+    print(summary(result))
+    for path in [*pictures, run.folder / "report.json"]:
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    from vdm_jax.training.command import execute
+
+    execute(main)

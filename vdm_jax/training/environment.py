@@ -1,0 +1,38 @@
+"""Set the machine up for a run: silence other libraries' chatter, keep compiled programs, compute repeatably.
+
+Importing this module changes environment variables, so the commands import it before anything that imports a device.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):  # a resumed run must repeat every bit
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true").strip()
+
+
+def prepare() -> None:
+    """Quieten logging and turn on the cache of compiled programs (in JAX_COMPILATION_CACHE_DIR, or the user's own)."""
+    import jax
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_stderrthreshold(absl_logging.FATAL)
+    for name in ("absl", "jax", "orbax", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _cache_folder() -> Path:
+    # Compiled CPU code is tied to the processor's features, and a home folder may be shared by different machines.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "vdm_jax" / kind

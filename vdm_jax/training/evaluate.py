@@ -1,0 +1,125 @@
+"""Every number of the test set, each example once: `python -m vdm_jax.training.evaluate EXPERIMENT`."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from vdm_jax.training.baseline import histogram_bits_per_dim
+from vdm_jax.training.checkpoint import Saved
+from vdm_jax.training.contract import Params
+from vdm_jax.training.journal import clock, write_json
+from vdm_jax.training.keys import stream
+from vdm_jax.training.run import Run, open_run, stored_config
+from vdm_jax.training.state import count
+from vdm_jax.training.step import replicated, split
+
+LIBRARIES = ("vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def per_example(run: Run, params: Params, key: Array) -> dict[str, np.ndarray]:
+    """What the experiment's `evaluate` says of each test example, in the test set's order, each exactly once.
+
+    Blocks of `eval_batch_size` examples draw from the key folded with the block's number. The last one is filled up
+    with copies of its last example, so that one program serves all; what it says of the copies is thrown away.
+    """
+    config, test = run.config, run.data.test
+    whole, parts = replicated(run.mesh), split(run.mesh)
+    evaluate = jax.jit(run.experiment.evaluate, in_shardings=(whole, whole, parts), out_shardings=parts)
+    size = min(config.eval_examples or len(test), len(test))
+    blocks = []
+    for number, first in enumerate(range(0, size, config.eval_batch_size)):
+        indices = np.arange(first, first + config.eval_batch_size)
+        batch = jax.device_put(test.take(np.minimum(indices, size - 1)), parts)
+        values = jax.device_get(evaluate(params, jax.random.fold_in(key, number), batch))
+        blocks.append({name: value[indices < size] for name, value in values.items()})
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def mean_and_error(values: np.ndarray) -> dict[str, float]:
+    """Mean and its standard error, in float64."""
+    values = values.astype(np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return {"mean": float(values.mean()), "standard_error": float(error)}
+
+
+def report(run: Run, saved: Saved) -> dict[str, Any]:
+    """Evaluate a saved state's averaged parameters and write report.json; returns its contents."""
+    values = per_example(run, saved.state.ema, stream(run.config.seed, "evaluate"))
+    device = jax.devices()[0]
+    result = {
+        "experiment": run.name,
+        "data": run.data.spec.name,
+        "test": {name: mean_and_error(value) for name, value in values.items()},
+        "n_examples": len(next(iter(values.values()))),
+        "histogram_bits_per_dim": histogram_bits_per_dim(run.data),
+        "steps": int(saved.state.step),
+        "seconds": saved.notes["seconds"],
+        "parameters": count(saved.state.params),
+        "device": {"kind": device.device_kind, "platform": device.platform, "count": run.mesh.size},
+        "pipeline_images_per_second": saved.notes["pipeline_images_per_second"],
+        "training_images_per_second": saved.notes["training_images_per_second"],
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
+    }
+    write_json(run.folder / "report.json", result)
+    return result
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A report in a few lines."""
+    device = result["device"]
+    lines = [
+        f"{result['experiment']}: {result['steps']:,} steps in {clock(result['seconds'])} on {device['count']} x "
+        f"{device['kind']}; {result['n_examples']:,} test images of {result['data']}:"
+    ]
+    width = max(len(name) for name in [*result["test"], "pixel histogram"])
+    for name, value in result["test"].items():
+        lines.append(f"  {name.replace('_', ' '):{width}}  {value['mean']:.4f} ± {value['standard_error']:.4f}")
+    if result["histogram_bits_per_dim"] is not None:
+        lines.append(f"  {'pixel histogram':{width}}  {result['histogram_bits_per_dim']:.4f}  bits/dim to beat")
+    if result["training_images_per_second"]:
+        lines.append(
+            f"  trained {result['training_images_per_second']:,.0f} images/s; the data pipeline alone gives "
+            f"{result['pipeline_images_per_second']:,.0f}"
+        )
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Evaluate the averaged parameters of a run's newest checkpoint on the test set and write report.json."""
+
+    eval_batch_size: int | None = None
+    """Images evaluated at once; the run's own number by default."""
+    eval_examples: int | None = None
+    """Evaluate only the first so many test images; 0 is all; the run's own number by default."""
+    workdir: str = "runs"
+    """Folder of all runs."""
+
+
+def main() -> None:
+    """The command."""
+    from vdm_jax.training import command
+
+    name, options = command.parse("evaluate", Options())
+    given = {key: value for key, value in dataclasses.asdict(options).items() if value is not None}
+    run = open_run(name, dataclasses.replace(stored_config(name, options.workdir), **given))
+    print(summary(report(run, command.newest(run))))
+    print(f"  {run.folder / 'report.json'}")
+
+
+if __name__ == "__main__":
+    from vdm_jax.training.command import execute
+
+    execute(main)

@@ -1,0 +1,85 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard, and the terminal."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Journal:
+    """Metrics of one run, to its folder and to the terminal.
+
+    Args:
+        folder: of the run.
+        start: the step the run goes on from; what the files hold beyond it is cut off, so that no step is there twice.
+        steps: the last step.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int):
+        from tensorboardX import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self._steps = steps
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=start, disable=not terminal, unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        self._events.close()
+        self._file.close()
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Write down the metrics of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+        if self._bar.disable:
+            self.say(self._line(step, values))
+        else:
+            self._bar.set_postfix(loss=f"{values['loss']:.4g}")
+
+    def _line(self, step: int, values: dict[str, float]) -> str:
+        line = f"step {step}/{self._steps}  loss {values['loss']:.4g}  grad norm {values['grad_norm']:.3g}"
+        if rate := values.get("steps_per_second"):
+            line += f"  {rate:.3g} steps/s  {values['images_per_second']:,.0f} images/s"
+            line += f"  {clock((self._steps - step) / rate)} left"
+        return line
+
+    def say(self, text: str) -> None:
+        """A line to the terminal that does not break the progress bar."""
+        tqdm.write(text, file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def _complete_lines(path: Path) -> list[str]:
+    # A killed run may leave the last line half written.
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("}\n")]

@@ -1,0 +1,208 @@
+"""The training loop: resume, step, log, save, draw, stop."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import grain
+import jax
+
+from vdm_jax.training import config as options
+from vdm_jax.training import data, optimizer
+from vdm_jax.training.checkpoint import Checkpoints, Saved
+from vdm_jax.training.errors import Stopped, UserError
+from vdm_jax.training.journal import Journal, write_json
+from vdm_jax.training.recent import NonFinite, Recent
+from vdm_jax.training.run import Run, abstract_state, first_state, on_one_device
+from vdm_jax.training.sample import Sampler
+from vdm_jax.training.speed import Speed
+from vdm_jax.training.state import TrainState, all_finite, count
+from vdm_jax.training.step import make_step, split
+from vdm_jax.training.stopping import stop_requests
+
+T = TypeVar("T")
+GO_ON = "The same command goes on from there."
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on: its state, its data at the right place, its training time so far."""
+
+    state: TrainState
+    batches: grain.DatasetIterator
+    seconds: float
+
+
+def train(run: Run) -> Saved:
+    """Train a run to its last step, going on from its newest readable checkpoint.
+
+    Returns:
+        the final state with its notes, as saved.
+
+    Raises:
+        UserError: non-finite numbers, changed options, unreadable checkpoints.
+        Stopped: SIGINT or SIGTERM came; the state is saved.
+    """
+    last = run.config.steps
+    with stop_requests() as stop, Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+        start = begin(run, checkpoints)
+        first = int(start.state.step)
+        with Journal(run.folder, first, last) as journal:
+            loop = Loop(run, start, checkpoints, journal)
+            for step in range(first + 1, last + 1):
+                loop.advance(step)
+                loop.between_steps(step)
+                if stop.signum is not None and step < last:
+                    loop.save(step)
+                    checkpoints.wait()
+                    raise Stopped(f"Stopped and saved at step {step}. {GO_ON}", stop.signum)
+            loop.save(last)
+        checkpoints.wait()
+        return Saved(loop.state, loop.notes(), [])
+
+
+def begin(run: Run, checkpoints: Checkpoints) -> Start:
+    """Go on from the newest readable checkpoint, or start at step 0 where there is none.
+
+    Raises:
+        UserError: the checkpoint was made with other options, is beyond the last step, or none can be read.
+    """
+    config, stored = run.config, options.to_json(run.config)
+    batches = new_batches(run)
+    refuse_changes(run, checkpoints.notes(), stored)
+    saved = checkpoints.restore(abstract_state(run))
+    if saved is not None:
+        batches.set_state(saved.notes["data"])
+        checkpoints.set_aside(saved.unreadable)
+        for step in saved.unreadable:
+            print(f"The checkpoint of step {step} cannot be read; moved to {run.folder / 'unreadable'}.", flush=True)
+        print(f"Going on from step {int(saved.state.step)} of {config.steps}.", flush=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "config.json", {"experiment": run.name, "config": stored})
+    if saved is not None:
+        return Start(saved.state, batches, saved.notes["seconds"])
+    return Start(first_state(run)(), batches, 0.0)
+
+
+def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any]) -> None:
+    """Raise UserError where the newest checkpoint was made with other options, or has more steps than asked for."""
+    if notes is None:
+        return
+    changed = options.differences(notes["config"], stored)
+    if notes["step"] > run.config.steps:
+        changed.append(f"--steps: {notes['step']} made -> {run.config.steps} asked for")
+    if changed:
+        lines = "\n  ".join(changed)
+        raise UserError(
+            f"The run in {run.folder} was made with other options (then -> now):\n  {lines}\n"
+            "Repeat the old ones to go on, take another --workdir, or start anew with --fresh, which deletes that run."
+        )
+
+
+def new_batches(run: Run) -> grain.DatasetIterator:
+    """A fresh iterator over the run's training batches."""
+    return data.train_iterator(run.data.train, run.config.batch_size, run.config.seed, run.config.flip)
+
+
+class Loop:
+    """What moves while a run trains."""
+
+    def __init__(self, run: Run, start: Start, checkpoints: Checkpoints, journal: Journal):
+        self.run, self.checkpoints, self.journal = run, checkpoints, journal
+        self.state, self.batches = start.state, start.batches
+        self.first = self.saved_step = int(start.state.step)
+        self.sampler = Sampler(run)
+        self.finite = jax.jit(all_finite)
+        self.recent = Recent()
+        config = run.config
+        self.step = make_step(
+            run.experiment,
+            optimizer.optimizer(config),
+            run.mesh,
+            seed=config.seed,
+            ema_decay=config.ema_decay,
+            accumulate=config.accumulate,
+        )
+        self.pipeline = data.images_per_second(lambda: new_batches(run), config.batch_size, seconds=0.3)
+        journal.say(greeting(run, self.pipeline))
+        self.speed = Speed(self.first, start.seconds)
+
+    def advance(self, step: int) -> None:
+        """Dispatch one update; the devices may still be at work on it when this returns."""
+        batch = jax.device_put(next(self.batches), split(self.run.mesh))
+        self.state, metrics = self.step(self.state, batch)
+        self.recent.add(step, metrics)
+        self.journal.advance()
+
+    def between_steps(self, step: int) -> None:
+        """Log, save and draw where it is time to.
+
+        Raises:
+            UserError: a loss or gradient is not finite.
+        """
+        config = self.run.config
+        if step == self.first + 1:
+            self.look(self.recent.fetch)
+            self.speed.compiled(step)
+        if step % config.log_every == 0 or step == config.steps:
+            self.log(step)
+        if step % config.checkpoint_every == 0:
+            self.save(step)
+        if config.picture_every and config.num_samples and step % config.picture_every == 0:
+            with self.speed.pause():
+                self.sampler.draw(on_one_device(self.state.ema), self.run.folder / f"samples/step_{step:06}.png")
+
+    def log(self, step: int) -> None:
+        """Write a line of metrics, averaged over the steps since the last."""
+        metrics = self.look(self.recent.line)
+        rate = self.speed.lap(step)
+        speeds = {"steps_per_second": rate, "images_per_second": rate * self.run.config.batch_size} if rate else {}
+        self.journal.metrics(step, metrics | speeds)
+
+    def save(self, step: int) -> None:
+        """Save a checkpoint, and never one with a number in it that is not finite."""
+        if step == self.saved_step:
+            return
+        loss = self.look(self.recent.loss)
+        if not self.finite(self.state):
+            raise self.not_finite(f"The state is not finite after step {step}")
+        with self.speed.pause():  # copies the state; writing goes on in the background
+            self.checkpoints.save(step, self.state, self.notes(), loss)
+        self.saved_step = step
+
+    def notes(self) -> dict[str, Any]:
+        """What is saved beside the state."""
+        rate = self.speed.overall
+        return {
+            "step": int(self.state.step),
+            "config": options.to_json(self.run.config),
+            "data": self.batches.get_state(),
+            "seconds": self.speed.seconds,
+            "training_images_per_second": rate and rate * self.run.config.batch_size,
+            "pipeline_images_per_second": self.pipeline,
+        }
+
+    def look(self, at: Callable[[], T]) -> T:
+        """Fetch metrics; a number that is not finite ends the run with a message."""
+        try:
+            return at()
+        except NonFinite as error:
+            raise self.not_finite(str(error)) from error
+
+    def not_finite(self, what: str) -> UserError:
+        """The message that ends a run gone wrong."""
+        good = self.checkpoints.latest
+        kept = f"The last good checkpoint is {self.checkpoints.path(good)}." if good else "No checkpoint was saved yet."
+        return UserError(
+            f"{what}; training stopped. {kept}\nStart anew with --fresh and a lower --learning-rate, a smaller "
+            "--grad-clip or more --warmup-steps (the run as it is would only repeat itself)."
+        )
+
+
+def greeting(run: Run, pipeline: float) -> str:
+    """The first line of a run."""
+    spec, params = run.data.spec, count(abstract_state(run).params)
+    size = "x".join(map(str, spec.shape))
+    device = jax.devices()[0].device_kind
+    return (
+        f"{run.name}: {params:,} parameters | {spec.name}, {spec.num_train:,} training and {spec.num_test:,} test "
+        f"images of {size} | {run.mesh.size} x {device} | the data pipeline alone gives {pipeline:,.0f} images/s"
+    )

@@ -1,0 +1,42 @@
+"""Learning rate, clipping and Adam."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from vdm_jax.training.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """Update i = 0, 1, ... -> learning rate: linear warm-up, then constant or half a cosine to zero.
+
+    lr(i) = learning_rate * min(1, (i + 1) / warmup) * (1 + cos(pi * (i - warmup) / (steps - warmup))) / 2
+    """
+
+    def schedule(count: ArrayLike) -> Array:
+        i = jnp.asarray(count, jnp.float32)
+        warm = jnp.minimum(1.0, (i + 1.0) / max(config.warmup_steps, 1))
+        if config.schedule == "constant":
+            return config.learning_rate * warm
+        done = (i - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        return config.learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+
+    return schedule
+
+
+def optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clip by global norm (unless 0), then Adam, or AdamW where there is weight decay."""
+    clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
+    if config.weight_decay:
+        adam = optax.adamw(learning_rate(config), b2=config.b2, weight_decay=config.weight_decay)
+    else:
+        adam = optax.adam(learning_rate(config), b2=config.b2)
+    chain = optax.chain(clip, adam)
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats: it fails where a user is strict
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)

@@ -1,0 +1,97 @@
+"""A run: an experiment with its options, data, devices and folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from vdm_jax.training import catalogue, optimizer, state
+from vdm_jax.training.config import TrainConfig, from_json, validate
+from vdm_jax.training.contract import Experiment
+from vdm_jax.training.data import Dataset, load
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.state import TrainState
+from vdm_jax.training.step import local_mesh, replicated
+
+
+class Run(NamedTuple):
+    """Everything about a run that does not change while it goes."""
+
+    name: str
+    config: TrainConfig
+    folder: Path
+    data: Dataset
+    experiment: Experiment
+    mesh: Mesh
+
+
+def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
+    """Check the options, load the data, build the model; writes nothing.
+
+    Args:
+        name: of the experiment, and of the run's folder in `config.workdir`.
+        config: its options.
+        mesh: of devices; all local ones by default.
+
+    Raises:
+        UserError: the options, the data or the model's fit to the data are at fault.
+    """
+    mesh = mesh or local_mesh()
+    validate(config, mesh.size)
+    data = load(config.data)
+    try:
+        experiment = config.build(data.spec)
+    except ValueError as error:
+        raise UserError(f"The experiment {name} cannot be built for {config.data}: {error}") from error
+    return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
+
+
+def first_state(run: Run) -> Callable[[], TrainState]:
+    """The compiled function that makes the run's state before its first update, on every device."""
+    adam = optimizer.optimizer(run.config)
+    # Unoptimised: XLA takes ten times longer to compile hundreds of initialisers well than they take to run.
+    return jax.jit(
+        lambda: state.create(run.experiment, adam, run.config.seed),
+        out_shardings=replicated(run.mesh),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+
+
+def abstract_state(run: Run) -> TrainState:
+    """Shapes, dtypes and placement of the run's state."""
+    shapes = jax.eval_shape(first_state(run))
+    place = replicated(run.mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def on_one_device(tree):
+    """The first device's copy of replicated arrays, for work that one device does alone."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def stored_config(name: str, workdir: str) -> TrainConfig:
+    """The options a run was started with, from its config.json.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    path = Path(workdir) / name / "config.json"
+    default = catalogue.find(name)
+    if not path.exists():
+        raise UserError(f"There is no run in {path.parent}. Train first: `make train EXP={name}`.")
+    return from_json(default, json.loads(path.read_text())["config"])
+
+
+def remove(folder: Path) -> None:
+    """Delete a run's folder, and only if it is one.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise UserError(f"{folder} is not the folder of a run (no config.json in it); delete it yourself.")
+    shutil.rmtree(folder, ignore_errors=True)

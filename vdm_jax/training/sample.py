@@ -1,0 +1,77 @@
+"""Draw images with a run's averaged parameters: `python -m vdm_jax.training.sample EXPERIMENT`."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vdm_jax.training import pictures
+from vdm_jax.training.contract import Params, Samples
+from vdm_jax.training.keys import stream
+from vdm_jax.training.run import Run, on_one_device, open_run, stored_config
+
+
+class Sampler:
+    """A run's compiled sampler. It always starts from the same noise, so that grids of different steps compare."""
+
+    def __init__(self, run: Run, seed: int | None = None):
+        self._sample = jax.jit(run.experiment.sample, static_argnums=2)
+        self._key = stream(run.config.seed if seed is None else seed, "sample")
+        self._run = run
+
+    def __call__(self, params: Params) -> Samples:
+        """Draw the run's number of samples with parameters on one device."""
+        return jax.device_get(self._sample(params, self._key, self._run.config.num_samples))
+
+    def draw(self, params: Params, path: Path, trajectory: Path | None = None) -> list[Path]:
+        """Write a grid of samples, and the chain where a path is given and the experiment returns one.
+
+        Returns:
+            the paths written.
+        """
+        samples, levels = self(params), self._run.data.spec.levels
+        pictures.save(path, pictures.square(np.asarray(samples.images)), levels)
+        if trajectory is None or samples.trajectory is None:
+            return [path]
+        pictures.save(trajectory, np.asarray(samples.trajectory).swapaxes(0, 1), levels)  # time runs to the right
+        return [path, trajectory]
+
+
+def draw_final(run: Run, params: Params, seed: int | None = None) -> list[Path]:
+    """Write samples.png and trajectory.png; returns what was written."""
+    if not run.config.num_samples:
+        return []
+    one = on_one_device(params)
+    return Sampler(run, seed).draw(one, run.folder / "samples.png", run.folder / "trajectory.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Draw images with the averaged parameters of a run's newest checkpoint into samples.png and trajectory.png."""
+
+    num_samples: int | None = None
+    """Images in the grid; the run's own number by default."""
+    seed: int | None = None
+    """Seed of the noise; the run's own by default."""
+    workdir: str = "runs"
+    """Folder of all runs."""
+
+
+def main() -> None:
+    """The command."""
+    from vdm_jax.training import command
+
+    name, options = command.parse("sample", Options())
+    config = stored_config(name, options.workdir)
+    number = config.num_samples or 64 if options.num_samples is None else options.num_samples
+    run = open_run(name, dataclasses.replace(config, workdir=options.workdir, num_samples=number))
+    saved = command.newest(run)
+    for path in draw_final(run, saved.state.ema, options.seed):
+        print(path)
+
+
+if __name__ == "__main__":
+    from vdm_jax.training.command import execute
+
+    execute(main)

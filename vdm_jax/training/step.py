@@ -1,0 +1,90 @@
+"""One update as one `jit` over a mesh of all local devices: batch split, parameters replicated."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vdm_jax.training.contract import Batch, Experiment, Params
+from vdm_jax.training.keys import stream
+from vdm_jax.training.state import TrainState, moving_average
+
+Metrics = dict[str, Array]
+Loss = Callable[[Params, Array, Batch], tuple[Array, Metrics]]
+
+
+def local_mesh(devices: int | None = None) -> Mesh:
+    """A mesh of the first so many local devices (all, by default), with the one axis "batch"."""
+    local = jax.local_devices()[:devices]
+    return jax.make_mesh((len(local),), ("batch",), axis_types=(AxisType.Auto,), devices=local)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Every device holds its part of the first axis."""
+    return NamedSharding(mesh, PartitionSpec("batch"))
+
+
+def make_step(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled update (state, batch) -> (state, metrics); the state given to it is used up.
+
+    Update i draws from the key folded with i, so that a resumed run repeats the noise of an uninterrupted one.
+    The metrics are the loss, the gradient's global norm before clipping, and what the experiment's loss returns.
+    """
+    gradient = accumulated_gradient(experiment.loss, accumulate)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(stream(seed, "train"), state.step)
+        grads, metrics = gradient(state.params, key, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = moving_average(state.ema, params, ema_decay)
+        metrics = {"grad_norm": optax.tree.norm(grads), **metrics}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    whole, parts = replicated(mesh), split(mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, parts), out_shardings=(whole, whole))
+
+
+def accumulated_gradient(loss: Loss, parts: int) -> Callable[[Params, Array, Batch], tuple[Params, Metrics]]:
+    """The gradient of the mean loss over `parts` micro-batches, one after the other; with metrics averaged alike."""
+
+    def gradient(params: Params, key: Array, batch: Batch) -> tuple[Params, Metrics]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, key, batch)
+        return grads, {"loss": value, **metrics}
+
+    def accumulated(params: Params, key: Array, batch: Batch) -> tuple[Params, Metrics]:
+        def add(total, part):
+            index, micro = part
+            new = gradient(params, jax.random.fold_in(key, index), micro)
+            return jax.tree.map(jnp.add, total, new), None
+
+        micros = jax.tree.map(lambda x: _micro_batches(x, parts), batch)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradient, params, key, jax.tree.map(lambda x: x[0], micros)),
+        )
+        total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), micros))
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return gradient if parts == 1 else accumulated
+
+
+def _micro_batches(x: Array, parts: int) -> Array:
+    """(B, ...) -> (parts, B / parts, ...), taking every parts-th example, so that none changes its device."""
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
