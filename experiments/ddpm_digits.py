@@ -1,0 +1,47 @@
+"""The default: a DDPM on scikit-learn's 8 x 8 handwritten digits, for a laptop's CPU.
+
+    make train
+
+L_simple with eps-prediction, T = 1,000. Two choices make the most of a few minutes. The log-SNR falls *linearly* from 8
+to -4: then every step's term has one weight in the bound, and L_simple is the bound itself up to a constant; above 8
+the 17 pixel values are told apart without a network, below -4 hardly a nat is left to say. And the network keeps the
+full resolution, sees Fourier features of its input, and knows where each pixel is.
+
+Cost: minutes on 2 CPU cores. Expected: see docs/results.md.
+"""
+
+from experiments._ddpm import DDPM
+from vdm_jax.networks.unet import UNetConfig
+
+CONFIG = DDPM(
+    data="digits",
+    network=UNetConfig(
+        channels=48,
+        multipliers=(1,),
+        blocks=1,
+        groups=8,
+        attention_resolutions=(),
+        middle_attention=False,
+        dropout=0.0,
+        embedding="log_snr",
+        fourier_exponents=(2, 3, 4),
+        position_bias=True,
+    ),
+    steps=4_000,
+    batch_size=32,
+    learning_rate=4e-3,
+    warmup_steps=100,
+    schedule="cosine",
+    weight_decay=1e-2,
+    b2=0.99,
+    ema_decay=0.995,
+    noise="log_snr",
+    log_snr_max=8.0,
+    log_snr_min=-4.0,
+    spread=True,
+    eval_batch_size=360,
+    eval_terms=50,
+    log_every=100,
+    checkpoint_every=500,
+    picture_every=1_000,
+)
