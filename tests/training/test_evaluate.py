@@ -15,14 +15,14 @@ KEY = stream(0, "evaluate")
 
 def test_every_test_example_once_and_in_order(tiny):
     run = tiny(8)
-    values = per_example(run, first_state(run)().ema, KEY)
+    values = per_example(run, first_state(run).ema, KEY)
     assert (values["label"] == run.data.test.take(np.arange(360))["label"]).all()
     assert values["error"].shape == (360,)
 
 
 def test_filling_up_the_last_block_changes_no_number(tiny, monkeypatch):
     run = tiny(eval_batch_size=104)  # 360 = 3 x 104 + 48
-    params = first_state(run)().ema
+    params = first_state(run).ema
     values = per_example(run, params, KEY)["error"]
     take = Images.take
 
@@ -39,15 +39,15 @@ def test_filling_up_the_last_block_changes_no_number(tiny, monkeypatch):
 
 def test_devices_do_not_matter_and_the_result_repeats(tiny):
     one, eight = tiny(1), tiny(8)
-    params = first_state(one)().ema
+    params = first_state(one).ema
     values = per_example(one, params, KEY)["error"]
     assert (per_example(one, params, KEY)["error"] == values).all()
-    np.testing.assert_allclose(per_example(eight, first_state(eight)().ema, KEY)["error"], values, rtol=1e-5)
+    np.testing.assert_allclose(per_example(eight, first_state(eight).ema, KEY)["error"], values, rtol=1e-5)
 
 
 def test_only_some_examples_where_asked(tiny):
     run = tiny(eval_examples=110)
-    values = per_example(run, first_state(run)().ema, KEY)
+    values = per_example(run, first_state(run).ema, KEY)
     assert (values["label"] == run.data.test.take(np.arange(110))["label"]).all()
 
 

@@ -17,7 +17,7 @@ def steps(run, number=5, **options):
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "accumulate": config.accumulate, **options}
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
     batches = data.train_iterator(run.data.train, config.batch_size, config.seed, config.flip)
-    current, metrics = first_state(run)(), {}
+    current, metrics = first_state(run), {}
     for _ in range(number):
         current, metrics = step(current, jax.device_put(next(batches), split(run.mesh)))
     return step, current, metrics
@@ -119,7 +119,7 @@ def test_the_old_state_is_given_back_to_the_device(tiny):
     run = tiny(1)
     config = run.config
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, seed=0, ema_decay=0.9)
-    old = first_state(run)()
+    old = first_state(run)
     batch = run.data.train.take(np.arange(32))
     step(old, jax.device_put(batch, split(run.mesh)))
     assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.ema, old.opt_state)))

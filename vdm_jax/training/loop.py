@@ -79,7 +79,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> Start:
     write_json(run.folder / "config.json", {"experiment": run.name, "config": stored})
     if saved is not None:
         return Start(saved.state, batches, saved.notes["seconds"])
-    return Start(first_state(run)(), batches, 0.0)
+    return Start(first_state(run), batches, 0.0)
 
 
 def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any]) -> None:

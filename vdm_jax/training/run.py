@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,22 +49,26 @@ def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
 
 
-def first_state(run: Run) -> Callable[[], TrainState]:
-    """The compiled function that makes the run's state before its first update, on every device."""
-    adam = optimizer.optimizer(run.config)
+def first_state(run: Run) -> TrainState:
+    """The run's state before its first update, on every device."""
     # Unoptimised: XLA takes ten times longer to compile hundreds of initialisers well than they take to run.
-    return jax.jit(
-        lambda: state.create(run.experiment, adam, run.config.seed),
+    create = jax.jit(
+        lambda: _create(run),
         out_shardings=replicated(run.mesh),
         compiler_options={"xla_backend_optimization_level": 0},
     )
+    return create()
 
 
 def abstract_state(run: Run) -> TrainState:
     """Shapes, dtypes and placement of the run's state."""
-    shapes = jax.eval_shape(first_state(run))
     place = replicated(run.mesh)
+    shapes = jax.eval_shape(lambda: _create(run))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def _create(run: Run) -> TrainState:
+    return state.create(run.experiment, optimizer.optimizer(run.config), run.config.seed)
 
 
 def on_one_device(tree):
