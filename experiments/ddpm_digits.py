@@ -4,8 +4,8 @@
 
 L_simple with eps-prediction, T = 1,000. Two choices make the most of a few minutes. The log-SNR falls *linearly* from 8
 to -4: then every step's term has one weight in the bound, and L_simple is the bound itself up to a constant; above 8
-the 17 pixel values are told apart without a network, below -4 hardly a nat is left to say. And the network keeps the
-full resolution, sees Fourier features of its input, and knows where each pixel is.
+the 17 pixel values are told apart without a network, below -4 hardly a nat is left to say. And the small U-Net (8 x 8
+and 4 x 4) sees Fourier features of its input and knows where each pixel is.
 
 Cost: minutes on 2 CPU cores. Expected: see docs/results.md.
 """
@@ -16,8 +16,8 @@ from vdm_jax.networks.unet import UNetConfig
 CONFIG = DDPM(
     data="digits",
     network=UNetConfig(
-        channels=48,
-        multipliers=(1,),
+        channels=32,
+        multipliers=(1, 2),
         blocks=1,
         groups=8,
         attention_resolutions=(),

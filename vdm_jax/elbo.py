@@ -18,9 +18,9 @@ from jax.tree_util import Partial
 from vdm_jax import forward
 from vdm_jax.gaussian import Normal, variance_kl
 from vdm_jax.levels import Level, Step
-from vdm_jax.parameterization import target, to_x_0, unknown_kind
+from vdm_jax.parameterization import target, to_x_0
 from vdm_jax.tables import Table
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X, unknown_parameterization
 
 
 @runtime_checkable
@@ -86,7 +86,7 @@ def diffusion_weight(step: Step, kind: Parameterization) -> Real:
             return noise * (t.alpha / (t.alpha**2 + t.sigma**2)) ** 2
         case "score":
             return noise * t.sigma**2
-    raise unknown_kind(kind)
+    raise unknown_parameterization(kind)
 
 
 def diffusion_kl(target: X, prediction: X, step: Step, kind: Parameterization) -> Scalar:

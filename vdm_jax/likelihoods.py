@@ -66,8 +66,7 @@ class DiscretizedGaussian(NamedTuple):
     def _log_mass(self, index: Integer[Array, "*x"]) -> X:
         # In units of half a bin every value and edge is an integer, so neighbouring bins share their edge exactly.
         unit = 1.0 / ((self.levels - 1) * self.scale)
-        index = index.astype(self.mean.dtype)
-        middle = ((2.0 * index - (self.levels - 1)) - (self.levels - 1) * self.mean) * unit
+        middle = -_from_value(self.mean, index, self.levels) * unit
         mass = jnp.where(index == 0, _log_cdf(middle + unit), _log_interval(middle, 2.0 * unit))
         return jnp.where(index == self.levels - 1, _log_cdf(unit - middle), mass)
 
@@ -96,14 +95,15 @@ class Categorical(NamedTuple):
 
     def log_masses(self) -> Float[Array, "*x levels"]:
         """The log-probability of every value, shape (*x, levels)."""
-        values = _grid(self.levels, self.z.dtype)
-        nearest = to_unit(from_unit(self.z / self.level.alpha, self.levels), self.levels).astype(self.z.dtype)[
-            ..., None
-        ]
-        # Squares relative to the nearest value's: their large common part would round away the differences.
-        far = self.level.alpha * (values.reshape((1,) * self.z.ndim + (-1,)) - nearest)
-        offset = self.z[..., None] - self.level.alpha * nearest
-        return jax.nn.log_softmax(-0.5 * far * (far - 2.0 * offset) / self.level.sigma**2, axis=-1)
+        # Squares relative to the nearest value's: their large common part would round away the differences. In units
+        # of half a bin z - alpha v is (z - v) + (1 - alpha) v, and a step between values is 2 alpha.
+        nearest = from_unit(self.z, self.levels)
+        lost = -jnp.expm1(self.level.log_alpha) * (2 * nearest - (self.levels - 1)).astype(self.z.dtype)
+        offset = (_from_value(self.z, nearest, self.levels) + lost)[..., None]
+        between = jnp.arange(self.levels, dtype=nearest.dtype).reshape((1,) * self.z.ndim + (-1,)) - nearest[..., None]
+        far = 2.0 * self.level.alpha * between.astype(self.z.dtype)
+        unit = 1.0 / ((self.levels - 1) * self.level.sigma)
+        return jax.nn.log_softmax(-0.5 * (far * unit) * ((far - 2.0 * offset) * unit), axis=-1)
 
     def sample(self, key: Key) -> X:
         """A draw on the grid, shape (*x)."""
@@ -113,6 +113,16 @@ class Categorical(NamedTuple):
 
 def _grid(levels: int, dtype) -> Float[Array, " levels"]:
     return jnp.linspace(-1.0, 1.0, levels, dtype=dtype)
+
+
+def _from_value(x: X, index: Integer[Array, "*x"], levels: int) -> X:
+    """(x - v) (levels - 1): how far x lies from value number `index`, in half bins, to the last digit.
+
+    A product with levels - 1 would round before the difference cancels; with the upper half of x's digits it is exact.
+    """
+    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=11)
+    centre = (2 * index - (levels - 1)).astype(x.dtype)
+    return ((levels - 1) * high - centre) + (levels - 1) * (x - high)
 
 
 def _log_interval(middle: X, width: Real) -> X:

@@ -9,7 +9,7 @@ arXiv:1907.05600 (score).
 """
 
 from vdm_jax.levels import Level
-from vdm_jax.types import Parameterization, Real, X
+from vdm_jax.types import Parameterization, Real, X, unknown_parameterization
 
 
 def _power(level: Level) -> Real:
@@ -37,7 +37,7 @@ def target(x_0: X, eps: X, level: Level, kind: Parameterization) -> X:
             return level.alpha * eps - level.sigma * x_0
         case "score":
             return -eps / level.sigma
-    raise unknown_kind(kind)
+    raise unknown_parameterization(kind)
 
 
 def to_x_0(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
@@ -65,7 +65,7 @@ def to_x_0(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
             return (alpha * x_t - sigma * value) / _power(level)
         case "score":
             return (x_t + sigma**2 * value) / alpha
-    raise unknown_kind(kind)
+    raise unknown_parameterization(kind)
 
 
 def to_eps(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
@@ -85,7 +85,7 @@ def to_eps(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
             return (sigma * x_t + alpha * value) / _power(level)
         case "score":
             return -sigma * value
-    raise unknown_kind(kind)
+    raise unknown_parameterization(kind)
 
 
 def to_v(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
@@ -103,7 +103,7 @@ def to_v(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
             return (_power(level) * to_eps(value, x_t, level, kind) - sigma * x_t) / alpha
         case "v":
             return value
-    raise unknown_kind(kind)
+    raise unknown_parameterization(kind)
 
 
 def to_score(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
@@ -122,10 +122,5 @@ def convert(value: X, x_t: X, level: Level, source: Parameterization, target: Pa
     """A prediction of kind `source`, as one of kind `target` (PAR-1). Args and errors as in `to_x_0`."""
     converters = {"x_0": to_x_0, "eps": to_eps, "v": to_v, "score": to_score}
     if target not in converters:
-        raise unknown_kind(target)
+        raise unknown_parameterization(target)
     return converters[target](value, x_t, level, source)
-
-
-def unknown_kind(kind: object) -> ValueError:
-    """The error for a parameterisation that is none."""
-    return ValueError(f"unknown parameterisation {kind!r}: choose 'x_0', 'eps', 'v' or 'score'")

@@ -102,7 +102,8 @@ class Cosine(_Continuous):
 
     def _drop(self, s, t):
         xp = t.__array_namespace__()
-        gain = self._cos_0**2 * xp.sin(self._angle(t - s)) * xp.sin(self._angle(t + s + 2 * self.offset))
+        both = xp.minimum(t + s + 2 * self.offset, (1 - t) + (1 - s))  # a_t + a_s, or what is left of it to pi
+        gain = self._cos_0**2 * xp.sin(self._angle(t - s)) * xp.sin(self._angle(both))
         noise = xp.sin(self._angle(s)) * xp.sin(self._angle(s + 2 * self.offset))
         return xp.log1p(gain / (xp.sin(self._angle(1 - t)) ** 2 * noise))
 

@@ -234,7 +234,8 @@ def _table(log_alpha: np.ndarray, log_sigma: np.ndarray) -> Table:
 
 def _complement(log_alpha: np.ndarray) -> np.ndarray:
     """log sigma where sigma^2 = 1 - alpha^2."""
-    return 0.5 * np.log(-np.expm1(2 * log_alpha))
+    quiet = np.minimum(2 * log_alpha, -np.log(2))  # below 1/2, alpha^2 is what has the digits
+    return 0.5 * np.where(2 * log_alpha > quiet, np.log(-np.expm1(2 * log_alpha)), np.log1p(-np.exp(quiet)))
 
 
 def _take(field: jax.Array, t: jax.Array) -> jax.Array:

@@ -28,3 +28,8 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, x_t: Batch, level: Any, /) -> Batch: ...
+
+
+def unknown_parameterization(kind: object) -> ValueError:
+    """The error for a parameterisation that is none."""
+    return ValueError(f"unknown parameterisation {kind!r}: choose 'x_0', 'eps', 'v' or 'score'")

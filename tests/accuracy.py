@@ -1,0 +1,516 @@
+"""Every coefficient and kernel in float32, compiled, against 50-digit arithmetic: `make accuracy`.
+
+The truths are written from the definitions in the sources (products of 1 - beta, ratios of alpha and sigma), never from
+the library's own rearrangements. Errors are relative; the log-SNR's, which passes through zero, is relative to
+max(1, |lambda|). Where the truth is 0, 1 or infinite (clean data, or no signal) the value must be exactly that.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+from mpmath import mpf
+
+from vdm_jax import elbo, forward, parameterization, schedules, tables
+from vdm_jax.gaussian import Normal, kl, variance_kl
+from vdm_jax.levels import Level, Step, level_from_log_snr, step_from_log_snr
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian
+
+LIMIT = 1e-6
+LOG_SNR = "log SNR (of at least 1)"
+KINDS = ("x_0", "eps", "v", "score")
+mpmath.mp.dps = 50
+
+
+class Check(NamedTuple):
+    """Values of one quantity, their truths, and where each was taken; errors are relative to max(floor, |truth|)."""
+
+    quantity: str
+    values: np.ndarray
+    truths: list
+    places: list[str]
+    floor: float = 0.0
+
+
+class Noise(NamedTuple):
+    """The true alpha and sigma of a level."""
+
+    alpha: mpf
+    sigma: mpf
+
+    @property
+    def snr(self) -> mpf:
+        return mpmath.inf if self.sigma == 0 else (self.alpha / self.sigma) ** 2
+
+
+def preserving(abar: mpf) -> Noise:
+    """The level of Ho et al.'s abar = alpha^2."""
+    return Noise(mpmath.sqrt(abar), mpmath.sqrt(1 - abar))
+
+
+def of_log_snr(log_snr: Any) -> Noise:
+    """The variance-preserving level of a log-SNR."""
+    return preserving(1 / (1 + mpmath.exp(-mpf(float(log_snr)))))
+
+
+def ratio(s: Noise, t: Noise) -> mpf:
+    return mpf(0) if s.sigma == 0 else t.snr / s.snr
+
+
+# -- truths of one level and of one step ------------------------------------------------------------------------------
+
+
+def level_values(level: Level) -> dict[str, Any]:
+    return {
+        "alpha": level.alpha,
+        "sigma": level.sigma,
+        "sigma^2 (marginal variance)": jax.vmap(forward.marginal)(jnp.ones_like(level.alpha), level).var,
+        "log alpha": level.log_alpha,
+        "log sigma": level.log_sigma,
+        "SNR": level.snr,
+        LOG_SNR: level.log_snr,
+    }
+
+
+def level_truths(noise: Noise) -> dict[str, mpf]:
+    alpha, sigma = noise
+    log_alpha, log_sigma = _log(alpha), _log(sigma)
+    return {
+        "alpha": alpha,
+        "sigma": sigma,
+        "sigma^2 (marginal variance)": sigma**2,
+        "log alpha": log_alpha,
+        "log sigma": log_sigma,
+        "SNR": noise.snr,
+        LOG_SNR: 2 * (log_alpha - log_sigma),
+    }
+
+
+def step_values(step: Step) -> dict[str, Any]:
+    one, zero = jnp.ones_like(step.t.alpha), jnp.zeros_like(step.t.alpha)
+    coefficients = forward.posterior_coefficients(step)
+    posterior, by_eps, by_score = (
+        jax.vmap(f) for f in (forward.posterior, forward.posterior_from_eps, forward.posterior_from_score)
+    )
+    transition = jax.vmap(forward.transition)(one, step)
+    return {
+        "r = SNR(t) / SNR(s)": step.snr_ratio,
+        "1 - r": step.one_minus_ratio,
+        "transition: coefficient": transition.mean,
+        "transition: variance": transition.var,
+        "posterior: c_1": coefficients.c_1,
+        "posterior: c_2": coefficients.c_2,
+        "posterior: sigma": coefficients.sigma,
+        "posterior: of x_t": posterior(one, zero, step).mean,
+        "posterior: of x_0": posterior(zero, one, step).mean,
+        "posterior: variance": posterior(one, one, step).var,
+        "posterior by eps: of x_t": by_eps(one, zero, step).mean,
+        "posterior by eps: of eps": by_eps(zero, one, step).mean,
+        "posterior by score: of x_t": by_score(one, zero, step).mean,
+        "posterior by score: of score": by_score(zero, one, step).mean,
+        **{f"KL weight of {kind}": elbo.diffusion_weight(step, kind) for kind in KINDS},
+    }
+
+
+def step_truths(s: Noise, t: Noise) -> dict[str, mpf]:
+    (alpha_s, sigma_s), (alpha_t, sigma_t) = s, t
+    variance = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2  # FWD-3, as printed
+    c_1, c_2 = alpha_t / alpha_s * sigma_s**2 / sigma_t**2, alpha_s * variance / sigma_t**2
+    spread = sigma_s**2 * variance / sigma_t**2  # beta_t (1 - abar_{t-1}) / (1 - abar_t)
+    back = mpmath.inf if alpha_t == 0 else alpha_s / alpha_t
+    kl_x_0 = mpmath.inf if sigma_s == 0 else (s.snr - t.snr) / 2
+    power = alpha_t**2 + sigma_t**2
+    eps = sigma_t**2 / alpha_t**2 if alpha_t else mpmath.inf
+    weights = {"x_0": mpf(1), "eps": eps, "v": (sigma_t / power) ** 2, "score": eps * sigma_t**2}
+    return {
+        "r = SNR(t) / SNR(s)": ratio(s, t),
+        "1 - r": 1 - ratio(s, t),
+        "transition: coefficient": alpha_t / alpha_s,
+        "transition: variance": variance,
+        "posterior: c_1": c_1,
+        "posterior: c_2": c_2,
+        "posterior: sigma": mpmath.sqrt(spread),
+        "posterior: of x_t": c_1,
+        "posterior: of x_0": c_2,
+        "posterior: variance": spread,
+        "posterior by eps: of x_t": back,
+        "posterior by eps: of eps": -back * variance / sigma_t,
+        "posterior by score: of x_t": back,
+        "posterior by score: of score": back * variance,
+        **{f"KL weight of {kind}": kl_x_0 * weight for kind, weight in weights.items()},
+    }
+
+
+def _log(x: mpf) -> mpf:
+    return mpmath.log(x) if x > 0 else -mpmath.inf
+
+
+def compare(values: dict[str, Any], truths: Iterable[dict[str, mpf]], places: list[str]) -> Iterator[Check]:
+    truths = list(truths)
+    for quantity, value in values.items():
+        floor = 1.0 if quantity.startswith(LOG_SNR) else 0.0
+        yield Check(quantity, np.asarray(value, np.float64), [truth[quantity] for truth in truths], places, floor)
+
+
+# -- log-SNRs given exactly -------------------------------------------------------------------------------------------
+
+LOG_SNRS = np.unique(np.concatenate([np.linspace(-20, 20, 161), [1e-6, -1e-6, 0.3, 13.3, -5.0]]).astype(np.float32))
+
+
+def exact_levels() -> Iterator[Check]:
+    values = jax.jit(lambda x: level_values(level_from_log_snr(x)))(LOG_SNRS)
+    yield from compare(values, map(level_truths, map(of_log_snr, LOG_SNRS)), [f"log SNR {x:g}" for x in LOG_SNRS])
+
+
+def exact_steps(density: int = 21) -> Iterator[Check]:
+    starts = np.linspace(-20, 20, density)
+    drops = np.concatenate([10.0 ** np.arange(-6, 1), [2.0, 5.0, 12.0, 20.0, 31.0, 40.0]])
+    pairs = [(s, np.float32(s - drop)) for s in np.float32(starts) for drop in drops if s - drop >= -20]
+    pairs = [(s, t) for s, t in pairs if t < s]
+    s, t = (np.array(side, np.float32) for side in zip(*pairs, strict=True))
+    values = jax.jit(lambda s, t: step_values(step_from_log_snr(s, t)))(s, t)
+    truths = [step_truths(of_log_snr(a), of_log_snr(b)) for a, b in pairs]
+    yield from compare(values, truths, [f"log SNR {a:g} -> {b:.9g}" for a, b in pairs])
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def linear_truth(num_steps: int) -> Callable[[int], Noise]:
+    first, last = np.float64(0.1 / num_steps), np.float64(20.0 / num_steps)
+    if num_steps < 100:
+        first, last = 1e-4, 0.02
+    betas, abar = np.linspace(first, last, num_steps), [mpf(1)]
+    for beta in betas:
+        abar.append(abar[-1] * (1 - mpf(float(beta))))
+    return lambda t: preserving(abar[t])
+
+
+def clipped_truth(abar: Callable[[mpf], mpf], num_steps: int) -> Callable[[int], Noise]:
+    """A schedule that ends without signal: its last beta is 0.999."""
+
+    def noise(t: int) -> Noise:
+        if t < num_steps:
+            return preserving(abar(mpf(t) / num_steps))
+        return preserving(abar(mpf(t - 1) / num_steps) * mpf(1 - np.float64(0.999)))
+
+    return noise
+
+
+def cosine_abar(t: mpf) -> mpf:
+    f = [mpmath.cos((u + mpf(0.008)) / (1 + mpf(0.008)) * mpmath.pi / 2) ** 2 for u in (t, mpf(0))]
+    return _tiny_is_zero(f[0] / f[1])
+
+
+def sigmoid_abar(t: mpf) -> mpf:
+    f = [1 / (1 + mpmath.exp(-u)) for u in (mpf(3), -3 + 6 * t, mpf(-3))]
+    return (f[0] - f[1]) / (f[0] - f[2])
+
+
+def from_first(noise: Callable[[mpf], Noise], num_steps: int) -> Callable[[int], Noise]:
+    """A schedule that begins with noise: level 1 is its t = 0, level T its t = 1, level 0 clean."""
+    return lambda t: Noise(mpf(1), mpf(0)) if t == 0 else noise(mpf(t - 1) / (num_steps - 1))
+
+
+def log_snr_noise(t: mpf) -> Noise:
+    return preserving(1 / (1 + mpmath.exp(40 * t - 20)))
+
+
+def exploding_noise(t: mpf) -> Noise:
+    return Noise(mpf(1), mpf(0.01) * (50 / mpf(0.01)) ** t)
+
+
+def table_cases(num_steps: int) -> dict[str, tuple[tables.Table, Callable[[int], Noise]]]:
+    scale = 1 if num_steps < 100 else 1000 / num_steps
+    linear = tables.linear_betas(num_steps, 1e-4, 0.02) if scale == 1 and num_steps < 100 else None
+    linear = linear or tables.linear_betas(num_steps, 0.1 / num_steps, 20.0 / num_steps)
+    tabulate = tables.tabulate
+    wide = schedules.LinearLogSNR(20.0, -20.0)
+    exploding = tabulate(schedules.VarianceExploding(), num_steps)
+    return {
+        "linear": (linear, linear_truth(num_steps)),
+        "cosine": (tabulate(schedules.Cosine(), num_steps), clipped_truth(cosine_abar, num_steps)),
+        "sigmoid": (tabulate(schedules.Sigmoid(), num_steps), clipped_truth(sigmoid_abar, num_steps)),
+        "log SNR": (tabulate(wide, num_steps), from_first(log_snr_noise, num_steps)),
+        "exploding": (exploding, from_first(exploding_noise, num_steps)),
+    }
+
+
+def table_steps(num_steps: int, count: int) -> np.ndarray:
+    """Both ends, a logarithmic and a random selection of step numbers."""
+    ends = np.concatenate([np.arange(min(count, num_steps + 1)), num_steps - np.arange(min(count, num_steps))])
+    spaced = np.geomspace(1, num_steps, 2 * count).astype(int)
+    return np.unique(np.concatenate([ends, spaced, np.random.RandomState(0).randint(0, num_steps + 1, count)]))
+
+
+def of_tables(num_steps: int, count: int = 12) -> Iterator[Check]:
+    for name, (table, truth) in table_cases(num_steps).items():
+        t = table_steps(num_steps, count)
+        place = f"{name}, T = {num_steps:,}"
+        values = jax.jit(lambda t, table=table: level_values(table(t)))(t)
+        yield from compare(values, [level_truths(truth(int(i))) for i in t], [f"{place}, t = {i}" for i in t])
+        later = t[t > 0]
+        rng = np.random.RandomState(1)
+        pairs = [(i - 1, i) for i in later] + [(rng.randint(0, i), i) for i in later]
+        s, t = (np.array(side, np.int32) for side in zip(*pairs, strict=True))
+        values = jax.jit(lambda s, t, table=table: step_values(table.step(s, t)))(s, t)
+        truths = [step_truths(truth(int(a)), truth(int(b))) for a, b in pairs]
+        yield from compare(values, truths, [f"{place}, {a} -> {b}" for a, b in pairs])
+        if name != "exploding":
+            yield from of_betas(table, truth, later, place)
+        yield from of_strided(table, truth, place)
+
+
+def of_betas(table: tables.Table, truth: Callable[[int], Noise], t: np.ndarray, place: str) -> Iterator[Check]:
+    one_step = [1 - (truth(int(i)).alpha / truth(int(i) - 1).alpha) ** 2 for i in t]
+    beta = np.asarray(jax.jit(tables.to_betas)(table).beta)[t - 1]
+    yield Check("beta_t", beta, one_step, [f"{place}, t = {i}" for i in t])
+    deviation = np.asarray(jax.jit(tables.to_standard_deviations)(table).beta)[t - 1]
+    yield Check("beta_t (deviation)", deviation, list(map(mpmath.sqrt, one_step)), [f"{place}, t = {i}" for i in t])
+
+
+def of_strided(table: tables.Table, truth: Callable[[int], Noise], place: str) -> Iterator[Check]:
+    steps = tables.even_steps(table.num_steps, min(7, table.num_steps))
+    few = table.strided(steps)
+    t = np.arange(1, few.num_steps + 1)
+    values = jax.jit(lambda t: step_values(few.step(t - 1, t)))(t)
+    truths = [step_truths(truth(int(a)), truth(int(b))) for a, b in itertools.pairwise(steps)]
+    places = [f"{place}, strided {a} -> {b}" for a, b in itertools.pairwise(steps)]
+    yield from compare(values, truths, places)
+
+
+# -- continuous schedules ---------------------------------------------------------------------------------------------
+
+
+def linear_beta_noise(t: mpf) -> Noise:
+    return preserving(mpmath.exp(-(mpf(0.1) * t + (20 - mpf(0.1)) * t**2 / 2)))
+
+
+CONTINUOUS: dict[str, tuple[schedules.Schedule, Callable[[mpf], Noise]]] = {
+    "linear beta": (schedules.LinearBeta(), linear_beta_noise),
+    "cosine": (schedules.Cosine(), lambda t: preserving(cosine_abar(t))),
+    "sigmoid": (schedules.Sigmoid(), lambda t: preserving(sigmoid_abar(t))),
+    "log SNR": (schedules.LinearLogSNR(20.0, -20.0), log_snr_noise),
+    "exploding": (schedules.VarianceExploding(), exploding_noise),
+}
+
+
+def continuous() -> Iterator[Check]:
+    t = np.unique(np.concatenate([np.linspace(0, 1, 41), 10.0 ** np.arange(-6, 0), 1 - 10.0 ** np.arange(-6, 0)]))
+    t = t.astype(np.float32)
+    inner = t[(t > 0) & (t < 1)]
+    near = np.nextafter(inner, np.float32(1))
+    s, u = np.concatenate([inner, inner, 0 * inner]), np.concatenate([near, (inner + 1) / 2, inner]).astype(np.float32)
+    for name, (schedule, truth) in CONTINUOUS.items():
+        levels = jax.jit(lambda t, schedule=schedule: level_values(schedule(t)))(t)
+        exact = ("alpha", "sigma", "sigma^2 (marginal variance)", LOG_SNR)
+        levels = {f"{key}, continuous": levels[key] for key in exact}
+        truths = [{f"{key}, continuous": value for key, value in level_truths(truth(mpf(float(i)))).items()} for i in t]
+        yield from compare(levels, truths, [f"{name}, t = {i:.9g}" for i in t])
+        step = jax.jit(schedule.step)(s, u)
+        gone = [1 - ratio(truth(mpf(float(a))), truth(mpf(float(b)))) for a, b in zip(s, u, strict=True)]
+        places = [f"{name}, {a:.9g} -> {b:.9g}" for a, b in zip(s, u, strict=True)]
+        yield Check("1 - r, continuous", np.asarray(step.one_minus_ratio, np.float64), gone, places)
+
+
+# -- divergences, conversions, decoders, bits -------------------------------------------------------------------------
+
+
+def divergences() -> Iterator[Check]:
+    y = np.concatenate([s * 10.0 ** np.arange(-12, 1.5, 0.5) for s in (1, -1)] + [[20.0, -20.0]]).astype(np.float32)
+    truths = [(mpmath.exp(mpf(float(v))) - 1 - mpf(float(v))) / 2 for v in y]
+    yield Check("KL of variances", np.asarray(jax.jit(variance_kl)(y)), truths, [f"log ratio {v:.3g}" for v in y])
+    for x_0 in (0.0, 0.5, 1.0):
+        values = jax.jit(jax.vmap(lambda x, lam: elbo.prior_kl(x, level_from_log_snr(lam))))(
+            np.full_like(LOG_SNRS, x_0), LOG_SNRS
+        )
+        truths = []
+        for log_snr in LOG_SNRS:
+            alpha, sigma = of_log_snr(log_snr)
+            truths.append(((alpha * mpf(x_0)) ** 2 + sigma**2 - 1 - 2 * mpmath.log(sigma)) / 2)
+        yield Check("prior KL", np.asarray(values), truths, [f"x_0 = {x_0}, log SNR {v:g}" for v in LOG_SNRS])
+    p = [(0.3, 1.0), (0.0, 1e-6), (1.0, 1 + 2**-20), (-2.0, 30.0)]
+    q = [(0.3, 1.0 + 2**-12), (0.0, 2.0), (1.0, 1.0), (3.0, 1e-3)]
+    for (m, v), (n, w) in [(a, b) for a in p for b in q]:
+        m, v, n, w = np.array([m, v, n, w], np.float32)
+        value = jax.jit(lambda *a: kl(Normal(a[0], a[1]), Normal(a[2], a[3])))(m, v, n, w)
+        r, d = mpf(float(v)) / mpf(float(w)), mpf(float(m)) - mpf(float(n))
+        truth = (d**2 / mpf(float(w)) + r - 1 - mpmath.log(r)) / 2
+        yield Check("KL of normals", np.asarray([value]), [truth], [f"N({m}, {v}) || N({n}, {w})"])
+
+
+def conversion_truths(source: str, target: str, noise: Noise) -> tuple[mpf, mpf]:
+    """The coefficients of x_t and of the prediction, by solving the two defining linear equations."""
+    alpha, sigma = noise
+    rows = {"x_0": (1, 0), "eps": (0, 1), "v": (-sigma, alpha), "score": (0, -1 / sigma)}  # of (x_0, eps)
+    known = mpmath.matrix([[alpha, sigma], list(rows[source])])
+    solved = mpmath.matrix([list(rows[target])]) * known**-1
+    return solved[0], solved[1]
+
+
+def conversions() -> Iterator[Check]:
+    lams = LOG_SNRS[::8]
+    one, zero = jnp.ones_like(lams), jnp.zeros_like(lams)
+    for source in KINDS:
+        for target in KINDS:
+            if source == target:
+                continue
+
+            def convert(value, x_t, lam, source=source, target=target):
+                return parameterization.convert(value, x_t, level_from_log_snr(lam), source, target)
+
+            convert = jax.jit(jax.vmap(convert))
+            truths = [conversion_truths(source, target, of_log_snr(lam)) for lam in lams]
+            places = [f"{source} -> {target}, log SNR {lam:g}" for lam in lams]
+            of_x_t, of_value = convert(zero, one, lams), convert(one, zero, lams)
+            yield Check("conversion: of x_t", np.asarray(of_x_t), [_tiny_is_zero(a) for a, _ in truths], places)
+            yield Check("conversion: of prediction", np.asarray(of_value), [b for _, b in truths], places)
+
+
+def _tiny_is_zero(x: mpf) -> mpf:
+    return mpf(0) if abs(x) < mpf(10) ** -40 else x  # what 50 digits leave of an exact zero
+
+
+def mass(mean: mpf, scale: mpf, k: int, levels: int) -> mpf:
+    low, high = ((2 * k + side - (levels - 1)) / mpf(levels - 1) for side in (-1, 1))
+    upper = [mpmath.erfc(-(edge - mean) / scale / mpmath.sqrt(2)) / 2 for edge in (low, high)]
+    lower = [mpmath.erfc((edge - mean) / scale / mpmath.sqrt(2)) / 2 for edge in (low, high)]
+    if k == 0:
+        return upper[1]
+    if k == levels - 1:
+        return lower[0]
+    return upper[1] - upper[0] if low + high < 2 * mean else lower[0] - lower[1]
+
+
+DECODERS = [(17, 0.01), (17, 0.1), (17, 0.3), (17, 30.0), (256, 1e-3), (256, 0.01), (256, 1.0)]
+MEANS = (0.0, 0.3, -0.97, 1.0, 1.4)
+
+
+@partial(jax.jit, static_argnames="levels")
+def discretised(mean, scale, levels: int):
+    return DiscretizedGaussian(mean, scale, levels).log_masses()
+
+
+def decoders() -> Iterator[Check]:
+    for levels, scale in DECODERS:
+        for mean in MEANS:
+            m, s = np.float32(mean), np.float32(scale)
+            log_masses = np.asarray(discretised(m, s, levels), np.float64)
+            ks = np.unique(np.linspace(0, levels - 1, 17).astype(int))
+            with mpmath.workdps(400):  # the far tails' masses differ from 1 or 0 by far less than 1e-50
+                truths = [mpmath.log(mass(mpf(float(m)), mpf(float(s)), int(k), levels)) for k in ks]
+            place = f"{levels} levels, scale {scale:g}, mean {mean:g}"
+            places = [f"{place}, value {k}" for k in ks]
+            yield Check("decoder: log mass (of at least 1)", log_masses[ks], truths, places, 1.0)
+            yield Check("decoder: sum of masses", np.array([np.exp(log_masses).sum()]), [mpf(1)], [place])
+    yield from categorical()
+
+
+def categorical() -> Iterator[Check]:
+    for levels, log_snr in ((17, 8.0), (17, 2.0), (256, 13.3), (256, 5.0)):
+        for z in (-1.02, 0.1, 0.997):
+            z, lam = np.float32([z]), np.float32(log_snr)
+            law = jax.jit(lambda z, lam, n=levels: Categorical(z, level_from_log_snr(lam), n).log_masses())
+            masses = np.exp(np.asarray(law(z, lam), np.float64))[0]
+            alpha, sigma = of_log_snr(lam)
+            grid = [mpf(2 * k - levels + 1) / (levels - 1) for k in range(levels)]
+            weights = [mpmath.exp(-((mpf(float(z[0])) - alpha * v) ** 2) / (2 * sigma**2)) for v in grid]
+            truths = [w / sum(weights) for w in weights]
+            likely = [k for k in range(levels) if truths[k] > 0.01]
+            place = f"{levels} levels, log SNR {log_snr:g}, z = {z[0]:g}"
+            places = [f"{place}, value {k}" for k in likely]
+            yield Check("categorical: mass", masses[likely], [truths[k] for k in likely], places)
+            yield Check("categorical: sum of masses", np.array([masses.sum()]), [mpf(1)], [place])
+
+
+def bits() -> Iterator[Check]:
+    nats = np.float32([1e-3, 1.0, 5000.0])
+    values = jax.jit(lambda n: elbo.bits_per_dim(n, 3072))(nats)
+    truths = [mpf(float(n)) / 3072 / mpmath.log(2) for n in nats]
+    yield Check("bits per dimension", np.asarray(values), truths, [f"{n:g} nats" for n in nats])
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+
+
+def gradients() -> Iterator[Check]:
+    """Gradients must be numbers: of every kernel by the log-SNRs, of schedules by t, of decoders by the mean."""
+    s, t = np.float32([20.0, 3.0, -19.9, 0.001]), np.float32([-20.0, 2.999999, -20.0, 0.0])
+
+    def total(s, t):
+        values = step_values(jax.tree.map(lambda x: x[None], step_from_log_snr(s, t)))
+        return sum(jnp.sum(jnp.log(jnp.abs(v) + 1e-30)) for v in values.values())
+
+    grads = jax.jit(jax.vmap(jax.grad(total, argnums=(0, 1))))(s, t)
+    yield finite("gradient by log SNR", np.stack(grads), [f"{a:g} -> {b:g}" for a, b in zip(s, t, strict=True)] * 2)
+    times = np.float32([1e-6, 0.3, 0.5, 1 - 1e-6])
+    for name, (schedule, _) in CONTINUOUS.items():
+        grads = jax.jit(jax.vmap(jax.grad(lambda t, schedule=schedule: schedule(t).log_snr)))(times)
+        yield finite("gradient by t", np.asarray(grads), [f"{name}, t = {t:g}" for t in times])
+    slopes = jax.jit(jax.vmap(jax.jacrev(discretised), (0, None, None)), static_argnums=2)
+    means = np.float32([*MEANS, 40.0])
+    for levels, scale in DECODERS:
+        grads = np.asarray(slopes(means, np.float32(scale), levels))
+        places = [f"{levels} levels, scale {scale:g}, mean {m:g}" for m in means for _ in range(levels)]
+        yield finite("decoder: gradient by mean", grads, places)
+
+
+def finite(quantity: str, values: np.ndarray, places: list[str]) -> Check:
+    values = np.where(np.isfinite(values), 1.0, np.nan).ravel()
+    return Check(quantity + " (is a number)", values, [mpf(1)] * values.size, places)
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+SOURCES: dict[str, Callable[[], Iterator[Check]]] = {
+    "exact levels": exact_levels,
+    "exact steps": exact_steps,
+    **{f"tables of {n} steps": (lambda n=n: of_tables(n)) for n in (10, 1_000, 4_000, 100_000)},
+    "continuous schedules": continuous,
+    "divergences": divergences,
+    "conversions": conversions,
+    "decoders": decoders,
+    "bits": bits,
+    "gradients": gradients,
+}
+
+
+def error(value: float, truth: mpf, floor: float) -> float:
+    """The relative error; infinite for a NaN, or where the truth is 0 or infinite and the value is not."""
+    if np.isnan(value):
+        return np.inf
+    if mpmath.isinf(truth) or max(abs(truth), floor) == 0:
+        return 0.0 if value == float(truth) else np.inf
+    return float(abs(mpf(float(value)) - truth) / max(abs(truth), mpf(floor)))
+
+
+def worst(check: Check) -> tuple[float, str]:
+    """The largest error of a check and its place."""
+    errors = [error(v, t, check.floor) for v, t in zip(check.values.ravel(), check.truths, strict=True)]
+    i = int(np.argmax(errors))
+    return errors[i], check.places[i]
+
+
+def main() -> None:
+    """Print the table; exit with 1 if anything is past the limit."""
+    found: dict[str, tuple[float, str]] = {}
+    for source in SOURCES.values():
+        for check in source():
+            found[check.quantity] = max(found.get(check.quantity, (0.0, "")), worst(check))
+    print(f"{'quantity':34} {'worst relative error':>20}   where")
+    for quantity, (size, place) in found.items():
+        mark = "ok" if size <= LIMIT else "FAIL"
+        print(f"{quantity:34} {size:20.1e}   {place or '-'}   {mark}")
+    bad = sum(size > LIMIT for size, _ in found.values())
+    print(f"{len(found) - bad} of {len(found)} quantities within {LIMIT:g}.")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The table of `make accuracy`, quantity by quantity, and that it would notice."""
+
+import mpmath
+import numpy as np
+import pytest
+from mpmath import mpf
+
+from tests import accuracy
+
+
+@pytest.mark.parametrize("source", accuracy.SOURCES)
+def test_float32_is_right_to_1e_6(source):
+    for check in accuracy.SOURCES[source]():
+        size, place = accuracy.worst(check)
+        assert size <= accuracy.LIMIT, f"{check.quantity}: relative error {size:.1e} at {place}"
+
+
+@pytest.mark.parametrize(
+    ("value", "truth", "floor", "expected"),
+    [
+        (1.0 + 3e-6, mpf(1), 0.0, 3e-6),
+        (3e-6, mpf(0), 1.0, 3e-6),  # relative to the floor where the truth is below it
+        (1e-30, mpf(0), 0.0, np.inf),  # zero means zero
+        (np.nan, mpf(1), 0.0, np.inf),
+        (3e38, mpmath.inf, 0.0, np.inf),
+        (np.inf, mpmath.inf, 0.0, 0.0),
+    ],
+)
+def test_errors_are_measured(value, truth, floor, expected):
+    np.testing.assert_allclose(accuracy.error(value, truth, floor), expected, rtol=1e-9)
+
+
+def test_a_float32_cumulative_product_would_fail():
+    # What the field does, and why tables are made in float64: 1 - abar_t is off by up to 2e-4.
+    abar = np.cumprod(np.float32(1) - np.linspace(1e-4, 0.02, 1000).astype(np.float32))
+    truth = accuracy.linear_truth(1000)
+    errors = [accuracy.error(np.sqrt(1 - abar[t - 1]), truth(t).sigma, 0.0) for t in (1, 2, 5)]
+    assert max(errors) > 20 * accuracy.LIMIT

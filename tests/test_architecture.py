@@ -1,0 +1,105 @@
+"""Imports point one way, equations stay pure, and docstrings say where each comes from."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vdm_jax"
+# Each may import those before it, and nothing else of the package.
+LAYERS = [
+    "types", "gaussian", "levels", "schedules", "tables", "forward", "parameterization", "likelihoods", "elbo",
+    "losses", "samplers",
+]  # fmt: skip
+MAY_IMPORT = {"jax", "numpy", "jaxtyping", "vdm_jax"} | set(sys.stdlib_module_names)
+CATALOGUE = (
+    {f"FWD-{i}" for i in range(1, 8)}
+    | {f"POST-{i}" for i in range(1, 9)}
+    | {f"ELBO-{i}" for i in range(1, 14)}
+    | {f"PAR-{i}" for i in range(1, 4)}
+    | {f"SAM-{i}" for i in range(1, 5)}
+    | {f"VAE-{i}" for i in range(1, 13)}
+    | {f"TW-{i}" for i in range(1, 4)}
+)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules a file imports, `from package import module` included."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms(path: Path) -> set[str]:
+    """The files or folders of the package that a file imports."""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("vdm_jax.")}
+
+
+def public(path: Path):
+    for node in tree(path).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node
+
+
+def test_every_equation_file_has_its_layer():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", *LAYERS}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_equations_import_only_jax_numpy_and_earlier_layers(name):
+    path = PACKAGE / f"{name}.py"
+    assert {module.split(".")[0] for module in imports(path)} <= MAY_IMPORT
+    assert rooms(path) <= set(LAYERS[: LAYERS.index(name)])
+
+
+@pytest.mark.parametrize("room", ["networks", "training"])
+def test_networks_and_training_import_no_equation(room):
+    for path in (PACKAGE / room).glob("*.py"):
+        assert rooms(path) <= {room}, path.name
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_public_names_are_documented_with_entries_that_exist(name):
+    path = PACKAGE / f"{name}.py"
+    for node in public(path):
+        assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
+    mentioned = set(re.findall(r"\b(?:FWD|POST|ELBO|PAR|SAM|VAE|TW|EBM|SM|LAN|HVAE|AE)-\d+", path.read_text()))
+    assert mentioned <= CATALOGUE
+
+
+@pytest.mark.parametrize("name", [layer for layer in LAYERS if layer != "types"])
+def test_public_functions_are_in_the_index(name):
+    index = ast.get_docstring(tree(PACKAGE / "__init__.py"))
+    assert index is not None
+    for node in public(PACKAGE / f"{name}.py"):
+        if isinstance(node, ast.FunctionDef):
+            assert re.search(rf"\b{node.name}\b", index), f"{name}.{node.name} is not in vdm_jax's docstring"
+
+
+def test_functions_are_short_and_nothing_is_called_utils():
+    for path in PACKAGE.rglob("*.py"):
+        assert "util" not in path.stem
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 25, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_importing_the_package_is_light():
+    heavy = ["tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "flax", "grain"]
+    code = f"import sys, vdm_jax.losses, vdm_jax.samplers; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    assert out.stdout.strip() == "[]"
