@@ -13,14 +13,24 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from vdm_jax import forward
 from vdm_jax.gaussian import Normal, variance_kl
 from vdm_jax.levels import Level, Step
 from vdm_jax.parameterization import target, to_x_0
 from vdm_jax.tables import Table
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X, unknown_parameterization
+from vdm_jax.types import (
+    Batch,
+    Denoiser,
+    Key,
+    Parameterization,
+    PerExample,
+    Real,
+    Scalar,
+    X,
+    pytree_callable,
+    unknown_parameterization,
+)
 
 
 @runtime_checkable
@@ -155,7 +165,7 @@ def bound(
         raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term, or None for all")
     if terms is None or table.num_steps == 1:
         terms = table.num_steps - 1
-    return _bound(Partial(denoiser), key, x_0, table, Partial(decoder), kind, terms, prior_log_var)
+    return _bound(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, terms, prior_log_var)
 
 
 @partial(jax.jit, static_argnames=("kind", "terms"))
@@ -216,7 +226,7 @@ def joint_log_ratio(
 
     Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585; Ho et al. 2020, arXiv:2006.11239, equation 3.
     """
-    return _joint_log_ratio(Partial(denoiser), key, x_0, table, Partial(decoder), kind, prior_log_var)
+    return _joint_log_ratio(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, prior_log_var)
 
 
 @partial(jax.jit, static_argnames="kind")

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Int
 
 from vdm_jax.elbo import Bound, Decoder, bound
 from vdm_jax.levels import Step
 from vdm_jax.parameterization import target
 from vdm_jax.tables import Table
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, pytree_callable
 
 
 class DenoisingLoss(NamedTuple):
@@ -88,7 +87,7 @@ def denoising_loss(
 
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 1 and equation 14.
     """
-    return _denoising_loss(Partial(denoiser), key, x_0, table, kind, Partial(weight or _one), spread)
+    return _denoising_loss(pytree_callable(denoiser), key, x_0, table, kind, pytree_callable(weight or _one), spread)
 
 
 def simple_loss(

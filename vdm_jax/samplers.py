@@ -6,14 +6,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
 from vdm_jax.levels import Step
 from vdm_jax.parameterization import to_x_0
 from vdm_jax.tables import Table
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
 
 
 class Trajectory(NamedTuple):
@@ -75,7 +74,7 @@ def ancestral(
         raise ValueError(f"unknown variance {variance!r}: choose 'lower' or 'upper'")
     if not 0 <= snapshots <= table.num_steps:
         raise ValueError(f"snapshots is {snapshots}: this chain has {table.num_steps} states to return")
-    return _ancestral(Partial(denoiser), key, x_T, table, kind, variance, clip, snapshots)
+    return _ancestral(pytree_callable(denoiser), key, x_T, table, kind, variance, clip, snapshots)
 
 
 @partial(jax.jit, static_argnames=("kind", "variance", "clip", "snapshots"))

@@ -7,7 +7,7 @@ in float64 on the host: a float32 product of 1 - beta has lost 2e-4 by T = 1,000
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ class Table:
     """
 
     levels: Level
-    log_snr: jax.Array
-    log_snr_low: jax.Array
+    log_snr: Any  # arrays; JAX itself rebuilds a pytree with whatever it likes in their place
+    log_snr_low: Any
 
     @property
     def num_steps(self) -> int:

@@ -1,9 +1,12 @@
 """Names for the arrays and callables that equations take."""
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jax import Array
+from jax.tree_util import Partial
 from jaxtyping import Float, Int, PRNGKeyArray, UInt32
 
 X = Float[Array, "*x"]  # one example, of any shape
@@ -28,6 +31,15 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, x_t: Batch, level: Any, /) -> Batch: ...
+
+
+def pytree_callable(function: Callable) -> Callable:
+    """A callable that can be an argument of a jitted function: itself if it is a pytree, else a constant `Partial`.
+
+    A Partial of a Partial would not do: JAX compares it by identity, and every call would trace anew.
+    """
+    leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
+    return Partial(function) if leaf else function
 
 
 def unknown_parameterization(kind: object) -> ValueError:

@@ -1,0 +1,259 @@
+"""Every public function gives the same under jit, vmap and a real pmap as alone, and has the right gradient."""
+
+import importlib
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from jax.tree_util import Partial
+
+from vdm_jax import elbo, forward, gaussian, levels, likelihoods, losses, parameterization, samplers, schedules, tables
+from vdm_jax.gaussian import Normal
+from vdm_jax.levels import Level, level_from_log_snr, step_from_log_snr
+
+MODULES = "gaussian levels schedules tables forward parameterization likelihoods elbo losses samplers".split()
+DEVICES = 8
+TABLE = tables.tabulate(schedules.LinearLogSNR(6.0, -4.0), 10)
+
+
+def numbers(seed: int, *shape: int, low: float = -0.9, high: float = 0.9) -> jax.Array:
+    """One row a device."""
+    return jnp.asarray(np.random.RandomState(seed).uniform(low, high, (DEVICES, *shape)), jnp.float32)
+
+
+X, Y, P = numbers(0, 3, 2), numbers(1, 3, 2), numbers(2)
+HIGH, LOW, VAR = numbers(3, low=1.0, high=6.0), numbers(4, low=-6.0, high=0.5), numbers(5, low=0.5, high=2.0)
+KEYS, STEPS = jax.random.split(jax.random.key(0), DEVICES), jnp.arange(1, 1 + DEVICES)
+BATCH = numbers(6, 5, 3)
+DRAWN = likelihoods.to_unit(jnp.arange(DEVICES * 6).reshape(DEVICES, 3, 2) % 17, 17)
+
+
+def at(function, *, pair: bool = False):
+    """`function(*arrays, level)` as one of log-SNRs, so that gradients run through the level too."""
+    if pair:
+        return lambda *a: function(*a[:-2], step_from_log_snr(a[-2], a[-1]))
+    return lambda *a: function(*a[:-1], level_from_log_snr(a[-1]))
+
+
+def to_all(convert):
+    return lambda value, x_t, lam: [convert(value, x_t, level_from_log_snr(lam), kind) for kind in KINDS]
+
+
+KINDS = ("x_0", "eps", "v", "score")
+# name -> (function of one row, rows). Random functions get their key first.
+SMOOTH: dict[str, tuple[Any, tuple]] = {
+    "gaussian.Normal": (lambda m, v, x: (Normal(m, v).log_prob(x), Normal(m, v).entropy()), (X, VAR, Y)),
+    "gaussian.kl": (lambda m, v, n, w: gaussian.kl(Normal(m, v), Normal(n, w)), (X, VAR, Y, VAR[::-1])),
+    "gaussian.variance_kl": (gaussian.variance_kl, (P,)),
+    "levels.Level": (lambda lam: (level_from_log_snr(lam).snr, level_from_log_snr(lam).log_snr), (P,)),
+    "levels.Step": (
+        lambda s, t: (step_from_log_snr(s, t).snr_ratio, step_from_log_snr(s, t).one_minus_ratio),
+        (HIGH, LOW),
+    ),
+    "levels.level_from_log_snr": (levels.level_from_log_snr, (P,)),
+    "levels.step_from_log_snr": (levels.step_from_log_snr, (HIGH, LOW)),
+    **{
+        f"schedules.{name}": (
+            lambda s, d, schedule=schedule: schedule.step(s, s + d),
+            (numbers(7, low=0.1, high=0.5), numbers(8, low=0.01, high=0.4)),
+        )
+        for name, schedule in {
+            "LinearBeta": schedules.LinearBeta(),
+            "Cosine": schedules.Cosine(),
+            "Sigmoid": schedules.Sigmoid(),
+            "LinearLogSNR": schedules.LinearLogSNR(),
+            "VarianceExploding": schedules.VarianceExploding(),
+        }.items()
+    },
+    "forward.marginal": (at(forward.marginal), (X, P)),
+    "forward.transition": (at(forward.transition, pair=True), (X, HIGH, LOW)),
+    "forward.posterior": (at(forward.posterior, pair=True), (X, Y, HIGH, LOW)),
+    "forward.posterior_from_eps": (at(forward.posterior_from_eps, pair=True), (X, Y, HIGH, LOW)),
+    "forward.posterior_from_score": (at(forward.posterior_from_score, pair=True), (X, Y, HIGH, LOW)),
+    "forward.posterior_variance": (at(forward.posterior_variance, pair=True), (HIGH, LOW)),
+    "forward.posterior_coefficients": (at(forward.posterior_coefficients, pair=True), (HIGH, LOW)),
+    "parameterization.target": (
+        lambda x, e, lam: [parameterization.target(x, e, level_from_log_snr(lam), kind) for kind in KINDS],
+        (X, Y, P),
+    ),
+    "parameterization.to_x_0": (to_all(parameterization.to_x_0), (X, Y, P)),
+    "parameterization.to_eps": (to_all(parameterization.to_eps), (X, Y, P)),
+    "parameterization.to_v": (to_all(parameterization.to_v), (X, Y, P)),
+    "parameterization.to_score": (to_all(parameterization.to_score), (X, Y, P)),
+    "parameterization.convert": (
+        lambda value, x_t, lam: parameterization.convert(value, x_t, level_from_log_snr(lam), "v", "score"),
+        (X, Y, P),
+    ),
+    "likelihoods.DiscretizedGaussian": (
+        lambda m, s, x: likelihoods.DiscretizedGaussian(m, s, 17).log_prob(jax.lax.stop_gradient(x)),
+        (X, VAR, DRAWN),
+    ),
+    "likelihoods.Categorical": (
+        lambda z, lam, x: likelihoods.Categorical(z, level_from_log_snr(lam), 17).log_prob(jax.lax.stop_gradient(x)),
+        (X, P, DRAWN),
+    ),
+    "elbo.prior_kl": (at(elbo.prior_kl), (X, P)),
+    "elbo.diffusion_weight": (
+        lambda s, t: [elbo.diffusion_weight(step_from_log_snr(s, t), kind) for kind in KINDS],
+        (HIGH, LOW),
+    ),
+    "elbo.diffusion_kl": (
+        lambda x, y, s, t: [elbo.diffusion_kl(x, y, step_from_log_snr(s, t), kind) for kind in KINDS],
+        (X, Y, HIGH, LOW),
+    ),
+    "elbo.bits_per_dim": (lambda nats: elbo.bits_per_dim(nats, 7, 0.5), (P,)),
+}
+
+
+def table(x):
+    """TABLE in the dtype of x."""
+    return jax.tree.map(lambda field: field.astype(x.dtype), TABLE)
+
+
+def network(param, x_t, level):
+    return param * x_t * level.sigma[:, None]
+
+
+def decoder(x_hat, x_1, level):
+    return Normal(x_hat, level.sigma**2)
+
+
+# Functions of a batch: a row is (key, the network's parameter, a batch).
+BATCHED: dict[str, Any] = {
+    "elbo.bound": lambda k, p, x: elbo.bound(Partial(network, p), k, x, table(x), decoder),
+    "elbo.joint_log_ratio": lambda k, p, x: elbo.joint_log_ratio(Partial(network, p), k, x, table(x), decoder),
+    "losses.denoising_loss": lambda k, p, x: losses.denoising_loss(Partial(network, p), k, x, table(x), kind="v")[1:],
+    "losses.simple_loss": lambda k, p, x: losses.simple_loss(Partial(network, p), k, x, table(x), spread=True),
+    "losses.ddpm_loss": lambda k, p, x: losses.ddpm_loss(Partial(network, p), k, x, table(x), decoder),
+    "samplers.ancestral": lambda k, p, x: samplers.ancestral(Partial(network, p), k, x, table(x), snapshots=3).x_0,
+}
+# Integers in or out: no gradient.
+DISCRETE: dict[str, tuple[Any, tuple]] = {
+    "gaussian.Normal.sample": (lambda k, m, v: Normal(m, v).sample(k), (KEYS, X, VAR)),
+    "tables.Table": (lambda t: (TABLE(t), TABLE.step(t - 1, t).log_snr_drop), (STEPS,)),
+    "tables.to_betas": (lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_betas(TABLE)), (STEPS,)),
+    "tables.to_standard_deviations": (
+        lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_standard_deviations(TABLE)),
+        (STEPS,),
+    ),
+    "tables.to_gammas": (lambda t: tables.to_gammas(TABLE)[t - 1], (STEPS,)),
+    "likelihoods.to_unit": (lambda i: likelihoods.to_unit(i, 17), (STEPS,)),
+    "likelihoods.from_unit": (lambda x: likelihoods.from_unit(x, 17), (X,)),
+    "likelihoods.sample": (
+        lambda k, m, lam: (
+            likelihoods.DiscretizedGaussian(m, lam**2, 17).sample(k),
+            likelihoods.Categorical(m, level_from_log_snr(lam), 17).sample(k),
+        ),
+        (KEYS, X, P),
+    ),
+    "losses.draw_steps": (lambda k: (losses.draw_steps(k, 4, 10), losses.draw_steps(k, 4, 10, spread=True)), (KEYS,)),
+}
+# Made on the host from static numbers; here, that they can be made inside a compiled function.
+HOST = {
+    "tables.tabulate": lambda: tables.tabulate(schedules.Cosine(), 4),
+    "tables.from_betas": lambda: tables.from_betas(np.array([0.1, 0.2])),
+    "tables.from_standard_deviations": lambda: tables.from_standard_deviations(np.array([0.1, 0.2])),
+    "tables.from_gammas": lambda: tables.from_gammas(np.array([-1.0, 2.0])),
+    "tables.linear_betas": lambda: tables.linear_betas(10),
+    "tables.even_steps": lambda: jnp.asarray(tables.even_steps(10, 4)),
+}
+NAMED_ELSEWHERE = {  # protocols and results, which have no computation of their own
+    "schedules.Schedule", "tables.Betas", "forward.PosteriorCoefficients", "elbo.Likelihood", "elbo.Decoder",
+    "elbo.Bound", "losses.DenoisingLoss", "samplers.Samples", "samplers.Trajectory",
+}  # fmt: skip
+ROWS = {
+    **SMOOTH,
+    **DISCRETE,
+    **{name: (function, (KEYS, P, BATCH)) for name, function in BATCHED.items()},
+}
+
+
+def close(got, want):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=3e-6, atol=3e-6), got, want)
+
+
+def test_nothing_public_is_missing():
+    public = set()
+    for name in MODULES:
+        module = importlib.import_module(f"vdm_jax.{name}")
+        for key, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
+                public.add(f"{name}.{key}")
+    assert public == {name for name in {*ROWS, *HOST, *NAMED_ELSEWHERE} if name in public}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_same_alone_jitted_mapped_and_on_many_devices(name):
+    function, rows = ROWS[name]
+    alone = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *[function(*(row[i] for row in rows)) for i in range(DEVICES)]
+    )
+    close(jax.jit(function)(*(row[0] for row in rows)), jax.tree.map(lambda leaf: leaf[0], alone))
+    close(jax.vmap(function)(*rows), alone)
+    close(jax.pmap(function)(*rows), alone)
+
+
+def check_slope(function, *args):
+    """Forward and reverse gradients against central differences, in float64."""
+    with jax.enable_x64(True):
+        args = [jnp.asarray(arg, jnp.float64) for arg in args]
+        wrapped = lambda *a: function(*map(jnp.asarray, a))  # noqa: E731  the differences come as NumPy scalars
+        check_grads(wrapped, args, order=1, modes=["rev"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradient_is_the_slope(name):
+    function, rows = SMOOTH[name]
+    args = [row[0] for row in rows]
+    if name.startswith("likelihoods"):  # the data are on a grid
+        check_slope(lambda *a: function(*a, args[-1].astype(jnp.float64)), *args[:-1])
+    else:
+        check_slope(function, *args)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_gradient_by_the_network_is_the_slope(name):
+    check_slope(lambda p, x: BATCHED[name](jax.random.key(1), p, x), P[0], BATCH[0])
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_tables_can_be_made_while_tracing(name):
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(HOST[name])(), HOST[name]())
+
+
+def test_table_is_an_argument_a_closure_and_a_scan_s_constant():
+    t = jnp.arange(1, 11)
+    want = TABLE.step(t - 1, t).one_minus_ratio
+    close(jax.jit(lambda table, t: table.step(t - 1, t).one_minus_ratio)(TABLE, t), want)
+    close(jax.jit(TABLE)(t), TABLE(t))
+    close(jax.lax.scan(lambda c, i: (c, TABLE.step(i - 1, i).one_minus_ratio), 0, t)[1], want)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_traced_once(name):
+    traces = []
+
+    def counted(param, x_t, level: Level):
+        traces.append(x_t.shape)
+        return network(param, x_t, level)
+
+    call = {
+        "elbo.bound": lambda k, p: elbo.bound(Partial(counted, p), k, BATCH[0], TABLE, decoder),
+        "elbo.joint_log_ratio": lambda k, p: elbo.joint_log_ratio(Partial(counted, p), k, BATCH[0], TABLE, decoder),
+        "losses.denoising_loss": lambda k, p: losses.denoising_loss(Partial(counted, p), k, BATCH[0], TABLE, kind="v"),
+        "losses.simple_loss": lambda k, p: losses.simple_loss(Partial(counted, p), k, BATCH[0], TABLE),
+        "losses.ddpm_loss": lambda k, p: losses.ddpm_loss(Partial(counted, p), k, BATCH[0], TABLE, decoder),
+        "samplers.ancestral": lambda k, p: samplers.ancestral(Partial(counted, p), k, BATCH[0], TABLE),
+    }[name]
+    call(KEYS[0], jnp.float32(0.1))
+    first = len(traces)
+    assert 1 <= first <= 2  # once, or once in the scan and once for the reconstruction
+    for i in range(1, 4):
+        call(KEYS[i], jnp.float32(0.1 * i))
+    assert len(traces) == first
