@@ -64,3 +64,13 @@ def test_fourier_features_keep_x_and_add_waves_of_the_stated_period():
     np.testing.assert_allclose(features[..., 2:4] ** 2 + features[..., 4:6] ** 2, 1.0, atol=1e-6)
     np.testing.assert_allclose(features[0, 0, 0, 6], np.sin(8 * np.pi * float(x[0, 0, 0, 0])), atol=1e-5)
     assert fourier_features(x, ()) is x or bool((fourier_features(x, ()) == x).all())
+
+
+def test_features_are_float32_whatever_comes_in():
+    # In bfloat16, with 8 bits, the angle 32 pi x has no phase left.
+    x = jnp.asarray([[0.3, -0.7]], jnp.bfloat16)
+    np.testing.assert_allclose(
+        fourier_features(x, (5,))[:, 2:4], np.sin(32 * np.pi * np.asarray(x, np.float64)), atol=1e-4
+    )
+    step = jnp.asarray([998.0], jnp.bfloat16)
+    np.testing.assert_array_equal(sinusoidal(step, 8), sinusoidal(step.astype(jnp.float32), 8))

@@ -19,21 +19,29 @@ def arguments(batch=3, size=8, channels=1, seed=0):
     return x, jnp.linspace(1.0, 900.0, batch)
 
 
+def unoptimised(function):
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def initial(config, *args):
     # Unoptimised: a hundred initialisers take XLA ten times longer to compile well than to run.
-    return jax.jit(UNet(config).init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(1), *args)
+    return unoptimised(UNet(config).init)(jax.random.key(1), *args)
 
 
 def output(config, variables, *args):
-    return jax.jit(UNet(config).apply)(variables, *args)
+    return unoptimised(UNet(config).apply)(variables, *args)
 
 
-def perturbed(variables):
-    """Every parameter moved off its initial value, so that nothing is zero by initialisation."""
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+def perturbed(module, *args):
+    """Parameters drawn at random (scales near one), so that nothing is zero by initialisation; nothing is compiled."""
+    random = np.random.RandomState(2)
+
+    def draw(path, leaf):
+        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        spread = 0.1 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(centre + spread * random.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(1), *args))
 
 
 def count(tree):
@@ -91,7 +99,7 @@ def test_output_is_zero_at_first_and_its_last_layer_learns():
     x, t = arguments()
     variables = initial(SMALL, x, t)
     np.testing.assert_array_equal(output(SMALL, variables, x, t), 0.0)
-    gradient = jax.jit(jax.grad(lambda v: UNet(SMALL).apply(v, x, t).sum()))(variables)["params"]
+    gradient = unoptimised(jax.grad(lambda v: UNet(SMALL).apply(v, x, t).sum()))(variables)["params"]
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient["Conv_3"]))
 
 
@@ -99,7 +107,7 @@ def test_output_is_zero_at_first_and_its_last_layer_learns():
 def test_condition_reaches_the_output(embedding):
     config = replace(SMALL, embedding=embedding)
     x, t = arguments()
-    variables = perturbed(initial(config, x, t))
+    variables = perturbed(UNet(config), x, t)
     moved = output(config, variables, x, jnp.asarray([1.5, -3.0, 7.0]))
     same = output(config, variables, x, jnp.asarray([1.5, -3.0, 8.0]))
     np.testing.assert_array_equal(moved[:2], same[:2])
@@ -110,7 +118,7 @@ def test_condition_reaches_the_output(embedding):
 def test_examples_do_not_see_each_other(multipliers):
     config = replace(SMALL, multipliers=multipliers, position_bias=True, fourier_exponents=(1, 2))
     x, t = arguments()
-    variables = perturbed(initial(config, x, t))
+    variables = perturbed(UNet(config), x, t)
     together = output(config, variables, x, t)
     for i in range(len(x)):
         alone = output(config, variables, x[i : i + 1], t[i : i + 1])
@@ -121,7 +129,7 @@ def test_position_bias_tells_positions_apart():
     # With kernels symmetric from left to right, a network can tell left from right only by the bias.
     config = replace(SMALL, multipliers=(1,), attention_resolutions=(), middle_attention=False, position_bias=True)
     flat, t = jnp.ones((1, 8, 8, 1)), jnp.ones(1)
-    variables = perturbed(initial(config, flat, t))
+    variables = perturbed(UNet(config), flat, t)
     symmetric = jax.tree.map(lambda k: (k + k[:, ::-1]) / 2 if k.ndim == 4 else k, variables)
     bias = symmetric["params"].pop("position_bias")
 
@@ -136,7 +144,7 @@ def test_position_bias_tells_positions_apart():
 def test_label_reaches_the_output_and_null_class_exists():
     config = replace(SMALL, num_classes=3)
     x, t = arguments()
-    variables = perturbed(initial(config, x, t, jnp.zeros(3, jnp.int32)))
+    variables = perturbed(UNet(config), x, t, jnp.zeros(3, jnp.int32))
     outputs = [output(config, variables, x, t, jnp.full(3, label)) for label in range(4)]  # 3 is "no label"
     for i in range(4):
         for j in range(i):
@@ -146,16 +154,17 @@ def test_label_reaches_the_output_and_null_class_exists():
 def test_dropout_differs_between_examples_and_is_off_outside_training():
     config = replace(SMALL, dropout=0.5)
     x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
-    variables = perturbed(initial(config, x, t))
+    variables = perturbed(UNet(config), x, t)
     still = output(config, variables, x, t)
     np.testing.assert_allclose(still[0], still[1], atol=1e-6)
-    shaken = UNet(config).apply(variables, x, t, train=True, rngs={"dropout": jax.random.key(3)})
+    training = unoptimised(lambda v, key: UNet(config).apply(v, x, t, train=True, rngs={"dropout": key}))
+    shaken = training(variables, jax.random.key(3))
     assert float(jnp.abs(shaken[0] - shaken[1]).max()) > 1e-2
 
 
 def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
     x, t = arguments()
-    variables = perturbed(initial(SMALL, x, t))
+    variables = perturbed(UNet(SMALL), x, t)
     half = UNet(replace(SMALL, dtype="bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(initial(half.config, x, t))} == {jnp.dtype("float32")}
     exact, rough = output(SMALL, variables, x, t), output(half.config, variables, x, t)
@@ -167,7 +176,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
 def test_attention_against_loops():
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 4))
     module = Attention(2, jnp.dtype("float32"))
-    params = perturbed(module.init(jax.random.key(1), x))["params"]
+    params = perturbed(module, x)["params"]
     got = module.apply({"params": params}, x)
     h = np.asarray(x, np.float64).reshape(2, 4, 2, 2)  # example, position, group, channel of the group
     h = (h - h.mean((1, 3), keepdims=True)) / np.sqrt(h.var((1, 3), keepdims=True) + 1e-6)
@@ -215,8 +224,9 @@ def test_what_does_not_fit_is_refused(config, size, label, message):
         initial(config, x, t, label)
 
 
-def test_normalise_has_float32_statistics():
-    x = (300.0 + jax.random.normal(jax.random.key(0), (1, 8, 8, 4))).astype(jnp.bfloat16)
+@pytest.mark.parametrize(("dtype", "mean", "atol"), [("bfloat16", 300.0, 0.02), ("float32", 3000.0, 2e-3)])
+def test_normalise_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
+    x = (mean + jax.random.normal(jax.random.key(0), (1, 8, 8, 4))).astype(dtype)
 
     class Normalised(nn.Module):
         @nn.compact
@@ -225,5 +235,14 @@ def test_normalise_has_float32_statistics():
 
     out = Normalised().apply(Normalised().init(jax.random.key(0), x), x)
     exact = np.asarray(x, np.float64)
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(out, np.float64), (exact - exact.mean()) / exact.std(), atol=0.02)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(np.asarray(out, np.float64), (exact - exact.mean()) / exact.std(), atol=atol)
+
+
+def test_out_channels_are_columns_of_the_last_layer():
+    x, t = arguments()
+    both = perturbed(UNet(replace(SMALL, out_channels=2)), x, t)
+    pair = output(replace(SMALL, out_channels=2), both, x, t)
+    last = jax.tree.map(lambda leaf: leaf[..., 1:], both["params"]["Conv_3"])
+    second = output(SMALL, {"params": {**both["params"], "Conv_3": last}}, x, t)
+    np.testing.assert_allclose(pair[..., 1:], second, rtol=1e-5, atol=1e-5)

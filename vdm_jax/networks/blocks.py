@@ -25,7 +25,9 @@ def conv3x3(features: int, dtype: Any, *, zero: bool = False, stride: int = 1) -
 
 def normalise(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"]:
     """Group normalisation of each example by itself, in float32 whatever the dtype of x."""
-    return nn.GroupNorm(groups, epsilon=1e-6)(x.astype(jnp.float32)).astype(x.dtype)
+    # Flax's fast variance, E[x^2] - E[x]^2, cancels: 7 % off where the mean is 300 deviations, nonsense at 3,000.
+    norm = nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False)
+    return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class LevelEmbedding(nn.Module):

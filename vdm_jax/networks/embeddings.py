@@ -47,5 +47,6 @@ def fourier_features(x: Float[Array, "b *x c"], exponents: tuple[int, ...]) -> F
 
     Source: Kingma et al. 2021, arXiv:2107.00630, appendix C.
     """
+    x = x.astype(jnp.float32)
     angles = [(2.0**n * np.pi) * x for n in exponents]
     return jnp.concatenate([x, *(wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos))], axis=-1)

@@ -29,6 +29,8 @@ class UNetConfig:
     """Dropout inside residual blocks."""
     groups: int = 32
     """Groups of a group norm."""
+    out_channels: int = 0
+    """Channels of the output; 0 is as many as the input has."""
     embedding: Literal["sinusoidal", "log_snr"] = "sinusoidal"
     """What the noise level comes in as: a step number, or a log-SNR."""
     num_classes: int = 0
@@ -72,7 +74,7 @@ class UNet(nn.Module):
         label: Int[Array, " b"] | None = None,
         *,
         train: bool = False,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w out"]:
         """The prediction, in float32.
 
         Args:
@@ -107,7 +109,7 @@ class UNet(nn.Module):
             if level:
                 h = conv3x3(width, dtype)(upsample(h))
         h = nn.swish(normalise(h, cfg.groups))
-        return conv3x3(x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
+        return conv3x3(cfg.out_channels or x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
 
     def _enter(self, x: Array, dtype: Any) -> Array:
         cfg = self.config
