@@ -18,7 +18,7 @@ from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
 from vdm_jax.tables import Table, even_steps, linear_betas, tabulate
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.contract import DataSpec, Experiment, Samples
+from vdm_jax.training.contract import Cost, DataSpec, Experiment, Samples
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class DDPM(TrainConfig):
             bits = {name: elbo.bits_per_dim(nats, num_dims) for name, nats in terms._asdict().items()}
             return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
 
-        return Experiment(init, loss, sample, evaluate)
+        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=self.sampling_steps or self.num_steps)
+        return Experiment(init, loss, sample, evaluate, cost)
 
     def table(self) -> Table:
         """The discrete schedule."""

@@ -27,4 +27,5 @@ CONFIG = DDPM(
     checkpoint_every=5_000,
     picture_every=20_000,
     eval_batch_size=500,
+    eval_terms=100,
 )

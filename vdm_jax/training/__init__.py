@@ -13,4 +13,5 @@ folder with metrics, checkpoints, pictures and a report.
     loop        the loop itself
     evaluate    means and standard errors over the whole test set -> report.json
     pictures    sample grids and the trajectory
+    patience    whether the report is put off because it would outlast the training
 """

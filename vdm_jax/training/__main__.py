@@ -57,12 +57,16 @@ def finished(run) -> bool:
 
 
 def train_and_report(run) -> None:
-    """Train, evaluate, draw, and say what came out."""
+    """Train, evaluate, draw, and say what came out; what would take longer than the training is left to the user."""
     from vdm_jax.training.evaluate import report, summary
     from vdm_jax.training.loop import train
+    from vdm_jax.training.patience import too_long
     from vdm_jax.training.sample import draw_final
 
     saved = train(run)
+    if reason := too_long(run, saved):
+        print(reason)
+        return
     print("Evaluating on the test set and drawing.", file=sys.stderr, flush=True)
     result = report(run, saved)
     pictures = draw_final(run, saved.state.ema)

@@ -32,8 +32,19 @@ class Samples(NamedTuple):
     trajectory: Integer[Array, "k m h w c"] | None = None
 
 
+class Cost(NamedTuple):
+    """How often the network runs on each image: to tell beforehand how long a report will take.
+
+    evaluate: for an evaluated image.
+    sample: for a drawn image.
+    """
+
+    evaluate: int = 1
+    sample: int = 1
+
+
 class Experiment(NamedTuple):
-    """Four pure functions; all that the loop knows of a model.
+    """Four pure functions and what two of them cost; all that the loop knows of a model.
 
     init(key) -> params
     loss(params, key, batch) -> (scalar, {name: scalar})
@@ -45,3 +56,4 @@ class Experiment(NamedTuple):
     loss: Callable[[Params, Array, Batch], tuple[Array, dict[str, Array]]]
     sample: Callable[[Params, Array, int], Samples]
     evaluate: Callable[[Params, Array, Batch], dict[str, Array]]
+    cost: Cost = Cost()

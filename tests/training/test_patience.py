@@ -1,0 +1,33 @@
+"""A report that would outlast its training is put off, and said so."""
+
+import jax.numpy as jnp
+import pytest
+
+from vdm_jax.training.checkpoint import Saved
+from vdm_jax.training.contract import Cost
+from vdm_jax.training.patience import too_long
+from vdm_jax.training.state import TrainState
+
+
+def saved(images_per_second, seconds):
+    notes = {"training_images_per_second": images_per_second, "seconds": seconds}
+    return Saved(TrainState(jnp.asarray(7), {}, {}, ()), notes, [])
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "late"),
+    [
+        (1000.0, 10.0, False),  # 360 images x 900 passes at 3,000 passes a second: 108 s
+        (300.0, 10.0, True),  # 360 s, past the five minutes always granted
+        (300.0, 400.0, False),  # but no longer than the training was
+        (None, 10.0, False),  # nothing was trained just now: no speed to go by
+    ],
+)
+def test_the_report_may_take_as_long_as_the_training(tiny, rate, seconds, late):
+    run = tiny()
+    run = run._replace(experiment=run.experiment._replace(cost=Cost(evaluate=900, sample=0)))
+    reason = too_long(run, saved(rate, seconds))
+    assert (reason is not None) == late
+    if reason:
+        assert "make eval EXP=tiny" in reason
+        assert "6:00" in reason
