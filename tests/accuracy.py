@@ -1,8 +1,9 @@
 """Every coefficient and kernel in float32, compiled, against 50-digit arithmetic: `make accuracy`.
 
 The truths are written from the definitions in the sources (products of 1 - beta, ratios of alpha and sigma), never from
-the library's own rearrangements. Errors are relative; the log-SNR's, which passes through zero, is relative to
-max(1, |lambda|). Where the truth is 0, 1 or infinite (clean data, or no signal) the value must be exactly that.
+the library's own rearrangements. Errors are relative; those of the log-SNR, of an exploding log sigma and of a
+decoder's log mass, which come as near to zero as one likes, are relative to at least 1. Where the truth is 0 or infinite
+(clean data, or no signal) the value must be exactly that.
 """
 
 import itertools
@@ -24,6 +25,7 @@ from vdm_jax.likelihoods import Categorical, DiscretizedGaussian
 
 LIMIT = 1e-6
 LOG_SNR = "log SNR (of at least 1)"
+LOG_SIGMA = "log sigma, exploding (of at least 1)"
 KINDS = ("x_0", "eps", "v", "score")
 mpmath.mp.dps = 50
 
@@ -154,7 +156,7 @@ def _log(x: mpf) -> mpf:
 def compare(values: dict[str, Any], truths: Iterable[dict[str, mpf]], places: list[str]) -> Iterator[Check]:
     truths = list(truths)
     for quantity, value in values.items():
-        floor = 1.0 if quantity.startswith(LOG_SNR) else 0.0
+        floor = 1.0 if quantity in (LOG_SNR, LOG_SIGMA) else 0.0
         yield Check(quantity, np.asarray(value, np.float64), [truth[quantity] for truth in truths], places, floor)
 
 
@@ -302,21 +304,25 @@ CONTINUOUS: dict[str, tuple[schedules.Schedule, Callable[[mpf], Noise]]] = {
 
 
 def continuous() -> Iterator[Check]:
-    t = np.unique(np.concatenate([np.linspace(0, 1, 41), 10.0 ** np.arange(-6, 0), 1 - 10.0 ** np.arange(-6, 0)]))
-    t = t.astype(np.float32)
+    rng = np.random.RandomState(2)
+    t = np.concatenate([np.linspace(0, 1, 41), 10.0 ** np.arange(-6, 0), 1 - 10.0 ** np.arange(-6, 0), rng.rand(100)])
+    t = np.unique(t.astype(np.float32))
     inner = t[(t > 0) & (t < 1)]
-    near = np.nextafter(inner, np.float32(1))
-    s, u = np.concatenate([inner, inner, 0 * inner]), np.concatenate([near, (inner + 1) / 2, inner]).astype(np.float32)
+    near, far = np.nextafter(inner, np.float32(1)), (inner + rng.rand(inner.size) * (1 - inner)).astype(np.float32)
+    s = np.concatenate([inner, inner, 0 * inner, inner]).astype(np.float32)
+    u = np.concatenate([near, far, inner, 0 * inner + 1]).astype(np.float32)
     for name, (schedule, truth) in CONTINUOUS.items():
-        levels = jax.jit(lambda t, schedule=schedule: level_values(schedule(t)))(t)
-        exact = ("alpha", "sigma", "sigma^2 (marginal variance)", LOG_SNR)
-        levels = {f"{key}, continuous": levels[key] for key in exact}
-        truths = [{f"{key}, continuous": value for key, value in level_truths(truth(mpf(float(i)))).items()} for i in t]
-        yield from compare(levels, truths, [f"{name}, t = {i:.9g}" for i in t])
-        step = jax.jit(schedule.step)(s, u)
-        gone = [1 - ratio(truth(mpf(float(a))), truth(mpf(float(b)))) for a, b in zip(s, u, strict=True)]
-        places = [f"{name}, {a:.9g} -> {b:.9g}" for a, b in zip(s, u, strict=True)]
-        yield Check("1 - r, continuous", np.asarray(step.one_minus_ratio, np.float64), gone, places)
+        noises = {float(i): truth(mpf(float(i))) for i in np.concatenate([s, t, u])}
+        values = jax.jit(lambda t, schedule=schedule: level_values(schedule(t)))(t)
+        truths = [level_truths(noises[float(i)]) for i in t]
+        if name == "exploding":  # its log sigma passes through zero
+            values[LOG_SIGMA] = values.pop("log sigma")
+            truths = [{**truth, LOG_SIGMA: truth["log sigma"]} for truth in truths]
+        yield from compare(values, truths, [f"continuous {name}, t = {i:.9g}" for i in t])
+        values = jax.jit(lambda s, u, schedule=schedule: step_values(schedule.step(s, u)))(s, u)
+        pairs = [(float(a), float(b)) for a, b in zip(s, u, strict=True)]
+        truths = [step_truths(noises[a], noises[b]) for a, b in pairs]
+        yield from compare(values, truths, [f"continuous {name}, {a:.9g} -> {b:.9g}" for a, b in pairs])
 
 
 # -- divergences, conversions, decoders, bits -------------------------------------------------------------------------

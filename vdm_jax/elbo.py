@@ -73,8 +73,8 @@ def prior_kl(x_0: X, level: Level, log_var: Scalar | float = 0.0) -> Scalar:
 def diffusion_weight(step: Step, kind: Parameterization) -> Real:
     """The w in KL(q(x_s|x_t,x_0) || p(x_s|x_t)) = w ||target - prediction||^2 (ELBO-7, ELBO-8, ELBO-9).
 
-        x_0: (SNR(s) - SNR(t)) / 2      eps: (SNR(s)/SNR(t) - 1) / 2
-        score: sigma_t^2 (SNR(s)/SNR(t) - 1) / 2      v: alpha_t^2 (SNR(s)/SNR(t) - 1) / 2     (alpha^2 + sigma^2 = 1)
+        x_0: (SNR(s) - SNR(t)) / 2      v: sigma_t^2 (SNR(s) - SNR(t)) / 2     (alpha^2 + sigma^2 = 1)
+        eps: (SNR(s)/SNR(t) - 1) / 2    score: sigma_t^2 (SNR(s)/SNR(t) - 1) / 2
 
     Args:
         step: the levels s < t, scalars; the weight is infinite where s is clean, whose term is the decoder's.
@@ -86,16 +86,16 @@ def diffusion_weight(step: Step, kind: Parameterization) -> Real:
     Source: Ho et al. 2020, arXiv:2006.11239, equation 12; Kingma et al. 2021, arXiv:2107.00630, equation 13.
     """
     t = step.t
-    noise = 0.5 * step.one_minus_ratio / step.snr_ratio
+    lost = 0.5 * step.one_minus_ratio  # times SNR(s), or over r: two forms, so that no end makes 0 times infinity
     match kind:
-        case "eps":
-            return noise
         case "x_0":
-            return noise * (t.alpha / t.sigma) ** 2
+            return lost * step.s.snr
         case "v":
-            return noise * (t.alpha / (t.alpha**2 + t.sigma**2)) ** 2
+            return lost * step.s.snr * (t.sigma / (t.alpha**2 + t.sigma**2)) ** 2
+        case "eps":
+            return lost / step.snr_ratio
         case "score":
-            return noise * t.sigma**2
+            return lost / step.snr_ratio * t.sigma**2
     raise unknown_parameterization(kind)
 
 

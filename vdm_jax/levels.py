@@ -53,8 +53,9 @@ class Step(NamedTuple):
 
     @property
     def snr_ratio(self) -> Real:
-        """r = SNR(t) / SNR(s) in [0, 1): the fraction of x_t's signal that was signal at s."""
-        return ((self.t.alpha / self.s.alpha) * (self.s.sigma / self.t.sigma)) ** 2
+        """r = SNR(t) / SNR(s) in [0, 1): by the drop where it is small, whose rounding a large one would magnify."""
+        quotient = ((self.t.alpha / self.s.alpha) * (self.s.sigma / self.t.sigma)) ** 2
+        return jnp.where(self.log_snr_drop < 1.0, jnp.exp(-self.log_snr_drop), quotient)
 
     @property
     def one_minus_ratio(self) -> Real:

@@ -75,8 +75,12 @@ class LinearBeta(_Continuous):
 
     def _level(self, t):
         xp = t.__array_namespace__()
-        b = t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
-        return _preserving(xp.exp(-0.5 * b), xp.sqrt(-xp.expm1(-b)), t)
+        slope = 0.5 * (self.beta_max - self.beta_min)
+        b = t * (self.beta_min + slope * t)
+        high = _coarse(t, 10)  # its square is exact, and e^-B/2 splits into two factors that keep their digits
+        rest = (t - high) * (self.beta_min + slope * (t + high)) + self.beta_min * high
+        alpha = _exp_linear(-0.5 * slope, high * high) * xp.exp(-0.5 * rest)
+        return _preserving(alpha, xp.sqrt(-xp.expm1(-b)), t)
 
     def _drop(self, s, t):
         xp = t.__array_namespace__()
@@ -215,8 +219,13 @@ def _exp_linear(rate: float, t: Any) -> Any:
     if isinstance(t, np.ndarray):
         return np.exp(rate * t)
     coarse = float(np.round(rate * 2.0**5) / 2.0**5)  # coarse t_high needs at most 24 bits, so it is exact
-    t_high = jax.lax.reduce_precision(t, exponent_bits=8, mantissa_bits=11)
+    t_high = _coarse(t, 11)
     return jnp.exp(coarse * t_high) * jnp.exp(coarse * (t - t_high) + (rate - coarse) * t)
+
+
+def _coarse(t: Any, bits: int) -> Any:
+    """t with so many mantissa bits left; float64 needs no splitting."""
+    return t if isinstance(t, np.ndarray) else jax.lax.reduce_precision(t, exponent_bits=8, mantissa_bits=bits)
 
 
 def _unit_time(t):
