@@ -2,8 +2,8 @@
 
 The truths are written from the definitions in the sources (products of 1 - beta, ratios of alpha and sigma), never from
 the library's own rearrangements. Errors are relative; those of the log-SNR, of an exploding log sigma and of a
-decoder's log mass, which come as near to zero as one likes, are relative to at least 1. Where the truth is 0 or infinite
-(clean data, or no signal) the value must be exactly that.
+decoder's log mass, which come as near to zero as one likes, are relative to at least 1. Where the truth is 0 or
+infinite (clean data, or no signal) the value must be exactly that.
 """
 
 import itertools
