@@ -27,7 +27,7 @@ CONFIG = DDPM(
         fourier_exponents=(2, 3, 4),
         position_bias=True,
     ),
-    steps=3_000,
+    steps=5_000,
     batch_size=32,
     learning_rate=4e-3,
     warmup_steps=100,
