@@ -74,7 +74,7 @@ def _remedies(name: str, reason: str) -> str:
     return (
         f"The data set {name!r} is not in {folder}, and {reason}.\n"
         f"  Either set TFDS_DATA_DIR to a folder that holds {name} as TFDS prepared it (array_record),\n"
-        '  or, with a network, `pip install "vdm_jax[tfds]"` and let TFDS download and prepare it.\n'
+        '  or, with a network, `.venv/bin/pip install -e ".[tfds]"` and let TFDS download and prepare it.\n'
         "  The digits need neither: `make train`."
     )
 
