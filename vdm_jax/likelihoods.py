@@ -120,7 +120,7 @@ def _from_value(x: X, index: Integer[Array, "*x"], levels: int) -> X:
 
     A product with levels - 1 would round before the difference cancels; with the upper half of x's digits it is exact.
     """
-    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=11)
+    high = jnp.round(x * 2.0**11) / 2.0**11
     centre = (2 * index - (levels - 1)).astype(x.dtype)
     return ((levels - 1) * high - centre) + (levels - 1) * (x - high)
 
