@@ -184,12 +184,14 @@ def exact_steps(density: int = 21) -> Iterator[Check]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
+def linear_ends(num_steps: int) -> tuple[float, float]:
+    """The first and last beta: T beta is kept, but for tables too short for it, which take Ho et al.'s numbers."""
+    return (1e-4, 0.02) if num_steps < 100 else (0.1 / num_steps, 20.0 / num_steps)
+
+
 def linear_truth(num_steps: int) -> Callable[[int], Noise]:
-    first, last = np.float64(0.1 / num_steps), np.float64(20.0 / num_steps)
-    if num_steps < 100:
-        first, last = 1e-4, 0.02
-    betas, abar = np.linspace(first, last, num_steps), [mpf(1)]
-    for beta in betas:
+    abar = [mpf(1)]
+    for beta in np.linspace(*linear_ends(num_steps), num_steps):
         abar.append(abar[-1] * (1 - mpf(float(beta))))
     return lambda t: preserving(abar[t])
 
@@ -229,9 +231,7 @@ def exploding_noise(t: mpf) -> Noise:
 
 
 def table_cases(num_steps: int) -> dict[str, tuple[tables.Table, Callable[[int], Noise]]]:
-    scale = 1 if num_steps < 100 else 1000 / num_steps
-    linear = tables.linear_betas(num_steps, 1e-4, 0.02) if scale == 1 and num_steps < 100 else None
-    linear = linear or tables.linear_betas(num_steps, 0.1 / num_steps, 20.0 / num_steps)
+    linear = tables.linear_betas(num_steps, *linear_ends(num_steps))
     tabulate = tables.tabulate
     wide = schedules.LinearLogSNR(20.0, -20.0)
     exploding = tabulate(schedules.VarianceExploding(), num_steps)

@@ -185,7 +185,7 @@ def test_nothing_public_is_missing():
             own = getattr(value, "__module__", None) == module.__name__
             if own and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
                 public.add(f"{name}.{key}")
-    assert public == {name for name in {*ROWS, *HOST, *NAMED_ELSEWHERE} if name in public}
+    assert public <= {*ROWS, *HOST, *NAMED_ELSEWHERE}
 
 
 @pytest.mark.parametrize("name", ROWS)
