@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "vdm_jax"
 # Each may import those before it, and nothing else of the package.
 LAYERS = [
     "types", "gaussian", "levels", "schedules", "tables", "forward", "parameterization", "likelihoods", "elbo",
-    "losses", "samplers",
+    "losses", "samplers", "exact", "information",
 ]  # fmt: skip
 MAY_IMPORT = {"jax", "numpy", "jaxtyping", "vdm_jax"} | set(sys.stdlib_module_names)
 CATALOGUE = (

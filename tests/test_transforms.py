@@ -12,13 +12,30 @@ import pytest
 from jax.test_util import check_grads
 from jax.tree_util import Partial
 
-from vdm_jax import elbo, forward, gaussian, levels, likelihoods, losses, parameterization, samplers, schedules, tables
+from vdm_jax import (
+    elbo,
+    exact,
+    forward,
+    gaussian,
+    information,
+    levels,
+    likelihoods,
+    losses,
+    parameterization,
+    samplers,
+    schedules,
+    tables,
+)
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import Level, level_from_log_snr, step_from_log_snr
 
-MODULES = "gaussian levels schedules tables forward parameterization likelihoods elbo losses samplers".split()
+MODULES = [
+    "gaussian", "levels", "schedules", "tables", "forward", "parameterization", "likelihoods", "elbo", "losses",
+    "samplers", "exact", "information",
+]  # fmt: skip
 DEVICES = 8
-TABLE = tables.tabulate(schedules.LinearLogSNR(6.0, -4.0), 10)
+CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
+TABLE = tables.tabulate(CONTINUOUS, 10)
 
 
 def numbers(seed: int, *shape: int, low: float = -0.9, high: float = 0.9) -> jax.Array:
@@ -45,6 +62,33 @@ def to_all(convert):
 
 
 KINDS = ("x_0", "eps", "v", "score")
+WORLDS = {
+    "exact.Gaussian": exact.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]]),
+    "exact.Mixture": exact.mixture([0.3, 0.7], [[0.5, -0.5], [-0.6, 0.2]], [0.1, 0.2]),
+    "exact.Finite": exact.points([[0.5, -0.5], [-0.6, 0.2], [0.0, 1.0]]),
+    "exact.Independent": exact.pixels([[0.1, 0.6, 0.3], [0.3, 0.3, 0.4]]),
+}
+POINT = numbers(9, 2)
+
+
+def in_world(name, function):
+    """`function(world, *arrays, level)`, the world in the dtype of the level."""
+
+    def ask(*arrays):
+        *arrays, lam = arrays
+        world = jax.tree.map(lambda leaf: leaf.astype(lam.dtype), WORLDS[name])
+        return function(world, *arrays, level_from_log_snr(lam))
+
+    return ask
+
+
+def _questions(world, x, level):
+    noisy = exact.marginal(world, level)
+    given = world.given(x, level)
+    return noisy.log_prob(x), noisy.score(x), noisy.score_jacobian(x), given.mean, given.variance, given.covariance()
+
+
+SMALL = partial(information.quadrature, nodes=15)
 # name -> (function of one row, rows). Random functions get their key first.
 SMOOTH: dict[str, tuple[Any, tuple]] = {
     "gaussian.Normal": (lambda m, v, x: (Normal(m, v).log_prob(x), Normal(m, v).entropy()), (X, VAR, Y)),
@@ -106,6 +150,59 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         lambda x, y, s, t: [elbo.diffusion_kl(x, y, step_from_log_snr(s, t), kind) for kind in KINDS],
         (X, Y, HIGH, LOW),
     ),
+    "elbo.diffusion_rate": (
+        lambda lam: [elbo.diffusion_rate(level_from_log_snr(lam), -2.0 * lam, kind) for kind in KINDS],
+        (P,),
+    ),
+    "forward.bridge": (
+        lambda x, y, s, u, t: forward.bridge(x, y, step_from_log_snr(s, u), step_from_log_snr(u, t)),
+        (X, Y, HIGH + 8.0, HIGH, LOW),
+    ),
+    **{name: (in_world(name, _questions), (POINT, P)) for name in WORLDS},
+    "exact.marginal": (in_world("exact.Finite", lambda w, level: exact.marginal(w, level)), (P,)),
+    "exact.reverse": (
+        lambda x, s, t: exact.reverse(
+            jax.tree.map(lambda leaf: leaf.astype(x.dtype), WORLDS["exact.Mixture"]), x, step_from_log_snr(s, t)
+        ),
+        (POINT, HIGH, LOW),
+    ),
+    "exact.prediction": (
+        in_world("exact.Mixture", lambda w, x, level: [exact.prediction(w, x, level, kind) for kind in KINDS]),
+        (POINT, P),
+    ),
+    **{
+        f"information.{name}": (
+            in_world("exact.Mixture", lambda w, level, f=function: f(w, level, SMALL)),
+            (P,),
+        )
+        for name, function in {
+            "mmse": information.mmse,
+            "mutual_information": information.mutual_information,
+            "entropy": lambda w, level, expect: information.entropy(exact.marginal(w, level), expect),
+        }.items()
+    },
+    "information.quadrature": (
+        in_world("exact.Gaussian", lambda w, level: SMALL(lambda x: jnp.sum(x**2), exact.marginal(w, level))),
+        (P,),
+    ),
+    "information.monte_carlo": (
+        in_world(
+            "exact.Gaussian",
+            lambda w, level: information.monte_carlo(jnp.sum, exact.marginal(w, level), jax.random.key(0), draws=10),
+        ),
+        (P,),
+    ),
+    "information.optimal_bound": (
+        in_world(
+            "exact.Gaussian",
+            lambda w, level: information.optimal_bound(w, table(w.mean), prior_log_var=level.log_alpha),
+        ),
+        (P,),
+    ),
+    "information.optimal_bound_limit": (
+        in_world("exact.Gaussian", lambda w, level: information.optimal_bound_limit(w, table(w.mean)(1), level)),
+        (LOW - 4.0,),
+    ),
     "elbo.bits_per_dim": (lambda nats: elbo.bits_per_dim(nats, 7, 0.5), (P,)),
 }
 
@@ -119,18 +216,30 @@ def network(param, x_t, level):
     return param * x_t * level.sigma[:, None]
 
 
+def _levels_of(x):
+    """A level for each of a batch."""
+    return table(x)(jnp.arange(1, 1 + x.shape[0]))
+
+
 def decoder(x_hat, x_1, level):
     return Normal(x_hat, level.sigma**2)
 
 
-# Functions of a batch: a row is (key, the network's parameter, a batch).
+# Functions of a denoiser, a key and a batch.
+ASKING: dict[str, Any] = {
+    "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, table(x), decoder),
+    "elbo.consistency_bound": lambda net, k, x: elbo.consistency_bound(net, k, x, table(x), decoder),
+    "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, CONTINUOUS, decoder, terms=3),
+    "elbo.joint_log_ratio": lambda net, k, x: elbo.joint_log_ratio(net, k, x, table(x), decoder),
+    "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(net, k, x, table(x), kind="v")[1:],
+    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, table(x), spread=True),
+    "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, table(x), decoder),
+    "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
+}
+# As functions of a row (key, the network's parameter, a batch).
 BATCHED: dict[str, Any] = {
-    "elbo.bound": lambda k, p, x: elbo.bound(Partial(network, p), k, x, table(x), decoder),
-    "elbo.joint_log_ratio": lambda k, p, x: elbo.joint_log_ratio(Partial(network, p), k, x, table(x), decoder),
-    "losses.denoising_loss": lambda k, p, x: losses.denoising_loss(Partial(network, p), k, x, table(x), kind="v")[1:],
-    "losses.simple_loss": lambda k, p, x: losses.simple_loss(Partial(network, p), k, x, table(x), spread=True),
-    "losses.ddpm_loss": lambda k, p, x: losses.ddpm_loss(Partial(network, p), k, x, table(x), decoder),
-    "samplers.ancestral": lambda k, p, x: samplers.ancestral(Partial(network, p), k, x, table(x), snapshots=3).x_0,
+    **{name: lambda k, p, x, ask=ask: ask(Partial(network, p), k, x) for name, ask in ASKING.items()},
+    "elbo.denoising_error": lambda k, p, x: elbo.denoising_error(Partial(network, p), k, x, _levels_of(x), "eps"),
 }
 # Integers in or out: no gradient.
 DISCRETE: dict[str, tuple[Any, tuple]] = {
@@ -160,11 +269,18 @@ HOST = {
     "tables.from_standard_deviations": lambda: tables.from_standard_deviations(np.array([0.1, 0.2])),
     "tables.from_gammas": lambda: tables.from_gammas(np.array([-1.0, 2.0])),
     "tables.linear_betas": lambda: tables.linear_betas(10),
+    "exact.gaussian": lambda: exact.gaussian([0.0, 1.0], np.eye(2)),
+    "exact.low_rank": lambda: exact.low_rank([0.0, 1.0], np.ones((2, 1)), 0.1),
+    "exact.mixture": lambda: exact.mixture([0.5, 0.5], [[0.0], [1.0]], [0.1, 0.2]),
+    "exact.points": lambda: exact.points([[0.0], [1.0]]),
+    "exact.pixels": lambda: exact.pixels([[0.2, 0.8]]),
     "tables.even_steps": lambda: jnp.asarray(tables.even_steps(10, 4)),
 }
 NAMED_ELSEWHERE = {  # protocols and results, which have no computation of their own
     "schedules.Schedule", "tables.Betas", "forward.PosteriorCoefficients", "elbo.Likelihood", "elbo.Decoder",
-    "elbo.Bound", "losses.DenoisingLoss", "samplers.Samples", "samplers.Trajectory",
+    "elbo.Bound", "losses.DenoisingLoss", "samplers.Samples", "samplers.Trajectory", "exact.Law",
+    "exact.OptimalDenoiser", "exact.OptimalDecoder", "information.Estimate", "information.Expectation",
+    "information.OptimalBound",
 }  # fmt: skip
 ROWS = {
     **SMOOTH,
@@ -235,7 +351,7 @@ def test_table_is_an_argument_a_closure_and_a_scan_s_constant():
     close(jax.lax.scan(lambda c, i: (c, TABLE.step(i - 1, i).one_minus_ratio), 0, t)[1], want)
 
 
-@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize("name", ASKING)
 def test_traced_once(name):
     traces = []
 
@@ -243,17 +359,9 @@ def test_traced_once(name):
         traces.append(x_t.shape)
         return network(param, x_t, level)
 
-    call = {
-        "elbo.bound": lambda k, p: elbo.bound(Partial(counted, p), k, BATCH[0], TABLE, decoder),
-        "elbo.joint_log_ratio": lambda k, p: elbo.joint_log_ratio(Partial(counted, p), k, BATCH[0], TABLE, decoder),
-        "losses.denoising_loss": lambda k, p: losses.denoising_loss(Partial(counted, p), k, BATCH[0], TABLE, kind="v"),
-        "losses.simple_loss": lambda k, p: losses.simple_loss(Partial(counted, p), k, BATCH[0], TABLE),
-        "losses.ddpm_loss": lambda k, p: losses.ddpm_loss(Partial(counted, p), k, BATCH[0], TABLE, decoder),
-        "samplers.ancestral": lambda k, p: samplers.ancestral(Partial(counted, p), k, BATCH[0], TABLE),
-    }[name]
-    call(KEYS[0], jnp.float32(0.1))
+    ASKING[name](Partial(counted, jnp.float32(0.1)), KEYS[0], BATCH[0])
     first = len(traces)
     assert 1 <= first <= 2  # once, or once in the scan and once for the reconstruction
     for i in range(1, 4):
-        call(KEYS[i], jnp.float32(0.1 * i))
+        ASKING[name](Partial(counted, jnp.float32(0.1 * i)), KEYS[i], BATCH[0])
     assert len(traces) == first

@@ -15,7 +15,8 @@ The normal law (ELBO-6, VAE-4, VAE-5)
 The forward process (FWD-1 .. FWD-5)
     q(x_t | x_0) ........................................... forward.marginal
     q(x_t | x_s) ........................................... forward.transition
-Its posterior (POST-1 .. POST-6)
+Its posterior (POST-1 .. POST-6, POST-8)
+    q(x_s | x_r, x_t) for r < s < t ........................ forward.bridge
     q(x_s | x_t, x_0) ...................................... forward.posterior, forward.posterior_variance
     by the noise, by the score, as an interpolation ........ forward.posterior_from_eps, posterior_from_score,
                                                              posterior_coefficients
@@ -26,16 +27,26 @@ Decoders p(x | z_0) (ELBO-5)
     N, discretised N, Kingma et al.'s categorical .......... gaussian.Normal, likelihoods.DiscretizedGaussian,
                                                              likelihoods.Categorical
     0..levels-1 <-> [-1, 1] ................................ likelihoods.to_unit, likelihoods.from_unit
-The bound (ELBO-1, ELBO-3 .. ELBO-10, ELBO-13)
+The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
     log p(x_0:T) - log q(x_1:T | x_0) ...................... elbo.joint_log_ratio
+    prior + reconstruction + sum of consistency terms ...... elbo.consistency_bound
     prior + reconstruction + sum of diffusion terms ........ elbo.bound, elbo.Bound
     KL(q(x_T | x_0) || p(x_T)) ............................. elbo.prior_kl
     KL(q(x_s | x_t, x_0) || p(x_s | x_t)), its weights ..... elbo.diffusion_kl, elbo.diffusion_weight
+    T -> infinity: the integral, its weights ............... elbo.continuous_bound, elbo.diffusion_rate
+    ||target - prediction||^2 .............................. elbo.denoising_error
     bits per dimension ..................................... elbo.bits_per_dim
 What one trains (ELBO-10, ELBO-11, SAM-1)
     L_simple, weighted, L_DDPM ............................. losses.simple_loss, denoising_loss, ddpm_loss, draw_steps
-Sampling (SAM-2)
+Sampling (SAM-2 .. SAM-4)
     x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral
+Worlds where everything is known (POST-7, PAR-3)
+    normal, mixture, a data set, pixels .................... exact.gaussian, low_rank, mixture, points, pixels
+    q(x_t), q(x_s | x_t) over the data ..................... exact.marginal, exact.reverse
+    E[target | x_t], in a network's place .................. exact.prediction, exact.OptimalDenoiser, OptimalDecoder
+    E f(x) with its error .................................. information.quadrature, information.monte_carlo
+    h(x), I(x_0; x_t), E ||x_0 - E[x_0 | x_t]||^2 .......... information.entropy, mutual_information, mmse
+    the bound of the best model, T steps and T -> infinity . information.optimal_bound, optimal_bound_limit
 
 Kernels take ONE example of any shape and scalar levels (`jax.vmap` makes batches) and return a `gaussian.Normal`;
 bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -> prediction` (`types.Denoiser`).

@@ -4,8 +4,9 @@
                     + KL(q(x_T | x_0) || p(x_T))                                      prior
                     + sum_{t=2..T} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))    diffusion             (ELBO-3)
 
-Terms act on one example; `bound` and `joint_log_ratio` take a batch and a `Denoiser`. All are in nats, and costs: the
-bound on the *negative* log-likelihood.
+Terms act on one example; `bound` (ELBO-3), `consistency_bound` (ELBO-2), `joint_log_ratio` (ELBO-1) and
+`continuous_bound` (ELBO-12, T -> infinity) take a batch and a `Denoiser`. All are in nats, and costs: the bound on the
+*negative* log-likelihood.
 """
 
 from functools import partial
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import forward
-from vdm_jax.gaussian import Normal, variance_kl
+from vdm_jax.gaussian import Normal, kl, variance_kl
 from vdm_jax.levels import Level, Step
 from vdm_jax.parameterization import target, to_x_0
+from vdm_jax.schedules import Schedule
 from vdm_jax.tables import Table
 from vdm_jax.types import (
     Batch,
@@ -99,6 +101,34 @@ def diffusion_weight(step: Step, kind: Parameterization) -> Real:
     raise unknown_parameterization(kind)
 
 
+def diffusion_rate(level: Level, log_snr_slope: Real, kind: Parameterization) -> Real:
+    """What `diffusion_weight` becomes per unit of time as s -> t (ELBO-12).
+
+        eps: -lambda'(t) / 2; times SNR by x_0, times sigma^2 by score, times alpha^2 by v (alpha^2 + sigma^2 = 1)
+
+    Args:
+        level: the level t, scalars, sigma > 0.
+        log_snr_slope: lambda'(t) = -gamma'(t) < 0: `jax.grad(schedule.log_snr)(t)`.
+        kind: what is predicted.
+
+    Raises:
+        ValueError: unknown kind.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, equation 17.
+    """
+    rate = -0.5 * log_snr_slope
+    match kind:
+        case "x_0":
+            return rate * level.snr
+        case "v":
+            return rate * (level.alpha / (level.alpha**2 + level.sigma**2)) ** 2
+        case "eps":
+            return rate
+        case "score":
+            return rate * level.sigma**2
+    raise unknown_parameterization(kind)
+
+
 def diffusion_kl(target: X, prediction: X, step: Step, kind: Parameterization) -> Scalar:
     """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from target and prediction of the same kind (ELBO-6).
 
@@ -112,6 +142,28 @@ def diffusion_kl(target: X, prediction: X, step: Step, kind: Parameterization) -
         A scalar.
     """
     return diffusion_weight(step, kind) * jnp.sum((target - prediction) ** 2)
+
+
+def denoising_error(denoiser: Denoiser, key: Key, x_0: Batch, level: Level, kind: Parameterization) -> PerExample:
+    """||target - prediction||^2 at x_t = alpha x_0 + sigma eps, with fresh noise: what every bound and loss weights.
+
+    Args:
+        denoiser: predicts `kind`; called once, with the whole batch.
+        key: for the noise.
+        x_0: clean batch, shape (B, *x).
+        level: fields of shape (B,).
+        kind: what the denoiser predicts.
+
+    Returns:
+        Shape (B,), summed over the example.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level)
+    truth = jax.vmap(partial(target, kind=kind))(x_0, eps, level)
+    return jnp.square(truth - denoiser(x_t, level)).reshape(x_0.shape[0], -1).sum(-1)
 
 
 class Bound(NamedTuple):
@@ -175,13 +227,15 @@ def _bound(denoiser, key, x_0, table, decoder, kind, terms, prior_log_var) -> Bo
 
     def visit(total, index):
         t = _spread_steps(key_t, index, terms, num_steps, x_0.shape[0])
-        kl = _diffusion_terms(denoiser, jax.random.fold_in(key_eps, index), x_0, table.step(t - 1, t), kind)
-        return total + kl, None
+        step = table.step(t - 1, t)
+        error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, step.t, kind)
+        return total + jax.vmap(partial(diffusion_weight, kind=kind))(step) * error, None
 
     diffusion, _ = jax.lax.scan(visit, jnp.zeros(x_0.shape[0], x_0.dtype), jnp.arange(terms))
     scale = (num_steps - 1) / terms if terms else 0.0
     prior = jax.vmap(lambda x: prior_kl(x, table(num_steps), prior_log_var))(x_0)
-    return Bound(prior, _reconstruction(denoiser, key_1, x_0, table, decoder, kind), scale * diffusion)
+    level = table(jnp.ones(x_0.shape[0], jnp.int32))
+    return Bound(prior, _reconstruction(denoiser, key_1, x_0, level, decoder, kind), scale * diffusion)
 
 
 def _spread_steps(key, index, terms, num_steps, batch):
@@ -193,18 +247,123 @@ def _spread_steps(key, index, terms, num_steps, batch):
     return jnp.minimum(2 + jnp.floor(u * (num_steps - 1)).astype(jnp.int32), num_steps)
 
 
-def _diffusion_terms(denoiser, key, x_0, step: Step, kind) -> PerExample:
-    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
-    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, step.t)
-    truth = jax.vmap(partial(target, kind=kind))(x_0, eps, step.t)
-    return jax.vmap(partial(diffusion_kl, kind=kind))(truth, denoiser(x_t, step.t), step)
-
-
-def _reconstruction(denoiser, key, x_0, table, decoder, kind) -> PerExample:
-    level = table(jnp.ones(x_0.shape[0], jnp.int32))
+def _reconstruction(denoiser, key, x_0, level, decoder, kind) -> PerExample:
     x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, jax.random.split(key, x_0.shape[0]))
     x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_1, level), x_1, level)
     return jax.vmap(lambda x, h, z, lv: -decoder(h, z, lv).log_prob(x))(x_0, x_hat, x_1, level)
+
+
+def continuous_bound(
+    denoiser: Denoiser,
+    key: Key,
+    x_0: Batch,
+    schedule: Schedule,
+    decoder: Decoder,
+    *,
+    kind: Parameterization = "eps",
+    terms: int = 1,
+    t_0: float = 0.0,
+    prior_log_var: float = 0.0,
+) -> Bound:
+    """One unbiased estimate per example of the bound as T -> infinity (ELBO-12).
+
+        diffusion = 1/2 int_{t_0}^1 gamma'(t) E ||eps - eps_hat||^2 dt
+
+    The expectation depends on the schedule by its levels at t_0 and 1 alone, not by its shape between them; the
+    variance does. The decoder stands at t_0. The integral is estimated at `terms` times an example, spread evenly from
+    a random start.
+
+    Args:
+        denoiser, key, x_0, decoder, kind, prior_log_var: as in `bound`.
+        schedule: continuous.
+        terms: how many times an example, at least 1.
+        t_0: where the schedule is cut; 0 for one that begins with noise.
+
+    Returns:
+        `Bound`, each field (B,).
+
+    Raises:
+        ValueError: unknown kind, terms below 1, or a schedule without noise at t_0.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, section 5.1.
+    """
+    if terms < 1:
+        raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
+    with jax.ensure_compile_time_eval():
+        if not 0.0 <= t_0 < 1.0 or not float(schedule(jnp.asarray(t_0, x_0.dtype)).sigma) > 0.0:
+            raise ValueError(f"t_0 is {t_0}: the bound needs 0 <= t_0 < 1 and noise there, which {schedule} has later")
+    arguments = (pytree_callable(denoiser), key, x_0, schedule, pytree_callable(decoder))
+    return _continuous_bound(*arguments, kind, terms, t_0, prior_log_var)
+
+
+@partial(jax.jit, static_argnames=("kind", "terms", "t_0"))
+def _continuous_bound(denoiser, key, x_0, schedule, decoder, kind, terms, t_0, prior_log_var) -> Bound:
+    key_1, key_t, key_eps = jax.random.split(key, 3)
+    start = jax.random.uniform(key_t, x_0.shape[:1], x_0.dtype)
+
+    def visit(total, index):
+        t = t_0 + (1.0 - t_0) * (start + index.astype(start.dtype)) / terms
+        level, slope = schedule(t), jax.vmap(jax.grad(lambda u: schedule(u).log_snr))(t)
+        error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, level, kind)
+        return total + jax.vmap(partial(diffusion_rate, kind=kind))(level, slope) * error, None
+
+    diffusion, _ = jax.lax.scan(visit, jnp.zeros_like(start), jnp.arange(terms))
+    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), x.dtype)), prior_log_var))(x_0)
+    reconstruction = _reconstruction(denoiser, key_1, x_0, schedule(jnp.full_like(start, t_0)), decoder, kind)
+    return Bound(prior, reconstruction, (1.0 - t_0) / terms * diffusion)
+
+
+def consistency_bound(
+    denoiser: Denoiser,
+    key: Key,
+    x_0: Batch,
+    table: Table,
+    decoder: Decoder,
+    *,
+    kind: Parameterization = "eps",
+    prior_log_var: float = 0.0,
+) -> Bound:
+    """One unbiased estimate per example of the bound's first decomposition (ELBO-2), along one path drawn from q.
+
+        - E log p(x_0 | x_1) + E KL(q(x_T | x_{T-1}) || p(x_T)) + sum_{t=1..T-1} E C_t
+        C_t = E log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) = KL(b || p(x_t | x_{t+1})) - KL(b || q(x_t | x_{t-1}))
+
+    Each consistency term C_t, under `diffusion`, averages x_t over the bridge b = q(x_t | x_{t-1}, x_{t+1}); it needs a
+    pair of states where ELBO-3's need one. In print C_t is KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})), as if x_{t+1} told
+    nothing of x_t: that is larger, and its sum grows with T.
+
+    Args, result and errors as in `bound`, whose expectation it has.
+
+    Source: Luo 2022, arXiv:2208.11970, equations 37 to 45, corrected.
+    """
+    return _consistency_bound(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, prior_log_var)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _consistency_bound(denoiser, key, x_0, table, decoder, kind, prior_log_var) -> Bound:
+    batch = x_0.shape[0]
+    key_1, key_path = jax.random.split(key)
+
+    def draw(x_s, t):
+        step = jax.tree.map(lambda field: jnp.full((batch,), field), table.step(t - 1, t))
+        q = jax.vmap(forward.transition)(x_s, step)
+        return step, q, jax.vmap(Normal.sample)(q, jax.random.split(jax.random.fold_in(key_path, t), batch))
+
+    def visit(carry, t):
+        x_r, (step_s, q_s, x_s), total = carry  # r, s, t are neighbours: q_s = q(x_s | x_r)
+        step_t, q_t, x_t = draw(x_s, t)
+        bridge = jax.vmap(forward.bridge)(x_r, x_t, step_s, step_t)
+        x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_t, step_t.t), x_t, step_t.t)
+        model = jax.vmap(forward.posterior)(x_t, x_hat, step_t)
+        term = jax.vmap(kl)(bridge, model) - jax.vmap(kl)(bridge, q_s)
+        return (x_s, (step_t, q_t, x_t), total + term), None
+
+    first = draw(x_0, 1)
+    carry = (x_0, first, jnp.zeros(batch, x_0.dtype))
+    (_, (_, q_T, _), consistency), _ = jax.lax.scan(visit, carry, jnp.arange(2, table.num_steps + 1))
+    law = Normal(jnp.zeros_like(x_0[0]), jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
+    prior = jax.vmap(lambda q: kl(q, law))(q_T)
+    return Bound(prior, _reconstruction(denoiser, key_1, x_0, first[0].t, decoder, kind), consistency)
 
 
 def joint_log_ratio(

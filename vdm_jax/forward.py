@@ -38,6 +38,26 @@ def transition(x_s: X, step: Step) -> Normal:
     return Normal(step.t.alpha / step.s.alpha * x_s, step.t.sigma**2 * step.one_minus_ratio)
 
 
+def bridge(x_r: X, x_t: X, first: Step, second: Step) -> Normal:
+    """q(x_s | x_r, x_t) for r < s < t: the posterior with a noisy x_r in the place of clean data (ELBO-2).
+
+        precision = 1 / v_1 + a^2 / v_2,   mean = (m / v_1 + a x_t / v_2) / precision,
+
+    where q(x_s | x_r) = N(m, v_1 I) and q(x_t | x_s) = N(a x_s, v_2 I).
+
+    Args:
+        x_r, x_t: the examples at both ends, shape (*x).
+        first, second: the steps r < s and s < t, scalars.
+
+    Source: Luo 2022, arXiv:2208.11970, whose first decomposition of the bound it belongs to.
+    """
+    before = transition(x_r, first)
+    gain = second.t.alpha / second.s.alpha
+    after = second.t.sigma**2 * second.one_minus_ratio
+    total = after + gain**2 * before.var
+    return Normal((after * before.mean + gain * before.var * x_t) / total, before.var * after / total)
+
+
 class PosteriorCoefficients(NamedTuple):
     """x_s = c_1 x_t + c_2 x_0 + sigma eps (POST-6); scalars."""
 

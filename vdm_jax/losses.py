@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from vdm_jax.elbo import Bound, Decoder, bound
+from vdm_jax.elbo import Bound, Decoder, bound, denoising_error
 from vdm_jax.levels import Step
-from vdm_jax.parameterization import target
 from vdm_jax.tables import Table
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, pytree_callable
 
@@ -126,10 +125,7 @@ def _denoising_loss(denoiser, key, x_0, table, kind, weight, spread) -> Denoisin
     key_t, key_eps = jax.random.split(key)
     t = draw_steps(key_t, x_0.shape[0], table.num_steps, spread=spread)
     step = table.step(t - 1, t)
-    eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
-    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, step.t)
-    truth = jax.vmap(partial(target, kind=kind))(x_0, eps, step.t)
-    error = jnp.square(truth - denoiser(x_t, step.t)).reshape(x_0.shape[0], -1).sum(-1)
+    error = denoising_error(denoiser, key_eps, x_0, step.t, kind)
     return DenoisingLoss(t, error, jax.vmap(weight)(step))
 
 
