@@ -1,41 +1,93 @@
-"""`docs/derivations.md` and the code say the same: every row's function and test exist, every entry appears once."""
+"""`docs/derivations.md` and the code say the same: functions and tests exist, belong together, and none is left out."""
 
 import ast
 import importlib
 import re
-from collections import Counter
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-DOC = (ROOT / "docs" / "derivations.md").read_text()
+from tests.derivations.check import CATALOGUE, ERRATA
+
+TESTS = Path(__file__).parent
+DOC = (TESTS.parent / "docs" / "derivations.md").read_text()
 CHAPTERS = re.findall(r"^## ([A-Z]+) ", DOC, re.M)
 LATER = set(re.findall(r"[A-Z]+-\d+", " ".join(re.findall(r"^Not here yet:.*$", DOC, re.M))))
 
 
-def _rows():
-    """The table rows as lists of cells; a `\\|` inside a formula is no border."""
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in DOC.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows if not re.fullmatch(r"[-: ]+|ID|misprint", row[0].strip())]
+class Entry(NamedTuple):
+    """One section: an equation, three lines about it, a remark, perhaps a figure."""
+
+    name: str
+    equation: str
+    functions: list[str]
+    tests: list[tuple[str, str]]
+    source: str
+    remark: str
 
 
-def _tests(path):
-    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+def _entry(section):
+    head, figure = r"(.+)\n\n```math\n((?:.+\n)+)```\n\n", r"(?:\n!\[.+\]\((.+)\)\n)?"
+    form = head + r"- function: (.+)\n- test: (.+)\n- source: (.+)\n\n(.+)\n" + figure + r"\n*"
+    match = re.fullmatch(form, re.split(r"^## ", section, flags=re.M)[0])
+    assert match, f"not a heading, an equation, function, test, source and a remark:\n{section}"
+    name, equation, functions, tests, source, remark, figure = match.groups()
+    assert figure is None or (TESTS.parent / "docs" / figure).is_file(), f"{figure} is not there: `make figures`"
+    pairs = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+    return Entry(name, equation, re.findall(r"`([\w.]+)`", functions), pairs, source, remark)
 
 
-ROWS = _rows()
+ENTRIES = [_entry(section) for section in re.split(r"^### ", DOC + "\n", flags=re.M)[1:]]
+each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
 
-def test_every_row_is_complete():
-    assert ROWS
-    for row in ROWS:
-        assert [bool(cell) for cell in row] == [True] * 6, row
+@cache
+def _module(path):
+    return ast.parse((TESTS / path).read_text())
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:30])
-def test_functions_exist(row):
-    for name in re.findall(r"`([\w.]+)`", row[2]):
+def _functions(path):
+    return {node.name for node in ast.walk(_module(path)) if isinstance(node, ast.FunctionDef)}
+
+
+def _imports(tree):
+    """What the package's names are called here: {"kl": "gaussian.kl", "forward": "forward"}."""
+    return {
+        alias.asname or alias.name: f"{node.module}.{alias.name}".removeprefix("vdm_jax.")
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vdm_jax"
+        for alias in node.names
+    }
+
+
+def _uses(path, test):
+    """The names of the package that a test mentions, itself or by what its module defines: {"forward.marginal"}."""
+    tree = _module(path)
+    imports, defined = _imports(tree), {}
+    for node in tree.body:
+        for name in [getattr(node, "name", None), *(getattr(t, "id", None) for t in getattr(node, "targets", []))]:
+            defined[name] = node
+    found, seen, waiting = set(), set(), [test]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in defined:
+            continue
+        seen.add(name)
+        for node in ast.walk(defined[name]):
+            if isinstance(node, ast.Name):
+                waiting.append(node.id)
+                found |= {imports[node.id]} if node.id in imports else set()
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imports:
+                found.add(f"{imports[node.value.id]}.{node.attr}")
+    return found
+
+
+@each_entry
+def test_functions_exist(entry):
+    assert entry.functions
+    for name in entry.functions:
         module, *attributes = name.split(".")
         value = importlib.import_module(f"vdm_jax.{module}")
         for attribute in attributes:
@@ -43,35 +95,55 @@ def test_functions_exist(row):
         assert callable(value), name
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:30])
-def test_tests_exist(row):
-    names = re.findall(r"`([\w/]+\.py)::(\w+)`", row[3])
-    assert names
-    for path, test in names:
-        assert test in _tests(ROOT / "tests" / path), f"{path} has no {test}"
+@each_entry
+def test_tests_exist(entry):
+    assert entry.tests
+    for path, test in entry.tests:
+        assert test in _functions(path), f"{path} has no {test}"
+
+
+@each_entry
+def test_tests_are_about_the_functions(entry):
+    uses = {test: _uses(path, test) for path, test in entry.tests}
+    for function in entry.functions:
+        assert any(function in used for used in uses.values()), f"none of {list(uses)} mentions {function}"
+    for test, used in uses.items():  # a proof may be in symbols alone
+        assert not used or used & set(entry.functions), f"{test} mentions {used}, none of {entry.functions}"
 
 
 def test_every_entry_appears_once():
-    ids = Counter(row[0] for row in ROWS if re.fullmatch(r"[A-Z]+-\d+", row[0]))
-    assert set(ids.values()) == {1}
+    names = [entry.name for entry in ENTRIES]
+    assert len(set(names)) == len(names)
+    assert not LATER & set(names)
     for chapter in CHAPTERS:
-        numbers = sorted(int(i.split("-")[1]) for i in [*ids, *LATER] if i.startswith(f"{chapter}-"))
-        assert numbers == list(range(1, len(numbers) + 1)), f"{chapter} has {numbers}"
+        here = {name for name in [*names, *LATER] if name.startswith(f"{chapter}-")}
+        assert here == {f"{chapter}-{i}" for i in range(1, CATALOGUE[chapter] + 1)}
+    assert {name for name in names if name.startswith("erratum ")} == {f"erratum {name}" for name in ERRATA}
 
 
-def test_every_entry_named_in_code_or_tests_has_a_row():
-    entries = {row[0] for row in ROWS}
+def test_coverage_is_what_the_sections_give():
+    here = {chapter: sum(entry.name.startswith(f"{chapter}-") for entry in ENTRIES) for chapter in CATALOGUE}
+    here["errata"] = sum(entry.name.startswith("erratum ") for entry in ENTRIES)
+    total = {**CATALOGUE, "errata": len(ERRATA)}
+    rows = re.findall(r"^\| (\w+) \| [^|]+ \| (\d+) \| (\d+) \|$", DOC, re.M)
+    assert {chapter: (int(n), int(of)) for chapter, n, of in rows} == {c: (here[c], total[c]) for c in total}
+    coverage = f"**{sum(here.values())} of {sum(total.values())} entries**"
+    assert coverage in DOC, f"at the top it should say {coverage}"
+
+
+def test_every_entry_named_in_code_or_tests_has_a_section():
+    names = {entry.name for entry in ENTRIES}
     chapters = "|".join(CHAPTERS)
-    for path in sorted((ROOT / "vdm_jax").glob("*.py")):
+    for path in sorted((TESTS.parent / "vdm_jax").glob("*.py")):
         named = set(re.findall(rf"\b(?:{chapters})-\d+", path.read_text()))
-        assert named - LATER <= entries, f"{path.name} names {sorted(named - LATER - entries)}"
-    for path in sorted((ROOT / "tests" / "derivations").glob("test_*.py")):
-        for test in _tests(path):
+        assert named - LATER <= names, f"{path.name} names {sorted(named - LATER - names)}"
+    for path in sorted((TESTS / "derivations").glob("test_*.py")):
+        for test in _functions(path):
             if match := re.match(r"test_([A-Z]+)_(\d+)", test):
-                assert "-".join(match.groups()) in entries, f"{path.name}::{test}"
+                assert "-".join(match.groups()) in names, f"{path.name}::{test}"
 
 
-def test_every_misprint_with_a_test_has_a_row():
-    for path in sorted((ROOT / "tests" / "derivations").glob("test_*.py")):
-        for test in _tests(path):
+def test_every_misprint_with_a_test_has_a_section():
+    for path in sorted((TESTS / "derivations").glob("test_*.py")):
+        for test in _functions(path):
             assert not test.startswith("test_erratum") or test in DOC, f"{path.name}::{test}"

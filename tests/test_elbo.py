@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from tests.derivations.worlds import GaussianWorld, assert_mean, denoiser
+from tests.derivations.check import assert_mean
+from tests.derivations.worlds import GaussianWorld, denoiser
 from vdm_jax import elbo, forward
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.schedules import Cosine, VarianceExploding
+from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, VarianceExploding
 from vdm_jax.tables import linear_betas, tabulate
 
 TABLE = linear_betas(8, 0.01, 0.5)
@@ -132,3 +133,47 @@ def test_bits_per_dim():
     with jax.enable_x64(True):
         assert float(elbo.bits_per_dim(jnp.asarray(3 * np.log(2)), 3)) == pytest.approx(1.0)
         np.testing.assert_allclose(elbo.bits_per_dim(jnp.asarray([np.log(2), np.log(16)]), 2), [0.5, 2.0])
+
+
+def _continuous(schedule, **options):
+    x_0 = WORLD.sample(jax.random.key(9), (4, 3))
+    return elbo.continuous_bound(denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, **options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message"),
+    [
+        (LinearLogSNR(), {"terms": 0}, "at least one diffusion term"),
+        (LinearLogSNR(), {"t_0": 1.0}, "t_0 is 1.0"),
+        (LinearLogSNR(), {"t_0": -0.1}, "t_0 is -0.1"),
+        (LinearBeta(), {}, "noise there, which LinearBeta"),
+    ],
+)
+def test_a_continuous_bound_that_makes_no_sense_is_refused(schedule, options, message):
+    with pytest.raises(ValueError, match=message):
+        _continuous(schedule, **options)
+
+
+def test_continuous_bound_has_the_terms_of_its_ends():
+    # prior and decoder of levels t_0 and 1, as a table of two steps through them has them
+    for schedule, t_0, log_var in ((LinearLogSNR(4.0, -3.0), 0.0, 0.0), (VarianceExploding(0.1, 5.0), 0.5, 3.2)):
+        ours = _continuous(schedule, t_0=t_0, terms=4, prior_log_var=log_var)
+        x_0 = WORLD.sample(jax.random.key(9), (4, 3))
+        truth = jax.vmap(lambda x, s=schedule, v=log_var: elbo.prior_kl(x, s(1.0), v))(x_0)
+        np.testing.assert_allclose(ours.prior, truth, rtol=1e-6)
+        level = schedule(jnp.full(4, t_0))
+        far = elbo.continuous_bound(
+            lambda x, lv: 0.0 * x, jax.random.key(0), x_0, schedule, lambda h, z, lv: Normal(0 * h, lv.sigma), t_0=t_0
+        ).reconstruction
+        truth = -jax.vmap(lambda x, s: Normal(0 * x, s).log_prob(x))(x_0, level.sigma)
+        np.testing.assert_allclose(far, truth, rtol=1e-6)
+
+
+def test_consistency_bound_in_another_prior():
+    # moving the prior's variance moves E KL(q(x_T|x_{T-1}) || p) as it moves KL(q(x_T|x_0) || p): pathwise identity
+    x_0, table = jnp.full((20_000, 1), 0.7), tabulate(VarianceExploding(0.1, 5.0), 5)
+    arguments = denoiser(WORLD), jax.random.key(0), x_0, table, _decoder
+    near, far = (elbo.consistency_bound(*arguments, prior_log_var=v).prior for v in (3.0, 4.0))
+    level = table(5)
+    truth = elbo.prior_kl(x_0[0], level, 4.0) - elbo.prior_kl(x_0[0], level, 3.0)
+    assert_mean(far - near, truth)

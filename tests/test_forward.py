@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.derivations.worlds import assert_mean, assert_moments
+from tests.derivations.check import assert_mean, assert_moments
 from vdm_jax import forward
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import step_from_log_snr
-from vdm_jax.schedules import VarianceExploding
+from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 from vdm_jax.tables import from_betas, linear_betas, tabulate
 
 TABLE = from_betas(np.array([0.1, 0.2, 0.3, 0.4]))
@@ -82,3 +82,19 @@ def test_a_sampled_pair_regresses_as_the_posterior_says():
     rest = x_s - law.mean
     assert_moments(rest, 0.0, law.var[0])
     assert_mean(rest * (x_t - x_t.mean()), 0.0)
+
+
+def test_bridge_is_bayes_rule_and_ends_in_the_posterior():
+    # q(x_s|x_r,x_t) q(x_t|x_r) = q(x_s|x_r) q(x_t|x_s), pointwise; from clean data it is the posterior
+    with jax.enable_x64(True):
+        x_r, x_s, x_t = (jnp.asarray(x) for x in np.random.RandomState(0).randn(3, 4))
+        for schedule in (LinearLogSNR(4.0, -3.0), VarianceExploding(0.1, 5.0)):
+            first, second, across = (schedule.step(*times) for times in ((0.1, 0.3), (0.3, 0.8), (0.1, 0.8)))
+            joint = forward.transition(x_r, first).log_prob(x_s) + forward.transition(x_s, second).log_prob(x_t)
+            bayes = joint - forward.transition(x_r, across).log_prob(x_t)
+            assert float(forward.bridge(x_r, x_t, first, second).log_prob(x_s)) == pytest.approx(float(bayes), rel=1e-9)
+        table = linear_betas(10, 0.1, 0.5)
+        ours = forward.bridge(x_r, x_t, table.step(0, 4), table.step(4, 7))
+        truth = forward.posterior(x_t, x_r, table.step(4, 7))
+        np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-11)
+        assert float(ours.var) == pytest.approx(float(truth.var), rel=1e-12)

@@ -7,13 +7,40 @@ import pytest
 import sympy as sp
 from scipy import integrate, stats
 
+from tests.derivations.algebra import (
+    ADDED,
+    BETAS,
+    IN_BETAS,
+    KEEP,
+    LEVELS,
+    a_s,
+    a_t,
+    at_levels,
+    beta,
+    expected,
+    g_s,
+    g_t,
+    log_normal,
+    x_0,
+    x_s,
+    x_t,
+)
+from tests.derivations.check import assert_close, assert_disproved, assert_proved, refuted
 from tests.derivations.worlds import exact_step, number
 from vdm_jax import elbo, forward
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
-from vdm_jax.tables import from_betas, from_gammas, from_standard_deviations, linear_betas, tabulate, to_betas
+from vdm_jax.tables import (
+    from_betas,
+    from_gammas,
+    from_standard_deviations,
+    linear_betas,
+    tabulate,
+    to_betas,
+    to_gammas,
+    to_standard_deviations,
+)
 
-BETAS = [sp.Rational(1, 10), sp.Rational(1, 5), sp.Rational(1, 3), sp.Rational(1, 2)]
 SCHEDULES = [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(), VarianceExploding(0.1, 5.0)]
 
 
@@ -29,20 +56,23 @@ def _table():
 
 def _fold(betas):
     """x_t as a sum: the coefficient of x_0 and the total variance of all noises, from x_k = sqrt(1-b) x + sqrt(b) e."""
-    x = x_0 = sp.Symbol("x_0")
+    x = x_0
     noises = sp.symbols(f"eps_1:{len(betas) + 1}")
-    for beta, eps in zip(betas, noises, strict=True):
-        x = sp.sqrt(1 - beta) * x + sp.sqrt(beta) * eps
+    for b, eps in zip(betas, noises, strict=True):
+        x = sp.sqrt(1 - b) * x + sp.sqrt(b) * eps
     x = sp.expand(x)
-    return x.coeff(x_0), sp.simplify(sum(x.coeff(eps) ** 2 for eps in noises))
+    return x.coeff(x_0), sp.simplify(sum(x.coeff(eps) ** 2 for eps in noises))  # variances add, not scales
 
 
 def test_FWD_1_one_step_has_variance_beta():
+    # q(x_t|x_s) between neighbours: alpha_t / alpha_s = sqrt(1 - beta), and the variance added is beta
+    assert_proved(KEEP.subs(IN_BETAS), sp.sqrt(1 - beta))
+    assert_proved(ADDED.subs(IN_BETAS), beta)
     x = jnp.asarray([1.7, -0.4])
-    for t, beta in enumerate(BETAS, start=1):
+    for t, b in enumerate(BETAS, start=1):
         law = forward.transition(x, _table().step(t - 1, t))
-        np.testing.assert_allclose(law.mean, x * float(sp.sqrt(1 - beta)), rtol=1e-14)
-        assert float(law.var) == pytest.approx(float(beta), rel=1e-13)
+        assert_close(law.mean, x * float(sp.sqrt(1 - b)), rtol=1e-14)
+        assert_close(law.var, b, rtol=1e-13)
 
 
 def test_FWD_2_marginal_folds_the_noises():
@@ -50,23 +80,43 @@ def test_FWD_2_marginal_folds_the_noises():
     b = sp.symbols("b_1:4", positive=True)
     signal, noise = _fold(b)
     keep = sp.prod(1 - k for k in b)
-    assert sp.simplify(signal**2 - keep) == 0
-    assert sp.expand(noise - (1 - keep)) == 0
+    assert_proved(signal**2, keep)
+    assert_proved(noise, 1 - keep)
     # and the library, at rational betas
     for t in range(1, 5):
         signal, noise = _fold(BETAS[:t])
         law = forward.marginal(jnp.asarray([2.0]), _table()(t))
-        assert float(law.mean[0]) == pytest.approx(float(2 * signal), rel=1e-14)
-        assert float(law.var) == pytest.approx(float(noise), rel=1e-14)
+        assert_close(law.mean[0], 2 * signal, rtol=1e-14)
+        assert_close(law.var, noise, rtol=1e-14)
 
 
 def test_FWD_3_any_pair_folds_the_noises_between():
+    # the noises after s alone: what is kept of x_s is alpha_t / alpha_s, what they add makes up the variance at t
+    b = sp.symbols("b_1:5", positive=True)
+    abar = [sp.prod(1 - k for k in b[:t]) for t in range(5)]
+    signal, noise = _fold(b[2:])
+    here = {a_s: sp.sqrt(abar[2]), g_s: sp.sqrt(1 - abar[2]), a_t: sp.sqrt(abar[4]), g_t: sp.sqrt(1 - abar[4])}
+    assert_proved(signal**2, KEEP.subs(here) ** 2)
+    assert_proved(noise, ADDED.subs(here))
     for s in range(4):
         for t in range(s + 1, 5):
             signal, noise = _fold(BETAS[s:t])
             law = forward.transition(jnp.asarray([2.0]), _table().step(s, t))
-            assert float(law.mean[0]) == pytest.approx(float(2 * signal), rel=1e-14)
-            assert float(law.var) == pytest.approx(float(noise), rel=1e-13)
+            assert_close(law.mean[0], 2 * signal, rtol=1e-14)
+            assert_close(law.var, noise, rtol=1e-13)
+
+
+def test_FWD_3_the_marginals_leave_no_choice():
+    # x_t = k x_s + sqrt(v) eps must have the marginal at t: two equations for k and v, for any levels
+    k, v = sp.symbols("k v")
+    (found,) = sp.solve([k * a_s - a_t, k**2 * g_s**2 + v - g_t**2], [k, v], dict=True)
+    assert_proved(found[k], KEEP)
+    assert_proved(found[v], ADDED)
+    assert_proved(found[v], g_t**2 * (1 - (a_t / g_t) ** 2 / (a_s / g_s) ** 2))  # sigma_t^2 (1 - r)
+    for levels in LEVELS:
+        law = forward.transition(jnp.asarray([2.0]), exact_step(*levels))
+        assert_close(law.mean[0], at_levels(2 * found[k], levels), rtol=1e-14)
+        assert_close(law.var, at_levels(found[v], levels), rtol=1e-14)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -78,8 +128,8 @@ def test_FWD_3_variance_makes_up_the_marginal(schedule):
         before, after = forward.marginal(x_0, step.s), forward.marginal(x_0, step.t)
         law = forward.transition(before.mean, step)
         scale = forward.transition(jnp.asarray([1.0]), step).mean[0]
-        assert float(law.mean[0]) == pytest.approx(float(after.mean[0]), rel=1e-12)
-        assert float(scale**2 * before.var + law.var) == pytest.approx(float(after.var), rel=1e-10)
+        assert_close(law.mean, after.mean, rtol=1e-12)
+        assert_close(scale**2 * before.var + law.var, after.var, rtol=1e-10)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -95,52 +145,90 @@ def test_FWD_3_transitions_compose(schedule):
         density = stats.norm(first.mean[0], jnp.sqrt(first.var)).pdf(grid)
         density = density * stats.norm(second.mean, jnp.sqrt(second.var)).pdf(x_t)
         truth = stats.norm(whole.mean[0], jnp.sqrt(whole.var)).pdf(x_t)
-        assert integrate.trapezoid(density, grid) == pytest.approx(float(truth), rel=1e-10)
+        assert_close(integrate.trapezoid(density, grid), truth, rtol=1e-10)
 
 
 def test_FWD_4_the_last_marginal_becomes_the_prior():
-    x_0 = jnp.asarray([1.0, -1.0, 0.3])
-    prior = Normal(jnp.zeros(3), jnp.asarray(1.0))
-    divergence = [float(kl(forward.marginal(x_0, linear_betas()(t)), prior)) for t in (1, 10, 100, 400, 700, 1000)]
-    assert np.all(np.diff(divergence) < 0)
-    assert divergence[0] > 10
-    assert divergence[-1] < 1e-4
-    # with beta fixed, each further step multiplies the leading term, alpha^2 ||x_0||^2 / 2, by 1 - beta
+    # the divergence, integrated, tends to 0 with abar_T, led by the signal alpha_T^2 x_0^2 / 2 ...
+    abar, steps = sp.symbols("abar T", positive=True)
+    log_ratio = log_normal(x_t, a_t * x_0, g_t**2) - log_normal(x_t, 0, 1)
+    divergence = expected(log_ratio, x_t, a_t * x_0, g_t**2)
+    by_abar = sp.simplify(divergence.subs({a_t: sp.sqrt(abar), g_t: sp.sqrt(1 - abar)}))
+    assert_proved(sp.limit(by_abar, abar, 0, "+"))
+    assert_proved(sp.limit(by_abar / abar, abar, 0, "+"), x_0**2 / 2)
+    # ... and abar_T = (1 - beta)^T to 0 with T
+    assert_proved(sp.limit((1 - BETAS[0]) ** steps, steps, sp.oo))
+    # the library: at rational levels, along Ho et al.'s table, and its rate with beta fixed
+    prior = Normal(jnp.zeros(1), jnp.asarray(1.0))
+    for levels in LEVELS:
+        level, truth = exact_step(*levels).t, at_levels(divergence, levels, x_0=sp.Rational(7, 10))
+        assert_close(elbo.prior_kl(jnp.asarray([0.7]), level), truth, rtol=1e-13)
+        assert_close(kl(forward.marginal(jnp.asarray([0.7]), level), prior), truth, rtol=1e-13)
+    x, prior = jnp.asarray([1.0, -1.0, 0.3]), Normal(jnp.zeros(3), jnp.asarray(1.0))
+    along = [float(kl(forward.marginal(x, linear_betas()(t)), prior)) for t in (1, 10, 100, 400, 700, 1000)]
+    assert np.all(np.diff(along) < 0)
+    assert along[0] > 10
+    assert along[-1] < 1e-4
     table = from_betas(np.full(400, 0.05))
-    late = [float(elbo.prior_kl(x_0, table(t))) for t in (300, 301)]
-    assert late[1] / late[0] == pytest.approx(0.95, rel=1e-5)
+    for num_steps in (30, 300):
+        remaining = by_abar.subs(abar, sp.Rational(19, 20) ** num_steps)
+        truth = sum(sp.N(remaining.subs(x_0, sp.Rational(value)), 30) for value in ("1", "-1", "0.3"))
+        assert_close(elbo.prior_kl(x, table(num_steps)), truth, rtol=1e-12)
+    assert abs(elbo.prior_kl(x, table(301)) / elbo.prior_kl(x, table(300)) / 0.95 - 1) < 1e-5
 
 
 def test_FWD_5_markov():
-    # Bayes, with the posterior: q(x_t|x_s,x_0) = q(x_s|x_t,x_0) q(x_t|x_0) / q(x_s|x_0) must not depend on x_0
+    # Conditioning the joint law of (x_s, x_t) given x_0 on x_s: E[x_t] + Cov / Var (x_s - E[x_s]) is free of x_0
+    covariance = KEEP * g_s**2
+    mean = a_t * x_0 + covariance / g_s**2 * (x_s - a_s * x_0)
+    assert_proved(sp.diff(mean, x_0))
+    assert_proved(mean, KEEP * x_s)
+    assert_proved(g_t**2 - covariance**2 / g_s**2, ADDED)
+    # Bayes' rule with the posterior: q(x_t|x_s,x_0) = q(x_s|x_t,x_0) q(x_t|x_0) / q(x_s|x_0) is free of it too
+    r = (a_t / g_t) ** 2 / (a_s / g_s) ** 2
+    posterior = log_normal(x_s, a_s * (r * x_t / a_t + (1 - r) * x_0), g_s**2 * (1 - r))
+    bayes = posterior + log_normal(x_t, a_t * x_0, g_t**2) - log_normal(x_s, a_s * x_0, g_s**2)
+    assert_proved(sp.diff(bayes, x_0))
+    assert_proved(bayes, log_normal(x_t, KEEP * x_s, ADDED))
+
+
+def test_FWD_5_markov_in_the_library():
     step = _table().step(1, 3)
 
     def log_conditional(x_0, x_s, x_t):
         posterior = forward.posterior(x_t, x_0, step).log_prob(x_s)
         return posterior + forward.marginal(x_0, step.t).log_prob(x_t) - forward.marginal(x_0, step.s).log_prob(x_s)
 
-    for x_0, x_s, x_t in np.random.default_rng(0).normal(size=(5, 3, 1)):
-        x_0, x_s, x_t = jnp.asarray(x_0), jnp.asarray(x_s), jnp.asarray(x_t)
-        value, slope = jax.value_and_grad(log_conditional)(x_0, x_s, x_t)
-        assert float(slope[0]) == pytest.approx(0.0, abs=1e-12)
-        assert float(value) == pytest.approx(float(forward.transition(x_s, step).log_prob(x_t)), rel=1e-11)
+    for point in np.random.default_rng(0).normal(size=(5, 3, 1)):
+        start, before, after = map(jnp.asarray, point)
+        value, slope = jax.value_and_grad(log_conditional)(start, before, after)
+        assert_close(slope, 0.0, atol=1e-12)
+        assert_close(value, forward.transition(before, step).log_prob(after), rtol=1e-11)
 
 
 def test_FWD_6_three_conventions_give_the_same_kernels():
-    variances = np.array([float(b) for b in BETAS])
-    abar = [sp.prod(1 - b for b in BETAS[:t]) for t in range(1, 5)]
-    tables = [
-        from_betas(variances),
-        from_standard_deviations(np.array([float(sp.sqrt(b)) for b in BETAS])),
-        from_gammas(np.array([float(sp.log((1 - a) / a)) for a in abar])),
-    ]
+    # a deviation squared is a variance, and alpha^2 = sigmoid(-gamma): each is Ho et al.'s alpha, one by one
+    deviation, abar = sp.symbols("deviation abar", positive=True)
+    assert_proved(sp.sqrt(1 - deviation**2).subs(deviation, sp.sqrt(beta)), sp.sqrt(1 - beta))
+    gamma = sp.log((1 - abar) / abar)  # -log SNR
+    assert_proved(1 / (1 + sp.exp(gamma)), abar)
+    assert_proved(1 / (1 + sp.exp(-gamma)), 1 - abar)
+    # three tables from exact numbers, in the three conventions
+    abars = [sp.prod(1 - b for b in BETAS[:t]) for t in range(1, 5)]
+    numbers = [BETAS, [sp.sqrt(b) for b in BETAS], [gamma.subs(abar, a) for a in abars]]
+    makers = [from_betas, from_standard_deviations, from_gammas]
     x, x_0 = jnp.asarray([0.3]), jnp.asarray([-1.0])
-    for s, t in [(1, 2), (1, 4), (2, 3)]:
-        for kernel in (forward.transition, lambda x, step: forward.posterior(x, x_0, step)):
-            truth, *others = (kernel(x, table.step(s, t)) for table in tables)
-            for law in others:
-                np.testing.assert_allclose(law.mean, truth.mean, rtol=1e-12)
-                np.testing.assert_allclose(law.var, truth.var, rtol=1e-11)
+    for make, given in zip(makers, numbers, strict=True):
+        table = make(np.array(given, np.float64))
+        for s, t in [(1, 2), (1, 4), (2, 3)]:
+            exact = [sp.sqrt(f) for a in (abars[s - 1], abars[t - 1]) for f in (a, 1 - a)]
+            for kernel in (forward.transition, lambda x, step: forward.posterior(x, x_0, step)):
+                law, truth = kernel(x, table.step(s, t)), kernel(x, exact_step(*exact))
+                assert_close(law.mean, truth.mean, rtol=1e-12)
+                assert_close(law.var, truth.var, rtol=1e-11)
+        assert_close(to_betas(table).beta, numbers[0], rtol=1e-12)
+        assert_close(to_standard_deviations(table).beta, numbers[1], rtol=1e-12)
+        assert_close(to_gammas(table), numbers[2], rtol=1e-12)
 
 
 def test_FWD_7_schedules():
@@ -155,15 +243,15 @@ def test_FWD_7_schedules():
             law = forward.transition(mean, step)
             mean, var = law.mean, scale**2 * var + law.var
             truth = forward.marginal(jnp.asarray([0.8]), step.t)
-            assert float(mean[0]) == pytest.approx(float(truth.mean[0]), rel=1e-11)
-            assert float(var) == pytest.approx(float(truth.var), rel=1e-10)
+            assert_close(mean, truth.mean, rtol=1e-11)
+            assert_close(var, truth.var, rtol=1e-10)
 
 
 def test_exact_step_is_exact():
     # the tool of the other chapters: 3-4-5 and 5-12-13 levels
     step = exact_step(sp.Rational(12, 13), sp.Rational(5, 13), sp.Rational(3, 5), sp.Rational(4, 5))
-    assert float(step.snr_ratio) == pytest.approx((9 / 16) / (144 / 25), rel=1e-15)
-    assert float(step.one_minus_ratio) == pytest.approx(1 - (9 / 16) / (144 / 25), rel=1e-15)
+    assert_close(step.snr_ratio, (9 / 16) / (144 / 25), rtol=1e-15)
+    assert_close(step.one_minus_ratio, 1 - (9 / 16) / (144 / 25), rtol=1e-15)
     assert float(number(sp.Rational(1, 3))) == 1 / 3
 
 
@@ -172,29 +260,31 @@ def test_exact_step_is_exact():
 
 def test_erratum_alpha_of_a_standard_deviation():
     # beta a standard deviation: alpha = sqrt(1 - beta^2) keeps the variance of unit-variance data, 1 - beta^2 does not
-    beta = sp.Rational(3, 5)
     correct, printed = sp.sqrt(1 - beta**2), 1 - beta**2
-    assert correct**2 + beta**2 == 1
-    assert printed**2 + beta**2 != 1
-    table = from_standard_deviations(np.array([float(beta)]))
-    assert float(table(1).alpha) == pytest.approx(float(correct), rel=1e-14)
-    assert float(table(1).alpha) != pytest.approx(float(printed), rel=0.1)
+    assert_proved(correct**2 + beta**2, 1)
+    assert_disproved(printed**2 + beta**2, 1)
+    ours = from_standard_deviations(np.array([0.6]))(1).alpha
+    assert_close(ours, correct.subs(beta, sp.Rational(3, 5)), rtol=1e-14)
+    with refuted():
+        assert_close(ours, printed.subs(beta, sp.Rational(3, 5)), rtol=0.1)
 
 
 def test_erratum_product_to_i():
     # abar_i = prod_{k=1..i}; the printed prod_{k=1..k} binds k twice: as one factor it is no marginal from i = 2 on
     for i in range(2, 5):
         signal, _ = _fold(BETAS[:i])
-        abar = to_betas(_table()).abar[i - 1]
-        assert float(abar) == pytest.approx(float(signal**2), rel=1e-13)
-        assert float(1 - BETAS[i - 1]) != pytest.approx(float(signal**2), rel=0.01)
+        ours = to_betas(_table()).abar[i - 1]
+        assert_close(ours, signal**2, rtol=1e-13)
+        with refuted():
+            assert_close(ours, 1 - BETAS[i - 1], rtol=0.01)
 
 
 def test_erratum_noise_scale_of_one_step():
     # beta a variance: sqrt(beta) eps keeps unit variance, the printed beta eps does not
-    beta = BETAS[0]
-    variance = forward.transition(jnp.asarray([1.0]), _table().step(0, 1)).var
-    assert (1 - beta) + sp.sqrt(beta) ** 2 == 1
-    assert (1 - beta) + beta**2 != 1
-    assert float(variance) == pytest.approx(float(beta), rel=1e-13)
-    assert float(variance) != pytest.approx(float(beta**2), rel=0.1)
+    correct, printed = sp.sqrt(beta) ** 2, beta**2  # variance of the noise
+    assert_proved((1 - beta) + correct, 1)
+    assert_disproved((1 - beta) + printed, 1)
+    ours = forward.transition(jnp.asarray([1.0]), _table().step(0, 1)).var
+    assert_close(ours, correct.subs(beta, BETAS[0]), rtol=1e-13)
+    with refuted():
+        assert_close(ours, printed.subs(beta, BETAS[0]), rtol=0.1)

@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from tests.derivations.worlds import PointWorld, assert_mean
-from vdm_jax import forward
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.parameterization import convert, target, to_eps, to_score, to_x_0
+from tests.derivations.algebra import R, log_normal
+from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
+from tests.derivations.worlds import draws, number
+from vdm_jax import exact, forward
+from vdm_jax.levels import Level, level_from_log_snr
+from vdm_jax.parameterization import convert, target, to_eps, to_score, to_v, to_x_0
 from vdm_jax.schedules import VarianceExploding
 
 KINDS = ("x_0", "eps", "v", "score")
+a, g = sp.symbols("alpha sigma", positive=True)
+x_0, eps, x_t, value = sp.symbols("x_0 eps x_t value", real=True)
+# what each kind is, in the true x_0 and eps
+DEFINITIONS = {"x_0": x_0, "eps": eps, "v": a * eps - g * x_0, "score": -eps / g}
+TO = {"x_0": to_x_0, "eps": to_eps, "v": to_v, "score": to_score}
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +29,7 @@ def _float64():
 
 
 def _world():
-    return PointWorld(jnp.asarray([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]]), jnp.asarray([0.5, 0.2, 0.3]))
+    return exact.points([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
 
 
 def _levels():
@@ -39,29 +46,72 @@ def test_PAR_1_round_trips(source, wanted):
         x_t = level.alpha * x_0 + level.sigma * eps
         given = target(x_0, eps, level, source)
         there = convert(given, x_t, level, source, wanted)
-        np.testing.assert_allclose(there, target(x_0, eps, level, wanted), rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(convert(there, x_t, level, wanted, source), given, rtol=1e-8, atol=1e-10)
+        assert_close(there, target(x_0, eps, level, wanted), rtol=1e-8, atol=1e-10)
+        assert_close(convert(there, x_t, level, wanted, source), given, rtol=1e-8, atol=1e-10)
 
 
-def test_PAR_1_solves_the_two_linear_equations():
-    # x_t and v are two equations in x_0 and eps: let sympy solve them, at alpha = 1/2 and sigma = 3 (not preserving)
-    x_0, eps = sp.symbols("x_0 eps")
-    alpha, sigma, x_t, v = sp.Rational(1, 2), 3, sp.Rational(7, 5), sp.Rational(-2, 3)
-    solution = sp.solve([alpha * x_0 + sigma * eps - x_t, alpha * eps - sigma * x_0 - v], [x_0, eps])
-    level = level_from_log_snr(jnp.asarray(0.0))._replace(alpha=jnp.asarray(0.5), sigma=jnp.asarray(3.0))
-    given = jnp.asarray([float(v)]), jnp.asarray([float(x_t)]), level, "v"
-    assert float(to_x_0(*given)[0]) == pytest.approx(float(solution[x_0]), rel=1e-14)
-    assert float(to_eps(*given)[0]) == pytest.approx(float(solution[eps]), rel=1e-14)
+def _level(alpha, sigma):
+    alpha, sigma = number(alpha), number(sigma)
+    return Level(alpha, sigma, jnp.log(alpha), jnp.log(sigma))
+
+
+def _average(w, first, second):
+    """E[x_0|x_t] of two points with weights w and 1 - w."""
+    p, q = w * sp.exp(log_normal(x_t, a * first, g**2)), (1 - w) * sp.exp(log_normal(x_t, a * second, g**2))
+    return (p * first + q * second) / (p + q)
+
+
+def _solve(kind):
+    """x_0 and eps from x_t and a value of this kind: two linear equations."""
+    return sp.solve([a * x_0 + g * eps - x_t, DEFINITIONS[kind] - value], [x_0, eps])
+
+
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("wanted", KINDS)
+def test_PAR_1_solves_the_two_linear_equations(source, wanted):
+    # the kind wanted, at the x_0 and eps that solve for the kind given
+    formula = DEFINITIONS[wanted].subs(_solve(source), simultaneous=True)
+    # and back: the true value, put in, gives the true value wanted
+    truth = {value: DEFINITIONS[source], x_t: a * x_0 + g * eps}
+    assert_proved(formula.subs(truth, simultaneous=True), DEFINITIONS[wanted])
+    for alpha, sigma in [(R(3, 5), R(4, 5)), (R(1, 2), R(3)), (R(1), R(1, 10))]:  # preserving, neither, exploding
+        exact = formula.subs({a: alpha, g: sigma, value: R(-2, 3), x_t: R(7, 5)})
+        given = number(R(-2, 3))[None], number(R(7, 5))[None], _level(alpha, sigma)
+        assert_close(convert(*given, source, wanted)[0], exact, rtol=1e-13)
+        assert_close(TO[wanted](*given, source)[0], exact, rtol=1e-13)
 
 
 def test_PAR_2_conditional_score():
+    # the slope of log q(x_t|x_0), at the x_t that x_0 and eps make
+    score = sp.diff(log_normal(x_t, a * x_0, g**2), x_t)
+    assert_proved(score.subs(x_t, a * x_0 + g * eps), DEFINITIONS["score"])
+
+
+def test_PAR_2_conditional_score_in_the_library():
     # by automatic differentiation of log q(x_t|x_0)
-    x_0, eps = jax.random.normal(jax.random.key(1), (2, 5))
+    clean, noise = jax.random.normal(jax.random.key(1), (2, 5))
     for level in _levels():
-        x_t = level.alpha * x_0 + level.sigma * eps
-        score = jax.grad(forward.marginal(x_0, level).log_prob)(x_t)
-        np.testing.assert_allclose(target(x_0, eps, level, "score"), score, rtol=1e-9)
-        np.testing.assert_allclose(to_score(eps, x_t, level, "eps"), score, rtol=1e-9)
+        noisy = level.alpha * clean + level.sigma * noise
+        slope = jax.grad(forward.marginal(clean, level).log_prob)(noisy)
+        assert_close(target(clean, noise, level, "score"), slope, rtol=1e-9)
+        assert_close(to_score(noise, noisy, level, "eps"), slope, rtol=1e-9)
+
+
+def test_PAR_2_marginal_score_of_two_points():
+    # q(x_t) of two points: the slope of its logarithm is the mean of the conditional scores, weighted by q(x_0|x_t)
+    w, first, second = sp.symbols("w c_1 c_2", positive=True)
+    terms = [weight * sp.exp(log_normal(x_t, a * c, g**2)) for weight, c in ((w, first), (1 - w, second))]
+    score = sp.diff(sp.log(sum(terms)), x_t)
+    conditional = [-(x_t - a * c) / g**2 for c in (first, second)]
+    assert_proved(score, sum(p * s for p, s in zip(terms, conditional, strict=True)) / sum(terms))
+    # and the score of the average of the two points
+    assert_proved(score, (a * _average(w, first, second) - x_t) / g**2)
+    world = exact.points([[0.25], [1.5]], [0.375, 0.625])
+    for alpha, sigma in [(R(3, 5), R(4, 5)), (R(1, 2), R(3))]:
+        truth = score.subs({w: R(3, 8), first: R(1, 4), second: R(3, 2), a: alpha, g: sigma, x_t: R(7, 5)})
+        noisy, level = number(R(7, 5))[None], _level(alpha, sigma)
+        x_hat = exact.prediction(world, noisy, level, "x_0")
+        assert_close(to_score(x_hat, noisy, level, "x_0")[0], sp.N(truth, 30), rtol=1e-13)
 
 
 def test_PAR_2_marginal_score_is_the_conditional_expectation():
@@ -69,22 +119,23 @@ def test_PAR_2_marginal_score_is_the_conditional_expectation():
     world = _world()
     for level in _levels():
         for x_t in jax.random.normal(jax.random.key(2), (4, 2)):
-            truth = jax.grad(world.log_marginal)(x_t, level)
-            np.testing.assert_allclose(
-                to_score(world.x_hat(x_t, level), x_t, level, "x_0"), truth, rtol=1e-7, atol=1e-9
-            )
+            truth = jax.grad(exact.marginal(world, level).log_prob)(x_t)
+            x_hat = exact.prediction(world, x_t, level, "x_0")
+            assert_close(to_score(x_hat, x_t, level, "x_0"), truth, rtol=1e-7, atol=1e-9)
 
 
 def test_erratum_marginal_score_is_not_minus_eps_over_sigma():
     # Printed for the marginal law: -eps / sigma with the eps that made x_t. The correct form passes the same check.
     world, level = _world(), level_from_log_snr(jnp.asarray(0.0))
-    x_0 = world.sample(jax.random.key(3), 20_000)
+    x_0 = draws(world, jax.random.key(3), 20_000)
     eps = jax.random.normal(jax.random.key(4), x_0.shape)
     x_t = level.alpha * x_0 + level.sigma * eps
-    marginal = jax.vmap(lambda x: jax.grad(world.log_marginal)(x, level))(x_t)
+    marginal = jax.vmap(jax.grad(exact.marginal(world, level).log_prob))(x_t)
     printed = jax.vmap(lambda x, e: target(x, e, level, "score"))(x_0, eps)
-    correct = jax.vmap(lambda x: to_score(world.x_hat(x, level), x, level, "x_0"))(x_t)
-    np.testing.assert_allclose(correct, marginal, rtol=1e-8, atol=1e-10)
+    correct = jax.vmap(lambda x: to_score(exact.prediction(world, x, level, "x_0"), x, level, "x_0"))(x_t)
+    assert_close(correct, marginal, rtol=1e-8, atol=1e-10)
+    with refuted():
+        assert_close(printed, marginal, rtol=1e-8, atol=0.1)
     assert np.mean(np.abs(printed - marginal)) > 0.1
     # true on average over what may have made x_t: no function of x_t tells them apart
     for probe in (jnp.ones_like(x_t), x_t, jnp.tanh(3 * x_t), x_t**3):
@@ -96,25 +147,36 @@ def test_PAR_3_the_optimal_denoiser_averages_clean_points():
     for level in _levels():
         for x_t in jax.random.normal(jax.random.key(5), (4, 2)):
             # three points of the plane: solve for the weights of the average
-            prediction = np.asarray(world.x_hat(x_t, level))
+            noise = exact.prediction(world, x_t, level, "eps")  # what the best network answers
+            prediction = np.asarray(to_x_0(noise, x_t, level, "eps"))
             system = np.vstack([np.asarray(world.points).T, np.ones(3)])
             weights = np.linalg.solve(system, np.append(prediction, 1.0))
             assert np.all(weights > -1e-9)
     # much noise: the mean of the data, blurred; little noise: one of the points
-    x_t = jnp.asarray([0.3, -0.2])
-    blurred = world.x_hat(x_t, level_from_log_snr(jnp.asarray(-20.0)))
-    np.testing.assert_allclose(blurred, world.weights @ world.points, atol=1e-3)
-    np.testing.assert_allclose(world.x_hat(x_t, level_from_log_snr(jnp.asarray(9.0))), world.points[1], atol=1e-6)
+    noisy = jnp.asarray([0.3, -0.2])
+    blurred = exact.prediction(world, noisy, level_from_log_snr(jnp.asarray(-20.0)), "x_0")
+    np.testing.assert_allclose(blurred, world.mean, atol=1e-3)
+    sharp = exact.prediction(world, noisy, level_from_log_snr(jnp.asarray(9.0)), "x_0")
+    np.testing.assert_allclose(sharp, world.points[1], atol=1e-6)
+
+
+def test_PAR_3_much_noise_blurs_and_little_does_not():
+    # E[x_0|x_t] of two points, where the signal vanishes and where the noise does, from an x_t nearer to the first
+    w, first, gap = sp.symbols("w c_1 gap", positive=True)
+    x_hat = _average(w, first, first + gap)
+    assert_proved(sp.limit(x_hat, a, 0), w * first + (1 - w) * (first + gap))
+    near = x_hat.subs(x_t, a * (first + gap / 4))
+    assert_proved(sp.limit(sp.simplify(near), g, 0, "+"), first)
 
 
 def test_PAR_3_in_every_kind_the_average_is_optimal():
     # conditional expectations commute with the (affine) conversions: E[kind | x_t] = convert(E[x_0 | x_t])
     world, level = _world(), level_from_log_snr(jnp.asarray(0.5))
     x_t = jnp.asarray([0.1, 0.4])
-    weights = jax.nn.softmax(world.log_terms(x_t, level))
+    weights = jnp.exp(world.given(x_t, level).log_weights)
     for kind in KINDS:
         values = jax.vmap(lambda x, kind=kind: target(x, (x_t - level.alpha * x) / level.sigma, level, kind))(
             world.points
         )
-        ours = convert(world.x_hat(x_t, level), x_t, level, "x_0", kind)
-        np.testing.assert_allclose(weights @ values, ours, rtol=1e-12)
+        ours = convert(exact.prediction(world, x_t, level, "x_0"), x_t, level, "x_0", kind)
+        assert_close(weights @ values, ours, rtol=1e-12)

@@ -6,21 +6,38 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from tests.derivations.worlds import exact_step, number
-from vdm_jax import forward
+from tests.derivations.algebra import (
+    ABAR_T,
+    ADDED,
+    BETAS,
+    IN_BETAS,
+    KEEP,
+    LEVELS,
+    R,
+    a_s,
+    a_t,
+    abar_s,
+    at_levels,
+    at_step,
+    beta,
+    eps,
+    g_s,
+    g_t,
+    log_normal,
+    score,
+    x_0,
+    x_s,
+    x_t,
+)
+from tests.derivations.check import assert_close, assert_disproved, assert_proved, refuted
+from tests.derivations.worlds import exact_step
+from vdm_jax import exact, forward, information
+from vdm_jax.gaussian import Normal, kl
+from vdm_jax.levels import step_from_log_snr
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
 from vdm_jax.tables import from_betas, linear_betas
 
 SCHEDULES = [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(), VarianceExploding(0.1, 5.0)]
-R = sp.Rational
-# exact levels (alpha_s, sigma_s, alpha_t, sigma_t): variance preserving, neither, and exploding
-LEVELS = [(R(12, 13), R(5, 13), R(3, 5), R(4, 5)), (R(2), R(1, 3), R(3, 2), R(4)), (R(1), R(1, 10), R(1), R(7))]
-BETAS = [R(1, 10), R(1, 5), R(1, 3)]
-
-a_s, g_s, a_t, g_t = sp.symbols("alpha_s sigma_s alpha_t sigma_t", positive=True)
-x_s, x_t, x_0, eps, score = sp.symbols("x_s x_t x_0 eps score", real=True)
-abar_s, beta = sp.symbols("abar_s beta", positive=True)  # abar_{t-1} and beta_t
-ABAR_T = abar_s * (1 - beta)
 
 
 @pytest.fixture(autouse=True)
@@ -31,161 +48,261 @@ def _float64():
 
 def _complete_the_square():
     """Mean and variance in x_s of q(x_t|x_s) q(x_s|x_0): -log of it is A x_s^2 / 2 - B x_s + const."""
-    keep = a_t / a_s
-    exponent = (x_t - keep * x_s) ** 2 / (2 * (g_t**2 - keep**2 * g_s**2)) + (x_s - a_s * x_0) ** 2 / (2 * g_s**2)
+    exponent = (x_t - KEEP * x_s) ** 2 / (2 * ADDED) + (x_s - a_s * x_0) ** 2 / (2 * g_s**2)
     poly = sp.Poly(sp.expand(exponent), x_s)
     curvature, slope = 2 * poly.coeff_monomial(x_s**2), -poly.coeff_monomial(x_s)
     return sp.factor(slope / curvature), sp.factor(1 / curvature)
 
 
 MEAN, VAR = _complete_the_square()
-IN_BETAS = {a_s: sp.sqrt(abar_s), g_s: sp.sqrt(1 - abar_s), a_t: sp.sqrt(ABAR_T), g_t: sp.sqrt(1 - ABAR_T)}
-# the same with the clean x_0 replaced by what made x_t
+RATIO = (a_t / g_t) ** 2 / (a_s / g_s) ** 2  # r = SNR(t) / SNR(s)
+# what made x_t, in the place of the clean x_0
 BY_EPS = {x_0: (x_t - g_t * eps) / a_t}
 BY_SCORE = {x_0: (x_t + g_t**2 * score) / a_t}
 
 
-def _equal(left, right):
-    return sp.simplify(sp.expand(sp.simplify(left) - sp.simplify(right))) == 0
+def _arrays(*numbers):
+    return (jnp.asarray([number]) for number in numbers)
 
 
-def _named(values):
-    return {{"x_t": x_t, "x_0": x_0, "eps": eps, "score": score}[name]: value for name, value in values.items()}
+def _table():
+    return from_betas(np.array(BETAS, np.float64))
 
 
-def _at_levels(expression, levels, **values):
-    return float(expression.subs(dict(zip((a_s, g_s, a_t, g_t), levels, strict=True))).subs(_named(values)))
+def _log_bayes(x_s, x_t, x_0, step):
+    """log of q(x_t|x_s) q(x_s|x_0) / q(x_t|x_0)."""
+    joint = forward.transition(x_s, step).log_prob(x_t) + forward.marginal(x_0, step.s).log_prob(x_s)
+    return joint - forward.marginal(x_0, step.t).log_prob(x_t)
 
 
-def _at_betas(expression, t, **values):
-    """A formula in abar_{t-1} and beta_t at step t of BETAS."""
-    return float(
-        sp.N(
-            expression.subs({abar_s: sp.prod(1 - b for b in BETAS[: t - 1]), beta: BETAS[t - 1]}).subs(_named(values)),
-            30,
-        )
-    )
+def test_POST_1_bayes_pointwise():
+    # in x_s, q(x_t|x_s) q(x_s|x_0) / q(x_t|x_0) is the normal density that completing the square finds
+    ratio = log_normal(x_t, KEEP * x_s, ADDED) + log_normal(x_s, a_s * x_0, g_s**2) - log_normal(x_t, a_t * x_0, g_t**2)
+    assert_proved(ratio, log_normal(x_s, MEAN, VAR))
+    for levels in LEVELS:
+        truth = sp.N(at_levels(ratio, levels, x_s=R(2, 5), x_t=R(7, 10), x_0=R(-3, 2)), 30)
+        law = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(law.log_prob(*_arrays(0.4)), truth, rtol=1e-13)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_POST_1_bayes_pointwise(schedule):
+def test_POST_1_bayes_on_schedules(schedule):
     rng = np.random.default_rng(0)
     for _ in range(6):
         s, t = np.sort(rng.uniform(0.02, 0.98, 2))
-        x_0, x_s, x_t = (jnp.asarray(rng.normal(size=3)) for _ in range(3))
+        clean, before, after = (jnp.asarray(rng.normal(size=3)) for _ in range(3))
         step = schedule.step(float(s), float(t))
-        joint = forward.transition(x_s, step).log_prob(x_t) + forward.marginal(x_0, step.s).log_prob(x_s)
-        bayes = joint - forward.marginal(x_0, step.t).log_prob(x_t)
-        assert float(forward.posterior(x_t, x_0, step).log_prob(x_s)) == pytest.approx(float(bayes), rel=1e-9, abs=1e-9)
+        ours = forward.posterior(after, clean, step).log_prob(before)
+        assert_close(ours, _log_bayes(before, after, clean, step), rtol=1e-9)
 
 
 def test_POST_1_bayes_on_a_table():
     table, rng = linear_betas(), np.random.default_rng(1)
     for s, t in [(1, 2), (1, 1000), (499, 500), (999, 1000), (3, 700)]:
-        x_0, x_s, x_t = (jnp.asarray(rng.normal(size=3)) for _ in range(3))
+        clean, before, after = (jnp.asarray(rng.normal(size=3)) for _ in range(3))
         step = table.step(s, t)
-        joint = forward.transition(x_s, step).log_prob(x_t) + forward.marginal(x_0, step.s).log_prob(x_s)
-        bayes = joint - forward.marginal(x_0, step.t).log_prob(x_t)
-        assert float(forward.posterior(x_t, x_0, step).log_prob(x_s)) == pytest.approx(float(bayes), rel=1e-8)
+        ours = forward.posterior(after, clean, step).log_prob(before)
+        assert_close(ours, _log_bayes(before, after, clean, step), rtol=1e-8)
 
 
 def test_POST_2_mean_by_completing_the_square():
     # Ho et al.'s form and the SNR form are both what the square gives ...
     ho = (sp.sqrt(1 - beta) * (1 - abar_s) * x_t + sp.sqrt(abar_s) * beta * x_0) / (1 - ABAR_T)
-    assert _equal(MEAN.subs(IN_BETAS), ho)
-    r = (a_t / g_t) ** 2 / (a_s / g_s) ** 2
-    assert _equal(MEAN, a_s * (r * x_t / a_t + (1 - r) * x_0))
+    assert_proved(MEAN.subs(IN_BETAS), ho)
+    assert_proved(MEAN, a_s * (RATIO * x_t / a_t + (1 - RATIO) * x_0))
     # ... and what the library gives
     for levels in LEVELS:
-        mean = forward.posterior(jnp.asarray([0.7]), jnp.asarray([-1.5]), exact_step(*levels)).mean[0]
-        assert float(mean) == pytest.approx(_at_levels(MEAN, levels, x_t=R(7, 10), x_0=R(-3, 2)), rel=1e-14)
-    table = from_betas(np.array([float(b) for b in BETAS]))
+        law = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(law.mean[0], at_levels(MEAN, levels, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-14)
     for t in (2, 3):
-        mean = forward.posterior(jnp.asarray([0.7]), jnp.asarray([-1.5]), table.step(t - 1, t)).mean[0]
-        assert float(mean) == pytest.approx(_at_betas(ho, t, x_t=R(7, 10), x_0=R(-3, 2)), rel=1e-13)
+        law = forward.posterior(*_arrays(0.7, -1.5), _table().step(t - 1, t))
+        assert_close(law.mean[0], at_step(ho, t, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-13)
 
 
 def test_POST_3_variance_by_completing_the_square():
     ho = beta * (1 - abar_s) / (1 - ABAR_T)
-    assert _equal(VAR.subs(IN_BETAS), ho)
-    r = (a_t / g_t) ** 2 / (a_s / g_s) ** 2
-    assert _equal(VAR, g_s**2 * (1 - r))
+    assert_proved(VAR.subs(IN_BETAS), ho)
+    assert_proved(VAR, g_s**2 * (1 - RATIO))
     for levels in LEVELS:
         step = exact_step(*levels)
-        assert float(forward.posterior_variance(step)) == pytest.approx(_at_levels(VAR, levels), rel=1e-14)
-        assert float(forward.posterior(jnp.zeros(1), jnp.zeros(1), step).var) == pytest.approx(_at_levels(VAR, levels))
-    table = from_betas(np.array([float(b) for b in BETAS]))
+        assert_close(forward.posterior_variance(step), at_levels(VAR, levels), rtol=1e-14)
+        assert_close(forward.posterior(*_arrays(0.7, -1.5), step).var, at_levels(VAR, levels), rtol=1e-14)
     for t in (2, 3):
-        assert float(forward.posterior_variance(table.step(t - 1, t))) == pytest.approx(_at_betas(ho, t), rel=1e-13)
+        assert_close(forward.posterior_variance(_table().step(t - 1, t)), at_step(ho, t), rtol=1e-13)
 
 
 def test_POST_3_a_clean_s_is_the_limit():
     # sigma_s -> 0: the mean tends to alpha_s x_0, the variance to 0
-    assert sp.limit(MEAN, g_s, 0) == a_s * x_0
-    assert sp.limit(VAR, g_s, 0) == 0
-    law = forward.posterior(jnp.asarray([0.7]), jnp.asarray([-1.5]), linear_betas().step(0, 600))
-    assert float(law.mean[0]) == -1.5
-    assert float(law.var) == 0.0
+    assert_proved(sp.limit(MEAN, g_s, 0), a_s * x_0)
+    assert_proved(sp.limit(VAR, g_s, 0))
+    law = forward.posterior(*_arrays(0.7, -1.5), linear_betas().step(0, 600))
+    assert_close(law.mean[0], -1.5, rtol=0)
+    assert_close(law.var, 0.0, rtol=0)
 
 
 def test_POST_4_mean_by_noise():
-    printed = (x_t - beta / sp.sqrt(1 - ABAR_T) * eps) / sp.sqrt(1 - beta)
+    # x_0 = (x_t - sigma_t eps) / alpha_t in the mean of POST-2
     mean = MEAN.subs(BY_EPS)
-    assert _equal(mean.subs(IN_BETAS), printed)
+    assert_proved(mean.subs(IN_BETAS), (x_t - beta / sp.sqrt(1 - ABAR_T) * eps) / sp.sqrt(1 - beta))
     for levels in LEVELS:
-        law = forward.posterior_from_eps(jnp.asarray([0.7]), jnp.asarray([-1.5]), exact_step(*levels))
-        assert float(law.mean[0]) == pytest.approx(_at_levels(mean, levels, x_t=R(7, 10), eps=R(-3, 2)), rel=1e-13)
-        assert float(law.var) == pytest.approx(_at_levels(VAR, levels), rel=1e-14)
+        law = forward.posterior_from_eps(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(law.mean[0], at_levels(mean, levels, x_t=R(7, 10), eps=R(-3, 2)), rtol=1e-13)
+        assert_close(law.var, at_levels(VAR, levels), rtol=1e-14)
 
 
 def test_POST_5_mean_by_score():
-    printed = (x_t + beta * score) / sp.sqrt(1 - beta)
+    # the score of q(x_t|x_0) holds x_0; with x_0 solved for it, the mean of POST-2 is in x_t and the score
+    assert_proved(sp.diff(log_normal(x_t, a_t * x_0, g_t**2), x_t).subs(BY_SCORE), score)
     mean = MEAN.subs(BY_SCORE)
-    assert _equal(mean.subs(IN_BETAS), printed)
+    assert_proved(mean.subs(IN_BETAS), (x_t + beta * score) / sp.sqrt(1 - beta))
     for levels in LEVELS:
-        law = forward.posterior_from_score(jnp.asarray([0.7]), jnp.asarray([-1.5]), exact_step(*levels))
-        assert float(law.mean[0]) == pytest.approx(_at_levels(mean, levels, x_t=R(7, 10), score=R(-3, 2)), rel=1e-13)
-        assert float(law.var) == pytest.approx(_at_levels(VAR, levels), rel=1e-14)
+        law = forward.posterior_from_score(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(law.mean[0], at_levels(mean, levels, x_t=R(7, 10), score=R(-3, 2)), rtol=1e-13)
+        assert_close(law.var, at_levels(VAR, levels), rtol=1e-14)
 
 
 def test_POST_5_score_is_that_of_the_conditional_marginal():
     # the score by automatic differentiation of log q(x_t|x_0), not by formula
-    step, x_0, x_t = exact_step(*LEVELS[0]), jnp.asarray([0.4, -1.0]), jnp.asarray([0.1, 0.9])
-    score = jax.grad(forward.marginal(x_0, step.t).log_prob)(x_t)
-    truth = forward.posterior(x_t, x_0, step)
-    np.testing.assert_allclose(forward.posterior_from_score(x_t, score, step).mean, truth.mean, rtol=1e-13)
+    step, clean, noisy = exact_step(*LEVELS[0]), jnp.asarray([0.4, -1.0]), jnp.asarray([0.1, 0.9])
+    slope = jax.grad(forward.marginal(clean, step.t).log_prob)(noisy)
+    truth = forward.posterior(noisy, clean, step)
+    assert_close(forward.posterior_from_score(noisy, slope, step).mean, truth.mean, rtol=1e-13)
 
 
 def test_POST_6_interpolation_form():
     # linear in x_t and x_0 by the square; the noise scale is the root of its variance
+    in_both = sp.expand(MEAN)
+    c_1, c_2 = in_both.coeff(x_t), in_both.coeff(x_0)
+    assert_proved(MEAN, c_1 * x_t + c_2 * x_0)
     for levels in LEVELS:
-        c_1, c_2, sigma = forward.posterior_coefficients(exact_step(*levels))
-        expanded = sp.expand(MEAN)
-        assert float(c_1) == pytest.approx(_at_levels(expanded.coeff(x_t), levels), rel=1e-14)
-        assert float(c_2) == pytest.approx(_at_levels(expanded.coeff(x_0), levels), rel=1e-14)
-        assert float(sigma) == pytest.approx(_at_levels(sp.sqrt(VAR), levels), rel=1e-14)
+        ours = forward.posterior_coefficients(exact_step(*levels))
+        assert_close(ours.c_1, at_levels(c_1, levels), rtol=1e-14)
+        assert_close(ours.c_2, at_levels(c_2, levels), rtol=1e-14)
+        assert_close(ours.sigma, at_levels(sp.sqrt(VAR), levels), rtol=1e-14)
 
 
 def test_POST_6_interpolation_reproduces_the_marginal():
     # x_t drawn from q(x_t|x_0), then x_s from the posterior: x_s has q(x_s|x_0). Means and variances, exactly.
-    m, n = sp.expand(MEAN).coeff(x_t), sp.expand(MEAN).coeff(x_0)
-    assert sp.simplify(m * a_t + n - a_s) == 0
-    assert sp.simplify(m**2 * g_t**2 + VAR - g_s**2) == 0
+    c_1, c_2 = sp.expand(MEAN).coeff(x_t), sp.expand(MEAN).coeff(x_0)
+    assert_proved(c_1 * a_t + c_2, a_s)
+    assert_proved(c_1**2 * g_t**2 + VAR, g_s**2)
     for levels in LEVELS:
         step = exact_step(*levels)
-        c_1, c_2, sigma = forward.posterior_coefficients(step)
-        assert float(c_1 * step.t.alpha + c_2) == pytest.approx(float(step.s.alpha), rel=1e-14)
-        assert float(c_1**2 * step.t.sigma**2 + sigma**2) == pytest.approx(float(step.s.sigma**2), rel=1e-13)
+        ours = forward.posterior_coefficients(step)
+        assert_close(ours.c_1 * step.t.alpha + ours.c_2, step.s.alpha, rtol=1e-14)
+        assert_close(ours.c_1**2 * step.t.sigma**2 + ours.sigma**2, step.s.sigma**2, rtol=1e-13)
+
+
+# POST-7 and POST-8: data that is no Gaussian
+
+TWO = [0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]  # two narrow modes
+
+
+def _modes(density):
+    """How many maxima a density has, on a grid of [-3, 3]."""
+    values = np.asarray(jax.vmap(density)(jnp.linspace(-3.0, 3.0, 2001)[:, None]))
+    return int(np.sum((values[1:-1] > values[:-2]) & (values[1:-1] > values[2:])))
+
+
+def _shortfall(law):
+    """KL(law || the normal of its mean and variance) = h(normal) - h(law): 0 for a normal law alone."""
+    normal = 0.5 * jnp.log(2 * jnp.pi * jnp.e * law.variance[0])
+    return float(normal - information.entropy(law).value)
+
+
+def test_POST_7_reverse_kernel_is_bayes_rule_over_the_data():
+    law, x_t = exact.mixture(*TWO), jnp.asarray([0.2])
+    for high, low in ((4.0, 3.5), (3.0, -2.0)):
+        step = step_from_log_snr(jnp.asarray(high), jnp.asarray(low))
+        kernel = exact.reverse(law, x_t, step)
+        for x in jnp.linspace(-2.0, 2.0, 9)[:, None]:
+            # q(x_s|x_t) = q(x_t|x_s) q(x_s) / q(x_t)
+            joint = forward.transition(x, step).log_prob(x_t) + exact.marginal(law, step.s).log_prob(x)
+            assert_close(kernel.log_prob(x), joint - exact.marginal(law, step.t).log_prob(x_t), rtol=1e-9, atol=1e-9)
+
+
+def test_POST_7_normal_for_small_beta_and_of_many_modes_for_large():
+    # from x_t = 0.1 at log-SNR -2, backwards by steps of all sizes
+    law, x_t, low = exact.mixture(*TWO), jnp.asarray([0.1]), jnp.asarray(-2.0)
+    drops = np.array([0.05, 0.1, 0.2, 0.4, 6.0])
+    kernels = [exact.reverse(law, x_t, step_from_log_snr(low + drop, low)) for drop in drops]
+    assert [_modes(kernel.log_prob) for kernel in kernels] == [1, 1, 1, 1, 2]
+    shortfall = np.array([_shortfall(kernel) for kernel in kernels])
+    assert np.all(np.diff(shortfall) > 0)
+    assert shortfall[-1] > 0.5  # nats: a normal law cannot be this kernel
+    # In units of its width the kernel's fourth cumulant falls as beta^2, and with its square the shortfall
+    slopes = np.diff(np.log(shortfall[:4])) / np.diff(np.log(drops[:4]))
+    assert np.all(slopes > 2.5), slopes
+
+
+def test_POST_7_the_model_s_normal_step_loses_less_the_smaller_the_step():
+    # per unit of log-SNR: KL(q(x_s|x_t) || N(mean, sigma_q^2)) / drop -> 0, so a chain of small steps loses nothing
+    law, x_t, low = exact.mixture(*TWO), jnp.asarray([0.3]), jnp.asarray(-1.0)
+    losses = []
+    for drop in (0.1, 0.05, 0.025, 0.0125):
+        step = step_from_log_snr(low + drop, low)
+        kernel = exact.reverse(law, x_t, step)
+        model = forward.posterior(x_t, exact.prediction(law, x_t, step.t, "x_0"), step)
+        cross = information.quadrature(lambda x, model=model: -model.log_prob(x), kernel).value
+        losses.append(float(cross - information.entropy(kernel).value) / drop)
+    np.testing.assert_allclose(np.array(losses[:-1]) / np.array(losses[1:]), 2.0, rtol=0.05)
+
+
+def test_POST_8_two_divergences_differ_by_a_constant():
+    # By E (m_q - m)^2 = Var m_q + (E m_q - m)^2, for any law of m_q: the second term alone knows the model's mean.
+    p, m_1, m_2, m = sp.symbols("p m_1 m_2 m", real=True)
+    mean = p * m_1 + (1 - p) * m_2
+    variance = p * (m_1 - mean) ** 2 + (1 - p) * (m_2 - mean) ** 2
+    assert_proved(p * (m_1 - m) ** 2 + (1 - p) * (m_2 - m) ** 2, variance + (mean - m) ** 2)
+    # In a world of three points, both divergences for any model N(m, v), at one x_t: each x_0 by its share in x_t
+    law, step = exact.points([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]), step_from_log_snr(*map(jnp.asarray, (1.0, -1.0)))
+    x_t = jnp.asarray([0.3])
+    shares, kernel = jnp.exp(law.given(x_t, step.t).log_weights), exact.reverse(law, x_t, step)
+
+    def marginal(model):
+        return information.quadrature(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value
+
+    def conditional(model):
+        terms = jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(law.points)
+        return shares @ terms
+
+    models = [Normal(jnp.asarray([m]), jnp.asarray(v)) for m in (-1.0, 0.0, 0.4) for v in (0.1, 0.5, 3.0)]
+    differences = np.array([conditional(model) - marginal(model) for model in models])
+    assert_close(differences, np.full(9, differences[0]), rtol=1e-9)
+    # one minimiser, whatever the variance: E[mu_q | x_t]
+    best = shares @ jax.vmap(lambda x_0: forward.posterior(x_t, x_0, step).mean)(law.points)
+    for divergence in (marginal, conditional):
+        slope = jax.grad(lambda m, d=divergence: d(Normal(m, jnp.asarray(0.5))))(best)
+        assert_close(slope, jnp.zeros(1), atol=1e-9)
+        curvature = jax.grad(jax.grad(lambda m, d=divergence: d(Normal(m[None], jnp.asarray(0.5)))))(best[0])
+        assert_close(curvature, 1 / 0.5, rtol=1e-9)
+    assert_close(exact.reverse(law, x_t, step).mean, best, rtol=1e-12)
+
+
+def test_POST_8_the_constant_is_what_x_s_still_tells_of_x_0():
+    # over all x_t: I(x_0; x_s | x_t) = I(x_0; x_s) - I(x_0; x_t), since x_0 -> x_s -> x_t is a Markov chain
+    law, step = exact.points([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]), step_from_log_snr(*map(jnp.asarray, (1.0, -1.0)))
+    small = lambda f, law: information.quadrature(f, law, nodes=101)  # noqa: E731
+
+    def difference(x_t):
+        model, kernel = Normal(x_t, jnp.asarray(0.7)), exact.reverse(law, x_t, step)
+        shares = jnp.exp(law.given(x_t, step.t).log_weights)
+        conditional = shares @ jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(law.points)
+        return conditional - small(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value
+
+    constant = small(difference, exact.marginal(law, step.t)).value
+    high, low = (information.mutual_information(law, level).value for level in (step.s, step.t))
+    assert_close(constant, high - low, rtol=1e-9)
 
 
 def test_erratum_scale_of_the_posterior_mean():
     # printed with 1 / sqrt(abar_t) in the place of 1 / sqrt(1 - beta_t): fails the square from t = 2 on
     inner = x_t - beta / sp.sqrt(1 - ABAR_T) * eps
+    correct, printed = inner / sp.sqrt(1 - beta), inner / sp.sqrt(ABAR_T)
     square = MEAN.subs(BY_EPS).subs(IN_BETAS)
-    assert _equal(square, inner / sp.sqrt(1 - beta))
-    assert not _equal(square, inner / sp.sqrt(ABAR_T))
-    at = {"x_t": R(7, 10), "eps": R(-3, 2)}
-    table = from_betas(np.array([float(b) for b in BETAS]))
-    ours = forward.posterior_from_eps(jnp.asarray([0.7]), number(at["eps"])[None], table.step(2, 3)).mean[0]
-    assert float(ours) == pytest.approx(_at_betas(inner / sp.sqrt(1 - beta), 3, **at), rel=1e-13)
-    assert float(ours) != pytest.approx(_at_betas(inner / sp.sqrt(ABAR_T), 3, **at), rel=0.01)
+    assert_proved(square, correct)
+    assert_disproved(square, printed)
+    ours = forward.posterior_from_eps(*_arrays(0.7, -1.5), _table().step(2, 3)).mean[0]
+    assert_close(ours, at_step(correct, 3, x_t=R(7, 10), eps=R(-3, 2)), rtol=1e-13)
+    with refuted():
+        assert_close(ours, at_step(printed, 3, x_t=R(7, 10), eps=R(-3, 2)), rtol=0.01)

@@ -1,0 +1,96 @@
+"""The figures of docs/derivations.md, drawn from the exact worlds: `make figures`."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+from vdm_jax import exact, forward, information
+from vdm_jax.levels import step_from_log_snr
+from vdm_jax.samplers import ancestral
+from vdm_jax.schedules import LinearLogSNR
+from vdm_jax.tables import tabulate
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FOLDER = Path(__file__).parent
+
+
+def _save(figure, name: str) -> None:
+    figure.savefig(FOLDER / f"{name}.png", dpi=120)
+    plt.close(figure)
+    print(f"docs/{name}.png")
+
+
+def reverse_kernel() -> None:
+    """POST-7: q(x_s|x_t) and the normal law of the model, for steps of three sizes."""
+    law, x_t, low = exact.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]), jnp.asarray([0.1]), jnp.asarray(-2.0)
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained", sharex=True)
+    grid = jnp.linspace(-3.0, 3.0, 601)[:, None]
+    for axis, drop in zip(axes, (0.1, 1.0, 6.0), strict=True):
+        step = step_from_log_snr(low + drop, low)
+        kernel = exact.reverse(law, x_t, step)
+        model = forward.posterior(x_t, exact.prediction(law, x_t, step.t, "x_0"), step)
+        best = exact.gaussian(kernel.mean, kernel.covariance())
+        for curve, label in (
+            (kernel, "$q(x_s|x_t)$"),
+            (best, "the nearest normal law"),
+            (model, r"variance $\sigma_q^2$"),
+        ):
+            style = "-" if curve is kernel else "--" if curve is best else ":"
+            axis.plot(grid[:, 0], jnp.exp(jax.vmap(curve.log_prob)(grid)), style, label=label)
+        beta = 1 - float((step.t.alpha / step.s.alpha) ** 2)
+        axis.set(title=f"one step of $\\beta$ = {beta:.2g}", xlabel="$x_s$", yticks=[])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    _save(figure, "reverse_kernel")
+
+
+def coarse_to_fine() -> None:
+    """SAM-3: paths of the sampler through two pairs of points, and when each question is decided."""
+    law, table = exact.points([[-1.1], [-0.9], [0.9], [1.1]]), tabulate(LinearLogSNR(9.0, -9.0), 300)
+    x_T = jax.random.normal(jax.random.key(0), (24, 1))
+    chain = ancestral(exact.OptimalDenoiser(law), jax.random.key(1), x_T, table, snapshots=300).trajectory
+    log_snr = table.log_snr[chain.t]
+
+    def decided(lam):
+        level = step_from_log_snr(lam, lam).t
+        noisy = exact.marginal(law, level)
+        shares = lambda x: jnp.exp(law.given(x, level).log_weights).reshape(2, 2)  # noqa: E731
+        return [information.quadrature(lambda x, i=i: jnp.sum(shares(x).sum(i) ** 2), noisy).value for i in (1, 0)]
+
+    coarse, fine = jax.jit(jax.vmap(decided))(log_snr)
+    figure, (above, below) = plt.subplots(2, 1, figsize=(6, 4.2), layout="constrained", sharex=True)
+    above.plot(log_snr, chain.x_hat[..., 0], lw=0.7)
+    above.set(ylabel=r"predicted $\hat x$")
+    below.plot(log_snr, coarse, label="which pair")
+    below.plot(log_snr, fine, label="which of the two")
+    below.set(xlabel=r"$\lambda_t$, from noise to data", ylabel="chance that $x_t$\nhas decided")
+    below.legend()
+    _save(figure, "coarse_to_fine")
+
+
+def gap() -> None:
+    """ELBO-3, ELBO-12: E bound - entropy over T."""
+    law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    steps = np.array([4, 8, 16, 32, 64, 128, 256, 512, 1024])
+    figure, axis = plt.subplots(figsize=(4.5, 3), layout="constrained")
+    for low in (-15.0, -5.0, -2.0):
+        tables = [tabulate(LinearLogSNR(9.0, low), int(n)) for n in steps]
+        entropy = information.entropy(law).value
+        gaps = [float(information.optimal_bound(law, table).total.value - entropy) for table in tables]
+        (line,) = axis.loglog(steps, gaps, "o-", ms=3, label=rf"$\lambda_T$ = {low:g}")
+        limit = information.optimal_bound_limit(law, tables[0](1), tables[0](4)).total.value - entropy
+        axis.axhline(float(limit), color=line.get_color(), ls=":", lw=1)
+    axis.set(xlabel="T", ylabel="E bound - entropy, nats", ylim=(1e-3, 30))
+    axis.legend(fontsize=8)
+    _save(figure, "gap")
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        reverse_kernel()
+        coarse_to_fine()
+        gap()

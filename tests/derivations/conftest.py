@@ -1,0 +1,101 @@
+"""`make derivations`: one line for each entry of the catalogue that has a test here.
+
+What a test claimed (check.notes) travels with its report, so that xdist's workers are heard too.
+"""
+
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+import pytest
+
+from tests.derivations import check
+
+COMPLETE = ("FWD", "POST", "ELBO", "PAR", "SAM")  # chapters with a test for every entry; the misprints' too
+reports: list[pytest.TestReport] = []
+
+
+class Entry(NamedTuple):
+    """One line: all tests of an entry together."""
+
+    name: str
+    claims: list | None  # kind and error of each claim; None without a test
+    failed: bool
+
+    @property
+    def good(self):
+        return bool(self.claims) and not self.failed
+
+    def worst(self, kind):
+        return max((error for k, error in self.claims or [] if k == kind), default=None)
+
+    def __str__(self):
+        none = "no test" if self.claims is None else "no claim"
+        kind = next((k for k in check.KINDS if self.worst(k) is not None), none)
+        error, z = (
+            "" if worst is None else f"{worst:{form}}"
+            for worst, form in ((self.worst("exact"), ".1e"), (self.worst("statistical"), ".1f"))
+        )
+        return f"{self.name:<52} {kind:<11} {error:>8} {z:>5}  {'pass' if self.good else 'FAIL'}"
+
+
+def names(test: str) -> list[str]:
+    """test_ELBO_1_and_3_have_one_expectation: ELBO-1, ELBO-3. test_erratum_product_to_i: erratum product_to_i."""
+    if match := re.match(r"test_([A-Z]+)_(\d+(?:_and_\d+)*)_", test):
+        return [f"{match[1]}-{number}" for number in match[2].split("_and_")]
+    return [test.removeprefix("test_").replace("_", " ", 1)] if test.startswith("test_erratum_") else []
+
+
+def entries() -> list[Entry]:
+    """In the catalogue's order: all that have a test, and those that should have."""
+    claims, failed = defaultdict(list), set()
+    for report in reports:
+        for name in names(report.location[2].split("[")[0]):
+            claims[name] += dict(report.user_properties).get("claims", []) if report.when == "call" else []
+            failed |= {name} if report.failed else set()
+    order = [f"{chapter}-{i}" for chapter, last in check.CATALOGUE.items() for i in range(1, last + 1)]
+    order += [f"erratum {name}" for name in check.ERRATA]
+    due = {name for name in order if name.split("-")[0] in COMPLETE or name.startswith("erratum")}
+    strange = sorted(claims.keys() - set(order))  # a name that the catalogue does not have: fails as a line of its own
+    lines = [Entry(name, claims.get(name), name in failed) for name in order if name in due or name in claims]
+    return lines + [Entry(f"{name} (not in the catalogue)", [], True) for name in strange]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--derivations", action="store_true", help="one line for each entry of the catalogue of equations")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    check.notes.clear()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("claims", list(check.notes)))
+
+
+def pytest_runtest_logreport(report):
+    reports.append(report)
+
+
+def asked(config):
+    return config.getoption("derivations", default=False) and not hasattr(config, "workerinput")
+
+
+def pytest_sessionfinish(session):
+    if asked(session.config) and not all(entry.good for entry in entries()):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not asked(config):
+        return
+    write, lines = terminalreporter.write_line, entries()
+    write(f"\n{'entry':<52} {'kind':<11} {'error':>8} {'|z|':>5}")
+    for entry in lines:
+        write(str(entry))
+    total = sum(check.CATALOGUE.values()) + len(check.ERRATA)
+    here = sum(check.CATALOGUE[chapter] for chapter in COMPLETE)
+    good = [entry.name for entry in lines if entry.good]
+    good_here = sum(name.split("-")[0] in COMPLETE for name in good)
+    write(f"{len(good)} of {total} entries of the catalogue; of {', '.join(COMPLETE)} {good_here} of {here}")

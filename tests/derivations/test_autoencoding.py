@@ -1,0 +1,138 @@
+"""Misprints about variational autoencoders, on linear-Gaussian models, where every integral is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sympy as sp
+
+from tests.derivations.algebra import log_normal
+from tests.derivations.check import assert_close, assert_disproved, assert_proved, refuted
+from vdm_jax.gaussian import Normal, kl
+
+# z ~ N(0, 1), x|z ~ N(SLOPE z + SHIFT, NOISE): so x ~ N(SHIFT, SLOPE^2 + NOISE)
+SLOPE, SHIFT, NOISE = 2.0, 0.5, 0.3
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _normal(mean, var):
+    return Normal(jnp.asarray([mean]), jnp.asarray(var))
+
+
+def _density(law, at):
+    return np.exp(jax.vmap(law.log_prob)(jnp.asarray(at)[:, None]))
+
+
+def _decoder(x, z):
+    """N(x; SLOPE z + SHIFT, NOISE) at numbers x, z or grids of them."""
+    x, z = jnp.broadcast_arrays(jnp.asarray(x, jnp.float64), jnp.asarray(z, jnp.float64))
+    return np.exp(jax.vmap(lambda x, z: Normal(SLOPE * z[None] + SHIFT, jnp.asarray(NOISE)).log_prob(x[None]))(x, z))
+
+
+def test_erratum_the_decoder_is_a_law_of_x():
+    # p(x|z) = N(x; mu(z), v). Printed as p(z|x) := N(x; mu(z), v): but in z it does not integrate to 1.
+    x, z, shift = sp.symbols("x z b", real=True)
+    slope, v = sp.symbols("w v", positive=True)
+    law = sp.exp(log_normal(x, slope * z + shift, v))
+    assert_proved(sp.integrate(law, (x, -sp.oo, sp.oo)), 1)
+    over_z = sp.simplify(sp.integrate(law.subs(x, shift), (z, -sp.oo, sp.oo)))
+    assert_proved(over_z, 1 / slope)
+    assert_disproved(over_z, 1)
+    # as p(x|z) it gives p(x) by the integral over z; as p(z|x) it is not what Bayes' rule makes of the same model
+    grid = np.linspace(-12.0, 12.0, 6001)
+    prior, evidence = _density(_normal(0.0, 1.0), grid), _normal(SHIFT, SLOPE**2 + NOISE)
+    assert_close(np.trapezoid(_decoder(1.2, grid) * prior, grid), _density(evidence, [1.2])[0], rtol=1e-12)
+    assert_close(np.trapezoid(_decoder(grid, 0.4), grid), 1.0, rtol=1e-12)
+    with refuted():
+        assert_close(np.trapezoid(_decoder(1.2, grid), grid), 1.0, rtol=0.1)
+
+
+# A hierarchy of three: y = (x, z_1, z_2, z_3), each the next one's multiple plus noise, from z_3 ~ N(0, 1).
+GAINS, NOISES = (2.0, 0.7, -0.5), (0.3, 0.4, 1.1)
+
+
+def _joint_covariance():
+    """Var of y: x = gain z_1 + noise, and so on up; from the top down."""
+    covariance = np.eye(4)
+    for i in (2, 1, 0):
+        covariance[i, i + 1 :] = covariance[i + 1 :, i] = GAINS[i] * covariance[i + 1, i + 1 :]
+        covariance[i, i] = GAINS[i] ** 2 * covariance[i + 1, i + 1] + NOISES[i]
+    return covariance
+
+
+def _conditional(y, i, j=None):
+    """log p(y_i | y_j), or log p(y_i), of the joint law."""
+    covariance = _joint_covariance()
+    gain = 0.0 if j is None else covariance[i, j] / covariance[j, j]
+    var = covariance[i, i] - (0.0 if j is None else gain * covariance[j, i])
+    return Normal(gain * y[jnp.asarray([j or 0])], jnp.asarray(var)).log_prob(y[jnp.asarray([i])])
+
+
+def _mass(log_density):
+    """The integral over y of a centred Gaussian function, and the covariance it has."""
+    precision = -np.asarray(jax.hessian(log_density)(jnp.zeros(4)))
+    return np.exp(log_density(jnp.zeros(4))) * np.sqrt(np.linalg.det(2 * np.pi * np.linalg.inv(precision))), precision
+
+
+def test_erratum_a_hierarchy_counts_each_latent_once():
+    # p(x|z_1) p(z_1|z_2) p(z_2|z_3) p(z_3). Printed with p(x, z_1) for p(x|z_1), which has p(z_1) in it once more.
+    def down(y):
+        return _conditional(y, 1, 2) + _conditional(y, 2, 3) + _conditional(y, 3)
+
+    def correct(y):
+        return _conditional(y, 0, 1) + down(y)
+
+    def printed(y):
+        return _conditional(y, 0, 1) + _conditional(y, 1) + down(y)
+
+    mass, precision = _mass(correct)
+    assert_close(mass, 1.0, rtol=1e-12)
+    assert_close(np.linalg.inv(precision), _joint_covariance(), rtol=1e-12)
+    mass, precision = _mass(printed)
+    with refuted():
+        assert_close(mass, 1.0, rtol=0.1)
+    with refuted():
+        assert_close(np.linalg.inv(precision), _joint_covariance(), rtol=0.1)
+
+    # Bottom up, q(z_i|z_{i-1}): with this model's own conditionals p(x, z) / q(z|x) is p(x) at every z. Printed with
+    # q(z_i|z_{i-2}), where z_0 = x: then z_2 does not hear of z_1, and the ratio moves with z.
+    def up(y):
+        return _conditional(y, 1, 0) + _conditional(y, 2, 1) + _conditional(y, 3, 2)
+
+    def skipping(y):
+        return _conditional(y, 1, 0) + _conditional(y, 2, 0) + _conditional(y, 3, 1)
+
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)))
+    evidence = jax.vmap(lambda y: _conditional(y, 0))(points)
+    assert_close(jax.vmap(lambda y: correct(y) - up(y))(points), evidence, rtol=1e-12)
+    with refuted():
+        assert_close(jax.vmap(lambda y: correct(y) - skipping(y))(points), evidence, rtol=0.1)
+
+
+def test_erratum_generation_draws_from_the_prior():
+    # Decoded draws of the prior have the law p(x). Printed: draws of the encoder, N(mu_phi(x), sigma_phi^2), which
+    # give back the x that went in; here with the best encoder there is, the posterior.
+    evidence = _normal(SHIFT, SLOPE**2 + NOISE)
+    posterior_var = NOISE / (SLOPE**2 + NOISE)
+
+    def encoder(x):
+        return _normal(SLOPE * (x - SHIFT) / (SLOPE**2 + NOISE), posterior_var)
+
+    def decoded(law):
+        return Normal(SLOPE * law.mean + SHIFT, SLOPE**2 * law.var + NOISE)
+
+    # decoded() is the integral of p(x|z) over the law of z
+    grid, x = np.linspace(-12.0, 12.0, 6001), np.array([-1.0, 0.2, 3.0])
+    for law in (_normal(0.0, 1.0), encoder(1.7)):
+        integral = [np.trapezoid(_decoder(value, grid) * _density(law, grid), grid) for value in x]
+        assert_close(integral, _density(decoded(law), x), rtol=1e-10)
+
+    assert_close(kl(decoded(_normal(0.0, 1.0)), evidence), 0.0, atol=1e-15)
+    for start in (-2.0, 0.5, 1.7):
+        with refuted():
+            assert_close(kl(decoded(encoder(start)), evidence), 0.0, atol=0.1)
