@@ -8,12 +8,13 @@ extra := $(if $(filter-out cpu,$(ACCEL)),$(ACCEL))
 python := .venv/bin/python
 base  := .venv/.ready-$(ACCEL)
 tools := .venv/.ready-$(ACCEL)-test
+mutators := .venv/.ready-$(ACCEL)-mutants
 
 .DEFAULT_GOAL := help
-.PHONY: help train sample eval test test-all lint format accuracy
+.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 	@echo 'EXP=name (default $(EXP)), ARGS="--steps 500 ...", ACCEL=cpu, cuda13 or tpu; options: make train ARGS=--help'
 
 train: $(base) ## train an experiment, or go on with it; then evaluate and draw
@@ -43,8 +44,20 @@ format: $(tools) ## put the code in its format
 accuracy: $(tools) ## every kernel in float32 against 50 digits
 	@$(python) -m tests.accuracy $(ARGS)
 
+figures: $(tools) ## draw the figures of docs/derivations.md anew
+	@$(python) -m docs.figures
+
+derivations: $(tools) ## every derivation of the catalogue, one line an entry
+	@$(python) -m pytest -q -n auto tests/derivations --derivations $(ARGS)
+
+mutants: $(mutators) ## change the equations one place at a time: the tests must notice
+	@$(python) -m tests.mutants $(ARGS)
+
 $(base): pyproject.toml constraints.txt
 	@sh .ci/setup "$(extra)" $@
 
 $(tools): pyproject.toml constraints.txt
 	@sh .ci/setup "test$(if $(extra),$(comma)$(extra))" $@ $(base)
+
+$(mutators): pyproject.toml constraints.txt
+	@sh .ci/setup "test,mutants$(if $(extra),$(comma)$(extra))" $@ $(tools) $(base)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from tests.derivations.worlds import assert_mean, assert_moments
+from tests.derivations.check import assert_mean, assert_moments
 from vdm_jax.gaussian import Normal, kl, variance_kl
 
 MEAN, VAR = np.array([0.3, -2.0, 5.0]), np.array([0.01, 1.0, 30.0])
@@ -30,6 +30,12 @@ def test_sample_of_a_scalar_variance_has_the_shape_of_the_mean():
     x = _normal(jnp.zeros((2, 50_000)), 4.0).sample(jax.random.key(1))
     assert x.shape == (2, 50_000)
     assert_moments(x.reshape(-1), 0.0, 4.0)
+
+
+def test_sample_has_the_distribution_function():
+    # moments alone are blind to a law that has none: a test of them measures its own spread
+    p = Normal(jnp.full((20_000,), 0.3), jnp.asarray(4.0))
+    assert stats.kstest(p.sample(jax.random.key(2)), stats.norm(0.3, 2.0).cdf).pvalue > 1e-3
 
 
 def test_sample_of_a_point_mass_is_the_point():
@@ -96,12 +102,17 @@ def test_kl_of_tiny_differences(tiny):
     with jax.enable_x64(True), mpmath.workdps(50):
         base = _normal(0.0, 1.0)
         assert float(kl(_normal(tiny, 1.0), base)) == pytest.approx(tiny**2 / 2, rel=1e-14)
-        ratio = mpmath.mpf(1.0 + tiny)
-        truth = (ratio - 1 - mpmath.log(ratio)) / 2
-        assert float(kl(_normal(0.0, 1.0 + tiny), base)) == pytest.approx(float(truth), rel=1e-13)
+        for var in (1.0, 0.7):  # 0.7 (1 + tiny) / 0.7 is rounded, 0.7 (1 + tiny) - 0.7 is not
+            ratio = mpmath.mpf(var * (1.0 + tiny)) / mpmath.mpf(var)
+            truth = (ratio - 1 - mpmath.log(ratio)) / 2
+            p, q = _normal(0.0, var * (1.0 + tiny)), _normal(0.0, var)
+            assert float(kl(p, q)) == pytest.approx(float(truth), rel=1e-13, abs=0)
 
 
-@pytest.mark.parametrize("y", [-60.0, -3.0, -0.6, -0.5, -0.499, -1e-5, 0.0, 1e-10, 0.1, 0.499, 0.5, 0.51, 5.0, 30.0])
+YS = [-60.0, -3.0, -1.4, -0.6, -0.5, -0.499, -1e-5, 0.0, 1e-10, 0.1, 0.499, 0.5, 0.51, 1.4, 5.0, 30.0]
+
+
+@pytest.mark.parametrize("y", YS)
 def test_variance_kl_is_the_kl_of_two_variances(y):
     with jax.enable_x64(True), mpmath.workdps(50):
         truth = float((mpmath.exp(y) - 1 - mpmath.mpf(y)) / 2)

@@ -58,6 +58,15 @@ def test_ratio_is_the_quotient_of_the_snrs(log_snr_s, log_snr_t):
         assert float(step.s.sigma) < float(step.t.sigma)
 
 
+@pytest.mark.parametrize(("log_snr_s", "log_snr_t"), [(20.0, -19.9), (13.3, -5.1), (2.3, 0.1), (0.3, 0.1)])
+def test_ratio_keeps_its_digits_in_float32(log_snr_s, log_snr_t):
+    # of a large drop the rounding alone, 40 x 6e-8, would show: there the ratio is one of scales
+    s, t = np.float32(log_snr_s), np.float32(log_snr_t)
+    step = step_from_log_snr(jnp.asarray(s), jnp.asarray(t))
+    truth = float(mpmath.exp(mpmath.mpf(float(t)) - mpmath.mpf(float(s))))
+    assert float(step.snr_ratio) == pytest.approx(truth, rel=5e-7, abs=0)
+
+
 def test_ratios_of_consecutive_steps_multiply():
     with jax.enable_x64(True):
         a, b, c = (jnp.asarray(x) for x in (4.0, 1.0, -3.0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.derivations.worlds import assert_mean
+from tests.derivations.check import assert_mean
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import level_from_log_snr
 from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, from_unit, to_unit
@@ -175,3 +175,21 @@ def test_categorical_gradient_lives_in_the_tails():
 
         slope = float(jax.grad(log_prob)(level.alpha * jnp.asarray([1.0]))[0])
         assert slope == pytest.approx(float(-2.0 * level.alpha / level.sigma**2), rel=1e-6)
+
+
+def test_distance_from_a_value_keeps_its_digits_in_float32():
+    # A narrow law beside its pixel's value, asked for the next bin: its log-mass is the squared distance, magnified.
+    # Operation by operation, since a compiler that fuses a product with a sum hides what a plain product loses.
+    random = np.random.RandomState(0)
+    index = random.randint(1, 254, 200)
+    mean = (2.0 * index / 255 - 1 + 0.002 * random.randn(200)).astype(np.float32)
+    scale = np.float32(3e-4)
+
+    def log_mass(dtype):
+        law = DiscretizedGaussian(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype), 256)
+        return law._log_mass(jnp.asarray(index + 1))
+
+    with jax.enable_x64(True):
+        truth = log_mass(jnp.float64)
+    with jax.enable_x64(False), jax.disable_jit():
+        np.testing.assert_allclose(log_mass(jnp.float32), truth, rtol=2e-6, atol=1e-9)

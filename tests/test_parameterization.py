@@ -32,6 +32,19 @@ def test_converters_by_hand(source, wanted, function):
     assert np.array_equal(convert(value, X_T, LEVEL, source, wanted), function(value, X_T, LEVEL, source))
 
 
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("wanted", KINDS)
+def test_converters_by_hand_where_the_variance_grows(source, wanted):
+    # alpha = 1, sigma = 2, x_0 = 3, eps = -0.5: x_t = 2, v = -6.5, score = 0.25, by hand
+    level = Level(*(jnp.asarray(f) for f in (1.0, 2.0, 0.0, np.log(2.0))))
+    by_hand = {"x_0": 3.0, "eps": -0.5, "v": -6.5, "score": 0.25}
+    value = jnp.asarray([by_hand[source]])
+    assert float(convert(value, jnp.asarray([2.0]), level, source, wanted)[0]) == pytest.approx(
+        by_hand[wanted], rel=1e-6
+    )
+    assert float(target(jnp.asarray([3.0]), jnp.asarray([-0.5]), level, wanted)[0]) == by_hand[wanted]
+
+
 def test_v_and_x_0_need_no_signal():
     silent = Level(*(jnp.asarray(f) for f in (0.0, 1.0, -jnp.inf, 0.0)))  # x_t = eps, v = -x_0
     assert np.array_equal(target(X_0, EPS, silent, "v"), -X_0)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from tests.derivations.worlds import GaussianWorld, denoiser
 from vdm_jax import forward
 from vdm_jax.samplers import ancestral
-from vdm_jax.tables import even_steps, linear_betas
+from vdm_jax.tables import even_steps, from_betas, linear_betas
 
 TABLE = linear_betas(12, 0.01, 0.4)
 WORLD = GaussianWorld(0.4, 0.6)
@@ -59,6 +60,23 @@ def test_the_last_step_has_no_noise():
         samples = _sample(snapshots=12, variance=variance)
         assert int(samples.trajectory.t[-1]) == 1
         np.testing.assert_array_equal(samples.x_0, samples.trajectory.x_hat[-1])
+
+
+def test_the_noise_of_a_step_has_the_variance_asked_for():
+    # from x_2 = 0 and predictions of 0, x_1 is the noise of its step alone; abar_1 = 0.7, abar_2 = 0.28
+    table, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((1000, 50))
+    for variance, truth in (("lower", 0.6 * 0.3 / 0.72), ("upper", 0.6)):
+        chain = ancestral(
+            lambda x_t, level: jnp.zeros_like(x_t), jax.random.key(3), nothing, table,
+            kind="x_0", variance=variance, snapshots=2,
+        ).trajectory  # fmt: skip
+        assert stats.kstest(chain.x_t[1].reshape(-1), stats.norm(0.0, np.sqrt(truth)).cdf).pvalue > 1e-3
+
+
+def test_no_snapshots_unless_asked_for():
+    trajectory = _sample().trajectory
+    assert trajectory.t.shape == (0,)
+    assert trajectory.x_t.shape == trajectory.x_hat.shape == (0, 5, 3)
 
 
 def test_clip_bounds_every_prediction():

@@ -14,7 +14,7 @@ PRESERVING = [
     Cosine(),
     Cosine(0.1),
     Sigmoid(),
-    Sigmoid(0.0, 3.0, 0.7),
+    Sigmoid(-1.0, 2.0, 0.7),
     LinearLogSNR(),
 ]
 ALL = [*PRESERVING, VarianceExploding()]
@@ -101,6 +101,26 @@ def test_numpy_and_jax_arrays_give_the_same(schedule):
         np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-15)
 
 
+@parametrize("schedule", [*ALL, LinearLogSNR(20.0, -20.0), VarianceExploding(1e-4, 1e4)], ids=repr)
+def test_float32_keeps_its_digits(schedule):
+    t = np.r_[np.logspace(-6, -1, 31), np.linspace(0.1, 0.9, 31), 1 - np.logspace(-1, -6, 31)].astype(np.float32)
+    wide = jnp.asarray(t, jnp.float64)
+    level, step = schedule(wide), schedule.step(wide[:-1], wide[1:])
+    with jax.enable_x64(False):
+        ours, drop = jax.jit(schedule)(t), jax.jit(lambda s, t: schedule.step(s, t).log_snr_drop)(t[:-1], t[1:])
+    np.testing.assert_allclose(ours.alpha, level.alpha, rtol=5e-7)
+    np.testing.assert_allclose(ours.sigma, level.sigma, rtol=5e-7)
+    np.testing.assert_allclose(drop, step.log_snr_drop, rtol=1e-6)
+
+
+def test_defaults_are_the_published_numbers():
+    # Song et al.'s, Nichol & Dhariwal's, Jabri et al.'s, Kingma et al.'s, Song & Ermon's
+    published = [LinearBeta(0.1, 20.0), Cosine(0.008), Sigmoid(-3.0, 3.0, 1.0)]
+    published += [LinearLogSNR(13.3, -5.0), VarianceExploding(0.01, 50.0)]
+    for schedule in published:
+        assert type(schedule)() == schedule
+
+
 def test_linear_beta_accumulates_beta():
     schedule = LinearBeta(0.1, 20.0)
     # abar solves d abar / dt = -beta(t) abar with beta linear between its ends
@@ -121,7 +141,7 @@ def test_sigmoid_is_the_published_formula():
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
 
-    for start, end, tau in [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7)]:
+    for start, end, tau in [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7), (-1.0, 2.0, 0.7)]:
         end_value, here = sigmoid(end / tau), sigmoid((TIMES * (end - start) + start) / tau)
         printed = (end_value - here) / (end_value - sigmoid(start / tau))
         np.testing.assert_allclose(Sigmoid(start, end, tau)(jnp.asarray(TIMES)).alpha ** 2, printed, rtol=1e-10)

@@ -81,6 +81,16 @@ def test_published_numbers_of_the_linear_table():
             assert float(table(t).sigma) ** 2 == pytest.approx(float(1 - abar), rel=1e-11)
 
 
+def test_little_noise_and_little_signal_keep_their_digits():
+    betas = np.array([1e-10, 0.3, 0.9999, 0.9999, 0.9999])
+    levels = from_betas(betas).levels
+    with mpmath.workdps(50):
+        for t in range(1, 6):
+            abar = mpmath.fprod(1 - mpmath.mpf(b) for b in betas[:t])
+            assert float(levels.sigma[t]) ** 2 == pytest.approx(float(1 - abar), rel=1e-13)
+            assert float(levels.log_sigma[t]) == pytest.approx(float(mpmath.log(1 - abar) / 2), rel=1e-12, abs=0)
+
+
 def test_step_drop_is_exact_between_any_two_levels():
     table = linear_betas()
     s, t = jnp.asarray([1, 1, 499, 998]), jnp.asarray([2, 1000, 500, 1000])
@@ -89,6 +99,15 @@ def test_step_drop_is_exact_between_any_two_levels():
     snr = np.asarray(table.levels.snr)
     np.testing.assert_allclose(step.one_minus_ratio, 1 - snr[t] / snr[s], rtol=1e-9)
     np.testing.assert_allclose(step.snr_ratio, snr[t] / snr[s], rtol=1e-12)
+
+
+def test_step_drop_keeps_its_digits_in_float32():
+    s, t = jnp.asarray([1, 499, 998, 999]), jnp.asarray([2, 500, 999, 1000])
+    truth = linear_betas().step(s, t).log_snr_drop
+    with jax.enable_x64(False):  # the difference of two float32 log-SNRs has four digits here
+        drop = linear_betas().step(s.astype(jnp.int32), t.astype(jnp.int32)).log_snr_drop
+        assert drop.dtype == jnp.float32
+    np.testing.assert_allclose(drop, truth, rtol=3e-7)
 
 
 @parametrize("schedule", [LinearBeta(), Sigmoid(), Cosine()], ids=repr)
@@ -122,6 +141,24 @@ def test_cosine_table_is_nichol_and_dhariwals(num_steps):
     # and the same table, built from the printed betas
     theirs = from_betas(printed)
     np.testing.assert_allclose(tabulate(Cosine(), num_steps).levels.alpha, theirs.levels.alpha, rtol=1e-9)
+
+
+class _Quieter:
+    """Half the noise of the cosine schedule, and so no preserved variance."""
+
+    def __call__(self, t):
+        level = Cosine()(t)
+        return level._replace(sigma=0.5 * level.sigma, log_sigma=level.log_sigma - np.log(2.0))
+
+    def step(self, s, t):
+        return Cosine().step(s, t)
+
+
+def test_levels_before_the_clip_are_the_schedules():
+    t = np.arange(1, 16)
+    ours, theirs = tabulate(_Quieter(), 16)(jnp.asarray(t)), _Quieter()(t / 16)
+    np.testing.assert_allclose(ours.alpha, theirs.alpha, rtol=1e-12)
+    np.testing.assert_allclose(ours.sigma, theirs.sigma, rtol=1e-12)
 
 
 def test_max_beta_clips_every_step():
@@ -258,9 +295,19 @@ def test_too_much_noise_for_float32():
         from_betas(np.full(1000, 0.5))
 
 
+def test_too_much_noise_in_the_last_step_alone():
+    with jax.enable_x64(False):
+        betas = np.full(5, 1 - 1e-16)  # each leaves 1e-8 of alpha, and float32 ends at 1e-38
+        assert from_betas(betas[:4]).num_steps == 4
+        with pytest.raises(ValueError, match=r"the last level keeps a signal of e\^-92, below float32"):
+            from_betas(betas)
+
+
 def test_tabulate_needs_enough_steps():
     with pytest.raises(ValueError, match="num_steps is 0: a table of this schedule needs at least 1"):
         tabulate(Cosine(), 0)
     with pytest.raises(ValueError, match="num_steps is 1: a table of this schedule needs at least 2"):
         tabulate(LinearLogSNR(), 1)
     assert tabulate(Cosine(), 1).num_steps == 1
+    ends = tabulate(LinearLogSNR(), 2)(jnp.arange(1, 3))
+    np.testing.assert_allclose(ends.log_snr, [13.3, -5.0], rtol=1e-12)
