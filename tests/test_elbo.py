@@ -177,3 +177,17 @@ def test_consistency_bound_in_another_prior():
     level = table(5)
     truth = elbo.prior_kl(x_0[0], level, 4.0) - elbo.prior_kl(x_0[0], level, 3.0)
     assert_mean(far - near, truth)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("schedule", [Cosine(), VarianceExploding(0.1, 5.0)], ids=repr)
+def test_rate_is_the_weight_of_a_short_step(schedule, kind):
+    # also where variance is not preserved: the error of the limit falls with the step
+    with jax.enable_x64(True):
+        t, errors = jnp.asarray(0.6), []
+        rate = elbo.diffusion_rate(schedule(t), jax.grad(schedule.log_snr)(t), kind)
+        for length in (1e-3, 1e-4):
+            weight = elbo.diffusion_weight(schedule.step(t - length, t), kind) / length
+            errors.append(abs(float(weight / rate) - 1))
+        assert errors[1] < 1e-3
+        assert errors[0] / errors[1] == pytest.approx(10.0, rel=0.05)

@@ -269,8 +269,23 @@ def test_another_law_of_the_same_shape_traces_nothing():
         (lambda: exact.pixels([[1.0], [1.0]]), "masses"),
         (lambda: exact.pixels([[1.0, -0.1]]), "masses"),
         (lambda: exact.pixels([[0.0, 0.0]]), "masses"),
+        (lambda: exact.pixels([[[0.5, 0.5], [0.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]]), "every pixel"),
+        (lambda: exact.points(MEANS, [1.0, 0.0, 1.0]), "positive weights"),
     ],
 )
 def test_bad_laws_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_variances_stand_for_spherical_covariances():
+    law = exact.mixture(WEIGHTS, MEANS, [0.1, 0.2, 0.3])
+    truth = exact.mixture(WEIGHTS, MEANS, np.array([0.1, 0.2, 0.3])[:, None, None] * np.eye(2))
+    np.testing.assert_allclose(law.covariance(), truth.covariance(), rtol=1e-14)
+    np.testing.assert_allclose(law.variance, truth.variance, rtol=1e-14)
+
+
+def test_pixels_of_two_values():
+    law = exact.pixels([[0.25, 0.75]])
+    np.testing.assert_allclose(law.mean, [0.5])  # values -1 and 1
+    assert float(law.log_prob(jnp.asarray([-1.0]))) == pytest.approx(np.log(0.25))

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import elbo, losses
-from vdm_jax.gaussian import Normal
+from vdm_jax import elbo, forward, losses
+from vdm_jax.gaussian import Normal, kl
 from vdm_jax.tables import linear_betas
 
 TABLE = linear_betas(8, 0.01, 0.5)
@@ -41,6 +41,8 @@ def test_spread_steps_cover_evenly():
         for s in (True, False)
     )
     assert even.var() < loose.var() / 10  # in truth by B = 16
+    unasked = np.asarray(jax.vmap(lambda k: losses.draw_steps(k, 16, 1000).mean())(keys))
+    assert even.var() < unasked.var() / 10
 
 
 def test_parts_of_a_loss():
@@ -84,6 +86,9 @@ def test_ddpm_loss_is_the_bound_with_one_term():
     theirs = elbo.bound(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, terms=1, prior_log_var=0.2)
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(a, b)
+    standard = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder).prior
+    truth = jax.vmap(lambda x: kl(forward.marginal(x, TABLE(TABLE.num_steps)), Normal(0 * x, jnp.asarray(1.0))))(X_0)
+    np.testing.assert_allclose(standard, truth, rtol=1e-5)
 
 
 def test_gradient_reaches_the_denoiser():
