@@ -269,6 +269,7 @@ def test_another_law_of_the_same_shape_traces_nothing():
         (lambda: exact.pixels([[1.0], [1.0]]), "masses"),
         (lambda: exact.pixels([[1.0, -0.1]]), "masses"),
         (lambda: exact.pixels([[0.0, 0.0]]), "masses"),
+        (lambda: exact.pixels(0.5), "masses"),
         (lambda: exact.pixels([[[0.5, 0.5], [0.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]]), "every pixel"),
         (lambda: exact.points(MEANS, [1.0, 0.0, 1.0]), "positive weights"),
     ],

@@ -174,3 +174,15 @@ def test_what_quadrature_cannot_do_is_refused():
         information.quadrature(jnp.sum, worlds()["gaussian"])
     with pytest.raises(ValueError, match="odd"):
         information.quadrature(jnp.sum, exact.mixture(WEIGHTS, MEANS, COVARIANCES), nodes=10)
+
+
+def test_errors_add_up():
+    def unsure(function, law):
+        return information.quadrature(function, law)._replace(error=jnp.asarray(1.0))
+
+    law, ends = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3]), tabulate(LinearLogSNR(5.0, -3.0), 3)
+    limit = information.optimal_bound_limit(law, ends(1), ends(3), unsure)
+    assert [float(term.error) for term in limit] == [0.0, 2.0, 2.0]  # an entropy and an information; two informations
+    assert float(limit.total.error) == 4.0
+    weights = [0.5 * float(ends(t - 1).snr - ends(t).snr) for t in (2, 3)]
+    assert float(information.optimal_bound(law, ends, unsure).diffusion.error) == pytest.approx(sum(weights), rel=1e-9)

@@ -193,3 +193,15 @@ def test_distance_from_a_value_keeps_its_digits_in_float32():
         truth = log_mass(jnp.float64)
     with jax.enable_x64(False), jax.disable_jit():
         np.testing.assert_allclose(log_mass(jnp.float32), truth, rtol=2e-6, atol=1e-9)
+
+
+def test_gradients_of_a_wide_law_are_the_densitys():
+    # bins far narrower than the law: d/dscale log N, whatever the branches that are not taken would give
+    for scale in (1e2, 1e5, 1e8):
+        x, mean = to_unit(jnp.asarray([60, 128]), 256), jnp.asarray([0.3, -0.4])
+        by_mean, by_scale = jax.grad(lambda m, s, x=x: DiscretizedGaussian(m, s, 256).log_prob(x), argnums=(0, 1))(
+            mean, jnp.asarray(scale, mean.dtype)
+        )
+        apart = np.asarray(x - mean, np.float64)
+        np.testing.assert_allclose(by_mean, apart / scale**2, rtol=1e-3)
+        np.testing.assert_allclose(by_scale, np.sum(apart**2 / scale**3 - 1 / scale), rtol=1e-5)
