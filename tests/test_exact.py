@@ -290,3 +290,19 @@ def test_pixels_of_two_values():
     law = exact.pixels([[0.25, 0.75]])
     np.testing.assert_allclose(law.mean, [0.5])  # values -1 and 1
     assert float(law.log_prob(jnp.asarray([-1.0]))) == pytest.approx(np.log(0.25))
+
+
+def test_laws_at_the_edge_of_what_is_allowed():
+    masses = exact.pixels([[1.0, 3.0]])  # counts
+    np.testing.assert_allclose(jnp.exp(masses.law.log_weights), [[0.25, 0.75]], rtol=1e-14)
+    point = exact.gaussian([0.7], [[0.0]])  # no variance
+    assert float(point.sample(jax.random.key(0))[0]) == 0.7
+    singular = exact.gaussian([0.0, 0.0], np.ones((2, 2)))
+    np.testing.assert_allclose(singular.covariance(), np.ones((2, 2)), rtol=1e-14)
+    plane = exact.low_rank(np.zeros(3), FACTOR[:3], 0.1)  # one direction outside
+    truth = stats.multivariate_normal(np.zeros(3), FACTOR[:3] @ FACTOR[:3].T + 0.1 * np.eye(3)).entropy()
+    assert float(plane.entropy()) == pytest.approx(truth, rel=1e-12)
+    square = np.array([[1.0, 0.2], [0.3, -0.5]])  # a full rank
+    np.testing.assert_allclose(
+        exact.low_rank([0.0, 0.0], square, 0.1).covariance(), square @ square.T + 0.1 * np.eye(2)
+    )

@@ -358,7 +358,7 @@ def low_rank(mean: Numbers, factor: Numbers, rest: float = 0.0) -> Gaussian:
 
     Args:
         mean: shape (*x).
-        factor: F, shape (D, R), R < D.
+        factor: F, shape (D, R), R <= D.
         rest: variance off the plane.
 
     Raises:
