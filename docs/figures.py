@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 from vdm_jax import exact, forward, information
-from vdm_jax.levels import step_from_log_snr
+from vdm_jax.levels import level_from_log_snr, step_from_log_snr
 from vdm_jax.samplers import ancestral
 from vdm_jax.schedules import LinearLogSNR
 from vdm_jax.tables import tabulate
@@ -56,7 +56,7 @@ def coarse_to_fine() -> None:
     log_snr = table.log_snr[chain.t]
 
     def decided(lam):
-        level = step_from_log_snr(lam, lam).t
+        level = level_from_log_snr(lam)
         noisy = exact.marginal(law, level)
         shares = lambda x: jnp.exp(law.given(x, level).log_weights).reshape(2, 2)  # noqa: E731
         return [information.quadrature(lambda x, i=i: jnp.sum(shares(x).sum(i) ** 2), noisy).value for i in (1, 0)]

@@ -11,7 +11,7 @@ Source: Guo, Shamai & Verdu 2005, arXiv:cs/0412108 (I-MMSE); Kingma et al. 2021,
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -82,16 +82,9 @@ def _grid(like: X, nodes: int):
     rules = []
     for use in (np.ones(nodes, bool), second):
         weights = np.where(use, np.exp(-0.5 * line**2), 0.0)
-        rules.append(_product([weights / weights.sum()] * dims))
+        rules.append(reduce(np.multiply.outer, [weights / weights.sum()] * dims).ravel())
     z = np.stack([axis.ravel() for axis in np.meshgrid(*[line] * dims, indexing="ij")], -1)
     return tuple(jnp.asarray(a, like.dtype) for a in (z.reshape(-1, *like.shape), *rules))
-
-
-def _product(weights: list[np.ndarray]) -> np.ndarray:
-    total = np.ones(1)
-    for axis in weights:
-        total = np.multiply.outer(total, axis).ravel()
-    return total
 
 
 def monte_carlo(function: Callable[[X], Scalar], law: Any, key: Key, draws: int = 10_000) -> Estimate:

@@ -410,7 +410,7 @@ def test_ELBO_2_a_consistency_term_by_its_definition():
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_ELBO_2_and_3_have_one_expectation(shift):
     law, table = _mixture(), tabulate(LinearLogSNR(3.0, -6.0), 6)
-    x_0 = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000))
+    x_0 = draws(law, jax.random.key(0), 40_000)
     arguments = x_0, table, exact.OptimalDecoder(law)
     first = elbo.consistency_bound(_spoiled(law, shift), jax.random.key(1), *arguments, kind="x_0").total
     second = elbo.bound(_spoiled(law, shift), jax.random.key(2), *arguments, kind="x_0").total
@@ -580,7 +580,7 @@ def test_ELBO_12_the_sum_tends_to_the_integral():
 def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
     # the integral over time, for three shapes and any kind of prediction, is the one integral over the SNR
     law = _mixture()
-    x_0 = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000))
+    x_0 = draws(law, jax.random.key(0), 40_000)
     truth = information.optimal_bound_limit(law, SHAPES[0](0.0), SHAPES[0](1.0))
     variances = []
     for schedule, kind in zip(SHAPES, ("eps", "x_0", "v"), strict=True):
@@ -594,7 +594,7 @@ def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
 
 def test_ELBO_12_more_times_an_example_and_a_later_start():
     law, schedule = _mixture(), SHAPES[1]
-    x_0 = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 20_000))
+    x_0 = draws(law, jax.random.key(0), 20_000)
     denoiser, decoder = exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
     truth = information.optimal_bound_limit(law, schedule(0.3), schedule(1.0))
     one, many = (
