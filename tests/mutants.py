@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FILES = [
-    "gaussian", "levels", "schedules", "tables", "forward", "parameterization", "likelihoods", "elbo", "losses",
-    "samplers", "exact", "information",
+    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods", "elbo", "paths",
+    "losses", "vdm", "weightings", "reverse", "samplers", "dequantization", "flow", "exact", "information",
 ]  # fmt: skip
 GOAL = 0.95
 # No equation has a use for //, shifts or bits but the masks; one replacement says as much as eleven.

@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vdm_jax"
 # Each may import those before it, and nothing else of the package.
 LAYERS = [
-    "types", "gaussian", "levels", "schedules", "tables", "forward", "parameterization", "likelihoods", "elbo",
-    "losses", "samplers", "exact", "information",
+    "types", "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods", "elbo",
+    "paths", "losses", "vdm", "weightings", "reverse", "samplers", "dequantization", "flow", "exact", "information",
 ]  # fmt: skip
-MAY_IMPORT = {"jax", "numpy", "jaxtyping", "vdm_jax"} | set(sys.stdlib_module_names)
+MAY_IMPORT = {"jax", "numpy", "jaxtyping", "diffrax", "vdm_jax"} | set(sys.stdlib_module_names)
 CATALOGUE = (
     {f"FWD-{i}" for i in range(1, 8)}
     | {f"POST-{i}" for i in range(1, 9)}
@@ -23,6 +23,11 @@ CATALOGUE = (
     | {f"SAM-{i}" for i in range(1, 5)}
     | {f"VAE-{i}" for i in range(1, 13)}
     | {f"TW-{i}" for i in range(1, 4)}
+    | {f"TIME-{i}" for i in range(1, 4)}
+    | {f"WEIGHT-{i}" for i in range(1, 3)}
+    | {f"VDM-{i}" for i in range(1, 3)}
+    | {f"VAR-{i}" for i in range(1, 5)}
+    | {f"LIK-{i}" for i in range(1, 6)}
 )
 
 
@@ -75,7 +80,11 @@ def test_public_names_are_documented_with_entries_that_exist(name):
     path = PACKAGE / f"{name}.py"
     for node in public(path):
         assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
-    mentioned = set(re.findall(r"\b(?:FWD|POST|ELBO|PAR|SAM|VAE|TW|EBM|SM|LAN|HVAE|AE)-\d+", path.read_text()))
+    mentioned = set(
+        re.findall(
+            r"\b(?:FWD|POST|ELBO|PAR|SAM|VAE|TW|EBM|SM|LAN|HVAE|AE|TIME|WEIGHT|VDM|VAR|LIK)-\d+", path.read_text()
+        )
+    )
     assert mentioned <= CATALOGUE
 
 

@@ -1,4 +1,4 @@
-"""Training losses: the steps drawn, the parts returned, and one prediction seen through four kinds."""
+"""Training losses: the parts returned, the steps drawn any way, and one prediction seen through four kinds."""
 
 from functools import partial
 
@@ -6,43 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
+from tests.derivations.check import assert_mean
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import elbo, forward, losses
+from vdm_jax import elbo, forward, losses, times
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.tables import linear_betas
 
 TABLE = linear_betas(8, 0.01, 0.5)
 WORLD = GaussianWorld(0.4, 0.6)
 X_0 = WORLD.sample(jax.random.key(9), (500, 2))
-
-
-@pytest.mark.parametrize("spread", [False, True])
-def test_steps_are_uniform_on_one_to_t(spread):
-    # counted per slot of the batch over many keys: each alone is uniform
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    t = np.asarray(jax.vmap(lambda k: losses.draw_steps(k, 3, 7, spread=spread))(keys))
-    assert t.min() == 1
-    assert t.max() == 7
-    for slot in range(3):
-        assert stats.chisquare(np.bincount(t[:, slot], minlength=8)[1:]).pvalue > 1e-4
-
-
-def test_spread_steps_cover_evenly():
-    # 21 steps over T = 7: three of each, whatever the key; independent draws are hardly ever so even
-    for key in jax.random.split(jax.random.key(1), 20):
-        counts = np.bincount(losses.draw_steps(key, 21, 7, spread=True), minlength=8)[1:]
-        assert counts.min() >= 2
-        assert counts.max() <= 4
-    keys = jax.random.split(jax.random.key(2), 500)
-    even, loose = (
-        np.asarray(jax.vmap(lambda k, s=s: losses.draw_steps(k, 16, 1000, spread=s).mean())(keys))
-        for s in (True, False)
-    )
-    assert even.var() < loose.var() / 10  # in truth by B = 16
-    unasked = np.asarray(jax.vmap(lambda k: losses.draw_steps(k, 16, 1000).mean())(keys))
-    assert even.var() < unasked.var() / 10
+NET = denoiser(WORLD, shift=0.3)
+PROBABILITIES = jnp.asarray([0.3, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.2])
 
 
 def test_parts_of_a_loss():
@@ -53,6 +28,11 @@ def test_parts_of_a_loss():
     np.testing.assert_allclose(loss.loss, loss.weight * loss.squared_error)
     simple = losses.simple_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE)
     np.testing.assert_allclose(simple, loss.squared_error, rtol=1e-6)
+    assert np.array_equal(loss.importance, np.ones(500))
+    np.testing.assert_array_equal(loss.term, loss.loss)
+    drawn = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES)
+    np.testing.assert_array_equal(drawn.term, drawn.squared_error)
+    np.testing.assert_array_equal(drawn.loss, drawn.squared_error * drawn.importance)
 
 
 def test_a_true_prediction_costs_nothing():
@@ -105,3 +85,75 @@ def test_the_bounds_weight_is_infinite_at_the_decoders_step_only():
     weight = partial(elbo.diffusion_weight, kind="eps")
     loss = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, weight=weight)
     assert np.array_equal(np.isinf(loss.weight), loss.t == 1)
+
+
+@pytest.mark.parametrize("how", ["independent", "spread", "antithetic"])
+def test_importance_changes_the_steps_and_not_the_mean(how):
+    # the mean of all terms, here in closed form: E ||eps - eps_hat||^2 = SNR D (Var[x_0 | x_t] + shift^2)
+    level = TABLE(jnp.arange(1, 9))
+    truth = float(jnp.mean(level.snr * 2 * (WORLD.var_x_0(level) + 0.3**2)))
+    x_0 = WORLD.sample(jax.random.key(8), (300, 64, 2))
+    for probabilities in (None, PROBABILITIES):
+
+        def draw(k, x, p=probabilities):
+            drawn = losses.denoising_loss(NET, k, x, TABLE, how=how, probabilities=p)
+            return drawn, drawn.loss.mean()
+
+        drawn, mean = jax.vmap(draw)(jax.random.split(jax.random.key(4), 300), x_0)
+        assert_mean(mean, truth, resolution=0.2)  # batches are independent, the examples of one are not
+        share = np.bincount(np.asarray(drawn.t).ravel(), minlength=9)[1:] / drawn.t.size
+        asked = np.full(8, 0.125) if probabilities is None else np.asarray(PROBABILITIES)
+        np.testing.assert_allclose(share, asked, atol=0.012)
+        np.testing.assert_allclose(drawn.importance, (1 / (8 * asked))[np.asarray(drawn.t) - 1], rtol=1e-5)
+
+
+def test_arrangements_lessen_the_variance_of_a_batch():
+    # t ||eps||^2 grows steadily with t, and in many dimensions that is nearly all there is
+    x_0 = jnp.zeros((16, 400))
+
+    def variance(how):
+        def mean(key):
+            return losses.denoising_loss(_silent, key, x_0, TABLE, weight=_by_step, how=how).loss.mean()
+
+        return float(jax.lax.map(mean, jax.random.split(jax.random.key(4), 400)).var())
+
+    var = {how: variance(how) for how in ("independent", "spread", "antithetic")}
+    print({how: round(var["independent"] / v, 1) for how, v in var.items()})
+    assert var["spread"] < var["independent"] / 10
+    assert var["antithetic"] < var["independent"] / 4
+
+
+def _silent(x_t, level):
+    return jnp.zeros_like(x_t)
+
+
+def _by_step(step):
+    return step.t.t
+
+
+def test_spread_is_short_for_an_arrangement():
+    short = losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, spread=True)
+    long = losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, how="spread")
+    assert np.array_equal(short.loss, long.loss)
+    # and the steps are those that draw_steps gives of the first half of the key
+    t = times.draw_steps(jax.random.split(jax.random.key(0))[0], 500, 8, spread=True)
+    assert np.array_equal(short.t, t)
+
+
+def test_probabilities_of_another_table_are_refused():
+    with pytest.raises(ValueError, match="8 steps need as many probabilities, got shape \\(7,\\)"):
+        losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES[1:])
+    negative = PROBABILITIES.at[0].set(-0.1)
+    assert np.all(np.isnan(losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=negative).loss))
+
+
+def test_probabilities_that_change_do_not_compile_anew():
+    traces = []
+
+    def net(x_t, level):
+        traces.append(1)
+        return NET(x_t, level)
+
+    for p in (PROBABILITIES, PROBABILITIES[::-1]):
+        losses.denoising_loss(net, jax.random.key(0), X_0, TABLE, probabilities=p)
+    assert len(traces) == 1

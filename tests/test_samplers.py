@@ -13,7 +13,7 @@ from scipy import stats
 
 from tests.derivations.worlds import GaussianWorld, denoiser
 from vdm_jax import forward
-from vdm_jax.samplers import ancestral
+from vdm_jax.samplers import ancestral, ancestral_learned
 from vdm_jax.tables import even_steps, from_betas, linear_betas
 
 TABLE = linear_betas(12, 0.01, 0.4)
@@ -114,8 +114,70 @@ def test_strided_chain_is_told_the_original_times():
 
 def test_refusals():
     # unwrapped, since the tests' run-time type checker would speak first
-    with pytest.raises(ValueError, match="unknown variance 'middle': choose 'lower' or 'upper'"):
+    with pytest.raises(ValueError, match="unknown variance 'middle': choose 'lower' or 'upper', or give an array"):
         inspect.unwrap(ancestral)(denoiser(WORLD), jax.random.key(0), X_T, TABLE, variance="middle")
     for snapshots in (-1, 13):
         with pytest.raises(ValueError, match=f"snapshots is {snapshots}: this chain has 12 states to return"):
             _sample(snapshots=snapshots)
+    for shape in ((11,), (12, 2), (12, 5, 3)):
+        with pytest.raises(ValueError, match=r"a chain of T = 12 takes \(T,\) or \(T, \*x\)"):
+            _sample(variance=jnp.ones(shape))
+    with pytest.raises(ValueError, match="snapshots is 13: this chain has 12 states to return"):
+        _learned(0.0, snapshots=13)
+
+
+# Variances given, and learned
+
+
+def _learned(fraction, key=0, **options):
+    def model(x_t, level):
+        return denoiser(WORLD)(x_t, level), jnp.broadcast_to(fraction, x_t.shape)
+
+    return ancestral_learned(model, jax.random.key(key), X_T, TABLE, **options)
+
+
+def _beta(lower):
+    step = TABLE.step(jnp.arange(12), jnp.arange(1, 13))
+    beta = step.t.sigma**2 * step.one_minus_ratio
+    return jax.vmap(forward.posterior_variance)(step) if lower else beta
+
+
+@pytest.mark.parametrize("name", ["lower", "upper"])
+def test_variances_given_or_learned_are_those_of_the_name(name):
+    truth = _sample(variance=name, snapshots=12)
+    given = _beta(name == "lower")
+    for chain in (
+        _sample(variance=given, snapshots=12),
+        _sample(variance=jnp.broadcast_to(given[:, None], (12, 3)), snapshots=12),
+        _learned(jnp.asarray(0.0 if name == "lower" else 1.0), snapshots=12),
+    ):
+        np.testing.assert_allclose(chain.x_0, truth.x_0, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(chain.trajectory.x_t, truth.trajectory.x_t, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(chain.x_0, chain.trajectory.x_hat[-1])  # no noise in the last step, whatever is given
+
+
+def test_each_dimension_has_its_own_variance():
+    # from x_2 = 0 and predictions of 0, x_1 is the noise of its step alone; abar_1 = 0.7, abar_2 = 0.28
+    table, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((20_000, 3))
+    given = jnp.asarray([[9.0, 9.0, 9.0], [0.2, 0.5, 2.0]])
+    options = {"kind": "x_0", "snapshots": 2}
+    chain = ancestral(lambda x, _: 0 * x, jax.random.key(3), nothing, table, variance=given, **options).trajectory
+    np.testing.assert_allclose(np.var(chain.x_t[1], axis=0), [0.2, 0.5, 2.0], rtol=0.05)
+    fractions = jnp.asarray([0.0, 0.5, 1.0])
+
+    def model(x_t, level):
+        return 0 * x_t, jnp.broadcast_to(fractions, x_t.shape)
+
+    chain = ancestral_learned(model, jax.random.key(3), nothing, table, **options).trajectory
+    low, high = 0.6 * 0.3 / 0.72, 0.6
+    np.testing.assert_allclose(np.var(chain.x_t[1], axis=0), [low, np.sqrt(low * high), high], rtol=0.05)
+
+
+def test_a_learned_chain_clips_and_takes_any_kind():
+    assert np.max(np.abs(_learned(0.4, clip=0.3, snapshots=3).trajectory.x_hat)) <= np.float32(0.3)
+
+    def as_v(x_t, level):
+        return denoiser(WORLD, "v")(x_t, level), jnp.full_like(x_t, 0.4)
+
+    other = ancestral_learned(as_v, jax.random.key(0), X_T, TABLE, kind="v")
+    np.testing.assert_allclose(other.x_0, _learned(0.4).x_0, rtol=1e-3, atol=1e-4)

@@ -8,6 +8,8 @@ import pytest
 
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
 from vdm_jax.tables import (
+    Grid,
+    Interpolated,
     even_steps,
     from_betas,
     from_gammas,
@@ -255,6 +257,50 @@ def test_strided_refuses_what_does_not_rise_from_zero(steps):
 def test_strided_refuses_to_leave_the_table():
     with pytest.raises(ValueError, match=r"out of range: this table has steps 0..10"):
         linear_betas(10).strided(np.array([0, 11]))
+
+
+@parametrize("schedule", [LinearLogSNR(7.0, -5.0), VarianceExploding()])
+def test_grid_is_the_table_of_its_schedule(schedule):
+    grid, table, t = Grid(schedule, 9), tabulate(schedule, 9), jnp.arange(10)
+    assert grid.num_steps == 9
+    for field in ("alpha", "sigma", "log_alpha", "log_sigma"):
+        np.testing.assert_allclose(getattr(grid(t), field), getattr(table(t), field), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(grid(t).t, [0, *np.linspace(0, 1, 9)], rtol=1e-15)
+    steps = (grid.step(t[:-1], t[1:]), table.step(t[:-1], t[1:]))
+    np.testing.assert_allclose(steps[0].log_snr_drop, steps[1].log_snr_drop, rtol=1e-12)
+    assert np.isinf(steps[0].log_snr_drop[0])
+
+
+def test_grid_refuses_what_a_table_refuses():
+    grid = Grid(LinearLogSNR(), 10)
+    with pytest.raises(ValueError, match=r"step 11 is out of range: this table has steps 0..10"):
+        grid(11)
+    with pytest.raises(TypeError):
+        grid.step(0, jnp.asarray(1.0))
+    assert np.all(np.isnan(np.stack(jax.jit(lambda t: grid(t))(11))))
+
+
+def test_interpolated_goes_through_the_levels_of_its_table():
+    table = linear_betas(20, 0.001, 0.3)
+    line = Interpolated(table)
+    t = jnp.linspace(0.0, 1.0, 20)
+    np.testing.assert_allclose(line(t).log_snr, table.log_snr[1:], rtol=1e-12)
+    np.testing.assert_allclose(line(t).t, np.arange(1, 21), rtol=1e-14)
+    # between two levels it is their geometric mean in SNR, and the slope is that of the chord
+    middle = line(jnp.asarray(7.5 / 19))
+    np.testing.assert_allclose(middle.log_snr, 0.5 * (table.log_snr[8] + table.log_snr[9]), rtol=1e-12)
+    np.testing.assert_allclose(middle.alpha**2 + middle.sigma**2, 1.0, rtol=1e-14)
+    slope = jax.grad(line.log_snr)(jnp.asarray(7.4 / 19))
+    np.testing.assert_allclose(slope, 19 * (table.log_snr[9] - table.log_snr[8]), rtol=1e-12)
+
+
+def test_interpolated_drops_are_differences_within_a_cell_and_across():
+    line = Interpolated(linear_betas(20, 0.001, 0.3))
+    for s, t in ((0.0, 1.0), (0.31, 0.32), (0.2, 0.9), (0.0, 1 / 19), (0.5, 1.0)):
+        s, t = jnp.asarray(s), jnp.asarray(t)
+        np.testing.assert_allclose(line.step(s, t).log_snr_drop, line.log_snr(s) - line.log_snr(t), rtol=1e-10)
+    short = line.step(jnp.asarray(0.3), jnp.asarray(0.3 + 1e-12)).log_snr_drop * 1e12
+    np.testing.assert_allclose(short, -jax.grad(line.log_snr)(jnp.asarray(0.3)), rtol=1e-3)
 
 
 @parametrize("t", [-1, 11])

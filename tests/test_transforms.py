@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from jax.tree_util import Partial
 
 from vdm_jax import (
+    dequantization,
     elbo,
     exact,
     forward,
@@ -22,20 +23,26 @@ from vdm_jax import (
     likelihoods,
     losses,
     parameterization,
+    paths,
+    reverse,
     samplers,
     schedules,
     tables,
+    times,
+    vdm,
+    weightings,
 )
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import Level, level_from_log_snr, step_from_log_snr
 
 MODULES = [
-    "gaussian", "levels", "schedules", "tables", "forward", "parameterization", "likelihoods", "elbo", "losses",
-    "samplers", "exact", "information",
+    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods", "elbo", "paths",
+    "losses", "vdm", "weightings", "reverse", "samplers", "dequantization", "flow", "exact", "information",
 ]  # fmt: skip
 DEVICES = 8
 CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
 TABLE = tables.tabulate(CONTINUOUS, 10)
+GRID = tables.Grid(CONTINUOUS, 10)
 
 
 def numbers(seed: int, *shape: int, low: float = -0.9, high: float = 0.9) -> jax.Array:
@@ -112,8 +119,13 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
             "Sigmoid": schedules.Sigmoid(),
             "LinearLogSNR": schedules.LinearLogSNR(),
             "VarianceExploding": schedules.VarianceExploding(),
+            "Learned": schedules.Learned(-6.0, 4.0, Partial(lambda s, t: t * t * t - s * s * s + t - s)),
         }.items()
     },
+    "tables.Interpolated": (
+        lambda s, d: tables.Interpolated(table(s)).step(s, s + d),
+        (numbers(7, low=0.1, high=0.5), numbers(8, low=0.01, high=0.4)),
+    ),
     "forward.marginal": (at(forward.marginal), (X, P)),
     "forward.transition": (at(forward.transition, pair=True), (X, HIGH, LOW)),
     "forward.posterior": (at(forward.posterior, pair=True), (X, Y, HIGH, LOW)),
@@ -140,6 +152,10 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "likelihoods.Categorical": (
         lambda z, lam, x: likelihoods.Categorical(z, level_from_log_snr(lam), 17).log_prob(jax.lax.stop_gradient(x)),
         (X, P, DRAWN),
+    ),
+    "likelihoods.Categorical.mean": (
+        lambda z, lam, logits: likelihoods.Categorical(z, level_from_log_snr(lam), 5, logits).mean(),
+        (X, P, numbers(10, 3, 2, 5)),
     ),
     "elbo.prior_kl": (at(elbo.prior_kl), (X, P)),
     "elbo.diffusion_weight": (
@@ -204,6 +220,47 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (LOW - 4.0,),
     ),
     "elbo.bits_per_dim": (lambda nats: elbo.bits_per_dim(nats, 7, 0.5), (P,)),
+    "likelihoods.log_interval": (likelihoods.log_interval, (X, VAR)),
+    "dequantization.Uniform": (lambda x: dequantization.Uniform(x, 17).log_prob(x), (X,)),
+    "dequantization.TruncatedNormal": (
+        lambda x, m, v, u: dequantization.TruncatedNormal(x, 17, 0.05 * m, v).log_prob(x + 0.05 * u),
+        (X, P, VAR, Y),
+    ),
+    "reverse.interpolated_variance": (
+        lambda f, s, t: reverse.interpolated_variance(f, step_from_log_snr(s, t)),
+        (X, HIGH, LOW),
+    ),
+    "reverse.variance_fraction": (
+        lambda v, s, t: reverse.variance_fraction(v, step_from_log_snr(s, t)),
+        (VAR, HIGH, LOW),
+    ),
+    "reverse.reverse_kl": (
+        lambda x, y, r, s, t: [reverse.reverse_kl(x, y, r, step_from_log_snr(s, t), kind) for kind in KINDS],
+        (X, Y, P, HIGH, LOW),
+    ),
+    "reverse.matched_variance": (at(lambda e, step: reverse.matched_variance(step, e), pair=True), (VAR, HIGH, LOW)),
+    "reverse.analytic_variance": (
+        at(lambda e, step: reverse.analytic_variance(step, 0.4 * e), pair=True),
+        (VAR, HIGH, LOW),
+    ),
+    "reverse.variance_bounds": (at(lambda step: reverse.variance_bounds(step, 1.0), pair=True), (HIGH, LOW)),
+    **{
+        f"weightings.{name}": (getattr(weightings, name), (P,))
+        for name in ("likelihood", "cosine", "velocity", "edm", "p2", "min_snr", "sigmoid")
+    },
+    "weightings.uniform_time": (lambda lam: weightings.uniform_time(lam, schedules.Cosine()), (P,)),
+    "weightings.mixture": (
+        lambda t: weightings.mixture(weightings.sigmoid, CONTINUOUS, t),
+        (numbers(7, low=0.1, high=0.9),),
+    ),
+    "times.variance_proposal": (
+        lambda lam: times.variance_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
+        (P,),
+    ),
+    "times.step_proposal": (
+        lambda lam: times.step_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
+        (P,),
+    ),
 }
 
 
@@ -225,26 +282,66 @@ def decoder(x_hat, x_1, level):
     return Normal(x_hat, level.sigma**2)
 
 
+def with_variance(param, x_t, level):
+    return network(param, x_t, level), jnp.cos(x_t)
+
+
+def _dequantized(net, k, x):
+    return dequantization.dequantized_bound(
+        lambda y: -jnp.sum(net(y, _levels_of(y)) ** 2, axis=1), k, x, lambda x: dequantization.Uniform(x, 17), samples=2
+    )
+
+
+def _encoded(net, k, x):
+    level = jax.tree.map(lambda field: field[0], _levels_of(x))
+    return dequantization.encoder_bound(lambda y: -jnp.sum(y**2, axis=1), net, k, x, level, decoder)
+
+
+def _learned_decoder(x_hat, fraction, x_1, level):
+    return Normal(x_hat, level.sigma**2 * jnp.exp(fraction))
+
+
 # Functions of a denoiser, a key and a batch.
 ASKING: dict[str, Any] = {
     "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, table(x), decoder),
-    "elbo.consistency_bound": lambda net, k, x: elbo.consistency_bound(net, k, x, table(x), decoder),
+    "paths.consistency_bound": lambda net, k, x: paths.consistency_bound(net, k, x, table(x), decoder),
+    "elbo.diffusion_curve": lambda net, k, x: elbo.diffusion_curve(net, k, x, CONTINUOUS, terms=3),
+    "paths.importance_bound": lambda net, k, x: paths.importance_bound(net, k, x, table(x), decoder, samples=2),
+    "vdm.vdm_loss": lambda net, k, x: vdm.vdm_loss(net, k, x, CONTINUOUS, decoder),
     "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, CONTINUOUS, decoder, terms=3),
-    "elbo.joint_log_ratio": lambda net, k, x: elbo.joint_log_ratio(net, k, x, table(x), decoder),
+    "paths.joint_log_ratio": lambda net, k, x: paths.joint_log_ratio(net, k, x, table(x), decoder),
     "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(net, k, x, table(x), kind="v")[1:],
     "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, table(x), spread=True),
     "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, table(x), decoder),
+    "weightings.weighted_bound": lambda net, k, x: weightings.weighted_bound(
+        net, k, x, CONTINUOUS, weightings.sigmoid, terms=3
+    ),
+    "reverse.eps_power": lambda net, k, x: reverse.eps_power(net, k, x, table(x)),
     "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
+}
+# Those whose denoiser gives a variance too.
+LEARNING: dict[str, Any] = {
+    "reverse.learned_bound": lambda net, k, x: reverse.learned_bound(net, k, x, table(x), _learned_decoder),
+    "reverse.vlb_loss": lambda net, k, x: reverse.vlb_loss(net, k, x, table(x), _learned_decoder).loss,
+    "reverse.hybrid_loss": lambda net, k, x: reverse.hybrid_loss(net, k, x, table(x), _learned_decoder).squared_error,
+    "samplers.ancestral_learned": lambda net, k, x: samplers.ancestral_learned(net, k, x, table(x)).x_0,
 }
 # As functions of a row (key, the network's parameter, a batch).
 BATCHED: dict[str, Any] = {
+    **{name: lambda k, p, x, ask=ask: ask(Partial(with_variance, p), k, x) for name, ask in LEARNING.items()},
     **{name: lambda k, p, x, ask=ask: ask(Partial(network, p), k, x) for name, ask in ASKING.items()},
     "elbo.denoising_error": lambda k, p, x: elbo.denoising_error(Partial(network, p), k, x, _levels_of(x), "eps"),
+    "dequantization.dequantized_bound": lambda k, p, x: _dequantized(Partial(network, p), k, x),
+    "dequantization.encoder_bound": lambda k, p, x: _encoded(Partial(network, p), k, x),
+    "elbo.reconstruction": lambda k, p, x: elbo.reconstruction(
+        Partial(network, p), k, x, _levels_of(x), decoder, "eps"
+    ),
 }
 # Integers in or out: no gradient.
 DISCRETE: dict[str, tuple[Any, tuple]] = {
     "gaussian.Normal.sample": (lambda k, m, v: Normal(m, v).sample(k), (KEYS, X, VAR)),
     "tables.Table": (lambda t: (TABLE(t), TABLE.step(t - 1, t).log_snr_drop), (STEPS,)),
+    "tables.Grid": (lambda t: (GRID(t), GRID.step(t - 1, t).log_snr_drop), (STEPS,)),
     "tables.to_betas": (lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_betas(TABLE)), (STEPS,)),
     "tables.to_standard_deviations": (
         lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_standard_deviations(TABLE)),
@@ -260,7 +357,17 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         ),
         (KEYS, X, P),
     ),
-    "losses.draw_steps": (lambda k: (losses.draw_steps(k, 4, 10), losses.draw_steps(k, 4, 10, spread=True)), (KEYS,)),
+    "times.uniforms": (
+        lambda k: [times.uniforms(k, 5, how) for how in ("independent", "spread", "antithetic")],
+        (KEYS,),
+    ),
+    "times.warp": (times.warp, (numbers(7, low=0.1, high=0.9), numbers(8, 4, low=0.1))),
+    "times.to_steps": (lambda p: times.to_steps(jnp.abs(p), 7), (P,)),
+    "times.SecondMoments": (
+        lambda t, p: times.SecondMoments.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
+        (STEPS, P),
+    ),
+    "times.draw_steps": (lambda k: (times.draw_steps(k, 4, 10), times.draw_steps(k, 4, 10, spread=True)), (KEYS,)),
 }
 # Made on the host from static numbers; here, that they can be made inside a compiled function.
 HOST = {
@@ -276,10 +383,15 @@ HOST = {
     "exact.pixels": lambda: exact.pixels([[0.2, 0.8]]),
     "tables.even_steps": lambda: jnp.asarray(tables.even_steps(10, 4)),
 }
-NAMED_ELSEWHERE = {  # protocols and results, which have no computation of their own
-    "schedules.Schedule", "tables.Betas", "forward.PosteriorCoefficients", "elbo.Likelihood", "elbo.Decoder",
-    "elbo.Bound", "losses.DenoisingLoss", "samplers.Samples", "samplers.Trajectory", "exact.Law",
-    "exact.OptimalDenoiser", "exact.OptimalDecoder", "information.Estimate", "information.Expectation",
+# Protocols, results and checks, which have no computation of their own; `flow` has its own test of this.
+NAMED_ELSEWHERE = {
+    "schedules.Continuous", "schedules.Schedule", "schedules.check_begins_noisy", "tables.Betas", "tables.Discrete",
+    "times.Draw", "times.check_probabilities", "forward.PosteriorCoefficients", "elbo.Bound", "elbo.Curve",
+    "elbo.Decoder", "elbo.Likelihood", "losses.DenoisingLoss", "reverse.HybridLoss", "reverse.InterpolatedDecoder",
+    "reverse.VarianceBounds", "reverse.VarianceDecoder", "reverse.VarianceDenoiser", "reverse.VariationalLoss",
+    "samplers.Samples", "samplers.Trajectory", "flow.FlowLikelihood", "flow.drift", "flow.flow_log_prob",
+    "flow.flow_sample",
+    "exact.Law", "exact.OptimalDecoder", "exact.OptimalDenoiser", "information.Estimate", "information.Expectation",
     "information.OptimalBound",
 }  # fmt: skip
 ROWS = {

@@ -6,8 +6,10 @@ Levels and schedules (FWD-6, FWD-7)
     alpha, sigma, lambda of x_t ............................ levels.Level, levels.level_from_log_snr
     s < t and the log-SNR lost between them ................ levels.Step, levels.step_from_log_snr
     continuous t in [0, 1] ................................. schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
-                                                             VarianceExploding
+                                                             VarianceExploding, Learned
+    noise from t_0 on, or an error ......................... schedules.check_begins_noisy
     steps 0..T, fewer steps ................................ tables.Table, tabulate, linear_betas, even_steps
+    T steps of a schedule being learned, and back .......... tables.Grid, tables.Interpolated
     beta as variance, beta as deviation, gamma ............. tables.from_betas, from_standard_deviations, from_gammas;
                                                              to_betas, to_standard_deviations, to_gammas
 The normal law (ELBO-6, VAE-4, VAE-5)
@@ -24,22 +26,44 @@ Parameterisations (PAR-1, PAR-2)
     what a network should predict .......................... parameterization.target
     x_0 <-> eps <-> v <-> score ............................ parameterization.to_x_0, to_eps, to_v, to_score, convert
 Decoders p(x | z_0) (ELBO-5)
-    N, discretised N, Kingma et al.'s categorical .......... gaussian.Normal, likelihoods.DiscretizedGaussian,
+    N, discretised N, Kingma et al.'s categorical (VDM-2) .. gaussian.Normal, likelihoods.DiscretizedGaussian,
                                                              likelihoods.Categorical
+    log mass of N(0, 1) in an interval ..................... likelihoods.log_interval
     0..levels-1 <-> [-1, 1] ................................ likelihoods.to_unit, likelihoods.from_unit
 The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
-    log p(x_0:T) - log q(x_1:T | x_0) ...................... elbo.joint_log_ratio
-    prior + reconstruction + sum of consistency terms ...... elbo.consistency_bound
+    log p(x_0:T) - log q(x_1:T | x_0) ...................... paths.joint_log_ratio
+    prior + reconstruction + sum of consistency terms ...... paths.consistency_bound
     prior + reconstruction + sum of diffusion terms ........ elbo.bound, elbo.Bound
-    KL(q(x_T | x_0) || p(x_T)) ............................. elbo.prior_kl
+    KL(q(x_T | x_0) || p(x_T)), -E log p(x_0 | x_1) ........ elbo.prior_kl, elbo.reconstruction
     KL(q(x_s | x_t, x_0) || p(x_s | x_t)), its weights ..... elbo.diffusion_kl, elbo.diffusion_weight
     T -> infinity: the integral, its weights ............... elbo.continuous_bound, elbo.diffusion_rate
+    the diffusion term, slice by slice of time ............. elbo.diffusion_curve
     ||target - prediction||^2 .............................. elbo.denoising_error
     bits per dimension ..................................... elbo.bits_per_dim
 What one trains (ELBO-10, ELBO-11, SAM-1)
-    L_simple, weighted, L_DDPM ............................. losses.simple_loss, denoising_loss, ddpm_loss, draw_steps
+    L_simple, weighted, L_DDPM ............................. losses.simple_loss, denoising_loss, ddpm_loss
+    the bound with a schedule being learned (VDM-1) ........ vdm.vdm_loss
+When (TIME-1 .. TIME-3)
+    independent, spread, antithetic; steps ................. times.uniforms, times.to_steps, times.draw_steps
+    importance sampling, its proposals ..................... times.warp, SecondMoments, step_proposal, variance_proposal
+With what weight (WEIGHT-1, WEIGHT-2)
+    1/2 int w(lambda) E ||eps - eps_hat||^2 dlambda ........ weightings.weighted_bound
+    w of the literature .................................... weightings.likelihood, cosine, velocity, edm, p2, min_snr,
+                                                             sigmoid, uniform_time
+    as a mixture of bounds of noisy data ................... weightings.mixture
+The reverse step's variance (VAR-1 .. VAR-4)
+    between beta~ and beta, learned ........................ reverse.interpolated_variance, variance_fraction
+    its divergence, its bound .............................. reverse.reverse_kl, reverse.learned_bound
+    L_vlb, L_hybrid ........................................ reverse.vlb_loss, reverse.hybrid_loss
+    the best there is, and its limits ...................... reverse.matched_variance, analytic_variance, eps_power,
+                                                             variance_bounds
 Sampling (SAM-2 .. SAM-4)
-    x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral
+    x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral, samplers.ancestral_learned
+Likelihood (LIK-1 .. LIK-5)
+    -log 1/K sum_k p(x_0:T) / q(x_1:T | x_0) ............... paths.importance_bound
+    log p(x) along the probability-flow ODE, and back ...... flow.drift, flow.flow_log_prob, flow.flow_sample
+    P(x) of a density over bins ............................ dequantization.dequantized_bound, Uniform, TruncatedNormal
+    P(x) by the first latent ............................... dequantization.encoder_bound
 Worlds where everything is known (POST-7, PAR-3)
     normal, mixture, a data set, pixels .................... exact.gaussian, low_rank, mixture, points, pixels
     q(x_t), q(x_s | x_t) over the data ..................... exact.marginal, exact.reverse

@@ -4,9 +4,8 @@
                     + KL(q(x_T | x_0) || p(x_T))                                      prior
                     + sum_{t=2..T} E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))    diffusion             (ELBO-3)
 
-Terms act on one example; `bound` (ELBO-3), `consistency_bound` (ELBO-2), `joint_log_ratio` (ELBO-1) and
-`continuous_bound` (ELBO-12, T -> infinity) take a batch and a `Denoiser`. All are in nats, and costs: the bound on the
-*negative* log-likelihood.
+Terms act on one example; `bound` (ELBO-3) and `continuous_bound` (ELBO-12, T -> infinity) take a batch and a
+`Denoiser`. All are in nats, and costs: the bound on the *negative* log-likelihood.
 """
 
 from functools import partial
@@ -14,13 +13,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vdm_jax import forward
-from vdm_jax.gaussian import Normal, kl, variance_kl
+from vdm_jax.gaussian import variance_kl
 from vdm_jax.levels import Level, Step
 from vdm_jax.parameterization import target, to_x_0
-from vdm_jax.schedules import Schedule
-from vdm_jax.tables import Table
+from vdm_jax.schedules import Schedule, check_begins_noisy
+from vdm_jax.tables import Discrete
 from vdm_jax.types import (
     Batch,
     Denoiser,
@@ -166,6 +166,29 @@ def denoising_error(denoiser: Denoiser, key: Key, x_0: Batch, level: Level, kind
     return jnp.square(truth - denoiser(x_t, level)).reshape(x_0.shape[0], -1).sum(-1)
 
 
+def reconstruction(
+    denoiser: Denoiser, key: Key, x_0: Batch, level: Level, decoder: Decoder, kind: Parameterization
+) -> PerExample:
+    """-log p(x_0 | x_1) at one x_1 drawn from q(x_1 | x_0), in nats (ELBO-5).
+
+    Args:
+        denoiser: predicts `kind`; called once, with the whole batch.
+        key: for x_1.
+        x_0: clean batch, shape (B, *x).
+        level: the first level, fields of shape (B,).
+        decoder: p(x_0 | x_1) of one example.
+        kind: what the denoiser predicts.
+
+    Returns:
+        Shape (B,).
+
+    Source: Ho et al. 2020, arXiv:2006.11239, L_0; Kingma et al. 2021, arXiv:2107.00630, appendix D.
+    """
+    x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, jax.random.split(key, x_0.shape[0]))
+    x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_1, level), x_1, level)
+    return jax.vmap(lambda x, h, z, lv: -decoder(h, z, lv).log_prob(x))(x_0, x_hat, x_1, level)
+
+
 class Bound(NamedTuple):
     """The three terms of the bound on -log p(x_0), in nats; each shape (B,)."""
 
@@ -179,11 +202,23 @@ class Bound(NamedTuple):
         return self.prior + self.reconstruction + self.diffusion
 
 
+class Curve(NamedTuple):
+    """The diffusion term spread out over the noise levels, the least noisy first.
+
+    Fields:
+        log_snr: the level looked at in each of K slices of time, shape (K, B).
+        nats: the estimate of that slice's share of the term, shape (K, B); summed over K it is the term.
+    """
+
+    log_snr: Float[Array, "K b"]
+    nats: Float[Array, "K b"]
+
+
 def bound(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    table: Table,
+    table: Discrete,
     decoder: Decoder,
     *,
     kind: Parameterization = "eps",
@@ -222,20 +257,26 @@ def bound(
 
 @partial(jax.jit, static_argnames=("kind", "terms"))
 def _bound(denoiser, key, x_0, table, decoder, kind, terms, prior_log_var) -> Bound:
-    key_1, key_t, key_eps = jax.random.split(key, 3)
-    num_steps = table.num_steps
+    key_1, key_terms = jax.random.split(key)
+    diffusion = _discrete_terms(denoiser, key_terms, x_0, table, kind, terms).nats.sum(0)
+    prior = jax.vmap(lambda x: prior_kl(x, table(table.num_steps), prior_log_var))(x_0)
+    level = table(jnp.ones(x_0.shape[0], jnp.int32))
+    return Bound(prior, reconstruction(denoiser, key_1, x_0, level, decoder, kind), diffusion)
 
-    def visit(total, index):
+
+def _discrete_terms(denoiser, key, x_0, table, kind, terms) -> Curve:
+    key_t, key_eps = jax.random.split(key)
+    num_steps = table.num_steps
+    share = (num_steps - 1) / terms if terms else 0.0
+
+    def visit(_, index):
         t = _spread_steps(key_t, index, terms, num_steps, x_0.shape[0])
         step = table.step(t - 1, t)
         error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, step.t, kind)
-        return total + jax.vmap(partial(diffusion_weight, kind=kind))(step) * error, None
+        nats = share * jax.vmap(partial(diffusion_weight, kind=kind))(step) * error
+        return None, Curve(step.t.log_snr, nats)
 
-    diffusion, _ = jax.lax.scan(visit, jnp.zeros(x_0.shape[0], x_0.dtype), jnp.arange(terms))
-    scale = (num_steps - 1) / terms if terms else 0.0
-    prior = jax.vmap(lambda x: prior_kl(x, table(num_steps), prior_log_var))(x_0)
-    level = table(jnp.ones(x_0.shape[0], jnp.int32))
-    return Bound(prior, _reconstruction(denoiser, key_1, x_0, level, decoder, kind), scale * diffusion)
+    return jax.lax.scan(visit, None, jnp.arange(terms))[1]
 
 
 def _spread_steps(key, index, terms, num_steps, batch):
@@ -245,12 +286,6 @@ def _spread_steps(key, index, terms, num_steps, batch):
     start = jax.random.uniform(key, (batch,))
     u = (start + index.astype(start.dtype)) / terms
     return jnp.minimum(2 + jnp.floor(u * (num_steps - 1)).astype(jnp.int32), num_steps)
-
-
-def _reconstruction(denoiser, key, x_0, level, decoder, kind) -> PerExample:
-    x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, jax.random.split(key, x_0.shape[0]))
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_1, level), x_1, level)
-    return jax.vmap(lambda x, h, z, lv: -decoder(h, z, lv).log_prob(x))(x_0, x_hat, x_1, level)
 
 
 def continuous_bound(
@@ -287,128 +322,76 @@ def continuous_bound(
 
     Source: Kingma et al. 2021, arXiv:2107.00630, section 5.1.
     """
-    if terms < 1:
-        raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
-    with jax.ensure_compile_time_eval():
-        if not 0.0 <= t_0 < 1.0 or not float(schedule(jnp.asarray(t_0, x_0.dtype)).sigma) > 0.0:
-            raise ValueError(f"t_0 is {t_0}: the bound needs 0 <= t_0 < 1 and noise there, which {schedule} has later")
+    _check_continuous(schedule, terms, t_0, x_0.dtype)
     arguments = (pytree_callable(denoiser), key, x_0, schedule, pytree_callable(decoder))
     return _continuous_bound(*arguments, kind, terms, t_0, prior_log_var)
 
 
 @partial(jax.jit, static_argnames=("kind", "terms", "t_0"))
 def _continuous_bound(denoiser, key, x_0, schedule, decoder, kind, terms, t_0, prior_log_var) -> Bound:
-    key_1, key_t, key_eps = jax.random.split(key, 3)
+    key_1, key_terms = jax.random.split(key)
+    diffusion = _continuous_terms(denoiser, key_terms, x_0, schedule, kind, terms, t_0).nats.sum(0)
+    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), x.dtype)), prior_log_var))(x_0)
+    level = schedule(jnp.full(x_0.shape[:1], t_0, x_0.dtype))
+    return Bound(prior, reconstruction(denoiser, key_1, x_0, level, decoder, kind), diffusion)
+
+
+def _continuous_terms(denoiser, key, x_0, schedule, kind, terms, t_0) -> Curve:
+    key_t, key_eps = jax.random.split(key)
     start = jax.random.uniform(key_t, x_0.shape[:1], x_0.dtype)
 
-    def visit(total, index):
+    def visit(_, index):
         t = t_0 + (1.0 - t_0) * (start + index.astype(start.dtype)) / terms
-        level, slope = schedule(t), jax.vmap(jax.grad(lambda u: schedule(u).log_snr))(t)
+        level, slope = schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t)
         error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, level, kind)
-        return total + jax.vmap(partial(diffusion_rate, kind=kind))(level, slope) * error, None
+        nats = (1.0 - t_0) / terms * jax.vmap(partial(diffusion_rate, kind=kind))(level, slope) * error
+        return None, Curve(level.log_snr, nats)
 
-    diffusion, _ = jax.lax.scan(visit, jnp.zeros_like(start), jnp.arange(terms))
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), x.dtype)), prior_log_var))(x_0)
-    reconstruction = _reconstruction(denoiser, key_1, x_0, schedule(jnp.full_like(start, t_0)), decoder, kind)
-    return Bound(prior, reconstruction, (1.0 - t_0) / terms * diffusion)
+    return jax.lax.scan(visit, None, jnp.arange(terms))[1]
 
 
-def consistency_bound(
+def _check_continuous(schedule, terms, t_0, dtype) -> None:
+    if terms < 1:
+        raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
+    check_begins_noisy(schedule, t_0, dtype)
+
+
+def diffusion_curve(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    table: Table,
-    decoder: Decoder,
+    schedule: Discrete | Schedule,
     *,
     kind: Parameterization = "eps",
-    prior_log_var: float = 0.0,
-) -> Bound:
-    """One unbiased estimate per example of the bound's first decomposition (ELBO-2), along one path drawn from q.
+    terms: int,
+    t_0: float = 0.0,
+) -> Curve:
+    """The diffusion term of `bound` (a discrete schedule) or of `continuous_bound`, slice by slice of time.
 
-        - E log p(x_0 | x_1) + E KL(q(x_T | x_{T-1}) || p(x_T)) + sum_{t=1..T-1} E C_t
-        C_t = E log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) = KL(b || p(x_t | x_{t+1})) - KL(b || q(x_t | x_{t-1}))
+    Args:
+        denoiser, key, x_0, kind: as in `bound`.
+        schedule: discrete, or continuous from t_0 on.
+        terms: K, the number of slices; at most T - 1 of a discrete schedule.
+        t_0: as in `continuous_bound`.
 
-    Each consistency term C_t, under `diffusion`, averages x_t over the bridge b = q(x_t | x_{t-1}, x_{t+1}); it needs a
-    pair of states where ELBO-3's need one. In print C_t is KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})), as if x_{t+1} told
-    nothing of x_t: that is larger, and its sum grows with T.
+    Returns:
+        `Curve`, each field (K, B).
 
-    Args, result and errors as in `bound`, whose expectation it has.
+    Raises:
+        ValueError: unknown kind, or as `continuous_bound`.
 
-    Source: Luo 2022, arXiv:2208.11970, equations 37 to 45, corrected.
+    Source: Kingma et al. 2021, arXiv:2107.00630, section 5.
     """
-    return _consistency_bound(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, prior_log_var)
+    if isinstance(schedule, Discrete):
+        if not 1 <= terms <= schedule.num_steps - 1:
+            raise ValueError(f"terms is {terms}: this schedule has {schedule.num_steps - 1} diffusion terms")
+        return _discrete_curve(pytree_callable(denoiser), key, x_0, schedule, kind, terms)
+    _check_continuous(schedule, terms, t_0, x_0.dtype)
+    return _continuous_curve(pytree_callable(denoiser), key, x_0, schedule, kind, terms, t_0)
 
 
-@partial(jax.jit, static_argnames="kind")
-def _consistency_bound(denoiser, key, x_0, table, decoder, kind, prior_log_var) -> Bound:
-    batch = x_0.shape[0]
-    key_1, key_path = jax.random.split(key)
-
-    def draw(x_s, t):
-        step = jax.tree.map(lambda field: jnp.full((batch,), field), table.step(t - 1, t))
-        q = jax.vmap(forward.transition)(x_s, step)
-        return step, q, jax.vmap(Normal.sample)(q, jax.random.split(jax.random.fold_in(key_path, t), batch))
-
-    def visit(carry, t):
-        x_r, (step_s, q_s, x_s), total = carry  # r, s, t are neighbours: q_s = q(x_s | x_r)
-        step_t, q_t, x_t = draw(x_s, t)
-        bridge = jax.vmap(forward.bridge)(x_r, x_t, step_s, step_t)
-        x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_t, step_t.t), x_t, step_t.t)
-        model = jax.vmap(forward.posterior)(x_t, x_hat, step_t)
-        term = jax.vmap(kl)(bridge, model) - jax.vmap(kl)(bridge, q_s)
-        return (x_s, (step_t, q_t, x_t), total + term), None
-
-    first = draw(x_0, 1)
-    carry = (x_0, first, jnp.zeros(batch, x_0.dtype))
-    (_, (_, q_T, _), consistency), _ = jax.lax.scan(visit, carry, jnp.arange(2, table.num_steps + 1))
-    law = Normal(jnp.zeros_like(x_0[0]), jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
-    prior = jax.vmap(lambda q: kl(q, law))(q_T)
-    return Bound(prior, _reconstruction(denoiser, key_1, x_0, first[0].t, decoder, kind), consistency)
-
-
-def joint_log_ratio(
-    denoiser: Denoiser,
-    key: Key,
-    x_0: Batch,
-    table: Table,
-    decoder: Decoder,
-    *,
-    kind: Parameterization = "eps",
-    prior_log_var: float = 0.0,
-) -> PerExample:
-    """log p(x_{0:T}) - log q(x_{1:T} | x_0) along one path x_1..x_T drawn from q (ELBO-1).
-
-    Its expectation is the bound on +log p(x_0), as that of `bound` is with the sign turned. Neither has the smaller
-    variance for every model: this one is log p(x_0) on every path if the model is the true reverse process.
-
-    Args and errors as in `bound`. Returns shape (B,), nats.
-
-    Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585; Ho et al. 2020, arXiv:2006.11239, equation 3.
-    """
-    return _joint_log_ratio(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, prior_log_var)
-
-
-@partial(jax.jit, static_argnames="kind")
-def _joint_log_ratio(denoiser, key, x_0, table, decoder, kind, prior_log_var) -> PerExample:
-    steps = jnp.arange(1, table.num_steps + 1)
-    batch = x_0.shape[0]
-
-    def visit(carry, t):
-        x_s, total = carry
-        step = jax.tree.map(lambda field: jnp.full((batch,), field), table.step(t - 1, t))
-        keys = jax.random.split(jax.random.fold_in(key, t), batch)
-        q = jax.vmap(forward.transition)(x_s, step)
-        x_t = jax.vmap(Normal.sample)(q, keys)
-        x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_t, step.t), x_t, step.t)
-        decoded = jax.vmap(lambda x, h, z, lv: decoder(h, z, lv).log_prob(x))(x_0, x_hat, x_t, step.t)
-        law = jax.vmap(forward.posterior)(x_t, x_hat, step)
-        law = law._replace(var=jnp.where(t == 1, 1.0, law.var))  # a point at t = 1, where the decoder stands: no NaN
-        reverse = jax.vmap(Normal.log_prob)(law, x_s)
-        return (x_t, total + jnp.where(t == 1, decoded, reverse) - jax.vmap(Normal.log_prob)(q, x_t)), None
-
-    (x_T, total), _ = jax.lax.scan(visit, (x_0, jnp.zeros(batch, x_0.dtype)), steps)
-    prior = Normal(jnp.zeros_like(x_0[0]), jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
-    return total + jax.vmap(prior.log_prob)(x_T)
+_discrete_curve = jax.jit(_discrete_terms, static_argnames=("kind", "terms"))
+_continuous_curve = jax.jit(_continuous_terms, static_argnames=("kind", "terms", "t_0"))
 
 
 def bits_per_dim(nats: Real, num_dims: int, bin_width: float = 1.0) -> Real:

@@ -22,7 +22,7 @@ from vdm_jax.elbo import diffusion_weight, prior_kl
 from vdm_jax.exact import Finite, Gaussian, Independent, Law, Mixture, marginal
 from vdm_jax.gaussian import LOG_2PI
 from vdm_jax.levels import Level
-from vdm_jax.tables import Table
+from vdm_jax.tables import Discrete
 from vdm_jax.types import Key, Real, Scalar, X
 
 _REACH = 9.0  # of the grid, in standard deviations: what lies beyond is below float64's rounding
@@ -163,7 +163,7 @@ class OptimalBound(NamedTuple):
 
 @partial(jax.jit, static_argnames="expect")
 def optimal_bound(
-    law: Law, table: Table, expect: Expectation = quadrature, *, prior_log_var: Real | float = 0.0
+    law: Law, table: Discrete, expect: Expectation = quadrature, *, prior_log_var: Real | float = 0.0
 ) -> OptimalBound:
     """The bound with the exact denoiser and decoder at T steps, in expectation over the data (ELBO-3, ELBO-7).
 

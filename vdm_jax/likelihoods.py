@@ -67,19 +67,23 @@ class DiscretizedGaussian(NamedTuple):
         # In units of half a bin every value and edge is an integer, so neighbouring bins share their edge exactly.
         unit = 1.0 / ((self.levels - 1) * self.scale)
         middle = -_from_value(self.mean, index, self.levels) * unit
-        mass = jnp.where(index == 0, _log_cdf(middle + unit), _log_interval(middle, 2.0 * unit))
+        mass = jnp.where(index == 0, _log_cdf(middle + unit), log_interval(middle, 2.0 * unit))
         return jnp.where(index == self.levels - 1, _log_cdf(unit - middle), mass)
 
 
 class Categorical(NamedTuple):
     """Kingma et al.'s decoder: every value of a pixel by its Gaussian likelihood of z_0 alone (ELBO-5).
 
-        P(x_i) proportional to N(z_i; alpha_0 x_i, sigma_0^2),  x_i among `levels` values on [-1, 1]
+        P(x_i) proportional to e^logit N(z_i; alpha_0 x_i, sigma_0^2),  x_i among `levels` values on [-1, 1]
+
+    With a network's logits in the place of zeros it is that network's law of each pixel given z_t, at any level, and
+    its `mean` a prediction of x_0 that knows which values there are.
 
     Fields:
         z: the least noisy latent, shape (*x).
         level: its level, scalars, sigma > 0.
         levels: number of values, at least 2.
+        logits: prior log-weight of every value, shape (*x, levels); None is all alike.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, equation 8 and appendix B.
     """
@@ -87,6 +91,7 @@ class Categorical(NamedTuple):
     z: X
     level: Level
     levels: int
+    logits: Float[Array, "*x levels"] | None = None
 
     def log_prob(self, x: X) -> Scalar:
         """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x)."""
@@ -103,7 +108,14 @@ class Categorical(NamedTuple):
         between = jnp.arange(self.levels, dtype=nearest.dtype).reshape((1,) * self.z.ndim + (-1,)) - nearest[..., None]
         far = 2.0 * self.level.alpha * between.astype(self.z.dtype)
         unit = 1.0 / ((self.levels - 1) * self.level.sigma)
-        return jax.nn.log_softmax(-0.5 * (far * unit) * ((far - 2.0 * offset) * unit), axis=-1)
+        likelihood = -0.5 * (far * unit) * ((far - 2.0 * offset) * unit)
+        return jax.nn.log_softmax(likelihood if self.logits is None else likelihood + self.logits, axis=-1)
+
+    def mean(self) -> X:
+        """The expectation of x, shape (*x)."""
+        # No matrix product: on an accelerator its default precision would not do.
+        values = jnp.broadcast_to(_grid(self.levels, self.z.dtype), (*self.z.shape, self.levels))
+        return jnp.sum(jnp.exp(self.log_masses()) * values, axis=-1)
 
     def sample(self, key: Key) -> X:
         """A draw on the grid, shape (*x)."""
@@ -125,7 +137,7 @@ def _from_value(x: X, index: Integer[Array, "*x"], levels: int) -> X:
     return ((levels - 1) * high - centre) + (levels - 1) * (x - high)
 
 
-def _log_interval(middle: X, width: Real) -> X:
+def log_interval(middle: X, width: Real) -> X:
     """log(Phi(m + w/2) - Phi(m - w/2)), right and differentiable from w -> 0 to the far tails.
 
     Three forms, none of which cancels where it is used: quadrature of the density over a narrow interval, the mass
@@ -138,7 +150,7 @@ def _log_interval(middle: X, width: Real) -> X:
     quadrature = _log_quadrature(jnp.where(narrow, middle, 0.0), jnp.where(narrow, width, 0.5))
     tail = _log_tail(jnp.where(narrow | around, -1.5, middle), jnp.where(narrow | around, 1.0, width))
     outside = 0.5 * (erfc(_ROOT_HALF * high) + erfc(-_ROOT_HALF * low))
-    centre = jnp.log1p(-jnp.where(around, outside, 0.0))
+    centre = jnp.log1p(-jnp.where(around & ~narrow, outside, 0.0))
     return jnp.where(narrow, quadrature, jnp.where(around, centre, tail))
 
 

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.elbo import Bound, Decoder, bound, denoising_error
 from vdm_jax.levels import Step
 from vdm_jax.tables import Table
+from vdm_jax.times import Placement, to_steps, uniforms, warp
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, pytree_callable
 
 
@@ -26,35 +27,23 @@ class DenoisingLoss(NamedTuple):
         t: the step drawn, 1..T.
         squared_error: ||target - prediction||^2, summed over the example.
         weight: the weight of that step.
+        importance: 1 / (T p_t), by which the loss stays unbiased; 1 where t is uniform.
     """
 
     t: Int[Array, " b"]
     squared_error: PerExample
     weight: PerExample
+    importance: PerExample
+
+    @property
+    def term(self) -> PerExample:
+        """L_t = weight * squared_error, which `times.SecondMoments` keeps."""
+        return self.weight * self.squared_error
 
     @property
     def loss(self) -> PerExample:
-        """weight * squared_error."""
-        return self.weight * self.squared_error
-
-
-def draw_steps(key: Key, batch: int, num_steps: int, *, spread: bool = False) -> Int[Array, " b"]:
-    """Steps t, each uniform on 1..T (ELBO-10).
-
-    Args:
-        key: for the draw.
-        batch: how many.
-        num_steps: T.
-        spread: place the batch's steps evenly from one random start, so that their mean has less variance; each is
-            still uniform.
-
-    Source: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (the low-discrepancy draw).
-    """
-    if spread:
-        u = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
-    else:
-        u = jax.random.uniform(key, (batch,))
-    return jnp.minimum(1 + jnp.floor(u * num_steps).astype(jnp.int32), num_steps)
+        """importance * weight * squared_error."""
+        return self.importance * self.term
 
 
 def denoising_loss(
@@ -66,8 +55,12 @@ def denoising_loss(
     kind: Parameterization = "eps",
     weight: Callable[[Step], Real] | None = None,
     spread: bool = False,
+    how: Placement = "independent",
+    probabilities: Float[Array, " T"] | None = None,
 ) -> DenoisingLoss:
     """w_t ||target - prediction||^2 at one random step t in 1..T per example (ELBO-11, SAM-1).
+
+    Its mean is (1/T) sum_t of the terms, whichever way the steps are drawn.
 
     Args:
         denoiser: predicts `kind`; called once, with the whole batch.
@@ -76,17 +69,23 @@ def denoising_loss(
         table: the discrete schedule.
         kind: what is predicted: "x_0", "eps", "v" or "score".
         weight: w_t of a scalar `Step` (t - 1, t); None is 1. `elbo.diffusion_weight` is the bound's, from t = 2 on.
-        spread: as in `draw_steps`.
+        spread: short for how = "spread".
+        how: the arrangement of the batch's steps, as in `times.uniforms`.
+        probabilities: p_t of each step 1..T, shape (T,), as in `times.warp`; None is uniform.
 
     Returns:
         `DenoisingLoss`, each field (B,).
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind or arrangement, or probabilities of another shape. Negative ones make the loss NaN.
 
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 1 and equation 14.
     """
-    return _denoising_loss(pytree_callable(denoiser), key, x_0, table, kind, pytree_callable(weight or _one), spread)
+    if probabilities is not None and probabilities.shape != (table.num_steps,):
+        raise ValueError(f"{table.num_steps} steps need as many probabilities, got shape {probabilities.shape}")
+    how = "spread" if spread else how
+    weight = pytree_callable(weight or _one)
+    return _denoising_loss(pytree_callable(denoiser), key, x_0, table, kind, weight, how, probabilities)
 
 
 def simple_loss(
@@ -120,13 +119,18 @@ def ddpm_loss(
     return bound(denoiser, key, x_0, table, decoder, kind=kind, terms=1, prior_log_var=prior_log_var)
 
 
-@partial(jax.jit, static_argnames=("kind", "spread"))
-def _denoising_loss(denoiser, key, x_0, table, kind, weight, spread) -> DenoisingLoss:
+@partial(jax.jit, static_argnames=("kind", "how"))
+def _denoising_loss(denoiser, key, x_0, table, kind, weight, how, probabilities) -> DenoisingLoss:
     key_t, key_eps = jax.random.split(key)
-    t = draw_steps(key_t, x_0.shape[0], table.num_steps, spread=spread)
+    u = uniforms(key_t, x_0.shape[0], how)
+    if probabilities is None:
+        t, importance = to_steps(u, table.num_steps), jnp.ones_like(x_0, shape=x_0.shape[:1])
+    else:
+        _, index, importance = warp(u, probabilities)
+        t = index + 1
     step = table.step(t - 1, t)
     error = denoising_error(denoiser, key_eps, x_0, step.t, kind)
-    return DenoisingLoss(t, error, jax.vmap(weight)(step))
+    return DenoisingLoss(t, error, jax.vmap(weight)(step), importance.astype(error.dtype))
 
 
 def _one(step: Step) -> Real:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from vdm_jax import forward
 from vdm_jax.levels import Step
 from vdm_jax.parameterization import to_x_0
-from vdm_jax.tables import Table
+from vdm_jax.reverse import PerStep, VarianceDenoiser, interpolated_variance
+from vdm_jax.tables import Discrete
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
 
 
@@ -40,17 +41,18 @@ def ancestral(
     denoiser: Denoiser,
     key: Key,
     x_T: Batch,
-    table: Table,
+    table: Discrete,
     *,
     kind: Parameterization = "eps",
-    variance: Literal["lower", "upper"] = "lower",
+    variance: Literal["lower", "upper"] | PerStep = "lower",
     clip: float | None = None,
     snapshots: int = 0,
 ) -> Samples:
     """x_{t-1} ~ p(x_{t-1} | x_t) for t = T..1, without noise in the last step (SAM-2).
 
     The mean is the posterior's at the predicted x_0. The variance is the posterior's (`lower`, exact for data that is
-    one point) or the forward step's beta_t (`upper`, exact for data from N(0, I)).
+    one point), the forward step's beta_t (`upper`, exact for data from N(0, I)), or what is given for every step, such
+    as `reverse.analytic_variance`.
 
     Args:
         denoiser: predicts `kind`; called once a step, with the whole batch.
@@ -58,7 +60,8 @@ def ancestral(
         x_T: draws of the prior, shape (B, *x).
         table: the schedule; `table.strided(even_steps(T, n))` takes n steps only.
         kind: what the denoiser predicts.
-        variance: see above.
+        variance: see above; as an array that of the step t -> t - 1 at index t - 1, shape (T,), or (T, *x) for one of
+            each dimension. What it has for t = 1 is not used.
         clip: bound on the size of every predicted x_0 (1 for data on [-1, 1]); None leaves it, as the bound assumes.
         snapshots: how many evenly spaced states to return, 0..T.
 
@@ -66,19 +69,58 @@ def ancestral(
         `Samples`.
 
     Raises:
-        ValueError: unknown kind or variance, or snapshots not in 0..T.
+        ValueError: unknown kind or variance, variances of another shape, or snapshots not in 0..T.
 
-    Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2 and section 3.2.
+    Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2 and section 3.2; Bao et al. 2022, arXiv:2201.06503 (analytic).
     """
-    if variance not in ("lower", "upper"):
-        raise ValueError(f"unknown variance {variance!r}: choose 'lower' or 'upper'")
+    given = None if isinstance(variance, str) else variance
+    if given is None and variance not in ("lower", "upper"):
+        raise ValueError(f"unknown variance {variance!r}: choose 'lower' or 'upper', or give an array")
+    if given is not None and given.shape not in ((table.num_steps,), (table.num_steps, *x_T.shape[1:])):
+        raise ValueError(f"variance has shape {given.shape}: a chain of T = {table.num_steps} takes (T,) or (T, *x)")
+    _check_snapshots(snapshots, table)
+    if given is not None and given.ndim > 1:
+        given = given[:, None]  # one for all of the batch
+    name = variance if isinstance(variance, str) else "given"
+    return _ancestral(pytree_callable(denoiser), key, x_T, table, given, kind, name, clip, snapshots)
+
+
+def ancestral_learned(
+    denoiser: VarianceDenoiser,
+    key: Key,
+    x_T: Batch,
+    table: Discrete,
+    *,
+    kind: Parameterization = "eps",
+    clip: float | None = None,
+    snapshots: int = 0,
+) -> Samples:
+    """`ancestral` with the variance that the denoiser gives itself, `reverse.interpolated_variance` (SAM-2, VAR-1).
+
+    Args:
+        denoiser: predicts `kind` and the fraction; called once a step, with the whole batch.
+        table: the schedule; fewer steps (`table.strided`) have another range for the variance, and the same fraction.
+        key, x_T, kind, clip, snapshots: as in `ancestral`.
+
+    Returns:
+        `Samples`.
+
+    Raises:
+        ValueError: unknown kind, or snapshots not in 0..T.
+
+    Source: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 4.
+    """
+    _check_snapshots(snapshots, table)
+    return _ancestral(pytree_callable(denoiser), key, x_T, table, None, kind, "learned", clip, snapshots)
+
+
+def _check_snapshots(snapshots, table) -> None:
     if not 0 <= snapshots <= table.num_steps:
         raise ValueError(f"snapshots is {snapshots}: this chain has {table.num_steps} states to return")
-    return _ancestral(pytree_callable(denoiser), key, x_T, table, kind, variance, clip, snapshots)
 
 
 @partial(jax.jit, static_argnames=("kind", "variance", "clip", "snapshots"))
-def _ancestral(denoiser, key, x_T, table, kind, variance, clip, snapshots) -> Samples:
+def _ancestral(denoiser, key, x_T, table, given, kind, variance, clip, snapshots) -> Samples:
     times = np.round(np.linspace(table.num_steps, 1, snapshots)).astype(np.int32)
     slots = np.full(table.num_steps + 1, snapshots, np.int32)  # the last slot is a waste bin
     slots[times] = np.arange(snapshots)
@@ -87,9 +129,10 @@ def _ancestral(denoiser, key, x_T, table, kind, variance, clip, snapshots) -> Sa
     def visit(carry, t):
         x_t, kept = carry
         step = table.step(t - 1, t)
-        x_hat = _predict(denoiser, x_t, step, kind, clip)
+        x_hat, fraction = _predict(denoiser, x_t, step, kind, clip, variance == "learned")
         noise = jax.random.normal(jax.random.fold_in(key, t), x_t.shape, x_t.dtype)
-        x_s = forward.posterior(x_t, x_hat, step).mean + jnp.sqrt(_variance(step, variance)) * noise
+        scale = _scale(step, variance, fraction if given is None else given[t - 1])
+        x_s = forward.posterior(x_t, x_hat, step).mean + scale * noise
         kept = jax.tree.map(lambda buffer, new: buffer.at[slots[t]].set(new), kept, (x_t, x_hat))
         return (x_s, kept), None
 
@@ -99,12 +142,25 @@ def _ancestral(denoiser, key, x_T, table, kind, variance, clip, snapshots) -> Sa
     return Samples(x_0, Trajectory(jnp.asarray(times), x_t[:-1], x_hat[:-1]))
 
 
-def _predict(denoiser, x_t, step: Step, kind, clip) -> Batch:
+def _predict(denoiser, x_t, step: Step, kind, clip, learned):
+    """The predicted x_0, and the fraction of a learned variance."""
     level = jax.tree.map(lambda field: jnp.full((x_t.shape[0],), field), step.t)
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_t, level), x_t, level)
-    return x_hat if clip is None else jnp.clip(x_hat, -clip, clip)
+    answer = denoiser(x_t, level)
+    prediction, fraction = answer if learned else (answer, None)
+    x_hat = jax.vmap(partial(to_x_0, kind=kind))(prediction, x_t, level)
+    return x_hat if clip is None else jnp.clip(x_hat, -clip, clip), fraction
 
 
-def _variance(step: Step, variance) -> Real:
-    beta = step.t.sigma**2 * step.one_minus_ratio
-    return forward.posterior_variance(step) if variance == "lower" else jnp.where(step.s.sigma > 0, beta, 0.0)
+def _scale(step: Step, variance, value) -> Real:
+    """The noise's standard deviation, by the variance's name, given a fraction or the variance; 0 in the last step."""
+    match variance:
+        case "lower":
+            var = forward.posterior_variance(step)
+        case "upper":
+            var = step.t.sigma**2 * step.one_minus_ratio
+        case "learned":
+            var = interpolated_variance(value, step)
+        case _:
+            var = value
+    noisy = step.s.sigma > 0
+    return jnp.where(noisy, jnp.sqrt(jnp.where(noisy, var, 1.0)), 0.0)  # a root at 0 has no gradient

@@ -4,6 +4,7 @@ A formula is written once, for NumPy and JAX arrays alike (the array namespace o
 (`vdm_jax.tables`) and a jitted call share it. Each schedule knows the exact log-SNR drop between two close times.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, dataclass_transform, runtime_checkable
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import ArrayLike
 
-from vdm_jax.levels import Level, Step
+from vdm_jax.levels import Level, Step, level_from_log_snr
 from vdm_jax.types import Real
 
 
@@ -26,8 +27,8 @@ class Schedule(Protocol):
     def step(self, s, t) -> Step: ...
 
 
-class _Continuous:
-    """What the continuous schedules share: the check of t, the step, and `log_snr`."""
+class Continuous:
+    """What the continuous schedules share: the check of t, the step, and `log_snr`; they give `_level` and `_drop`."""
 
     def __call__(self, t: ArrayLike) -> Level:
         """The level at t in [0, 1]; NaN outside when t is traced.
@@ -62,7 +63,7 @@ def _static(cls):
 
 
 @_static
-class LinearBeta(_Continuous):
+class LinearBeta(Continuous):
     """beta(t) = beta_min + t (beta_max - beta_min), the limit of Ho et al.'s table (FWD-7).
 
         alpha^2 = exp(-B),  B(t) = t beta_min + t^2 (beta_max - beta_min) / 2
@@ -90,7 +91,7 @@ class LinearBeta(_Continuous):
 
 
 @_static
-class Cosine(_Continuous):
+class Cosine(Continuous):
     """abar(t) = cos^2(a_t) / cos^2(a_0),  a_t = pi/2 (t + offset) / (1 + offset) (FWD-7). No signal is left at t = 1.
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
@@ -120,7 +121,7 @@ class Cosine(_Continuous):
 
 
 @_static
-class Sigmoid(_Continuous):
+class Sigmoid(Continuous):
     """abar(t) = (f(1) - f(t)) / (f(1) - f(0)),  f(t) = sigmoid((start + t (end - start)) / tau) (FWD-7).
 
     No signal is left at t = 1.
@@ -152,7 +153,7 @@ class Sigmoid(_Continuous):
 
 
 @_static
-class LinearLogSNR(_Continuous):
+class LinearLogSNR(Continuous):
     """lambda(t) falls linearly from log_snr_max to log_snr_min, variance preserved (FWD-7). t = 0 is *not* clean.
 
     Source: Kingma et al. 2021, arXiv:2107.00630 (the end points are those of its initialisation).
@@ -176,7 +177,7 @@ class LinearLogSNR(_Continuous):
 
 
 @_static
-class VarianceExploding(_Continuous):
+class VarianceExploding(Continuous):
     """alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t (FWD-7). t = 0 is *not* clean.
 
     The prior is N(0, sigma_max^2 I).
@@ -199,6 +200,49 @@ class VarianceExploding(_Continuous):
     @property
     def _rate(self) -> float:
         return float(np.log(self.sigma_max / self.sigma_min))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Learned(Continuous):
+    """gamma(t) = -lambda(t) rises as a monotone network does, between its own end points, variance preserved (FWD-7).
+
+        gamma(t) = (1 - u) gamma_0 + u gamma_1,   u = rise(0, t) / rise(0, 1)
+
+    The end points are pinned: whatever the network does, gamma(0) is gamma_0 and gamma(1) is gamma_1. t = 0 is *not*
+    clean. A pytree, to be differentiated with respect to any of its fields; for use with JAX arrays only.
+
+    Fields:
+        gamma_0, gamma_1: scalars, gamma_0 < gamma_1.
+        rise: rise(s, t) = f(t) - f(s) of a rising f on [0, 1], elementwise and without cancellation as s -> t;
+            `networks.schedule.MonotoneNetwork` as `jax.tree_util.Partial(network.apply, params)`.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, section 4 and appendix H.
+    """
+
+    gamma_0: Any
+    gamma_1: Any
+    rise: Callable
+
+    def _level(self, t):
+        part = self.rise(jnp.zeros_like(t), t) / self.rise(jnp.zeros_like(t), jnp.ones_like(t))
+        return level_from_log_snr(-((1 - part) * self.gamma_0 + part * self.gamma_1), t)
+
+    def _drop(self, s, t):
+        return (self.gamma_1 - self.gamma_0) * self.rise(s, t) / self.rise(jnp.zeros_like(t), jnp.ones_like(t))
+
+
+def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> None:
+    """Refuse a start of an integral over time where there is no noise yet; what is traced is not asked.
+
+    Raises:
+        ValueError: t_0 is not in [0, 1), or the schedule has no noise there.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((schedule, t_0))):
+        return
+    with jax.ensure_compile_time_eval():
+        if not 0.0 <= float(t_0) < 1.0 or not float(schedule(jnp.asarray(t_0, dtype)).sigma) > 0.0:
+            raise ValueError(f"t_0 is {t_0}: it must be in [0, 1) and have noise, which {schedule} has later")
 
 
 def _preserving(alpha, sigma, t) -> Level:
@@ -229,7 +273,7 @@ def _coarse(t: Any, bits: int) -> Any:
 
 
 def _unit_time(t):
-    """t as a floating array in [0, 1]; see `_Continuous.__call__`."""
+    """t as a floating array in [0, 1]; see `Continuous.__call__`."""
     if not isinstance(t, np.ndarray):
         t = jnp.asarray(t)
     xp = t.__array_namespace__()

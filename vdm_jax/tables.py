@@ -6,8 +6,8 @@ in float64 on the host: a float32 product of 1 - beta has lost 2e-4 by T = 1,000
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,21 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import ArrayLike, Float
 
-from vdm_jax.levels import Level, Step
-from vdm_jax.schedules import Schedule
+from vdm_jax.levels import Level, Step, level_from_log_snr
+from vdm_jax.schedules import Continuous, Schedule
 from vdm_jax.types import Steps
+
+
+@runtime_checkable
+class Discrete(Protocol):
+    """Levels 0..T, level 0 clean: a `Table`, or a `Grid` on a continuous schedule."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def __call__(self, t: Steps) -> Level: ...
+
+    def step(self, s: Steps, t: Steps) -> Step: ...
 
 
 @jax.tree_util.register_dataclass
@@ -73,12 +85,77 @@ class Table:
         return jax.tree.map(lambda field: field[index], self)
 
     def _checked(self, t: Steps) -> jax.Array:
-        t = jnp.asarray(t)
-        if not jnp.issubdtype(t.dtype, jnp.integer):
-            raise TypeError(f"a table takes step numbers 0..{self.num_steps} as integers, got dtype {t.dtype}")
-        if not isinstance(t, Tracer) and (np.any(np.asarray(t) < 0) or np.any(np.asarray(t) > self.num_steps)):
-            raise ValueError(f"step {np.asarray(t).tolist()} is out of range: this table has steps 0..{self.num_steps}")
-        return t
+        return _whole(t, self.num_steps)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Grid:
+    """T levels of a continuous schedule that begins with noise, asked for when needed; level 0 is clean.
+
+    Levels 1..T are the schedule's t = 0, 1/(T - 1), ..., 1, as in `tabulate`; but the schedule may be one that is being
+    learned, and a level's t is the schedule's own time. Kingma et al.'s model of T steps is a
+    grid of T + 1: they count the step from z_0 to the data apart.
+
+    Fields:
+        schedule: continuous.
+        num_steps: T >= 2.
+    """
+
+    schedule: Any
+    num_steps: int = field(metadata={"static": True})
+
+    def __call__(self, t: Steps) -> Level:
+        """The level of step t in 0..T; NaN outside. Raises TypeError: t is no integer."""
+        t = self._checked(t)
+        level, clean = self.schedule(self._time(t)), t == 0
+        values = (1.0, 0.0, 0.0, -jnp.inf, 0.0)
+        return Level(*(jnp.where(clean, value, x) for value, x in zip(values, level, strict=True)))
+
+    def step(self, s: Steps, t: Steps) -> Step:
+        """The levels of steps s < t and the drop between them; errors as in a call."""
+        s, t = self._checked(s), self._checked(t)
+        drop = self.schedule.step(self._time(s), self._time(t)).log_snr_drop
+        return Step(self(s), self(t), jnp.where(s == 0, jnp.inf, drop))
+
+    def _checked(self, t: Steps) -> jax.Array:
+        return _whole(t, self.num_steps)
+
+    def _time(self, t: jax.Array) -> jax.Array:
+        time = jnp.maximum(t - 1, 0).astype(jnp.result_type(float)) / (self.num_steps - 1)
+        return jnp.where((t >= 0) & (t <= self.num_steps), time, jnp.nan)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Interpolated(Continuous):
+    """The continuous schedule through levels 1..T of a table, lambda linear between them, variance preserved.
+
+    t = 0 is level 1, t = 1 level T; a level's t is the step number in between, 1 + t (T - 1), so that a network told
+    step numbers can be asked anywhere: for the bound at another T or as T -> infinity, or along an ODE.
+
+    Fields:
+        table: variance-preserving, T >= 2.
+    """
+
+    table: Table
+
+    def _level(self, t):
+        cell, part = self._cell(t)
+        drop = self.table.step(cell, cell + 1).log_snr_drop
+        return level_from_log_snr(self.table.log_snr[cell] - part * drop, 1 + t * (self.table.num_steps - 1))
+
+    def _drop(self, s, t):
+        (cell_s, part_s), (cell_t, part_t) = self._cell(s), self._cell(t)
+        drop_s, drop_t = (self.table.step(cell, cell + 1).log_snr_drop for cell in (cell_s, cell_t))
+        apart = self.table.step(cell_s, cell_t).log_snr_drop + part_t * drop_t - part_s * drop_s
+        return jnp.where(cell_s == cell_t, (part_t - part_s) * drop_s, apart)
+
+    def _cell(self, t):
+        """The last level at or before t, and how far t is on the way to the next."""
+        position = jnp.asarray(t) * (self.table.num_steps - 1)
+        cell = jnp.clip(jnp.floor(position), 0, self.table.num_steps - 2)
+        return 1 + cell.astype(jnp.int32), position - cell
 
 
 def tabulate(schedule: Schedule, num_steps: int, max_beta: float = 0.999) -> Table:
@@ -236,6 +313,16 @@ def _complement(log_alpha: np.ndarray) -> np.ndarray:
     """log sigma where sigma^2 = 1 - alpha^2."""
     quiet = np.minimum(2 * log_alpha, -np.log(2))  # below 1/2, alpha^2 is what has the digits
     return 0.5 * np.where(2 * log_alpha > quiet, np.log(-np.expm1(2 * log_alpha)), np.log1p(-np.exp(quiet)))
+
+
+def _whole(t: Steps, num_steps: int) -> jax.Array:
+    """t as an array of integers 0..T; see `Table.__call__`."""
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(f"a table takes step numbers 0..{num_steps} as integers, got dtype {t.dtype}")
+    if not isinstance(t, Tracer) and (np.any(np.asarray(t) < 0) or np.any(np.asarray(t) > num_steps)):
+        raise ValueError(f"step {np.asarray(t).tolist()} is out of range: this table has steps 0..{num_steps}")
+    return t
 
 
 def _take(field: jax.Array, t: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ import sympy as sp
 
 # The catalogue of equations: how many entries a chapter has, and the names of the tests of the misprints.
 CATALOGUE = {
-    "AE": 3, "VAE": 12, "HVAE": 5, "FWD": 7, "POST": 8, "ELBO": 13, "PAR": 3, "SAM": 4, "EBM": 4, "SM": 5, "LAN": 3,
-    "TW": 3, "SURE": 3,
+    "AE": 3, "VAE": 12, "HVAE": 5, "FWD": 7, "POST": 8, "ELBO": 13, "PAR": 3, "SAM": 4, "TIME": 3, "WEIGHT": 2,
+    "VDM": 2, "VAR": 4, "LIK": 5, "EBM": 4, "SM": 5, "LAN": 3, "TW": 3, "SURE": 3,
 }  # fmt: skip
 ERRATA = (
     "alpha_of_a_standard_deviation",

@@ -11,7 +11,18 @@ import pytest
 
 from tests.derivations import check
 
-COMPLETE = ("FWD", "POST", "ELBO", "PAR", "SAM")  # chapters with a test for every entry; the misprints' too
+COMPLETE = (
+    "FWD",
+    "POST",
+    "ELBO",
+    "PAR",
+    "SAM",
+    "TIME",
+    "WEIGHT",
+    "VDM",
+    "VAR",
+    "LIK",
+)  # chapters with a test for every entry; the misprints' too
 reports: list[pytest.TestReport] = []
 
 

@@ -30,7 +30,7 @@ from tests.derivations.algebra import (
 )
 from tests.derivations.check import assert_close, assert_disproved, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import GaussianWorld, denoiser, draws, exact_step
-from vdm_jax import elbo, exact, forward, information, losses
+from vdm_jax import elbo, exact, forward, information, losses, paths
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.levels import level_from_log_snr
 from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, to_unit
@@ -90,7 +90,7 @@ def test_ELBO_1_and_3_have_one_expectation(shift):
     # path by path over fixed data; a spoiled denoiser too, since the identity holds for any model
     table, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
     wrong = denoiser(WORLD, shift=shift)
-    joint = np.asarray(elbo.joint_log_ratio(wrong, jax.random.key(0), x_0, table, _gaussian_decoder), np.float64)
+    joint = np.asarray(paths.joint_log_ratio(wrong, jax.random.key(0), x_0, table, _gaussian_decoder), np.float64)
     bound = np.asarray(elbo.bound(wrong, jax.random.key(1), x_0, table, _gaussian_decoder).total, np.float64)
     assert_mean(-joint - bound, 0.0, resolution=0.03)
 
@@ -99,7 +99,7 @@ def test_ELBO_3_has_less_variance_for_a_blunt_denoiser():
     # One-sample variances at fixed x_0, of a model that hardly looks at x_t: it believes in far narrower data.
     blunt = denoiser(GaussianWorld(WORLD.mean, WORLD.var / 50))
     table, x_0 = linear_betas(10, 0.1, 0.5), jnp.full((20_000, 4), 0.9)
-    joint = elbo.joint_log_ratio(blunt, jax.random.key(0), x_0, table, _gaussian_decoder)
+    joint = paths.joint_log_ratio(blunt, jax.random.key(0), x_0, table, _gaussian_decoder)
     bound = elbo.bound(blunt, jax.random.key(1), x_0, table, _gaussian_decoder).total
     assert np.var(bound) > 0
     assert np.var(joint) > 20 * np.var(bound)
@@ -109,7 +109,7 @@ def test_ELBO_3_has_more_variance_at_the_optimum():
     # Not "strictly": p(x_0:T) / q(x_1:T|x_0) of the *true* reverse process is p(x_0) on every path. With the exact
     # denoiser and many steps ELBO-1 is nearly that, while ELBO-3 keeps the spread of log p(x_0|x_1).
     table, x_0 = tabulate(LinearLogSNR(5.0, -10.0), 400), jnp.full((5000, 1), 0.9)
-    joint = elbo.joint_log_ratio(denoiser(WORLD), jax.random.key(0), x_0, table, _gaussian_decoder)
+    joint = paths.joint_log_ratio(denoiser(WORLD), jax.random.key(0), x_0, table, _gaussian_decoder)
     bound = elbo.bound(denoiser(WORLD), jax.random.key(1), x_0, table, _gaussian_decoder).total
     assert np.var(joint) < np.var(bound) / 2
 
@@ -412,7 +412,7 @@ def test_ELBO_2_and_3_have_one_expectation(shift):
     law, table = _mixture(), tabulate(LinearLogSNR(3.0, -6.0), 6)
     x_0 = draws(law, jax.random.key(0), 40_000)
     arguments = x_0, table, exact.OptimalDecoder(law)
-    first = elbo.consistency_bound(_spoiled(law, shift), jax.random.key(1), *arguments, kind="x_0").total
+    first = paths.consistency_bound(_spoiled(law, shift), jax.random.key(1), *arguments, kind="x_0").total
     second = elbo.bound(_spoiled(law, shift), jax.random.key(2), *arguments, kind="x_0").total
     assert_mean(np.asarray(first, np.float64) - np.asarray(second, np.float64), 0.0, resolution=0.06)
 
@@ -424,7 +424,7 @@ def test_ELBO_2_varies_more_the_more_steps():
     best, decoder, ratios = exact.OptimalDenoiser(law), exact.OptimalDecoder(law), []
     for num_steps in (10, 40, 160):
         table = tabulate(LinearLogSNR(3.0, -6.0), num_steps)
-        first = elbo.consistency_bound(best, jax.random.key(1), x_0, table, decoder)
+        first = paths.consistency_bound(best, jax.random.key(1), x_0, table, decoder)
         second = elbo.bound(best, jax.random.key(2), x_0, table, decoder)
         ratios.append(float(np.var(first.diffusion + first.prior) / np.var(second.diffusion + second.prior)))
     assert np.all(np.diff(ratios) > 0)
@@ -471,7 +471,7 @@ def test_erratum_consistency_term_averages_over_the_bridge():
         # the library's is the first
         x_0 = jnp.asarray(m + v**0.5 * np.random.RandomState(0).randn(100_000, 1))
         denoiser, decoder = exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
-        ours = elbo.consistency_bound(denoiser, jax.random.key(0), x_0, table, decoder).diffusion
+        ours = paths.consistency_bound(denoiser, jax.random.key(0), x_0, table, decoder).diffusion
         assert_mean(ours, pair(consistency))
         with refuted():
             assert_mean(ours, pair(printed))

@@ -1,0 +1,212 @@
+"""TIME: how times are drawn: each uniform, weights without bias, and how much less variance each way leaves."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.derivations.check import assert_close, assert_mean
+from tests.derivations.worlds import GaussianWorld, denoiser
+from vdm_jax import elbo, losses, times
+from vdm_jax.schedules import LinearLogSNR
+from vdm_jax.tables import linear_betas
+
+HOWS = ("independent", "spread", "antithetic")
+SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1; begins and ends with bins of nothing
+TABLE = linear_betas(50, 0.002, 0.4)
+WORLD = GaussianWorld(0.0, 0.3)
+
+
+def _many(function, count=20_000, seed=0):
+    return np.asarray(jax.vmap(function)(jax.random.split(jax.random.key(seed), count)), np.float64)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_TIME_1_each_number_is_uniform(how):
+    # slot by slot over many keys, by Kolmogorov and Smirnov's distance
+    u = _many(lambda k: times.uniforms(k, 5, how))
+    assert u.min() >= 0
+    assert u.max() < 1
+    for slot in range(5):
+        assert stats.kstest(u[:, slot], "uniform").pvalue > 1e-3
+
+
+def test_TIME_2_weights_have_no_bias_in_float32():
+    # Every number that float32's generator can give, once: the bins' frequencies are then no estimate. The mean of
+    # weight f(bin) is the plain mean of f over bins, for T = 1000 and probabilities over eight orders of magnitude.
+    grid = jnp.asarray(np.arange(2**23, dtype=np.float32) / 2**23)
+    p = jnp.asarray(np.random.RandomState(0).lognormal(0, 3, 1000), jnp.float32)
+    drawn = jax.jit(times.warp)(grid, p)
+    bins, weight = np.asarray(drawn.bin), np.asarray(drawn.weight, np.float64)
+    total = np.bincount(bins, weight, 1000) / 2**23 * 1000
+    p = np.asarray(p / p.sum(), np.float64)
+    never = total == 0
+    assert p[never].max() < 2 * 2.0**-23  # both ends rounded to one grain
+    np.testing.assert_allclose(total[~never], 1.0, rtol=2e-7)
+    print(f"{never.sum()} of 1000 bins are never drawn, which hold {p[never].sum():.1e}; the others' totals are off by")
+    print(f"{np.abs(total[~never] - 1).max():.1e}")
+    likely = p[bins] > 1e-4
+    np.testing.assert_allclose(weight[likely], 1 / (1000 * p[bins][likely]), rtol=2e-3)
+    assert np.all(np.diff(np.asarray(drawn.time)) >= 0)
+    assert np.asarray(drawn.time).max() < 1
+
+
+def test_TIME_2_the_inverse_cdf_is_exact_in_float64():
+    # CDF(time(u)) = u, and weight * density = 1
+    with jax.enable_x64(True):
+        p = jnp.asarray(np.random.RandomState(1).lognormal(0, 2, 40))
+        u = jnp.asarray(np.random.RandomState(2).uniform(size=1000))
+        drawn = times.warp(u, p)
+        density = np.asarray(p / p.sum()) * 40
+        cdf = np.interp(drawn.time, np.arange(41) / 40, np.r_[0, np.cumsum(density) / 40])
+        assert_close(cdf, u, rtol=0, atol=1e-14)
+        assert_close(drawn.weight * density[np.asarray(drawn.bin)], np.ones(1000), rtol=1e-11)
+        # equal probabilities change nothing
+        same = times.warp(u, jnp.full(8, 3.0))
+        assert_close(same.time, u, rtol=0, atol=1e-15)
+        assert_close(same.weight, np.ones(1000), rtol=1e-14)
+
+
+# What each way leaves of the variance, on the integrand of the bound of a world known in closed form
+
+
+SCHEDULE = LinearLogSNR(6.0, -6.0)
+
+
+def _integrand(t):
+    """1/2 gamma'(t) E ||eps - eps_hat||^2 of N(0, v) with its exact denoiser, v = 0.3: no noise but that of t."""
+    snr = jnp.exp(SCHEDULE.log_snr(t))
+    return 6.0 * WORLD.var * snr / (1.0 + WORLD.var * snr)
+
+
+INTEGRAL = 0.5 * (np.log1p(WORLD.var * np.exp(6.0)) - np.log1p(WORLD.var * np.exp(-6.0)))  # of d log(1 + v SNR) / 2
+
+
+def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
+    p = jnp.linspace(2.0, 0.5, 32)
+
+    def mean(how, warped, key):
+        u = times.uniforms(key, 16, how)
+        drawn = times.warp(u, p)
+        return jnp.mean(drawn.weight * _integrand(drawn.time) if warped else _integrand(u))
+
+    var = {}
+    for how in HOWS:
+        for warped in (False, True):
+            samples = _many(jax.jit(partial(mean, how, warped)), 4000)
+            assert_mean(samples, INTEGRAL, resolution=0.02)
+            var[how, warped] = samples.var()
+    ratio = {case: var["independent", False] / v for case, v in var.items()}
+    print({case: round(value, 1) for case, value in ratio.items()})
+    assert ratio["antithetic", False] > 6  # the integrand is monotone
+    assert ratio["spread", False] > 20
+    assert ratio["independent", True] > 2
+    assert ratio["spread", True] > 20 * ratio["independent", True]  # stratified importance sampling
+
+
+# The terms of L_vlb in a world where their second moments are known
+
+
+DIMS = 64
+STANDARD = GaussianWorld(0.0, 1.0)
+EXACT, EXACT_STANDARD = denoiser(WORLD), denoiser(STANDARD)
+
+
+def _moments(var=WORLD.var):
+    """E L_t and sqrt(E L_t^2) of the diffusion terms t = 2..T, 0 at t = 1: ||eps - eps_hat||^2 is e chi^2_D."""
+    with jax.enable_x64(True):
+        table = linear_betas(50, 0.002, 0.4)
+        t = jnp.arange(2, 51)
+        step = table.step(t - 1, t)
+        weight = np.asarray(jax.vmap(partial(elbo.diffusion_weight, kind="eps"))(step))
+        snr = np.asarray(step.t.snr)
+    error = snr * var / (1 + snr * var)  # Var[eps | x_t]
+    first = np.r_[0.0, weight * error * DIMS]
+    return first, first * np.sqrt(1 + 2 / DIMS)
+
+
+def _second_moment(p, root):
+    """E (L_t / (T p_t))^2 under t ~ p; terms that are zero cost nothing. Least is (mean of the roots)^2."""
+    used = root > 0
+    return np.sum(root[used] ** 2 / np.asarray(p, np.float64)[used]) / root.size**2
+
+
+def _without_decoder(step):
+    """The bound's weight, and 0 at the decoder's step."""
+    last = jnp.isinf(step.log_snr_drop)
+    drop = step._replace(log_snr_drop=jnp.where(last, 1.0, step.log_snr_drop))
+    return jnp.where(last, 0.0, elbo.diffusion_weight(drop, "eps"))
+
+
+def _loss(key, batch, **options):
+    x_0 = jnp.sqrt(WORLD.var) * jax.random.normal(jax.random.fold_in(key, 7), (batch, DIMS))
+    return losses.denoising_loss(EXACT, key, x_0, TABLE, weight=_without_decoder, **options)
+
+
+def test_TIME_2_second_moments_come_near_the_best_proposal():
+    first, root = _moments()
+    best, even = root.mean() ** 2, _second_moment(np.full(50, 1 / 50), root)
+    moments = times.SecondMoments.init(50)
+    for i in range(12):
+        p = moments.probabilities()
+        loss = _loss(jax.random.key(i), 1000, probabilities=p)
+        assert_mean(loss.loss, first.mean())
+        assert i > 0 or np.array_equal(p, np.full(50, np.float32(0.02)))
+        moments = moments.update(loss.t, loss.term)
+    ours = _second_moment(moments.probabilities(), root)
+    measured = np.var(_loss(jax.random.key(99), 20_000, probabilities=moments.probabilities()).loss)
+    uniform = np.var(_loss(jax.random.key(99), 20_000).loss)
+    print(f"second moment over the best: {ours / best:.4f} (uniform {even / best:.3f});", end=" ")
+    print(f"variance: uniform {uniform:.3f}, ours {measured:.4f}, the best {best - first.mean() ** 2:.4f}")
+    assert 1.0 <= ours / best < 1.03
+    assert even / best > 1.5
+    assert measured < uniform / 8
+    assert measured == pytest.approx(ours - first.mean() ** 2, rel=0.1)
+
+
+def test_TIME_3_variance_proposal_is_near_the_best_for_standard_normal_data():
+    # The best is sigma_t^2 / sigma_{t-1}^2 - 1, in E[(L / p)^2] as in closed form; the logarithm is its first order.
+    with jax.enable_x64(True):
+        _, root = _moments(var=1.0)
+        level = linear_betas(50, 0.002, 0.4)(jnp.arange(51))
+        assert_close(times.step_proposal(level), root / root.sum(), rtol=1e-9)
+        cost = [_second_moment(p, root) / root.mean() ** 2 for p in (times.variance_proposal(level), np.full(50, 0.02))]
+        print(f"second moment over the best: log sigma^2 {cost[0]:.4f}, uniform {cost[1]:.3f}")
+        assert times.variance_proposal(level)[0] == 0
+        assert 1.0 < cost[0] < 1.2
+        assert cost[1] > 4.0
+        # bins of a continuous schedule: the excess falls with the square of the bins' width
+        excess = []
+        for count in (50, 100, 200):
+            log_var = 2 * SCHEDULE(jnp.linspace(0.0, 1.0, count + 1)).log_sigma
+            p = times.variance_proposal(SCHEDULE(jnp.linspace(0.0, 1.0, count + 1)))
+            assert_close(p, np.diff(log_var) / (log_var[-1] - log_var[0]), rtol=1e-9)
+            nodes, weights = np.polynomial.legendre.leggauss(8)
+            t = (np.arange(count)[:, None] + 0.5 + 0.5 * nodes) / count
+            slope = 12.0 * np.asarray(SCHEDULE(jnp.asarray(t)).alpha) ** 2  # d log sigma^2 / dt = gamma' alpha^2
+            second = np.sum((slope**2 @ weights) / 2 / count / (np.asarray(p) * count))
+            excess.append(second / float(log_var[-1] - log_var[0]) ** 2 - 1)
+        assert excess[0] < 2e-3
+        np.testing.assert_allclose(np.array(excess[:-1]) / excess[1:], 4.0, rtol=0.05)
+
+
+def test_TIME_3_the_best_proposal_leaves_the_noise_alone():
+    # L_t / p_t then has one mean, so that chi^2_D alone is left of the variance: 2 / D of the mean's square
+    p = times.step_proposal(TABLE(jnp.arange(51)))
+    x_0 = jax.random.normal(jax.random.key(5), (20_000, DIMS))
+    first, _ = _moments(var=1.0)
+    mean, var = first.mean(), {}
+    for how in ("independent", "spread"):
+        loss = losses.denoising_loss(
+            EXACT_STANDARD, jax.random.key(6), x_0, TABLE, weight=_without_decoder, probabilities=p, how=how
+        )
+        assert_mean(loss.loss, mean, resolution=0.01)
+        assert np.asarray(loss.t).min() == 2  # p_1 = 0: never the decoder's
+        var[how] = np.var(loss.loss)
+        assert var[how] == pytest.approx(mean**2 * 2 / DIMS, rel=0.05)
+    even = losses.denoising_loss(EXACT_STANDARD, jax.random.key(6), x_0, TABLE, weight=_without_decoder)
+    print(f"variance: uniform {np.var(even.loss):.3f}, the best {var['independent']:.4f}")
+    assert np.var(even.loss) > 50 * var["independent"]

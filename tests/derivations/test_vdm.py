@@ -1,0 +1,237 @@
+"""VDM: a learned schedule, its shape's own gradient, and bounds of models whose every number is known."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+
+from tests.derivations.check import assert_close, assert_mean
+from tests.derivations.worlds import draws
+from vdm_jax import elbo, exact, information, paths, vdm
+from vdm_jax.gaussian import Normal
+from vdm_jax.levels import level_from_log_snr
+from vdm_jax.likelihoods import Categorical
+from vdm_jax.networks.schedule import MonotoneNetwork
+from vdm_jax.schedules import Learned, LinearLogSNR
+from vdm_jax.tables import Grid, tabulate
+
+PIXELS = [[0.1, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]]
+
+
+def _learned(gamma_0, gamma_1, dtype=jnp.float64, features=16, spoil=0.0):
+    """A schedule between these end points; `spoil` > 0 draws its network's parameters at random."""
+    network = MonotoneNetwork(features)
+    zero = jnp.zeros((), dtype)
+    params = network.init(jax.random.key(0), zero, zero)
+    noise = np.random.RandomState(0)
+    params = jax.tree.map(lambda p: jnp.asarray(p + spoil * noise.standard_normal(p.shape), dtype), params)
+    return Learned(jnp.asarray(gamma_0, dtype), jnp.asarray(gamma_1, dtype), Partial(network.apply, params))
+
+
+def _world(schedule):
+    """Two pixels of four values, with the exact denoiser and decoder."""
+    law = jax.tree.map(lambda leaf: leaf.astype(schedule.gamma_0.dtype), exact.pixels(PIXELS))
+    return law, exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
+
+
+def test_FWD_7_learned_end_points_are_pinned():
+    with jax.enable_x64(True):
+        for spoil in (0.0, 0.5, 2.0):
+            schedule = _learned(-7.3, 4.1, spoil=spoil)
+            assert_close(-schedule.log_snr(jnp.asarray([0.0, 1.0])), [-7.3, 4.1], rtol=1e-13)
+            t = jnp.linspace(0.0, 1.0, 101)
+            assert np.all(np.diff(schedule.log_snr(t)) < 0)
+            # the drop of a step too short for a difference is the derivative
+            slope = jax.vmap(jax.grad(schedule.log_snr))(t[:-1])
+            assert_close(schedule.step(t[:-1], t[:-1] + 1e-9).log_snr_drop * 1e9, -slope, rtol=1e-6)
+            assert_close(schedule.step(t[:-1], t[1:]).log_snr_drop, -np.diff(schedule.log_snr(t)), rtol=1e-10)
+
+
+def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
+    with jax.enable_x64(True):
+        schedule = _learned(-5.0, 3.0, spoil=1.0)
+        law, denoiser, decoder = _world(schedule)
+        x_0 = draws(law, jax.random.key(0), 20_000)
+        truth = information.optimal_bound_limit(law, *(level_from_log_snr(jnp.asarray(v)) for v in (5.0, -3.0)))
+        for shape in (schedule, _learned(-5.0, 3.0)):
+            ours = vdm.vdm_loss(denoiser, jax.random.key(1), x_0, shape, decoder)
+            for name in ("prior", "reconstruction", "diffusion"):
+                assert_mean(getattr(ours, name), getattr(truth, name).value, resolution=0.05)
+
+
+def test_ELBO_9_t_steps_of_a_learned_schedule():
+    with jax.enable_x64(True):
+        schedule = _learned(-5.0, 3.0, spoil=1.0)
+        law, denoiser, decoder = _world(schedule)
+        x_0 = draws(law, jax.random.key(0), 20_000)
+        grid = Grid(schedule, 6)
+        truth = information.optimal_bound(law, grid)
+        for ours in (
+            vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder, num_steps=5),
+            elbo.bound(denoiser, jax.random.key(2), x_0, grid, decoder),
+        ):
+            for name in ("prior", "reconstruction", "diffusion"):
+                assert_mean(getattr(ours, name), getattr(truth, name).value, resolution=0.1)
+
+
+def test_VDM_1_gradients_of_ends_and_shape():
+    # The ends' gradient is the bound's, the shape's that of E[L^2] / 2D: by differentiating each by itself.
+    with jax.enable_x64(True):
+        schedule = _learned(-5.0, 3.0, spoil=0.5)
+        law, denoiser, decoder = _world(schedule)
+        x_0 = draws(law, jax.random.key(0), 64)
+
+        @partial(jax.jit, static_argnums=1)
+        def terms(schedule, shape):
+            return vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder, shape=shape)
+
+        def square(schedule):
+            diffusion = terms(schedule, "bound").diffusion
+            return jnp.mean(diffusion**2) / (2 * x_0[0].size)
+
+        ours = jax.grad(lambda s: terms(s, "variance").total.mean())(schedule)
+        bound = jax.grad(lambda s: terms(s, "bound").total.mean())(schedule)
+        assert_close([ours.gamma_0, ours.gamma_1], [bound.gamma_0, bound.gamma_1], rtol=1e-10)
+        shapes = (jax.tree.leaves(g.rise) for g in (ours, jax.grad(square)(schedule), bound))
+        for got, want, other in zip(*shapes, strict=True):
+            assert_close(got, want, rtol=1e-8, atol=1e-10)
+            assert np.abs(got - other).max() > 0.1 * np.abs(got).max()  # and not the bound's own
+        assert_close(terms(schedule, "variance").total, terms(schedule, "bound").total, rtol=1e-12)
+
+
+def _moments(denoiser, x_0, grid):
+    """E ||eps - eps_hat||^2 and its square at each of a grid of log-SNRs, over data and noise."""
+
+    def at(index, log_snr):
+        level = level_from_log_snr(jnp.full(x_0.shape[:1], log_snr))
+        error = elbo.denoising_error(denoiser, jax.random.fold_in(jax.random.key(5), index), x_0, level, "eps")
+        return error.mean(), jnp.square(error).mean()
+
+    return jax.jit(lambda: jax.lax.map(lambda pair: at(*pair), (jnp.arange(grid.size), grid)))()
+
+
+def test_VDM_1_training_the_shape_reaches_the_least_variance():
+    # One-sample E L^2 = 1/4 int gamma' m_2(gamma) dgamma is least where gamma' is proportional to m_2^(-1/2), where it
+    # is (1/2 int m_2^(1/2) dgamma)^2; m_2(gamma) = E ||eps - eps_hat||^4.
+    schedule = _learned(-4.0, 4.0, jnp.float32, features=32)
+    law, denoiser, decoder = _world(schedule)
+    x_0 = draws(law, jax.random.key(0), 20_000)
+    gamma = jnp.linspace(-4.0, 4.0, 121)
+    first, second = map(np.asarray, _moments(denoiser, x_0, -gamma))
+    mean, least = 0.5 * np.trapezoid(first, gamma), (0.5 * np.trapezoid(np.sqrt(second), gamma)) ** 2
+
+    def variance(schedule):
+        t = jnp.linspace(0.0, 1.0, 2001)
+        slope = -jax.vmap(jax.grad(schedule.log_snr))(t)
+        return np.trapezoid(0.25 * slope**2 * np.interp(-schedule.log_snr(t), gamma, second), t) - mean**2
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 400), b2=0.99)
+
+    @jax.jit
+    def train(schedule):
+        def update(carry, key):
+            schedule, state = carry
+            batch = x_0[jax.random.randint(key, (256,), 0, len(x_0))]
+
+            def loss(rise):
+                return vdm.vdm_loss(denoiser, key, batch, replace(schedule, rise=rise), decoder).total.mean()
+
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+                change, state = optimizer.update(jax.grad(loss)(schedule.rise), state)
+            return (replace(schedule, rise=optax.apply_updates(schedule.rise, change)), state), None
+
+        keys = jax.random.split(jax.random.key(2), 400)
+        return jax.lax.scan(update, (schedule, optimizer.init(schedule.rise)), keys)[0][0]
+
+    trained = train(schedule)
+    before, after, optimum = variance(schedule), variance(trained), least - mean**2
+    print(f"variance of the estimate: ratio {after / before:.3f} after training, {optimum / before:.3f} at the optimum")
+    assert optimum < after < 1.05 * optimum < 0.5 * before
+    # and the estimates themselves say the same: one mean, the smaller spread
+    old, new = (
+        np.asarray(vdm.vdm_loss(denoiser, jax.random.key(3), x_0, s, decoder).diffusion, np.float64)
+        for s in (schedule, trained)
+    )
+    truth = information.optimal_bound_limit(law, level_from_log_snr(-gamma[0]), level_from_log_snr(-gamma[-1]))
+    assert_mean(old, truth.diffusion.value)
+    assert_mean(new, truth.diffusion.value)
+    assert abs(new.var() / old.var() - after / before) < 0.1 * after / before
+
+
+def test_VDM_1_neighbours_in_a_batch_do_not_matter_to_values():
+    schedule = _learned(-5.0, 3.0, jnp.float32)
+    law, denoiser, decoder = _world(schedule)
+    x_0 = draws(law, jax.random.key(0), 8)
+    ours = vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder).diffusion
+    changed = vdm.vdm_loss(denoiser, jax.random.key(1), x_0.at[3].set(-x_0[3]), schedule, decoder).diffusion
+    assert np.array_equal(np.delete(ours, 3), np.delete(changed, 3))
+    assert ours[3] != changed[3]
+
+
+def test_VDM_2_logits_of_the_pixels_law_are_the_exact_denoiser():
+    with jax.enable_x64(True):
+        law = exact.pixels(PIXELS)
+        z = jnp.asarray([0.3, -1.2])
+        for log_snr in (-6.0, -1.0, 2.0, 9.0):
+            level = level_from_log_snr(jnp.asarray(log_snr))
+            ours = Categorical(z, level, 4, jnp.log(jnp.asarray(PIXELS)))
+            assert_close(ours.mean(), exact.prediction(law, z, level, "x_0"), rtol=1e-12)
+            assert_close(jnp.exp(ours.log_masses()), jnp.exp(law.given(z, level).law.log_weights), rtol=1e-9)
+
+
+def test_ELBO_12_each_slice_of_the_curve_is_a_difference_of_informations():
+    # 1/2 int mmse dSNR over a slice = I(x_0; x_s) - I(x_0; x_t)
+    with jax.enable_x64(True):
+        schedule = LinearLogSNR(6.0, -4.0)
+        law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+        x_0 = draws(law, jax.random.key(0), 20_000)
+        curve = elbo.diffusion_curve(exact.OptimalDenoiser(law), jax.random.key(1), x_0, schedule, terms=5)
+        edges = [level_from_log_snr(jnp.asarray(v)) for v in np.linspace(6.0, -4.0, 6)]
+        shared = [float(information.mutual_information(law, level).value) for level in edges]
+        assert_mean(curve.nats.T, -np.diff(shared), resolution=0.01)
+        inside = np.asarray(curve.log_snr)
+        assert np.all(inside <= np.linspace(6.0, -4.0, 6)[:-1, None])
+        assert np.all(inside >= np.linspace(6.0, -4.0, 6)[1:, None])
+
+
+def _chain(law, table, decoder_var):
+    """-log p(x_0) of the model with the exact denoiser of scalar normal data: linear steps keep it normal."""
+    m, v = float(law.mean[0]), float(law.variance[0])
+    mean, var = 0.0, 1.0
+    for t in range(table.num_steps, 0, -1):
+        step = table.step(t - 1, t)
+        alpha, sigma = float(step.t.alpha), float(step.t.sigma)
+        gain = alpha * v / (alpha**2 * v + sigma**2)  # x_hat = m + gain (x - alpha m)
+        r = float(step.snr_ratio)
+        slope = float(step.s.alpha) * (r / alpha + (1 - r) * gain)
+        shift = float(step.s.alpha) * (1 - r) * (m - gain * alpha * m)
+        noise = float(step.s.sigma) ** 2 * (1 - r) if t > 1 else decoder_var
+        mean, var = slope * mean + shift, slope**2 * var + noise
+    return lambda x: 0.5 * ((x - mean) ** 2 / var + np.log(2 * np.pi * var))
+
+
+def test_LIK_1_more_paths_come_nearer_to_the_models_likelihood():
+    with jax.enable_x64(True):
+        law, table = exact.gaussian([0.4], [[0.5]]), tabulate(LinearLogSNR(3.0, -5.0), 4)
+
+        def decoder(x_hat, x_1, level):
+            return Normal(x_hat, jnp.asarray(0.1))
+
+        x_0 = jnp.full((4000, 1), 0.9)
+        truth = _chain(law, table, 0.1)(0.9)
+        denoiser, gaps = exact.OptimalDenoiser(law), []
+        for samples in (1, 4, 64):
+            ours = paths.importance_bound(denoiser, jax.random.key(samples), x_0, table, decoder, samples=samples)
+            gaps.append(float(ours.mean()) - truth)
+        error = float(ours.std()) / len(x_0) ** 0.5
+        assert gaps[0] > gaps[1] > gaps[2] > -4 * error
+        # E e^-bound is p(x_0) for every K: unbiased, with its -log K
+        for samples in (1, 4):
+            ours = paths.importance_bound(denoiser, jax.random.key(9), x_0, table, decoder, samples=samples)
+            assert_mean(np.exp(-np.asarray(ours)), np.exp(-truth), resolution=0.02)
+        one = paths.importance_bound(denoiser, jax.random.key(9), x_0, table, decoder, samples=1)
+        assert_mean(one + np.asarray(paths.joint_log_ratio(denoiser, jax.random.key(8), x_0, table, decoder)), 0.0)

@@ -1,0 +1,195 @@
+"""Laws within a bin as functions: digits from the narrowest to the widest, gradients, transformations, errors.
+
+The theorems are in `derivations/test_likelihood.py`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from scipy import stats
+
+from vdm_jax import dequantization, exact
+from vdm_jax.dequantization import TruncatedNormal, Uniform
+from vdm_jax.gaussian import Normal
+from vdm_jax.levels import level_from_log_snr
+from vdm_jax.likelihoods import to_unit
+
+HALF = 1 / 255  # of a bin of 256 levels
+# mean and scale in halves of a bin: from a point to uniform, at an edge, and outside
+LAWS = [(0.0, 1e-3), (0.0, 0.3), (0.4, 1.0), (0.0, 1e5), (1.0, 0.01), (-1.5, 0.2), (3.0, 0.5), (-0.3, 30.0)]
+
+
+def _law(mean, scale, x=0.0, dtype=jnp.float32, count=1):
+    x = jnp.full((count,), x, dtype)
+    return TruncatedNormal(x, 256, jnp.asarray(mean * HALF, dtype), jnp.asarray(scale * HALF, dtype))
+
+
+def _truth(law):
+    mean, scale = float(law.mean), float(law.scale)
+    return stats.truncnorm((-HALF - mean) / scale, (HALF - mean) / scale, mean, scale)
+
+
+@jax.jit
+def _log_probs(law, y):
+    return jax.vmap(lambda each: law._replace(levels=256).log_prob(each))(y[:, None])
+
+
+@jax.jit
+def _draws(law):
+    return law._replace(levels=256).sample(jax.random.key(0))
+
+
+@pytest.mark.parametrize(("mean", "scale"), LAWS)
+def test_log_prob_in_float32(mean, scale):
+    law = _law(mean, scale)
+    y = _truth(law).ppf(np.linspace(0.01, 0.99, 99)).astype(np.float32)
+    truth = _truth(law).logpdf(y.astype(np.float64))
+    np.testing.assert_allclose(_log_probs(law, jnp.asarray(y)), truth, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("mean", "scale"), LAWS)
+def test_draws_in_float32_have_the_law(mean, scale):
+    law = _law(mean, scale, count=20_000)
+    y = np.asarray(_draws(law), np.float64)
+    assert np.all(np.abs(y) <= HALF * (1 + 1e-5))
+    assert stats.kstest(y, _truth(law).cdf).pvalue > 1e-3
+    # and each is the truth's quantile of its own uniform number
+    u = np.asarray(jax.random.uniform(jax.random.key(0), (20_000,)), np.float64) + 2.0**-24
+    width = np.diff(_truth(law).ppf([0.1, 0.9]))
+    middle = (u > 0.001) & (u < 0.999)
+    assert np.abs(y - _truth(law).ppf(u))[middle].max() < 1e-4 * width
+
+
+def test_a_draw_stays_in_the_bin_of_its_value():
+    for levels in (2, 3, 256):
+        x = to_unit(jnp.arange(levels), levels)
+        for law in (Uniform(x, levels), TruncatedNormal(x, levels, jnp.zeros(()), jnp.asarray(1 / (levels - 1)))):
+            y = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 200)), np.float64)
+            off = np.abs(y - np.linspace(-1.0, 1.0, levels))
+            assert 0.9 < off.max() * (levels - 1) < 1 + 1e-7 * levels  # to the rounding of y
+
+
+def test_uniform_has_the_density_of_its_bin():
+    # D numbers, each over a width of 2 / (levels - 1)
+    law = Uniform(jnp.zeros((2, 3)), 5)
+    y = law.sample(jax.random.key(0))
+    assert float(law.log_prob(y)) == pytest.approx(6 * np.log(2.0), rel=1e-6)
+    many = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(1), 2000))).ravel()
+    assert stats.kstest(many, stats.uniform(-0.25, 0.5).cdf).pvalue > 1e-3
+
+
+def test_draws_have_the_gradient_of_their_quantile():
+    # against differences, in float64, of the truth's own quantile: pathwise, one draw at a time
+    with jax.enable_x64(True):
+        u = float(jax.random.uniform(jax.random.key(3), (1,))[0])
+
+        @jax.jit
+        def draw(mean, scale):
+            return TruncatedNormal(jnp.zeros(1), 256, mean, scale).sample(jax.random.key(3))[0]
+
+        for law in (_law(mean, scale, dtype=jnp.float64) for mean, scale in LAWS):
+            ours = jax.grad(draw, (0, 1))(law.mean, law.scale)
+            if law.scale > 1e3 * HALF:  # as good as uniform: the truth's digits are gone first
+                assert np.all(np.abs(ours) < 1e-9)
+                continue
+            for number, which in enumerate(("mean", "scale")):
+                h = 1e-4 * min(float(law.scale), HALF)
+                ends = [_truth(law._replace(**{which: getattr(law, which) + step})).ppf(u) for step in (h, -h)]
+                np.testing.assert_allclose(ours[number], (ends[0] - ends[1]) / (2 * h), rtol=1e-4, atol=1e-6)
+
+
+def test_float32_gradients_are_finite():
+    @jax.jit
+    def cost(mean, scale):
+        law = TruncatedNormal(jnp.zeros(2000), 256, mean, scale)
+        y = law.sample(jax.random.key(0))
+        return jnp.sum(y) + law.log_prob(y)
+
+    laws = jnp.asarray([*LAWS, (0.0, 1e-6), (1.0, 1e-5)]).T * HALF
+    for gradient in jax.vmap(jax.grad(cost, (0, 1)))(*laws):
+        assert np.all(np.isfinite(gradient))
+
+
+def _log_prob(y):
+    return jax.vmap(Normal(jnp.zeros(y.shape[1:]), jnp.asarray(0.3)).log_prob)(y)
+
+
+def _wide(params, x):
+    return TruncatedNormal(x, 5, params[0], jnp.exp(params[1]))
+
+
+X_0 = to_unit(jnp.asarray([[0, 3], [2, 2], [4, 1]]), 5)
+
+
+def _bound(params, key, x_0=X_0, **options):
+    return dequantization.dequantized_bound(_log_prob, key, x_0, Partial(_wide, params), **options)
+
+
+def test_more_samples_are_the_mean_of_the_ratios():
+    # K = 3 from the three bounds of one sample each, whose keys are the split one's
+    params, key = jnp.asarray([0.05, -1.0]), jax.random.key(0)
+    ones = []
+    for k in jax.random.split(key, 3):
+        laws = jax.vmap(lambda x, k: _wide(params, x).sample(k))(X_0, jax.random.split(k, 3))
+        ones.append(_log_prob(laws) - jax.vmap(lambda x, y: _wide(params, x).log_prob(y))(X_0, laws))
+    np.testing.assert_allclose(_bound(params, key, samples=3), -np.log(np.mean(np.exp(ones), 0)), rtol=1e-6)
+
+
+def test_mean_and_scale_may_be_of_every_number():
+    each = TruncatedNormal(X_0[0], 5, jnp.asarray([0.1, -0.2]), jnp.asarray([0.05, 2.0]))
+    y = each.sample(jax.random.key(0))
+    apart = sum(
+        TruncatedNormal(X_0[0, i : i + 1], 5, each.mean[i], each.scale[i]).log_prob(y[i : i + 1]) for i in range(2)
+    )
+    assert float(each.log_prob(y)) == pytest.approx(float(apart), rel=1e-6)
+
+
+def test_same_jitted_mapped_on_many_devices_and_traced_once():
+    keys, params = jax.random.split(jax.random.key(0), 8), jnp.stack([jnp.asarray([0.05, -1.0 - i]) for i in range(8)])
+    alone = jnp.stack([_bound(p, k, samples=2) for p, k in zip(params, keys, strict=True)])
+    for many in (jax.vmap, jax.pmap):
+        np.testing.assert_allclose(many(partial(_bound, samples=2))(params, keys), alone, rtol=1e-5)
+    traces = []
+
+    def counted(y):
+        traces.append(y.shape)
+        return _log_prob(y)
+
+    for p, k in zip(params, keys, strict=True):
+        dequantization.dequantized_bound(counted, k, X_0, Partial(_wide, p))
+    assert len(traces) == 1
+
+
+def test_gradient_of_the_bound_is_its_slope():
+    with jax.enable_x64(True):
+        x_0, params, h = X_0.astype(jnp.float64), jnp.asarray([0.05, -1.0]), 1e-5
+        total = lambda p: _bound(p, jax.random.key(0), x_0, samples=3).sum()  # noqa: E731
+        for i, along in enumerate(jnp.eye(2)):
+            slope = (total(params + h * along) - total(params - h * along)) / (2 * h)
+            np.testing.assert_allclose(jax.grad(total)(params)[i], slope, rtol=1e-6)
+
+
+def test_encoder_bound_asks_the_decoder_at_z_0_with_the_prediction():
+    # the three parts, from z_0 drawn again
+    level, key = level_from_log_snr(jnp.float32(2.0)), jax.random.key(0)
+    law = exact.gaussian([0.1, 0.2], [[0.5, 0.1], [0.1, 0.3]])
+    decoder = lambda x_hat, z, level: Normal(x_hat + 0.1 * z, level.sigma)  # noqa: E731
+    for kind in ("x_0", "eps"):
+        ours = dequantization.encoder_bound(
+            _log_prob, exact.OptimalDenoiser(law, kind), key, X_0, level, decoder, kind=kind
+        )
+        for x, k, each in zip(X_0, jax.random.split(key, 3), ours, strict=True):
+            z = level.alpha * x + level.sigma * jax.random.normal(k, (2,))
+            x_hat = exact.prediction(law, z, level, "x_0")
+            parts = stats.norm(0, np.sqrt(0.3)).logpdf(z), stats.norm(level.alpha * x, level.sigma).logpdf(z)
+            decoded = stats.norm(x_hat + 0.1 * z, np.sqrt(level.sigma)).logpdf(x)
+            assert float(each) == pytest.approx(parts[1].sum() - parts[0].sum() - decoded.sum(), rel=1e-4)
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="samples is 0: the bound needs at least one"):
+        _bound(jnp.zeros(2), jax.random.key(0), samples=0)

@@ -1,0 +1,172 @@
+"""Weights of the log-SNR: exact in float32, without overflow, and the estimate that uses them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+from tests.derivations.check import assert_close, assert_mean
+from tests.derivations.worlds import GaussianWorld, denoiser
+from vdm_jax import elbo, weightings
+from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
+from vdm_jax.tables import tabulate
+
+# name -> (ours, by mpmath)
+WEIGHTS = {
+    "likelihood": (weightings.likelihood, lambda x: 1),
+    "cosine": (weightings.cosine, lambda x: mp.sech(x / 2)),
+    "velocity": (weightings.velocity, lambda x: mp.e ** (-x / 2)),
+    "edm": (weightings.edm, lambda x: mp.npdf(x, mp.mpf("2.4"), mp.mpf("2.4")) * (mp.e**-x + mp.mpf("0.25"))),
+    "edm of others": (
+        partial(weightings.edm, mean=-0.4, std=1.0, sigma_data=1.0),
+        lambda x: mp.npdf(x, mp.mpf("0.8"), 2) * (mp.e**-x + 1),
+    ),
+    "p2": (weightings.p2, lambda x: mp.sech(x / 2) / (1 + mp.e**x)),
+    "p2 of a half": (partial(weightings.p2, gamma=0.5), lambda x: mp.sech(x / 2) / mp.sqrt(1 + mp.e**x)),
+    "min_snr": (weightings.min_snr, lambda x: mp.sech(x / 2) * min(1, 5 * mp.e**-x)),
+    "sigmoid": (weightings.sigmoid, lambda x: 1 / (1 + mp.e ** (x - 2))),
+    "sigmoid of -3": (partial(weightings.sigmoid, bias=-3.0), lambda x: 1 / (1 + mp.e ** (x + 3))),
+}
+LOG_SNR = np.r_[np.linspace(-20, 20, 161), np.random.RandomState(0).uniform(-20, 20, 400)].astype(np.float32)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_exact_in_float32(name):
+    ours, truth = WEIGHTS[name]
+    with mp.workdps(50):
+        truth = np.array([float(truth(mp.mpf(float(x)))) for x in LOG_SNR])
+    error = np.abs(np.asarray(jax.jit(ours)(jnp.asarray(LOG_SNR)), np.float64) / truth - 1)
+    print(f"{name}: {error.max():.1e}")
+    assert error.max() < 5e-7
+    with jax.enable_x64(True):
+        assert_close(ours(jnp.asarray(LOG_SNR, jnp.float64)), truth, rtol=2e-14)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_and_slopes_are_finite_far_out(name):
+    far = jnp.asarray([-80.0, -40.0, -1e-30, 0.0, 40.0, 80.0])
+    slope = jax.vmap(jax.grad(WEIGHTS[name][0]))(far)
+    assert np.all(np.isfinite(WEIGHTS[name][0](far)))
+    assert np.all(np.isfinite(slope))
+    # the slope, where the weight is smooth, is that of differences
+    with jax.enable_x64(True):
+        x, h = jnp.asarray([-7.3, -1.1, 0.4, 6.2]), 1e-5
+        secant = (WEIGHTS[name][0](x + h) - WEIGHTS[name][0](x - h)) / (2 * h)
+        np.testing.assert_allclose(jax.vmap(jax.grad(WEIGHTS[name][0]))(x), secant, rtol=1e-6, atol=1e-14)
+
+
+def test_the_slopes_at_zero():
+    # |lambda| and min meet there: d sigmoid(b - x) = -s (1 - s), d sech = 0
+    s = 1 / (1 + np.exp(-2.0))
+    assert float(jax.grad(weightings.sigmoid)(0.0)) == pytest.approx(-s * (1 - s), rel=1e-6)
+    assert float(jax.grad(weightings.cosine)(0.0)) == 0.0
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_which_weights_fall(name):
+    # as the table says: only likelihood, velocity and sigmoid never rise with the log-SNR
+    with jax.enable_x64(True):
+        rises = np.diff(WEIGHTS[name][0](jnp.linspace(-20.0, 20.0, 4001)))
+    falls = name.split()[0] in ("likelihood", "velocity", "sigmoid")
+    assert np.all(rises <= 0) == falls
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(9.0, -7.0)], ids=repr)
+def test_uniform_time_is_the_density_of_a_uniform_time(schedule):
+    log_snr = jax.jit(schedule.log_snr)
+    slope, curve = jax.jit(jax.vmap(jax.grad(log_snr))), jax.jit(jax.vmap(jax.grad(jax.grad(log_snr))))
+    rise = jax.jit(jax.vmap(jax.grad(lambda x: weightings.uniform_time(x, schedule))))
+    with jax.enable_x64(True):
+        t = jnp.linspace(0.001, 0.999, 201)
+        assert_close(weightings.uniform_time(log_snr(t), schedule) * -slope(t), np.ones(201), rtol=1e-9)
+        # its slope, by the inverse function: dp/dlambda = lambda'' / lambda'^3
+        np.testing.assert_allclose(rise(log_snr(t)), curve(t) / slope(t) ** 3, rtol=1e-6, atol=1e-12)
+        # nothing comes from beyond the ends
+        last = float(log_snr(jnp.asarray(1.0)))
+        beyond = jnp.full(201, last - 0.1 if np.isfinite(last) else -200.0)
+        assert not np.any(weightings.uniform_time(beyond, schedule))
+        assert not np.any(rise(beyond))
+    t = jnp.linspace(0.1, 0.9, 81)
+    np.testing.assert_allclose(weightings.uniform_time(log_snr(t), schedule), -1 / slope(t), rtol=2e-5)  # float32
+
+
+def test_uniform_time_of_a_schedule_without_offset_is_the_closed_form():
+    with jax.enable_x64(True):
+        log_snr = jnp.linspace(-20.0, 20.0, 101)
+        assert_close(weightings.uniform_time(log_snr, Cosine(0.0)), weightings.cosine(log_snr) / (2 * np.pi), rtol=1e-9)
+        flat = weightings.uniform_time(jnp.linspace(-6.9, 8.9, 50), LinearLogSNR(9.0, -7.0))
+        assert_close(flat, np.full(50, 1 / 16), rtol=1e-12)
+
+
+WORLD, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
+X_0 = WORLD.sample(jax.random.key(3), (20_000, 2))
+NETS = {kind: denoiser(WRONG, kind) for kind in ("eps", "v", "x_0")}
+
+
+def _error(log_snr):
+    """E ||eps - eps_hat||^2 over WORLD's data of WRONG's exact denoiser, 2 dimensions, derived on paper.
+
+    eps_hat = sigma (x_t - alpha m') / (alpha^2 c' + sigma^2), so that with s = SNR
+    eps - eps_hat = (s c' eps - sqrt(s) (x_0 - m')) / (s c' + 1), and E (x_0 - m')^2 = c + (m - m')^2.
+    """
+    s = np.exp(np.asarray(log_snr, np.float64))
+    return 2 * ((s * WRONG.var) ** 2 + s * (WORLD.var + (WORLD.mean - WRONG.mean) ** 2)) / (s * WRONG.var + 1) ** 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind"), [(LinearLogSNR(6.0, -6.0), "eps"), (VarianceExploding(0.05, 20.0), "x_0"), (Cosine(), "v")]
+)
+def test_the_estimate_is_the_integral_over_the_log_snr(schedule, kind):
+    # whatever the schedule and kind: 1/2 int w E ||eps - eps_hat||^2 dlambda between the ends, by the trapezoidal rule
+    start = 0.05 if isinstance(schedule, Cosine) else 0.0
+    high, low = float(schedule.log_snr(start)), max(float(schedule.log_snr(1.0)), -40.0)
+    grid = np.linspace(low, high, 20_001)
+    for name in ("likelihood", "cosine", "edm", "sigmoid"):
+        weight = WEIGHTS[name][0]
+        with jax.enable_x64(True):
+            truth = np.trapezoid(0.5 * np.asarray(weight(jnp.asarray(grid))) * _error(grid), grid)
+        estimate = partial(
+            weightings.weighted_bound, NETS[kind], schedule=schedule, weight=weight, kind=kind, t_0=start
+        )
+        ours, many = estimate(jax.random.key(1), X_0), estimate(jax.random.key(1), X_0[:5000], terms=8)
+        assert_mean(ours, truth, resolution=0.03 * truth)
+        assert_mean(many, truth, resolution=0.02 * truth)
+        assert np.var(many) < np.var(ours) / 4
+
+
+def test_the_estimate_of_a_table_weighs_its_terms():
+    # sum_t w(lambda_t) KL_t, every term visited: with w = 1 the bound's diffusion term
+    table = tabulate(LinearLogSNR(6.0, -6.0), 12)
+    step = table.step(jnp.arange(1, 12), jnp.arange(2, 13))
+    kl = np.asarray(jax.vmap(partial(elbo.diffusion_weight, kind="eps"))(step)) * _error(step.t.log_snr)
+    for name in ("likelihood", "min_snr"):
+        weight = WEIGHTS[name][0]
+        ours = weightings.weighted_bound(NETS["eps"], jax.random.key(1), X_0, table, weight, terms=11)
+        assert_mean(ours, np.sum(np.asarray(weight(step.t.log_snr)) * kl), resolution=0.04)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message"),
+    [
+        (LinearLogSNR(), {"terms": 0}, "at least one diffusion term"),
+        (LinearBeta(), {}, "have noise, which LinearBeta"),
+        (tabulate(Cosine(), 5), {"terms": 5}, "this schedule has 4 diffusion terms"),
+    ],
+)
+def test_an_estimate_that_makes_no_sense_is_refused(schedule, options, message):
+    with pytest.raises(ValueError, match=message):
+        weightings.weighted_bound(NETS["eps"], jax.random.key(0), X_0, schedule, weightings.cosine, **options)
+
+
+def test_an_estimate_has_gradients():
+    # L_w(a) of a * (exact eps) is a parabola with its least at a = 1
+    def loss(a):
+        net = jax.tree_util.Partial(lambda a, x, level: a * denoiser(WORLD)(x, level), a)
+        return weightings.weighted_bound(
+            net, jax.random.key(0), X_0, LinearLogSNR(6.0, -6.0), weightings.sigmoid
+        ).mean()
+
+    assert jax.grad(loss)(0.7) < 0 < jax.grad(loss)(1.3)

@@ -1,0 +1,212 @@
+"""From a density to the probability of quantised data: laws of a number within its bin, and the bounds they make.
+
+A density p(y) on real numbers gives a quantised x the probability P(x) = int p(y) dy over x's bin, and by Jensen
+
+    -log P(x) <= E_q(y|x) [ log q(y|x) - log p(y) ],                                                           (LIK-3)
+
+by the KL from q to p restricted to the bin. What q is decides how much is lost, and nothing else: the bound holds for
+every q. Values lie on [-1, 1], `levels` of them, and a bin is as wide as they are apart, w = 2 / (levels - 1), at both
+ends too: what mass p has outside of all bins is lost.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax import forward
+from vdm_jax.elbo import Decoder
+from vdm_jax.gaussian import LOG_2PI, Normal
+from vdm_jax.levels import Level
+from vdm_jax.likelihoods import log_interval
+from vdm_jax.parameterization import to_x_0
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X, pytree_callable
+
+LogDensity = Callable[[Batch], PerExample]
+
+
+class Uniform(NamedTuple):
+    """y uniform over the bin of x (LIK-3).
+
+    Fields:
+        x: quantised, on [-1, 1], shape (*x).
+        levels: number of values.
+
+    Source: Theis et al. 2016, arXiv:1511.01844.
+    """
+
+    x: X
+    levels: int
+
+    def sample(self, key: Key) -> X:
+        """A draw, shape (*x)."""
+        return self.x + (jax.random.uniform(key, self.x.shape, self.x.dtype) - 0.5) * (2.0 / (self.levels - 1))
+
+    def log_prob(self, y: X) -> Scalar:
+        """log q(y | x) = -D log w for y in the bin, in nats."""
+        return y.size * jnp.log(jnp.asarray((self.levels - 1) / 2.0, y.dtype))
+
+
+class TruncatedNormal(NamedTuple):
+    """y ~ N(x + mean, scale^2), kept within the bin of x (LIK-4).
+
+    With mean 0 and the scale sigma / alpha of a model's first level, y is what the model was trained on, all but the
+    tails: no network is needed. With mean and scale learned, or given by a network, it is variational dequantisation,
+    and the bound is trained on them as on the model; both have gradients through `sample`. As the scale grows it
+    becomes `Uniform`.
+
+    Fields:
+        x: quantised, on [-1, 1], shape (*x).
+        levels: number of values.
+        mean: of y - x before the truncation, scalar or (*x); may lie outside of the bin, not by many scales.
+        scale: positive, scalar or (*x).
+
+    Source: Zheng et al. 2023, arXiv:2305.03935 (fixed); Ho et al. 2019, arXiv:1902.00275 (variational).
+    """
+
+    x: X
+    levels: int
+    mean: Real
+    scale: Real
+
+    def sample(self, key: Key) -> X:
+        """A draw, shape (*x)."""
+        low, high = (jnp.broadcast_to(edge, self.x.shape) for edge in self._edges())
+        u = jax.random.uniform(key, low.shape, low.dtype) + 0.5 * jnp.finfo(low.dtype).eps  # neither 0 nor 1
+        return self.x + (self.mean + self.scale * _quantile(u, low, high))
+
+    def log_prob(self, y: X) -> Scalar:
+        """log q(y | x) for y in the bin, in nats."""
+        low, high = self._edges()
+        z = (y - self.x - self.mean) / self.scale
+        mass = log_interval(0.5 * (low + high), high - low)
+        return jnp.sum(-0.5 * (z**2 + LOG_2PI) - jnp.log(self.scale) - mass)
+
+    def _edges(self) -> tuple[Real, Real]:
+        """Of the bin, in scales from the mean."""
+        half = jnp.asarray(1.0 / (self.levels - 1), self.x.dtype)
+        return (-half - self.mean) / self.scale, (half - self.mean) / self.scale
+
+
+@jax.custom_jvp
+def _quantile(u: X, low: X, high: X) -> X:
+    """The z with a share u of N(0, 1)'s mass between low and high below it: by bisection, right in any tail."""
+    near, odds = jnp.clip(0.0, low, high), jnp.log(u) - jnp.log1p(-u)
+    low, high = jnp.maximum(low, near - 12.0), jnp.minimum(high, near + 12.0)  # e^-72 of the mass is beyond
+
+    def halve(_, ends):
+        begin, end = ends
+        z = 0.5 * (begin + end)
+        below = log_interval(0.5 * (low + z), z - low) - log_interval(0.5 * (z + high), high - z) < odds
+        return jnp.where(below, z, begin), jnp.where(below, end, z)
+
+    begin, end = jax.lax.fori_loop(0, jnp.finfo(low.dtype).nmant + 5, halve, (low, high))
+    return 0.5 * (begin + end)
+
+
+@_quantile.defjvp
+def _(primals, tangents):
+    # u = (Phi(z) - Phi(low)) / (Phi(high) - Phi(low)) stays: phi(z) dz = (1 - u) phi(low) dlow + u phi(high) dhigh
+    (u, low, high), (_, d_low, d_high) = primals, tangents
+    z = _quantile(u, low, high)
+    by_low, by_high = (jnp.exp(0.5 * (z - edge) * (z + edge)) for edge in (low, high))
+    return z, (1.0 - u) * by_low * d_low + u * by_high * d_high
+
+
+def dequantized_bound(
+    log_prob: LogDensity,
+    key: Key,
+    x_0: Batch,
+    dequantizer: Callable[[X], Uniform | TruncatedNormal],
+    *,
+    samples: int = 1,
+) -> PerExample:
+    """One unbiased estimate per example of the bound on -log P(x_0) of a model with a density (LIK-3, LIK-4).
+
+        -log P(x) <= -E log 1/K sum_k p(y_k) / q(y_k | x),   y_k ~ q(y | x)
+
+    P(x) is the density's integral over x's bin. One sample bounds it by the KL; more are tighter, and to the limit
+    exact. Divided by D log 2 it is bits per dimension, with no bin width to take off.
+
+    Args:
+        log_prob: the model's log-density of y, a batch (B, *x) -> (B,). That of `flow.flow_log_prob` is of
+            z_0 = alpha_0 y, so that of y is greater by D log alpha_0.
+        key: for y.
+        x_0: quantised batch, on [-1, 1], shape (B, *x).
+        dequantizer: x -> q(y | x) of one example: `lambda x: Uniform(x, levels)`.
+        samples: K.
+
+    Returns:
+        Shape (B,), nats.
+
+    Raises:
+        ValueError: samples below 1.
+
+    Source: Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019, arXiv:1902.00275; Burda et al. 2015, arXiv:1509.00519.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}: the bound needs at least one")
+    return _dequantized_bound(pytree_callable(log_prob), key, x_0, pytree_callable(dequantizer), samples)
+
+
+@partial(jax.jit, static_argnames="samples")
+def _dequantized_bound(log_prob, key, x_0, dequantizer, samples) -> PerExample:
+    def draw(key):
+        keys = jax.random.split(key, x_0.shape[0])
+        y = jax.vmap(lambda x, k: dequantizer(x).sample(k))(x_0, keys)
+        return log_prob(y) - jax.vmap(lambda x, y: dequantizer(x).log_prob(y))(x_0, y)
+
+    ratios = jax.lax.map(draw, jax.random.split(key, samples))
+    return float(np.log(samples)) - jax.nn.logsumexp(ratios, axis=0)
+
+
+def encoder_bound(
+    log_prob: LogDensity,
+    denoiser: Denoiser,
+    key: Key,
+    x_0: Batch,
+    level: Level,
+    decoder: Decoder,
+    *,
+    kind: Parameterization = "eps",
+) -> PerExample:
+    """One unbiased estimate per example of the bound with z_0 itself as the dequantised data (LIK-5).
+
+        -log P(x) <= E_q(z_0|x) [ -log P(x | z_0) - log p(z_0) + log q(z_0 | x) ]
+
+    P(x) = int P(x | z_0) p(z_0) dz_0 is the model with a decoder, as the ELBO has it, but with the exact density p(z_0)
+    in the place of a bound on it. It is variational dequantisation by the diffusion's own first step, which need not
+    stay within the bin.
+
+    Args:
+        log_prob: log p(z_0) of a batch, at this level.
+        denoiser: predicts `kind`; asked for the decoder's x_hat.
+        key: for z_0.
+        x_0: clean batch, shape (B, *x).
+        level: of z_0, scalars, sigma > 0.
+        decoder: P(x | z_0) of one example.
+        kind: what the denoiser predicts.
+
+    Returns:
+        Shape (B,), nats.
+
+    Raises:
+        ValueError: unknown kind.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, equation 3; Ho et al. 2019, arXiv:1902.00275.
+    """
+    arguments = (pytree_callable(log_prob), pytree_callable(denoiser), key, x_0, level, pytree_callable(decoder))
+    return _encoder_bound(*arguments, kind)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _encoder_bound(log_prob, denoiser, key, x_0, level, decoder, kind) -> PerExample:
+    laws = jax.vmap(lambda x: forward.marginal(x, level))(x_0)
+    z_0 = jax.vmap(Normal.sample)(laws, jax.random.split(key, x_0.shape[0]))
+    levels = jax.tree.map(lambda field: jnp.full(x_0.shape[:1], field), level)
+    x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(z_0, levels), z_0, levels)
+    decoded = jax.vmap(lambda x, h, z: decoder(h, z, level).log_prob(x))(x_0, x_hat, z_0)
+    return jax.vmap(Normal.log_prob)(laws, z_0) - log_prob(z_0) - decoded
