@@ -11,14 +11,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from experiments._ledger import Ledger, ledger
+from experiments._pictures import pictures
 from vdm_jax import elbo, losses, samplers
 from vdm_jax.levels import Level
-from vdm_jax.likelihoods import DiscretizedGaussian, from_unit, to_unit
+from vdm_jax.likelihoods import DiscretizedGaussian, to_unit
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
-from vdm_jax.tables import Table, even_steps, linear_betas, tabulate
+from vdm_jax.tables import Interpolated, Table, even_steps, linear_betas, tabulate
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.contract import Cost, DataSpec, Experiment, Samples
+from vdm_jax.training.contract import Cost, DataSpec, Experiment
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class DDPM(TrainConfig):
     """Diffusion terms of the bound evaluated for each test image, spread evenly over t; 0 is all of them."""
     snapshots: int = 9
     """Rows of the trajectory picture before the finished samples."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """What `make eval` looks at."""
 
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with."""
@@ -76,7 +80,7 @@ class DDPM(TrainConfig):
             chain = table.strided(even_steps(self.num_steps, self.sampling_steps or self.num_steps))
             options = {"kind": self.kind, "variance": self.variance, "snapshots": min(self.snapshots, chain.num_steps)}
             drawn = samplers.ancestral(Partial(predict, params, None), key_chain, x_T, chain, clip=1.0, **options)
-            return _pictures(drawn, data.levels)
+            return pictures(drawn, data.levels)
 
         def evaluate(params, key, batch):
             x_0 = to_unit(batch["image"], data.levels)
@@ -86,7 +90,12 @@ class DDPM(TrainConfig):
             return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
 
         cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=self.sampling_steps or self.num_steps)
-        return Experiment(init, loss, sample, evaluate, cost)
+
+        def model(params):
+            return Partial(predict, params, None), Interpolated(table)
+
+        rows = ledger(model, _decoder(data.levels), data, self.kind, self.ledger)
+        return Experiment(init, loss, sample, evaluate, cost, *rows)
 
     def table(self) -> Table:
         """The discrete schedule."""
@@ -108,12 +117,3 @@ class DDPM(TrainConfig):
 def _decoder(levels: int):
     """Ho et al.'s p(x_0 | x_1): around the predicted x_0, as wide as the noise of x_1."""
     return lambda x_hat, x_1, level: DiscretizedGaussian(x_hat, level.sigma, levels)
-
-
-def _pictures(drawn: samplers.Samples, levels: int) -> Samples:
-    """The samples, and along the chain x_t (left half of a row) beside the x_0 predicted from it (right half)."""
-    images = from_unit(drawn.x_0, levels)
-    few = min(len(images), 8)
-    rows = jnp.concatenate([drawn.trajectory.x_t[:, :few], drawn.trajectory.x_hat[:, :few]], axis=1)
-    last = jnp.concatenate([images[:few], images[:few]])[None]
-    return Samples(images, jnp.concatenate([from_unit(rows, levels), last]))

@@ -17,7 +17,7 @@ def numbered(size, batch=4, seed=0, flip=False):
     records = [
         {"image": np.full((3, 2, 1), i, np.uint8) + np.array([[[0], [100]]], np.uint8), "label": i} for i in range(size)
     ]
-    return data.train_iterator(data.Images(records, (3, 2, 1)), batch, seed, flip)
+    return data.train_iterator(data.Images(records, (3, 2, 1)), batch, seed, [data.flip_half] if flip else [])
 
 
 def labels(iterator, batches):
@@ -153,7 +153,7 @@ def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_p
 def test_real_sets_are_read_without_tensorflow(name, shape):
     real = data.load(name)
     assert (real.spec.shape, real.spec.levels, real.spec.num_classes) == (shape, 256, 10)
-    batch = next(data.train_iterator(real.train, 64, 0, flip=True))
+    batch = next(data.train_iterator(real.train, 64, 0, [data.flip_half]))
     assert batch["image"].shape == (64, *shape)
     assert batch["image"].max() > 200
     assert len(set(batch["label"].tolist())) > 5

@@ -61,7 +61,7 @@ def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
 def test_the_loop_makes_the_very_updates_that_bare_steps_make(tiny):
     run = tiny(8, steps=12, log_every=5, checkpoint_every=7, picture_every=3)
     step = make_step(run.experiment, optimizer.optimizer(run.config), run.mesh, seed=0, ema_decay=0.9)
-    batches, state = data.train_iterator(run.data.train, 32, 0, False), first_state(run)
+    batches, state = data.train_iterator(run.data.train, 32, 0), first_state(run)
     for _ in range(12):
         state, _ = step(state, jax.device_put(next(batches), split(run.mesh)))
     assert_same_bits(train(run).state, state)
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def first_poisoned(run, poison):
-    batches = data.train_iterator(run.data.train, run.config.batch_size, run.config.seed, False)
+    batches = data.train_iterator(run.data.train, run.config.batch_size, run.config.seed)
     return next(i for i in range(1, 1000) if (next(batches)["label"] == 0).sum() >= poison or i == 999)
 
 

@@ -16,7 +16,7 @@ def steps(run, number=5, **options):
     config = run.config
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "accumulate": config.accumulate, **options}
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
-    batches = data.train_iterator(run.data.train, config.batch_size, config.seed, config.flip)
+    batches = data.train_iterator(run.data.train, config.batch_size, config.seed)
     current, metrics = first_state(run), {}
     for _ in range(number):
         current, metrics = step(current, jax.device_put(next(batches), split(run.mesh)))

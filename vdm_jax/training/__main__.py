@@ -73,6 +73,8 @@ def train_and_report(run) -> None:
     print(summary(result))
     for path in [*pictures, run.folder / "report.json"]:
         print(f"  {path}")
+    if run.experiment.ledger:
+        print(f"  every other number there is, likelihoods among them: make eval EXP={run.name}")
 
 
 if __name__ == "__main__":

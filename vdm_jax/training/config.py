@@ -8,7 +8,8 @@ from vdm_jax.training.contract import DataSpec, Experiment
 from vdm_jax.training.errors import UserError
 
 FREE_TO_CHANGE = frozenset(
-    "steps log_every checkpoint_every keep picture_every num_samples eval_batch_size eval_examples workdir".split()
+    "steps log_every checkpoint_every keep picture_every num_samples".split()
+    + "eval_batch_size eval_examples ledger workdir".split()
 )
 C = TypeVar("C", bound="TrainConfig")
 
@@ -45,6 +46,10 @@ class TrainConfig:
     """Micro-batches an update: as many times less memory, the same result up to rounding."""
     flip: bool = False
     """Mirror training images left to right, each with probability 1/2."""
+    rotate: bool = False
+    """Turn training images, which are square, by 0, 90, 180 or 270 degrees."""
+    swap_channels: bool = False
+    """Put the channels of training images in a random order."""
     seed: int = 0
     """Seed of everything: initial parameters, order of the data, noise."""
     log_every: int = 100

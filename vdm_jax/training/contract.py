@@ -1,6 +1,7 @@
 """What passes between an experiment and the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -43,6 +44,33 @@ class Cost(NamedTuple):
     sample: int = 1
 
 
+class Row(NamedTuple):
+    """A line of the ledger: a number of each test example.
+
+    what: what the number is, or what it bounds, in a few words.
+    nats: (params, key, batch) -> array (B,).
+    cost: how often the network runs on each image.
+    """
+
+    what: str
+    nats: Callable[[Params, Array, Batch], Array]
+    cost: int = 1
+
+
+class Curve(NamedTuple):
+    """A quantity of each test example, spread out over another one: a picture beside the ledger.
+
+    x_label, y_label: what the two are.
+    points: (params, key, batch) -> {"x": array (B, K), "y": array (B, K)}, K parts whose y add up.
+    cost: how often the network runs on each image.
+    """
+
+    x_label: str
+    y_label: str
+    points: Callable[[Params, Array, Batch], dict[str, Array]]
+    cost: int = 1
+
+
 class Experiment(NamedTuple):
     """Four pure functions and what two of them cost; all that the loop knows of a model.
 
@@ -50,6 +78,8 @@ class Experiment(NamedTuple):
     loss(params, key, batch) -> (scalar, {name: scalar})
     sample(params, key, n) -> Samples
     evaluate(params, key, batch) -> {name: array (B,)}, one number an example, such as its bits per dimension
+    ledger: what else there is to say of each test example, by name; `make eval` says it
+    curve: the picture that goes with it, or None
     """
 
     init: Callable[[Array], Params]
@@ -57,3 +87,5 @@ class Experiment(NamedTuple):
     sample: Callable[[Params, Array, int], Samples]
     evaluate: Callable[[Params, Array, Batch], dict[str, Array]]
     cost: Cost = Cost()
+    ledger: Mapping[str, Row] = MappingProxyType({})
+    curve: Curve | None = None

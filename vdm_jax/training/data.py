@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import DataSpec
 
 RAM_LIMIT = 2**30  # bytes of decoded images that are worth remembering
 DIGITS_TEST = 360  # of the 1,797 digits
 NumpyBatch = dict[str, np.ndarray]
 Record = dict[str, Any]
+Augmentation = Callable[[NumpyBatch, np.random.Generator], NumpyBatch]
 
 
 class Images:
@@ -122,11 +124,33 @@ def flip_half(batch: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
     return {**batch, "image": image}
 
 
-def train_iterator(images: Images, batch_size: int, seed: int, flip: bool) -> grain.DatasetIterator:
+def rotate(batch: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
+    """Turn each (square) image by 0, 90, 180 or 270 degrees, all alike probable."""
+    quarters = rng.integers(4, size=len(batch["image"]))
+    turned = [np.rot90(image, k) for image, k in zip(batch["image"], quarters, strict=True)]
+    return {**batch, "image": np.stack(turned)}
+
+
+def swap_channels(batch: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
+    """Put each image's channels in one of all orders, all alike probable."""
+    image = batch["image"]
+    orders = rng.permuted(np.tile(np.arange(image.shape[-1]), (len(image), 1)), axis=1)
+    return {**batch, "image": np.take_along_axis(image, orders[:, None, None, :], axis=-1)}
+
+
+def augmentations(config: TrainConfig) -> list[Augmentation]:
+    """What a run does to its training images, in this order."""
+    chosen = {flip_half: config.flip, rotate: config.rotate, swap_channels: config.swap_channels}
+    return [function for function, wanted in chosen.items() if wanted]
+
+
+def train_iterator(
+    images: Images, batch_size: int, seed: int, augment: Sequence[Augmentation] = ()
+) -> grain.DatasetIterator:
     """An endless iterator over shuffled batches that prefetches; `get_state` and `set_state` resume it exactly."""
     batches = grain.MapDataset.source(ShuffledBatches(len(images), batch_size, seed)).map(images.take)
-    if flip:
-        batches = batches.random_map(flip_half, seed=seed)
+    for place, function in enumerate(augment):
+        batches = batches.random_map(function, seed=(seed + place) % 2**32)  # one seed would tie their draws together
     threads = min(8, os.cpu_count() or 1)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,33 +12,44 @@ from jax import Array
 
 from vdm_jax.training.baseline import histogram_bits_per_dim
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.contract import Params
+from vdm_jax.training.contract import Batch, Params
 from vdm_jax.training.journal import clock, write_json
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run, open_run, stored_config
 from vdm_jax.training.state import count
 from vdm_jax.training.step import replicated, split
 
+Evaluation = Callable[[Params, Array, Batch], dict[str, Array]]
 LIBRARIES = ("vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def per_example(run: Run, params: Params, key: Array) -> dict[str, np.ndarray]:
-    """What the experiment's `evaluate` says of each test example, in the test set's order, each exactly once.
+def per_example(
+    run: Run, params: Params, key: Array, function: Evaluation | None = None, done: Callable[[int], Any] = int
+) -> dict[str, np.ndarray]:
+    """What a function (the experiment's `evaluate`, if none is given) says of each test example, in order, each once.
 
     Blocks of `eval_batch_size` examples draw from the key folded with the block's number. The last one is filled up
     with copies of its last example, so that one program serves all; what it says of the copies is thrown away.
+    `done` hears how many examples each block had.
     """
     config, test = run.config, run.data.test
     whole, parts = replicated(run.mesh), split(run.mesh)
-    evaluate = jax.jit(run.experiment.evaluate, in_shardings=(whole, whole, parts), out_shardings=parts)
-    size = min(config.eval_examples or len(test), len(test))
+    function = function or run.experiment.evaluate
+    evaluate = jax.jit(function, in_shardings=(whole, whole, parts), out_shardings=parts)
+    size = number_of_examples(run)
     blocks = []
     for number, first in enumerate(range(0, size, config.eval_batch_size)):
         indices = np.arange(first, first + config.eval_batch_size)
         batch = jax.device_put(test.take(np.minimum(indices, size - 1)), parts)
         values = jax.device_get(evaluate(params, jax.random.fold_in(key, number), batch))
         blocks.append({name: value[indices < size] for name, value in values.items()})
+        done(int(np.sum(indices < size)))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def number_of_examples(run: Run) -> int:
+    """How many test examples are evaluated."""
+    return min(run.config.eval_examples or len(run.data.test), len(run.data.test))
 
 
 def mean_and_error(values: np.ndarray) -> dict[str, float]:
@@ -98,25 +110,35 @@ def summary(result: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Evaluate the averaged parameters of a run's newest checkpoint on the test set and write report.json."""
+    """Evaluate the averaged parameters of a run's newest checkpoint on the test set: its numbers, and the ledger.
+
+    Writes report.json after every row, and ledger.png. Options of the ledger's rows are the run's own.
+    """
 
     eval_batch_size: int | None = None
     """Images evaluated at once; the run's own number by default."""
     eval_examples: int | None = None
     """Evaluate only the first so many test images; 0 is all; the run's own number by default."""
+    rows: tuple[str, ...] | None = None
+    """Rows of the ledger to evaluate, by the beginnings of their names ("bound" is every bound); all by default, none
+    with "none"."""
     workdir: str = "runs"
     """Folder of all runs."""
 
 
 def main() -> None:
     """The command."""
-    from vdm_jax.training import command
+    from vdm_jax.training import command, ledger
 
     name, options = command.parse("evaluate", Options())
-    given = {key: value for key, value in dataclasses.asdict(options).items() if value is not None}
+    given = {key: value for key, value in dataclasses.asdict(options).items() if key != "rows" and value is not None}
     run = open_run(name, dataclasses.replace(stored_config(name, options.workdir), **given))
-    print(summary(report(run, command.newest(run))))
-    print(f"  {run.folder / 'report.json'}")
+    chosen = ledger.choose(run.experiment, options.rows)
+    saved = command.newest(run)
+    result = report(run, saved)
+    print(summary(result))
+    for path in [*ledger.fill(run, saved, chosen, result), run.folder / "report.json"]:
+        print(f"  {path}")
 
 
 if __name__ == "__main__":

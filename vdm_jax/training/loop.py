@@ -99,7 +99,7 @@ def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any
 
 def new_batches(run: Run) -> grain.DatasetIterator:
     """A fresh iterator over the run's training batches."""
-    return data.train_iterator(run.data.train, run.config.batch_size, run.config.seed, run.config.flip)
+    return data.train_iterator(run.data.train, run.config.batch_size, run.config.seed, data.augmentations(run.config))
 
 
 class Loop:

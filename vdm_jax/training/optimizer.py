@@ -27,10 +27,14 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clip by global norm (unless 0), then Adam, or AdamW where there is weight decay."""
+    """Clip by global norm (unless 0), then Adam, or AdamW where there is weight decay.
+
+    A parameter that is a single number, such as an end point of a noise schedule, does not decay: 0 is nothing to it.
+    """
     clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
     if config.weight_decay:
-        adam = optax.adamw(learning_rate(config), b2=config.b2, weight_decay=config.weight_decay)
+        decay = {"weight_decay": config.weight_decay, "mask": _is_array}
+        adam = optax.adamw(learning_rate(config), b2=config.b2, **decay)
     else:
         adam = optax.adam(learning_rate(config), b2=config.b2)
     chain = optax.chain(clip, adam)
@@ -40,3 +44,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _is_array(params):
+    return jax.tree.map(lambda x: jnp.ndim(x) > 0, params)

@@ -1,0 +1,102 @@
+"""What the improved DDPM recipes share: a DDPM whose network gives the reverse variance too, and L_hybrid or L_vlb.
+
+Source: Nichol & Dhariwal 2021, arXiv:2102.09672.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from experiments._ddpm import DDPM
+from experiments._pictures import pictures
+from vdm_jax import elbo, reverse, samplers, times
+from vdm_jax.levels import Level
+from vdm_jax.likelihoods import to_unit
+from vdm_jax.networks.unet import UNet
+from vdm_jax.tables import Table, even_steps
+from vdm_jax.training.contract import Cost, DataSpec, Experiment
+
+
+@dataclass(frozen=True)
+class IDDPM(DDPM):
+    """A DDPM with a learned variance; the option `variance` is of no meaning here."""
+
+    objective: Literal["hybrid", "vlb"] = "hybrid"
+    """L_hybrid (better pictures), or L_vlb with importance-sampled steps (better likelihood)."""
+    vlb_weight: float = 1e-3
+    """Weight of L_vlb, in bits a dimension, beside L_simple, a mean over dimensions."""
+
+    def build(self, data: DataSpec) -> Experiment:
+        """The four functions that the loop trains, samples and evaluates with."""
+        self.network.check(data.shape)
+        table, num_dims = self.table(), data.shape[0] * data.shape[1] * data.shape[2]
+        network = UNet(replace(self.network, out_channels=2 * data.shape[-1]))
+        decoder = reverse.InterpolatedDecoder(table, data.levels)
+
+        def init(key):
+            return network.init(key, jnp.zeros((1, *data.shape)), jnp.zeros(1))["params"]
+
+        def predict(params, key, x_t, level):
+            rngs = {} if key is None else {"dropout": key}
+            out = network.apply({"params": params}, x_t, self.condition(level), train=key is not None, rngs=rngs)
+            prediction, range_ = jnp.split(jnp.asarray(out), 2, axis=-1)
+            return prediction, 0.5 * (range_ + 1.0)  # the network's -1 and 1 are the two ends
+
+        def loss(params, key, batch):
+            key_dropout, key_loss = jax.random.split(key)
+            model, x_0 = Partial(predict, params, key_dropout), to_unit(batch["image"], data.levels)
+            return self._loss(model, key_loss, x_0, table, decoder, num_dims)
+
+        def sample(params, key, n):
+            key_T, key_chain = jax.random.split(key)
+            x_T = jax.random.normal(key_T, (n, *data.shape))
+            chain = table.strided(even_steps(self.num_steps, self.sampling_steps or self.num_steps))
+            options = {"kind": self.kind, "clip": 1.0, "snapshots": min(self.snapshots, chain.num_steps)}
+            drawn = samplers.ancestral_learned(Partial(predict, params, None), key_chain, x_T, chain, **options)
+            return pictures(drawn, data.levels)
+
+        def evaluate(params, key, batch):
+            model, x_0 = Partial(predict, params, None), to_unit(batch["image"], data.levels)
+            options = {"kind": self.kind, "terms": self.eval_terms or None}
+            terms = reverse.learned_bound(model, key, x_0, table, decoder, **options)
+            bits = {name: elbo.bits_per_dim(nats, num_dims) for name, nats in terms._asdict().items()}
+            return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
+
+        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=self.sampling_steps or self.num_steps)
+        return Experiment(init, loss, sample, evaluate, cost)
+
+    def condition(self, level: Level) -> Array:
+        """As a DDPM's, with steps counted as if there were 1,000."""
+        told = super().condition(level)
+        return told * (1000.0 / self.num_steps) if self.network.embedding == "sinusoidal" else told
+
+    def _loss(self, model, key, x_0, table, decoder, num_dims):
+        """The objective a dimension, and its parts."""
+        options = {"kind": self.kind, "spread": self.spread}
+        if self.objective == "vlb":
+            key_t, key = jax.random.split(key)
+            how = "spread" if self.spread else "independent"
+            drawn = times.warp(times.uniforms(key_t, x_0.shape[0], how), _probabilities(table))
+            options |= {"t": drawn.bin + 1, "importance": drawn.weight}
+            terms = reverse.vlb_loss(model, key, x_0, table, decoder, **options)
+            return elbo.bits_per_dim(terms.loss.mean(), num_dims), {}
+        nats_weight = self.vlb_weight / math.log(2.0)
+        terms = reverse.hybrid_loss(model, key, x_0, table, decoder, vlb_weight=nats_weight, **options)
+        parts = {"simple": terms.squared_error.mean() / num_dims, "vlb": elbo.bits_per_dim(terms.vlb.mean(), num_dims)}
+        return terms.loss.mean() / num_dims, parts
+
+
+def _probabilities(table: Table) -> Array:
+    """Of the steps of L_vlb: half of them uniform, half in proportion to the terms that white noise as data would have.
+
+    Nichol & Dhariwal keep a running history of every step's losses; the loop has no such state. Their first step, the
+    decoder's, gets what the second gets.
+    """
+    noise = times.variance_proposal(table.levels)
+    noise = noise.at[0].set(noise[1])
+    return 0.5 * noise / noise.sum() + 0.5 / table.num_steps

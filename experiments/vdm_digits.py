@@ -1,0 +1,40 @@
+"""A variational diffusion model on scikit-learn's 8 x 8 handwritten digits, for a laptop's CPU.
+
+    make train EXP=vdm_digits
+
+The bound itself is the loss, as T -> infinity, and the noise schedule is learned with the network: its end points on
+the bound, its shape for the least noise in the loss. The network gives a logit for each of the 17 values of a pixel,
+which with the Gaussian likelihood of x_t makes a law of the pixel; its mean is x_hat.
+
+Cost: COST. Expected: EXPECTED bits/dim on the test digits (docs/results.md).
+
+Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
+"""
+
+from dataclasses import replace
+
+from experiments import ddpm_digits
+from experiments._vdm import VDM
+
+CONFIG = VDM(
+    data="digits",
+    network=replace(ddpm_digits.CONFIG.network, dropout=0.1),
+    head="values",
+    gamma_0=-8.0,
+    gamma_1=4.0,
+    schedule_features=64,
+    steps=5_000,
+    batch_size=32,
+    learning_rate=4e-3,
+    warmup_steps=100,
+    schedule="cosine",
+    grad_clip=0.0,
+    weight_decay=1e-2,
+    b2=0.99,
+    ema_decay=0.995,
+    eval_batch_size=360,
+    eval_terms=100,
+    log_every=100,
+    checkpoint_every=500,
+    picture_every=1_000,
+)

@@ -1,0 +1,41 @@
+"""A variational diffusion model on MNIST's 28 x 28 digits of 256 grey levels.
+
+    make train EXP=vdm_mnist                                      # TFDS_DATA_DIR, or downloaded with the tfds extra
+
+Cost: COST
+Expected: see docs/results.md for what was measured.
+
+Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
+"""
+
+from experiments._vdm import VDM
+from vdm_jax.networks.unet import UNetConfig
+
+CONFIG = VDM(
+    data="mnist",
+    network=UNetConfig(
+        channels=32,
+        multipliers=(1, 2, 2),
+        blocks=1,
+        groups=8,
+        attention_resolutions=(),
+        middle_attention=True,
+        dropout=0.1,
+        embedding="log_snr",
+        fourier_exponents=(4, 5, 6),
+        position_bias=True,
+    ),
+    head="values",
+    steps=40_000,
+    batch_size=64,
+    learning_rate=2e-3,
+    warmup_steps=500,
+    schedule="cosine",
+    grad_clip=0.0,
+    weight_decay=0.01,
+    b2=0.99,
+    ema_decay=0.999,
+    checkpoint_every=1_000,
+    picture_every=2_000,
+    eval_batch_size=500,
+)

@@ -1,0 +1,117 @@
+"""Every recipe can be built, trained a little and evaluated; what the recipes' options promise."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments._vdm import VDM
+from vdm_jax.networks.unet import UNetConfig
+from vdm_jax.training.contract import DataSpec
+from vdm_jax.training.optimizer import optimizer
+from vdm_jax.training.state import create
+from vdm_jax.training.step import local_mesh, make_step
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+SPECS = {
+    "digits": DataSpec("digits", (8, 8, 1), 17, 10, 1437, 360),
+    "mnist": DataSpec("mnist", (28, 28, 1), 256, 10, 60_000, 10_000),
+    "fashion_mnist": DataSpec("fashion_mnist", (28, 28, 1), 256, 10, 60_000, 10_000),
+    "cifar10": DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000),
+}
+SMALL = UNetConfig(
+    channels=8, multipliers=(1,), blocks=1, groups=4, attention_resolutions=(), middle_attention=False,
+    dropout=0.0, embedding="log_snr",
+)  # fmt: skip
+
+
+def config_of(name):
+    return importlib.import_module(f"experiments.{name}").CONFIG
+
+
+def batch_of(spec, size, seed=0):
+    images = np.random.RandomState(seed).randint(spec.levels, size=(size, *spec.shape))
+    return {"image": jnp.asarray(images, jnp.uint8), "label": jnp.zeros(size, jnp.int32)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_for_its_data(name):
+    """Shapes alone: nothing is computed."""
+    config, key = config_of(name), jax.random.key(0)
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, blocks=1))  # soon traced
+    spec = SPECS[config.data]
+    experiment = config.build(spec)
+    params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
+    loss, metrics = jax.eval_shape(experiment.loss, params, key, batch)
+    assert loss.shape == ()
+    assert all(metric.shape == () for metric in metrics.values())
+    assert all(value.shape == (2,) for value in jax.eval_shape(experiment.evaluate, params, key, batch).values())
+    drawn = jax.eval_shape(lambda p, k: experiment.sample(p, k, 3), params, key)
+    assert drawn.images.shape == (3, *spec.shape)
+
+
+@pytest.mark.parametrize("name", ["ddpm_digits", "vdm_digits"])
+def test_every_row_of_the_ledger_is_a_number_an_image(name):
+    spec, key = SPECS["digits"], jax.random.key(0)
+    experiment = dataclasses.replace(config_of(name), network=SMALL).build(spec)
+    params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
+    for row in experiment.ledger.values():
+        assert jax.eval_shape(row.nats, params, key, batch).shape == (2,)
+    points = jax.eval_shape(experiment.curve.points, params, key, batch)
+    assert points["x"].shape == points["y"].shape == (2, 100)
+
+
+def trained(config, spec, steps):
+    """The state after so many updates on random images, and the experiment."""
+    experiment = config.build(spec)
+    state = create(experiment, optimizer(config), config.seed)
+    step = make_step(experiment, optimizer(config), local_mesh(1), seed=config.seed, ema_decay=config.ema_decay)
+    losses = []
+    for i in range(steps):
+        state, metrics = step(state, batch_of(spec, 8, i % 4))
+        losses.append(float(metrics["loss"]))
+    return experiment, state, losses
+
+
+@pytest.mark.parametrize("head", ["values", *(pytest.param(head, marks=pytest.mark.slow) for head in ("eps", "v"))])
+def test_end_points_stay_pinned_through_training(head):
+    config = VDM(
+        network=SMALL, head=head, gamma_0=-6.0, gamma_1=4.0, schedule_features=8, learning_rate=0.01, weight_decay=0.01,
+        steps=30, eval_terms=4,
+    )  # fmt: skip
+    experiment, state, _ = trained(config, DataSpec("digits", (4, 4, 1), 5, 0, 1, 1), 30)
+    start = experiment.init(jax.random.key(0))["schedule"]
+    for params in (state.params, state.ema):
+        moved = params["schedule"]
+        schedule = config.schedule_of(moved)
+        ends = jax.vmap(schedule.log_snr)(jnp.asarray([0.0, 1.0]))
+        np.testing.assert_allclose(ends, [-moved["gamma_0"], -moved["gamma_1"]], rtol=1e-6)
+        assert moved["gamma_0"] != start["gamma_0"]
+        assert moved["gamma_1"] != start["gamma_1"]
+        middle = schedule.log_snr(jnp.linspace(0.0, 1.0, 9))
+        assert np.all(np.diff(middle) < 0)
+    shape = state.params["schedule"]["shape"]["params"]
+    assert np.abs(shape["log_height"]).max() > 0.01
+
+
+def test_a_fixed_schedule_has_no_parameters_and_t_steps_are_trained():
+    spec = DataSpec("digits", (4, 4, 1), 5, 0, 1, 1)
+    config = VDM(
+        network=SMALL, noise="fixed", gamma_0=-6.0, gamma_1=4.0, num_steps=10, learning_rate=0.01, eval_terms=4
+    )
+    experiment, state, losses = trained(config, spec, 40)
+    assert state.params["schedule"] == {}
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+    values = experiment.evaluate(state.ema, jax.random.key(0), batch_of(spec, 4))
+    total = values["prior"] + values["reconstruction"] + values["diffusion"]
+    np.testing.assert_allclose(values["bits_per_dim"], total, rtol=1e-5)
+
+
+def test_options_that_cannot_work():
+    with pytest.raises(ValueError, match="8 channels do not split into 3 groups"):
+        VDM(network=dataclasses.replace(SMALL, groups=3)).build(SPECS["digits"])
