@@ -53,6 +53,7 @@ class VDM(TrainConfig):
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with."""
         self.network.check(data.shape)
+        self.check()
         num_dims = data.shape[0] * data.shape[1] * data.shape[2]
         kind = "x_0" if self.head == "values" else self.head
         network = UNet(self._sized(data))
@@ -103,6 +104,18 @@ class VDM(TrainConfig):
 
         cost = Cost(1 + self.eval_terms, self.sampling_steps)
         return Experiment(init, loss, sample, evaluate, cost, *ledger(model, decoder, data, kind, self.ledger))
+
+    def check(self) -> None:
+        """Refuse options that no model has.
+
+        Raises:
+            ValueError: names the option and its remedy.
+        """
+        if not self.gamma_0 < self.gamma_1:
+            raise ValueError(f"--gamma-0 {self.gamma_0} must be below --gamma-1 {self.gamma_1}: noise grows with t")
+        for option, least in {"sampling_steps": 2, "eval_terms": 1, "num_steps": 0, "schedule_features": 0}.items():
+            if getattr(self, option) < least:
+                raise ValueError(f"--{option.replace('_', '-')} must be at least {least}")
 
     def _sized(self, data: DataSpec) -> UNetConfig:
         return replace(self.network, out_channels=data.shape[-1] * (data.levels if self.head == "values" else 1))

@@ -14,6 +14,7 @@ Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
 from dataclasses import replace
 
 from experiments import ddpm_digits
+from experiments._ledger import Ledger
 from experiments._vdm import VDM
 
 CONFIG = VDM(
@@ -33,7 +34,8 @@ CONFIG = VDM(
     b2=0.99,
     ema_decay=0.995,
     eval_batch_size=360,
-    eval_terms=100,
+    eval_terms=50,
+    ledger=Ledger(terms=50),
     log_every=100,
     checkpoint_every=500,
     picture_every=1_000,

@@ -63,7 +63,7 @@ def test_every_row_of_the_ledger_is_a_number_an_image(name):
     for row in experiment.ledger.values():
         assert jax.eval_shape(row.nats, params, key, batch).shape == (2,)
     points = jax.eval_shape(experiment.curve.points, params, key, batch)
-    assert points["x"].shape == points["y"].shape == (2, 100)
+    assert points["x"].shape == points["y"].shape == (2, config_of(name).ledger.terms)
 
 
 def trained(config, spec, steps):
@@ -110,6 +110,20 @@ def test_a_fixed_schedule_has_no_parameters_and_t_steps_are_trained():
     values = experiment.evaluate(state.ema, jax.random.key(0), batch_of(spec, 4))
     total = values["prior"] + values["reconstruction"] + values["diffusion"]
     np.testing.assert_allclose(values["bits_per_dim"], total, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma_0": 5.0}, r"--gamma-0 5.0 must be below --gamma-1 5.0"),
+        ({"sampling_steps": 1}, "--sampling-steps must be at least 2"),
+        ({"eval_terms": 0}, "--eval-terms must be at least 1"),
+        ({"schedule_features": -1}, "--schedule-features must be at least 0"),
+    ],
+)
+def test_options_that_no_model_has(options, message):
+    with pytest.raises(ValueError, match=message):
+        VDM(network=SMALL, **options).build(SPECS["digits"])
 
 
 def test_options_that_cannot_work():

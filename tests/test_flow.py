@@ -31,6 +31,7 @@ def _ask(x=X, w=1.0, key=1, **options):
     return flow.flow_log_prob(Partial(_net, jnp.asarray(w, x.dtype)), jax.random.key(key), x, SCHEDULE, **options)
 
 
+@pytest.mark.slow
 def test_float32_has_the_digits_it_says():
     x = draws(exact.marginal(LAW, SCHEDULE(jnp.float32(0.0))), jax.random.key(3), 256)
     ours = flow.flow_log_prob(BEST, jax.random.key(1), x, SCHEDULE, trace="exact")

@@ -55,6 +55,7 @@ def test_quadrature_states_an_error_above_its_own():
     assert errors[-1] < 1e-12 < errors[0]
 
 
+@pytest.mark.slow
 def test_monte_carlo_states_its_standard_error():
     law = worlds()["gaussian"]
     estimates = [information.monte_carlo(lambda x: jnp.sum(x), law, jax.random.key(i), draws=2000) for i in range(20)]

@@ -278,6 +278,8 @@ def test_grid_refuses_what_a_table_refuses():
     with pytest.raises(TypeError):
         grid.step(0, jnp.asarray(1.0))
     assert np.all(np.isnan(np.stack(jax.jit(lambda t: grid(t))(11))))
+    with pytest.raises(ValueError, match="num_steps is 1: a grid has at least 2 levels"):
+        Grid(LinearLogSNR(), 1)
 
 
 def test_interpolated_goes_through_the_levels_of_its_table():

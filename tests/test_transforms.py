@@ -401,6 +401,19 @@ ROWS = {
 }
 
 
+# Whole chains and their like, which take long to compile in every way there is.
+HEAVY = {
+    *LEARNING, "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound", "reverse.eps_power",
+    "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve", "exact.reverse",
+    "information.optimal_bound",
+}  # fmt: skip
+
+
+def cases(names):
+    """Names as a test's cases, the heavy ones marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in names]
+
+
 def close(got, want):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=3e-6, atol=3e-6), got, want)
 
@@ -416,7 +429,7 @@ def test_nothing_public_is_missing():
     assert public <= {*ROWS, *HOST, *NAMED_ELSEWHERE}
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", cases(ROWS))
 def test_same_alone_jitted_mapped_and_on_many_devices(name):
     function, rows = ROWS[name]
     alone = jax.tree.map(
@@ -445,7 +458,7 @@ def test_gradient_is_the_slope(name):
         check_slope(function, *args)
 
 
-@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize("name", cases(BATCHED))
 def test_gradient_by_the_network_is_the_slope(name):
     check_slope(lambda p, x: BATCHED[name](jax.random.key(1), p, x), P[0], BATCH[0])
 

@@ -100,10 +100,17 @@ class Grid:
     Fields:
         schedule: continuous.
         num_steps: T >= 2.
+
+    Raises:
+        ValueError: T too small.
     """
 
     schedule: Any
     num_steps: int = field(metadata={"static": True})
+
+    def __post_init__(self):
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps is {self.num_steps}: a grid has at least 2 levels, the schedule's two ends")
 
     def __call__(self, t: Steps) -> Level:
         """The level of step t in 0..T; NaN outside. Raises TypeError: t is no integer."""

@@ -417,6 +417,7 @@ def test_ELBO_2_and_3_have_one_expectation(shift):
     assert_mean(np.asarray(first, np.float64) - np.asarray(second, np.float64), 0.0, resolution=0.06)
 
 
+@pytest.mark.slow
 def test_ELBO_2_varies_more_the_more_steps():
     # One-sample variances at fixed x_0, exact denoiser. ELBO-3's falls with T: ever more of the same integral.
     # ELBO-2's does not: each of its terms stands on two states whose noise is not averaged out.

@@ -114,6 +114,7 @@ def test_LIK_2_density_under_every_schedule(name):
         assert_close(_off(ours, law, schedule, x, t_0, log_var), np.zeros(16), atol=2e-5 if corners else 1e-7)
 
 
+@pytest.mark.slow
 def test_LIK_2_only_the_schedule_s_ends_matter():
     # of any denoiser of (x, lambda), a wrong one too: another pace is the same path
     with jax.enable_x64(True):
@@ -345,6 +346,7 @@ def test_LIK_5_every_row_of_the_ledger_meets_the_truth():
         assert gaps[0] > gaps[1] > gaps[2] > -0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_snr", [1.0, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_LIK_5_a_wrong_decoder_loses_its_divergence(log_snr):
     # at so much noise that the decoder matters: P(x|z) of uniform pixels in the place of the exact one
@@ -369,6 +371,7 @@ def test_LIK_5_a_wrong_decoder_loses_its_divergence(log_snr):
         assert_mean(ours, truth + gap, resolution=0.02)
 
 
+@pytest.mark.slow
 def test_LIK_4_noise_kept_within_its_bin_is_nearly_the_encoder():
     # truncated normal noise of the first level's scale: the flow's density of x + noise, against the truth
     with jax.enable_x64(True):

@@ -251,6 +251,7 @@ def _chain_mean(law, table, f):
     return float(density @ f(x_0) / density.sum())
 
 
+@pytest.mark.slow
 def test_SAM_4_samples_have_the_chain_s_law():
     # few steps, so that the law is not the data's: as an integral over every state, and by sampling
     schedule, count = LinearLogSNR(6.0, -6.0), 50_000

@@ -139,6 +139,7 @@ def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(kind, terms):
             assert_close(term, other, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_VAR_1_the_bound_is_the_mean_over_paths():
     # -log p(x_0:T) / q(x_1:T | x_0) over forward paths, every law as it is defined, for a spoiled denoiser
     with jax.enable_x64(True):

@@ -179,6 +179,7 @@ def test_WEIGHT_1_densities_of_the_two_closed_forms():
 # The theorem: L_w = w(0) L(0) + int w'(t) L(t) dt - w(1) L(1)
 
 SCHEDULE = LinearLogSNR(8.0, -6.0)
+SLOW = ("velocity", "min_snr", "cosine")  # one that falls and one that does not are enough for every day
 FALLING = {"velocity": weightings.velocity, "sigmoid": weightings.sigmoid}
 WEIGHTS = FALLING | {"edm": weightings.edm, "min_snr": weightings.min_snr, "cosine": weightings.cosine}
 
@@ -187,7 +188,7 @@ def _mixture_world():
     return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in WEIGHTS])
 def test_WEIGHT_2_a_weighted_loss_is_a_mixture_of_bounds(name):
     # Two roads to the same number. Left, the MMSE curve: of the exact denoiser E ||eps - eps_hat||^2 = SNR mmse. Right,
     # entropies alone: KL(q(z_t..1|x) || p(z_t..1)), averaged over data, is I(x; z_t) - I(x; z_1) + E KL(q(z_1|x) || p),

@@ -26,6 +26,7 @@ def test_label_and_classes_must_agree():
         MLP(CONFIG).init(jax.random.key(0), jnp.ones((2, 3)), jnp.zeros(2), jnp.zeros(2, jnp.int32))
 
 
+@pytest.mark.slow
 def test_it_learns_the_exact_denoiser_of_gaussian_data():
     # Of data N(m, v I) the best eps is sigma (x - alpha m) / (alpha^2 v + sigma^2); its loss is a known number.
     table, m, v = tabulate(LinearLogSNR(4.0, -4.0), 20), jnp.asarray([1.0, -1.0]), 0.25

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vdm_jax.training import data, tfds_images
+from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.errors import UserError
 
 needs_tfds = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="set TFDS_DATA_DIR to prepared data sets")
@@ -158,3 +159,34 @@ def test_real_sets_are_read_without_tensorflow(name, shape):
     assert batch["image"].max() > 200
     assert len(set(batch["label"].tolist())) > 5
     assert "tensorflow" not in sys.modules
+
+
+def turned(augment, images, seed=0):
+    return augment({"image": images, "label": np.zeros(len(images))}, np.random.default_rng(seed))["image"]
+
+
+def test_rotations_are_the_four_and_alike_often():
+    images = np.broadcast_to(np.arange(18, dtype=np.uint8).reshape(3, 3, 2), (4000, 3, 3, 2))
+    quarters = [np.rot90(images[0], k) for k in range(4)]
+    counts = [sum(np.array_equal(image, quarter) for image in turned(data.rotate, images)) for quarter in quarters]
+    assert sum(counts) == 4000
+    assert max(abs(count - 1000) for count in counts) < 4 * (4000 * 3 / 16) ** 0.5
+
+
+def test_channels_come_in_every_order_alike_often():
+    images = np.broadcast_to(np.array([1, 2, 3], np.uint8), (6000, 2, 2, 3))
+    swapped = turned(data.swap_channels, images)
+    assert (swapped == swapped[:, :1, :1]).all()  # one order for a whole image
+    orders, counts = np.unique(swapped[:, 0, 0], axis=0, return_counts=True)
+    assert len(orders) == 6
+    assert np.abs(counts - 1000).max() < 4 * (6000 * 5 / 36) ** 0.5
+
+
+def test_options_choose_the_augmentations_and_each_draws_for_itself():
+    config = TrainConfig(flip=True, rotate=True, swap_channels=True)
+    assert data.augmentations(config) == [data.flip_half, data.rotate, data.swap_channels]
+    assert data.augmentations(TrainConfig()) == []
+    records = [{"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "label": 0}] * 400
+    batch = next(data.train_iterator(data.Images(records, (2, 2, 1)), 400, 0, [data.flip_half, data.flip_half]))
+    mirrored = (batch["image"][:, 0, 0, 0] == 1).sum()
+    assert 120 < mirrored < 280  # two flips of one draw would undo each other

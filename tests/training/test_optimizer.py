@@ -61,3 +61,12 @@ def test_first_update_is_the_warmed_up_rate_against_the_gradient():
 def test_weight_decay_is_decoupled_from_the_gradient():
     _, _, params = moments(dataclasses.replace(CONFIG, weight_decay=0.2), [3.0, -4.0])
     np.testing.assert_allclose(params, [3.0 - 0.025 * (1 + 0.2 * 3.0), -2.0 + 0.025 * (1 + 0.2 * 2.0)], rtol=1e-6)
+
+
+def test_single_numbers_do_not_decay():
+    adam = optimizer(dataclasses.replace(CONFIG, weight_decay=0.5, warmup_steps=0))
+    params = {"end": jnp.asarray(-8.0), "weights": jnp.asarray([2.0, -4.0])}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = adam.update(zero, adam.init(params), params)
+    np.testing.assert_allclose(updates["end"], 0.0)
+    np.testing.assert_allclose(updates["weights"], [-0.1, 0.2], rtol=1e-6)  # -lr * decay * weight
