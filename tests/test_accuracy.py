@@ -7,8 +7,10 @@ from mpmath import mpf
 
 from tests import accuracy
 
+LONG = ("tables of 1000 steps", "tables of 100000 steps")  # those of 4000 stand for them from day to day
 
-@pytest.mark.parametrize("source", accuracy.SOURCES)
+
+@pytest.mark.parametrize("source", [pytest.param(s, marks=[pytest.mark.slow] * (s in LONG)) for s in accuracy.SOURCES])
 def test_float32_is_right_to_1e_6(source):
     for check in accuracy.SOURCES[source]():
         size, place = accuracy.worst(check)

@@ -405,6 +405,7 @@ ROWS = {
 HEAVY = {
     *LEARNING, "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound", "reverse.eps_power",
     "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve", "exact.reverse",
+    "exact.Independent", "exact.Finite", "paths.joint_log_ratio", "information.mutual_information",
     "information.optimal_bound",
 }  # fmt: skip
 
@@ -448,7 +449,7 @@ def check_slope(function, *args):
         check_grads(wrapped, args, order=1, modes=["rev"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("name", cases(SMOOTH))
 def test_gradient_is_the_slope(name):
     function, rows = SMOOTH[name]
     args = [row[0] for row in rows]
