@@ -19,12 +19,12 @@ from experiments._vdm import VDM
 
 CONFIG = VDM(
     data="digits",
-    network=replace(ddpm_digits.CONFIG.network, dropout=0.1),
+    network=replace(ddpm_digits.CONFIG.network, dropout=0.2),
     head="values",
     gamma_0=-8.0,
     gamma_1=4.0,
     schedule_features=64,
-    steps=5_000,
+    steps=8_000,
     batch_size=32,
     learning_rate=4e-3,
     warmup_steps=100,
@@ -32,7 +32,7 @@ CONFIG = VDM(
     grad_clip=0.0,
     weight_decay=1e-2,
     b2=0.99,
-    ema_decay=0.995,
+    ema_decay=0.998,
     eval_batch_size=360,
     eval_terms=50,
     ledger=Ledger(terms=50),
