@@ -171,6 +171,7 @@ def test_a_continuous_bound_that_makes_no_sense_is_refused(schedule, options, me
         _continuous(schedule, **options)
 
 
+@pytest.mark.slow
 def test_continuous_bound_has_the_terms_of_its_ends():
     # prior and decoder of levels t_0 and 1, as a table of two steps through them has them
     for schedule, t_0, log_var in ((LinearLogSNR(4.0, -3.0), 0.0, 0.0), (VarianceExploding(0.1, 5.0), 0.5, 3.2)):

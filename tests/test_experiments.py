@@ -78,7 +78,8 @@ def trained(config, spec, steps):
     return experiment, state, losses
 
 
-@pytest.mark.parametrize("head", ["values", *(pytest.param(head, marks=pytest.mark.slow) for head in ("eps", "v"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["eps", "v", "values"])
 def test_end_points_stay_pinned_through_training(head):
     config = VDM(
         network=SMALL, head=head, gamma_0=-6.0, gamma_1=4.0, schedule_features=8, learning_rate=0.01, weight_decay=0.01,
@@ -99,6 +100,7 @@ def test_end_points_stay_pinned_through_training(head):
     assert np.abs(shape["log_height"]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_fixed_schedule_has_no_parameters_and_t_steps_are_trained():
     spec = DataSpec("digits", (4, 4, 1), 5, 0, 1, 1)
     config = VDM(

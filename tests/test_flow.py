@@ -45,6 +45,7 @@ def test_float32_has_the_digits_it_says():
     assert np.abs(np.asarray(ours.x_1, np.float64) - np.asarray(truth.x_1)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_its_neighbours():
     # neither by the solver's steps nor by the probes
     alone, beside = (_ask(x, trace="gaussian", probes=2) for x in (X[:1], X))
@@ -121,6 +122,7 @@ def test_probes_are_averaged_and_depend_on_the_key():
     assert spread[1] < spread[0] / 2
 
 
+@pytest.mark.slow
 def test_same_jitted_mapped_and_on_many_devices():
     keys, x, w = jax.random.split(jax.random.key(0), 8), jnp.stack([X + 0.1 * i for i in range(8)]), jnp.ones(8)
 

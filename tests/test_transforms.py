@@ -405,7 +405,8 @@ ROWS = {
 HEAVY = {
     *LEARNING, "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound", "reverse.eps_power",
     "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve", "exact.reverse",
-    "exact.Independent", "exact.Finite", "paths.joint_log_ratio", "information.mutual_information",
+    "exact.Independent", "exact.Finite", "exact.Mixture", "likelihoods.DiscretizedGaussian",
+    "paths.joint_log_ratio", "information.mutual_information",
     "information.optimal_bound",
 }  # fmt: skip
 

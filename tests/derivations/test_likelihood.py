@@ -278,6 +278,7 @@ def test_LIK_4_truncated_normal_is_a_law_of_its_bin(mean, scale):
         assert_mean((y[:, 0] - truth.mean()) ** 2, truth.var())
 
 
+@pytest.mark.slow
 def test_LIK_4_learned_dequantisation_closes_the_gap():
     # The best normal is the density itself: mean -x, scale sd, and then no gap is left.
     with jax.enable_x64(True):

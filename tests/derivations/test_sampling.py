@@ -267,6 +267,7 @@ def test_SAM_4_samples_have_the_chain_s_law():
             assert_mean(x_0.astype(jnp.float64) ** 2, float(law.variance[0] + law.mean[0] ** 2))
 
 
+@pytest.mark.slow
 def test_SAM_4_law_tends_to_the_data():
     law, draws = _mixture(), 100_000
     floor = np.mean([_distance(jax.vmap(law.sample)(jax.random.split(jax.random.key(i), draws))) for i in range(5)])

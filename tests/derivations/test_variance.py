@@ -122,6 +122,7 @@ def test_VAR_1_the_divergence_is_a_mean_of_log_ratios():
         assert_mean(ratios, reverse.reverse_kl(x_0, x_hat, -log_ratio, step, "x_0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "terms"), [("x_0", None), ("v", 2), ("score", None), ("eps", 2)])
 def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(kind, terms):
     with jax.enable_x64(True):
@@ -303,6 +304,7 @@ def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(schedule):
             assert_close(reverse.analytic_variance(step, power), kernel(round_law).variance[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
     with jax.enable_x64(True):
         law, table = _mixture(), tabulate(LinearLogSNR(3.0, -3.0), 4)
