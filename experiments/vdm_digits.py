@@ -6,7 +6,7 @@ The bound itself is the loss, as T -> infinity, and the noise schedule is learne
 the bound, its shape for the least noise in the loss. The network gives a logit for each of the 17 values of a pixel,
 which with the Gaussian likelihood of x_t makes a law of the pixel; its mean is x_hat.
 
-Cost: COST. Expected: EXPECTED bits/dim on the test digits (docs/results.md).
+Cost: three to four minutes on 2 idle CPU cores. Expected: 1.71 bits/dim on the test digits (docs/results.md).
 
 Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
 """
