@@ -25,8 +25,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FILES = [
-    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods", "elbo", "paths",
-    "losses", "vdm", "weightings", "reverse", "samplers", "dequantization", "flow", "exact", "information",
+    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
+    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
+    "dequantization", "flow", "exact", "information", "linear",
 ]  # fmt: skip
 GOAL = 0.95
 # No equation has a use for //, shifts or bits but the masks; one replacement says as much as eleven.

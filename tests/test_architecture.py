@@ -11,8 +11,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vdm_jax"
 # Each may import those before it, and nothing else of the package.
 LAYERS = [
-    "types", "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods", "elbo",
-    "paths", "losses", "vdm", "weightings", "reverse", "samplers", "dequantization", "flow", "exact", "information",
+    "types", "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
+    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
+    "dequantization", "flow", "exact", "information", "linear",
 ]  # fmt: skip
 MAY_IMPORT = {"jax", "numpy", "jaxtyping", "diffrax", "vdm_jax"} | set(sys.stdlib_module_names)
 CATALOGUE = (
@@ -21,7 +22,9 @@ CATALOGUE = (
     | {f"ELBO-{i}" for i in range(1, 14)}
     | {f"PAR-{i}" for i in range(1, 4)}
     | {f"SAM-{i}" for i in range(1, 5)}
+    | {f"AE-{i}" for i in range(1, 4)}
     | {f"VAE-{i}" for i in range(1, 13)}
+    | {f"HVAE-{i}" for i in range(1, 6)}
     | {f"TW-{i}" for i in range(1, 4)}
     | {f"TIME-{i}" for i in range(1, 4)}
     | {f"WEIGHT-{i}" for i in range(1, 3)}

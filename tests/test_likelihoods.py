@@ -1,5 +1,7 @@
 """Decoders: masses against numerical integration and Bayes' rule, edges, tails, draws."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -10,7 +12,7 @@ from scipy import stats
 from tests.derivations.check import assert_mean
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import level_from_log_snr
-from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, from_unit, to_unit
+from vdm_jax.likelihoods import Bernoulli, Categorical, DiscretizedGaussian, LogisticMixture, from_unit, to_unit
 
 LEVELS = [2, 17, 256]
 SCALES = [1e-3, 0.01, 0.1, 1.0, 30.0]
@@ -205,3 +207,208 @@ def test_gradients_of_a_wide_law_are_the_densitys():
         apart = np.asarray(x - mean, np.float64)
         np.testing.assert_allclose(by_mean, apart / scale**2, rtol=1e-3)
         np.testing.assert_allclose(by_scale, np.sum(apart**2 / scale**3 - 1 / scale), rtol=1e-5)
+
+
+def test_bernoulli_against_fifty_digits():
+    logits = jnp.asarray([-80.0, -11.0, -1.3, 0.0, 0.002, 0.9, 17.0, 60.0])
+    signs = np.asarray([-1.0, 1.0])
+    ours = np.asarray([[Bernoulli(logit[None]).log_prob(jnp.full(1, sign)) for sign in signs] for logit in logits])
+    with mpmath.workdps(50):
+        truth = [[float(-mpmath.log(1 + mpmath.exp(-sign * float(logit)))) for sign in signs] for logit in logits]
+    np.testing.assert_allclose(ours, truth, rtol=1e-6)
+    np.testing.assert_allclose(Bernoulli(logits).log_masses(), truth, rtol=1e-6)
+    np.testing.assert_allclose(Bernoulli(logits).mean(), np.exp(truth) @ signs, rtol=1e-5)
+    # d/dlogit log sigmoid(x logit) = x sigmoid(-x logit), in both tails
+    slopes = jax.grad(lambda logits: Bernoulli(logits).log_prob(jnp.ones(8)))(logits)
+    np.testing.assert_allclose(slopes, np.exp(np.asarray(truth)[:, 0]), rtol=2e-6)
+
+
+def test_bernoulli_is_the_other_decoders_at_two_levels():
+    with jax.enable_x64(True):
+        z, level, x = jnp.asarray([-0.8, 0.3, 1.4]), level_from_log_snr(jnp.asarray(0.7)), jnp.asarray([1.0, 1.0, -1.0])
+        by_z = Bernoulli(2.0 * level.alpha * z / level.sigma**2).log_prob(x)
+        assert float(by_z) == pytest.approx(float(Categorical(z, level, 2).log_prob(x)), rel=1e-12)
+        mixture = LogisticMixture(jnp.zeros((3, 1)), z[:, None, None], jnp.full((3, 1, 1), np.log(0.4)), 2)
+        logistic = mixture.log_prob(x[:, None])
+        assert float(Bernoulli(z / 0.4).log_prob(x)) == pytest.approx(float(logistic), rel=1e-12)
+
+
+@parametrize("value", [0.0, 0.5, 2.0, float("nan")])
+def test_bernoulli_takes_binary_data_only(value):
+    x, law = jnp.asarray([1.0, value]), Bernoulli(jnp.asarray([0.3, -0.2]))
+    with pytest.raises(ValueError, match=r"values -1 and 1 only: binarise x, to_unit\(values, 2\)"):
+        law.log_prob(x)
+    log_prob = jax.jit(lambda logits, x: Bernoulli(logits).log_prob(x))  # nobody can look at x
+    assert np.isnan(log_prob(law.logits, x))
+    assert np.isnan(jax.grad(log_prob)(law.logits, x)[1])
+    binary = to_unit(jnp.asarray([1, 0]), 2)
+    assert float(log_prob(law.logits, binary)) == pytest.approx(float(law.log_prob(binary)), rel=1e-6)
+
+
+def test_bernoulli_samples_have_its_mean():
+    law = Bernoulli(jnp.asarray([[-2.0], [0.4]]))
+    x = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 20_000))
+    assert np.all(np.abs(x) == 1.0)
+    assert_mean(x, law.mean(), resolution=0.01)
+
+
+def _mixture_parameters(seed, channels, components, pixels=()):
+    """logits, means, log-scales from e^-8 to e^3, coefficients."""
+    random = np.random.RandomState(seed)
+    pairs = channels * (channels - 1) // 2
+    return (
+        random.randn(*pixels, components),
+        random.uniform(-1.5, 1.5, (*pixels, channels, components)),
+        random.uniform(-8.0, 3.0, (*pixels, channels, components)),
+        np.tanh(random.randn(*pixels, pairs, components)),
+    )
+
+
+def _mixture(logits, means, log_scales, coefficients, levels):
+    logits, means, log_scales, coefficients = map(jnp.asarray, (logits, means, log_scales, coefficients))
+    return LogisticMixture(logits, means, log_scales, levels, coefficients)
+
+
+def _sigmoid(x):
+    return mpmath.mpf(int(x > 0)) if mpmath.isinf(x) else 1 / (1 + mpmath.exp(-x))
+
+
+def _mixture_truth(logits, means, log_scales, coefficients, levels, index):
+    """log P of one pixel by differences of logistic distribution functions, in mpmath."""
+
+    def number(array):  # a NumPy scalar's value, not its shortest decimal
+        return np.vectorize(lambda v: v if isinstance(v, mpmath.mpf) else mpmath.mpf(float(v)), otypes=[object])(array)
+
+    logits, means, log_scales = number(logits), number(means), number(log_scales)
+    coefficients = number(coefficients) if np.size(coefficients) else coefficients
+    x, half = [-1 + 2 * mpmath.mpf(int(i)) / (levels - 1) for i in index], mpmath.mpf(1) / (levels - 1)
+    total = mpmath.mpf(0)
+    for k in range(len(logits)):
+        mass, pair = mpmath.exp(logits[k]), 0
+        for c in range(len(x)):
+            mean = means[c, k]
+            for j in range(c):
+                mean, pair = mean + coefficients[pair, k] * x[j], pair + 1
+            low, high = ((x[c] + sign * half - mean) * mpmath.exp(-log_scales[c, k]) for sign in (-1, 1))
+            low = -mpmath.inf if index[c] == 0 else low  # the edge bins are open
+            high = mpmath.inf if index[c] == levels - 1 else high
+            low, high = (-high, -low) if low > 0 else (low, high)  # on the side where it does not cancel
+            mass *= _sigmoid(high) - _sigmoid(low)
+        total += mass
+    return mpmath.log(total) - mpmath.log(sum(mpmath.exp(logit) for logit in logits))
+
+
+@parametrize(("channels", "levels"), [(1, 2), (1, 256), (2, 17), (3, 6), (4, 3)])
+def test_mixture_masses_sum_to_one(channels, levels):
+    x = to_unit(jnp.asarray(list(itertools.product(range(levels), repeat=channels))), levels)
+    cases = [_mixture_parameters(seed, channels, 3) for seed in range(5)]
+    parameters = [np.stack(arrays).astype(np.float32) for arrays in zip(*cases, strict=True)]
+
+    @jax.jit
+    @jax.vmap
+    def log_probs(*parameters):
+        return jax.vmap(_mixture(*parameters, levels).log_prob)(x)
+
+    np.testing.assert_allclose(np.exp(np.asarray(log_probs(*parameters), np.float64)).sum(-1), 1.0, atol=1e-6)
+
+
+def test_mixture_without_coefficients_has_independent_channels():
+    logits, means, log_scales, coefficients = _mixture_parameters(0, 3, 2)
+    x = to_unit(jnp.asarray([3, 0, 16]), 17)
+    without = LogisticMixture(jnp.asarray(logits), jnp.asarray(means), jnp.asarray(log_scales), 17).log_prob(x)
+    zero = _mixture(logits, means, log_scales, 0.0 * coefficients, 17).log_prob(x)
+    assert float(without) == float(zero)
+    with pytest.raises(ValueError, match="3 channels have 3 pairs, each with its coefficient: got 1"):
+        _mixture(logits, means, log_scales, coefficients[:1], 17).log_prob(x)
+
+
+def test_mixture_of_one_is_a_difference_of_distribution_functions():
+    with jax.enable_x64(True):
+        mean, scale, levels = 0.3, 0.35, 9
+        edges = np.concatenate([[-np.inf], np.linspace(-1, 1, levels)[:-1] + 1 / (levels - 1), [np.inf]])
+        truth = np.diff(stats.logistic(mean, scale).cdf(edges))
+        law = _mixture(np.zeros(1), np.full((1, 1), mean), np.full((1, 1), np.log(scale)), np.zeros((0, 1)), levels)
+        ours = jax.vmap(law.log_prob)(to_unit(jnp.arange(levels)[:, None], levels))
+        np.testing.assert_allclose(np.exp(ours), truth, rtol=1e-12)
+
+
+def test_mixture_against_fifty_digits_in_float32():
+    # Operation by operation, since a compiler that fuses a product with a sum hides what a plain product loses.
+    levels, random = 256, np.random.RandomState(1)
+    parameters = [a.astype(np.float32) for a in _mixture_parameters(0, 3, 2, (60,))]
+    parameters[1][:10] *= 40.0  # far outside
+    index = random.randint(0, levels, (60, 3))
+    index[:20] = random.choice([0, levels - 1], (20, 3))
+    for c in range(3):  # half of them with means that all but cancel, near the value: there digits are lost
+        regression = sum(
+            parameters[3][30:, c * (c - 1) // 2 + j] * (2 * index[30:, j, None] / 255 - 1) for j in range(c)
+        )
+        near = 2 * index[30:, c, None] / 255 - 1 - regression + 0.01 * random.randn(30, 2)
+        parameters[1][30:, c] = near.astype(np.float32)
+    ours = jax.vmap(lambda x, *p: _mixture(*p, levels).log_prob(x))(to_unit(jnp.asarray(index), levels), *parameters)
+    with mpmath.workdps(50):
+        truth = [float(_mixture_truth(*(a[i] for a in parameters), levels, index[i])) for i in range(60)]
+    assert min(truth) < -1e4
+    np.testing.assert_allclose(ours, truth, rtol=1e-6)
+
+
+def test_mixture_gradients_against_fifty_digits():
+    levels, index = 17, [5, 16, 0]
+    parameters = [a.astype(np.float32) for a in _mixture_parameters(3, 3, 2)]
+    parameters[1][1, 0] = 30.0  # in the far tail too: the other component takes over, and the weights' gradients live
+    parameters[2] = np.clip(parameters[2], -3.0, 1.0)
+    x = to_unit(jnp.asarray(index), levels)
+    slopes = jax.jit(jax.grad(lambda p: _mixture(*p, levels).log_prob(x)))(parameters)
+    with mpmath.workdps(50):
+        h = mpmath.mpf(10) ** -20
+
+        def truth(which, place, step):
+            moved = [array.astype(object) for array in parameters]
+            moved[which][place] = mpmath.mpf(float(moved[which][place])) + step
+            return _mixture_truth(*moved, levels, index)
+
+        for which, slope in enumerate(slopes):
+            for place in np.ndindex(slope.shape):
+                numeric = float((truth(which, place, h) - truth(which, place, -h)) / (2 * h))
+                assert float(slope[place]) == pytest.approx(numeric, rel=1e-5, abs=1e-6), (which, place)
+
+
+@parametrize("log_scale", [-70.0, -8.0, 0.0, 70.0])
+@parametrize("mean", [-30.0, 0.1, 30.0])
+def test_mixture_is_finite_with_its_gradients(mean, log_scale):
+    x = to_unit(jnp.asarray([0, 100, 255]), 256)
+
+    def log_prob(*parameters):
+        return _mixture(*parameters, 256).log_prob(x)
+
+    parameters = (jnp.zeros(1), jnp.full((3, 1), mean), jnp.full((3, 1), log_scale), jnp.full((3, 1), 0.1))
+    value, slopes = jax.jit(jax.value_and_grad(log_prob, argnums=(1, 2, 3)))(*parameters)
+    assert all(np.all(np.isfinite(number)) for number in (value, *slopes))
+    # Moved towards the value in the middle the law is better: the sign is right however far it is.
+    assert np.all(np.sign(slopes[0][1]) == np.sign(x[1] - mean - 0.1 * x[0])) or log_scale == 70.0
+
+
+def test_mixture_samples_follow_its_masses():
+    levels = 3
+    parameters = (
+        np.asarray([0.4, -0.3]),
+        np.asarray([[-0.8, 0.5], [0.2, -0.1]]),
+        np.log([[0.3, 0.2], [0.25, 0.4]]),
+        np.asarray([[0.9, -0.7]]),
+    )
+    law = _mixture(*parameters, levels)
+    grid = to_unit(jnp.asarray(list(itertools.product(range(levels), repeat=2))), levels)
+    masses = np.exp(jax.vmap(law.log_prob)(grid))
+    x = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000)))
+    onehot = np.all(x[:, None, :] == np.asarray(grid), axis=-1)
+    assert np.all(onehot.sum(-1) == 1)  # on the grid
+    assert_mean(onehot, masses, resolution=0.003)
+
+
+def test_mixture_of_an_image_is_the_sum_of_its_pixels():
+    parameters = _mixture_parameters(5, 3, 4, (2, 3))
+    x = _mixture(*parameters, 256).sample(jax.random.key(0))
+    assert x.shape == (2, 3, 3)
+    whole = _mixture(*parameters, 256).log_prob(x)
+    pixels = jax.vmap(jax.vmap(lambda x, *p: _mixture(*p, 256).log_prob(x)))(x, *parameters)
+    assert float(whole) == pytest.approx(float(pixels.sum()), rel=1e-6)

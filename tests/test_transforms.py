@@ -13,14 +13,17 @@ from jax.test_util import check_grads
 from jax.tree_util import Partial
 
 from vdm_jax import (
+    autoencoder,
     dequantization,
     elbo,
     exact,
     forward,
     gaussian,
+    hvae,
     information,
     levels,
     likelihoods,
+    linear,
     losses,
     parameterization,
     paths,
@@ -29,6 +32,7 @@ from vdm_jax import (
     schedules,
     tables,
     times,
+    vae,
     vdm,
     weightings,
 )
@@ -36,8 +40,9 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.levels import Level, level_from_log_snr, step_from_log_snr
 
 MODULES = [
-    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods", "elbo", "paths",
-    "losses", "vdm", "weightings", "reverse", "samplers", "dequantization", "flow", "exact", "information",
+    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
+    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
+    "dequantization", "flow", "exact", "information", "linear",
 ]  # fmt: skip
 DEVICES = 8
 CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
@@ -93,6 +98,31 @@ def _questions(world, x, level):
     noisy = exact.marginal(world, level)
     given = world.given(x, level)
     return noisy.log_prob(x), noisy.score(x), noisy.score_jacobian(x), given.mean, given.variance, given.covariance()
+
+
+def _law(mean, var):
+    return Normal(mean, jnp.broadcast_to(var, mean.shape))
+
+
+def _model(weights, shift, var):
+    return linear.Linear(weights, shift, var)
+
+
+def _pca(x):
+    principal = linear.principal_components(x)
+    return principal.variances, principal.decode(principal.encode(x, 1))  # directions may turn by pi
+
+
+def _ppca(x):
+    model = linear.probabilistic_pca(x, 1)
+    return model.var, jnp.square(model.weights), jax.vmap(model.log_prob)(x)
+
+
+def _fitted(x):
+    start = _model(
+        jnp.ones_like(x[0])[:, None] * jnp.arange(1.0, 4.0, dtype=x.dtype)[:, None], x[0], x[0, 0] ** 2 + 1.0
+    )
+    return vae.alternate(lambda m: m.encoder(x), lambda q: linear.likeliest_decoder(q, x), start, rounds=2)
 
 
 SMALL = partial(information.quadrature, nodes=15)
@@ -156,6 +186,44 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "likelihoods.Categorical.mean": (
         lambda z, lam, logits: likelihoods.Categorical(z, level_from_log_snr(lam), 5, logits).mean(),
         (X, P, numbers(10, 3, 2, 5)),
+    ),
+    "likelihoods.Bernoulli": (
+        lambda m, x: (
+            likelihoods.Bernoulli(m).log_prob(jnp.sign(jax.lax.stop_gradient(x) - 0.01)),
+            likelihoods.Bernoulli(m).mean(),
+        ),
+        (X, DRAWN),
+    ),
+    "likelihoods.LogisticMixture": (
+        lambda w, m, s, c, x: likelihoods.LogisticMixture(w, m, s, 17, c).log_prob(jax.lax.stop_gradient(x)),
+        (numbers(13, 3, 2), numbers(14, 3, 2, 2), numbers(15, 3, 2, 2), numbers(16, 3, 1, 2), DRAWN),
+    ),
+    "autoencoder.nearest_distance": (
+        lambda x, data: autoencoder.nearest_distance(x, data),
+        (numbers(17, 4, 3), numbers(18, 5, 3)),
+    ),
+    "vae.kl_to_prior": (lambda m, v: vae.kl_to_prior(Normal(m, v)), (X, VAR)),
+    "vae.kl_estimate": (lambda m, v, z: vae.kl_estimate(Normal(m, v), z), (X, VAR, Y)),
+    "vae.importance_weighted": (vae.importance_weighted, (BATCH,)),
+    "vae.aggregate_log_prob": (lambda m, v, z: vae.aggregate_log_prob(_law(m, v), z), (BATCH, VAR, BATCH[:, 0])),
+    "vae.averaging_decoder": (
+        lambda m, v, x, z: vae.averaging_decoder(_law(m, v), x, z),
+        (BATCH, VAR, numbers(19, 5, 2), BATCH[:, 0]),
+    ),
+    "vae.alternate": (lambda x: _fitted(x), (numbers(20, 6, 3),)),
+    "hvae.objective": (
+        lambda r, d: hvae.objective(hvae.Bound(r, d), beta=0.5, free_nats=0.1),
+        (numbers(21, 4), numbers(22, 2, 4)),
+    ),
+    "linear.principal_components": (lambda x: _pca(x), (numbers(20, 6, 3),)),
+    "linear.probabilistic_pca": (lambda x: _ppca(x), (numbers(20, 6, 3),)),
+    "linear.likeliest_decoder": (
+        lambda m, v, x: linear.likeliest_decoder(_law(m, v), x),
+        (numbers(23, 6, 2), VAR, numbers(20, 6, 3)),
+    ),
+    "linear.Linear": (
+        lambda w, b, v, x: (_model(w, b, v).log_prob(x[0]), _model(w, b, v).posterior(x), _model(w, b, v).encoder(x)),
+        (numbers(24, 3, 2), numbers(25, 3), VAR, numbers(20, 6, 3)),
     ),
     "elbo.prior_kl": (at(elbo.prior_kl), (X, P)),
     "elbo.diffusion_weight": (
@@ -282,6 +350,35 @@ def decoder(x_hat, x_1, level):
     return Normal(x_hat, level.sigma**2)
 
 
+def _encode(p, *given):
+    *_, x = given  # of a ladder: what lies above, and x
+    return Normal(p * x[:, :2], jnp.exp(0.1 * x[:, 1:]))
+
+
+def _decode(p, z):
+    return jnp.concatenate([p * z, z[:, :1] ** 2], axis=1)
+
+
+def _likelihood(mean):
+    return Normal(mean, jnp.full((), 0.5, mean.dtype))
+
+
+def _below(p, z):
+    return Normal(p * z, jnp.ones_like(z))
+
+
+def _vae(p):
+    return Partial(_encode, p), Partial(_decode, p), _likelihood
+
+
+def _ladder(p):
+    return hvae.ladder((2,), [Partial(_encode, p)] * 2, [Partial(_below, p)], Partial(_decode, p))
+
+
+def _bottom_up(p):
+    return hvae.bottom_up((2,), [Partial(_encode, p), Partial(_below, p)], [Partial(_below, p)], Partial(_decode, p))
+
+
 def with_variance(param, x_t, level):
     return network(param, x_t, level), jnp.cos(x_t)
 
@@ -333,6 +430,23 @@ BATCHED: dict[str, Any] = {
     "elbo.denoising_error": lambda k, p, x: elbo.denoising_error(Partial(network, p), k, x, _levels_of(x), "eps"),
     "dequantization.dequantized_bound": lambda k, p, x: _dequantized(Partial(network, p), k, x),
     "dequantization.encoder_bound": lambda k, p, x: _encoded(Partial(network, p), k, x),
+    "autoencoder.reconstruction_error": lambda k, p, x: autoencoder.reconstruction_error(
+        lambda x: jnp.tanh(p * x), lambda z: p + z, x
+    ),
+    "autoencoder.denoising_reconstruction_error": lambda k, p, x: autoencoder.denoising_reconstruction_error(
+        lambda x: jnp.tanh(p * x), lambda z: p + z, k, x, 0.3
+    ),
+    "vae.bound": lambda k, p, x: vae.bound(*_vae(p), k, x),
+    "vae.importance_bound": lambda k, p, x: vae.importance_bound(*_vae(p), k, x, samples=3),
+    "vae.information_split": lambda k, p, x: vae.information_split(_encode(p, x), k, samples=2),
+    "vae.decoding_cost": lambda k, p, x: vae.decoding_cost(Partial(_decode, p), _likelihood, x[:, 1:], x),
+    "vae.draw": lambda k, p, x: vae.draw(_encode(p, x), k),
+    "hvae.ladder": lambda k, p, x: hvae.bound(_ladder(p), _likelihood, k, x),
+    "hvae.bottom_up": lambda k, p, x: hvae.bound(_bottom_up(p), _likelihood, k, x),
+    "hvae.importance_bound": lambda k, p, x: hvae.importance_bound(_ladder(p), _likelihood, k, x, samples=2),
+    "hvae.generate": lambda k, p, x: hvae.generate(_ladder(p), _likelihood, k, 3, temperature=0.7),
+    "hvae.imagine": lambda k, p, x: hvae.imagine(_ladder(p), k, 3),
+    "hvae.reconstruct": lambda k, p, x: hvae.reconstruct(_ladder(p), k, x, keep=1),
     "elbo.reconstruction": lambda k, p, x: elbo.reconstruction(
         Partial(network, p), k, x, _levels_of(x), decoder, "eps"
     ),
@@ -357,6 +471,16 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         ),
         (KEYS, X, P),
     ),
+    "likelihoods.sample_more": (
+        lambda k, m, w: (
+            likelihoods.Bernoulli(m).sample(k),
+            likelihoods.LogisticMixture(w, jnp.stack([m, -m], -1), jnp.stack([-m, m], -1), 17).sample(k),
+        ),
+        (KEYS, X, numbers(13, 3, 2)),
+    ),
+    "vae.score_function": (lambda c, q: vae.score_function(c, q), (P, VAR)),
+    "hvae.diagnose": (lambda k, p, x: hvae.diagnose(_ladder(p), k, x), (KEYS, P, BATCH)),
+    "hvae.warm_up": (lambda t: hvae.warm_up(t, 4), (STEPS,)),
     "times.uniforms": (
         lambda k: [times.uniforms(k, 5, how) for how in ("independent", "spread", "antithetic")],
         (KEYS,),
@@ -387,7 +511,9 @@ HOST = {
 NAMED_ELSEWHERE = {
     "schedules.Continuous", "schedules.Schedule", "schedules.check_begins_noisy", "tables.Betas", "tables.Discrete",
     "times.Draw", "times.check_probabilities", "forward.PosteriorCoefficients", "elbo.Bound", "elbo.Curve",
-    "elbo.Decoder", "elbo.Likelihood", "losses.DenoisingLoss", "reverse.HybridLoss", "reverse.InterpolatedDecoder",
+    "elbo.Decoder", "likelihoods.Likelihood", "vae.Encoder", "vae.Decoder", "vae.Observation", "vae.Bound",
+    "vae.InformationSplit", "hvae.Latent", "hvae.Draw", "hvae.Hierarchy", "hvae.Bound", "hvae.Diagnostics",
+    "hvae.bound", "linear.Principal", "losses.DenoisingLoss", "reverse.HybridLoss", "reverse.InterpolatedDecoder",
     "reverse.VarianceBounds", "reverse.VarianceDecoder", "reverse.VarianceDenoiser", "reverse.VariationalLoss",
     "samplers.Samples", "samplers.Trajectory", "flow.FlowLikelihood", "flow.drift", "flow.flow_log_prob",
     "flow.flow_sample",
@@ -403,11 +529,13 @@ ROWS = {
 
 # Whole chains and their like, which take long to compile in every way there is.
 HEAVY = {
-    *LEARNING, "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound", "reverse.eps_power",
-    "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve", "exact.reverse",
-    "exact.Independent", "exact.Finite", "exact.Mixture", "likelihoods.DiscretizedGaussian",
-    "paths.joint_log_ratio", "information.mutual_information",
-    "information.optimal_bound",
+    *LEARNING, "likelihoods.LogisticMixture", "vae.alternate", "hvae.generate", "hvae.importance_bound",
+    "hvae.bottom_up", "hvae.diagnose", "likelihoods.sample_more", "vae.information_split", "hvae.reconstruct",
+    "vae.aggregate_log_prob", "linear.Linear", "linear.likeliest_decoder", "linear.probabilistic_pca",
+    "vae.kl_to_prior", "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound",
+    "reverse.eps_power", "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve",
+    "exact.reverse", "exact.Independent", "exact.Finite", "exact.Mixture", "likelihoods.DiscretizedGaussian",
+    "paths.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
 }  # fmt: skip
 
 

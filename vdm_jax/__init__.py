@@ -1,4 +1,4 @@
-"""The variational view of diffusion models, as pure functions.
+"""The variational view of diffusion models, as pure functions: from autoencoders to diffusion.
 
 Index of equations: catalogue entry -> what it says -> function. `docs/derivations.md` adds the test of each.
 
@@ -14,6 +14,26 @@ Levels and schedules (FWD-6, FWD-7)
                                                              to_betas, to_standard_deviations, to_gammas
 The normal law (ELBO-6, VAE-4, VAE-5)
     N(mean, var), KL ....................................... gaussian.Normal, gaussian.kl, gaussian.variance_kl
+Autoencoders (AE-1 .. AE-3)
+    ||x - Dec(Enc(x))||^2, and with noise going in ......... autoencoder.reconstruction_error,
+                                                             autoencoder.denoising_reconstruction_error
+    how far from the data .................................. autoencoder.nearest_distance
+    principal components, where all is linear .............. linear.Principal, linear.principal_components
+Variational autoencoders (VAE-1 .. VAE-12)
+    -E log p(x|z) + KL(q(z|x) || p(z)) ..................... vae.bound, vae.Bound
+    its terms .............................................. vae.decoding_cost, vae.kl_to_prior, vae.kl_estimate
+    z = mu + sigma eps, or the score function .............. vae.draw, vae.score_function
+    -log 1/K sum_k p(x, z_k) / q(z_k|x) .................... vae.importance_bound, vae.importance_weighted
+    KL = I(x; z) + KL(q(z) || p(z)) ........................ vae.information_split, vae.aggregate_log_prob
+    E_q(x|z)[x], the blur .................................. vae.averaging_decoder
+    variational EM; probabilistic PCA, where it ends ....... vae.alternate; linear.Linear, likeliest_decoder,
+                                                             probabilistic_pca
+Hierarchical VAEs (HVAE-1 .. HVAE-5)
+    levels from the bottom up, from the top down ........... hvae.bottom_up, hvae.ladder; hvae.Hierarchy
+    the bound, level by level .............................. hvae.bound, hvae.importance_bound
+    free bits, KL warm-up .................................. hvae.objective, hvae.warm_up
+    KL, active units, information of every level ........... hvae.diagnose
+    from the prior; from the upper levels .................. hvae.generate, hvae.imagine, hvae.reconstruct
 The forward process (FWD-1 .. FWD-5)
     q(x_t | x_0) ........................................... forward.marginal
     q(x_t | x_s) ........................................... forward.transition
@@ -28,6 +48,7 @@ Parameterisations (PAR-1, PAR-2)
 Decoders p(x | z_0) (ELBO-5)
     N, discretised N, Kingma et al.'s categorical (VDM-2) .. gaussian.Normal, likelihoods.DiscretizedGaussian,
                                                              likelihoods.Categorical
+    two values, a mixture of discretised logistics ......... likelihoods.Bernoulli, likelihoods.LogisticMixture
     log mass of N(0, 1) in an interval ..................... likelihoods.log_interval
     0..levels-1 <-> [-1, 1] ................................ likelihoods.to_unit, likelihoods.from_unit
 The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from vdm_jax import forward
 from vdm_jax.gaussian import variance_kl
 from vdm_jax.levels import Level, Step
+from vdm_jax.likelihoods import Likelihood
 from vdm_jax.parameterization import target, to_x_0
 from vdm_jax.schedules import Schedule, check_begins_noisy
 from vdm_jax.tables import Discrete
@@ -33,13 +34,6 @@ from vdm_jax.types import (
     pytree_callable,
     unknown_parameterization,
 )
-
-
-@runtime_checkable
-class Likelihood(Protocol):
-    """A law of one example: `gaussian.Normal`, or one of `likelihoods`."""
-
-    def log_prob(self, x: X) -> Scalar: ...
 
 
 @runtime_checkable

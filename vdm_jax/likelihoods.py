@@ -4,11 +4,12 @@ Each is a NamedTuple with `log_prob(x)`, in nats and summed over one example, an
 `gaussian.Normal` itself. The others live on quantised data: `levels` values, evenly spaced on [-1, 1].
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy import special
 from jax.scipy.special import erfc
 from jaxtyping import Array, Float, Integer
@@ -19,6 +20,13 @@ from vdm_jax.types import Key, Real, Scalar, X
 
 _ROOT_HALF = float(np.sqrt(0.5))
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """A law of one example: `gaussian.Normal`, or one of those below."""
+
+    def log_prob(self, x: X) -> Scalar: ...
 
 
 def to_unit(values: Integer[Array, "*x"], levels: int) -> X:
@@ -123,6 +131,123 @@ class Categorical(NamedTuple):
         return _grid(self.levels, self.z.dtype)[index]
 
 
+class Bernoulli(NamedTuple):
+    """P(x_i) = sigmoid(x_i logit_i): the decoder of binary data, whose two values are -1 and 1.
+
+    Fields:
+        logits: log-odds of 1, shape (*x).
+
+    Source: Kingma & Welling 2013, arXiv:1312.6114, appendix C.1.
+    """
+
+    logits: X
+
+    def log_prob(self, x: X) -> Scalar:
+        """log P(x) in nats, a scalar; x of -1 and 1, shape (*x).
+
+        Raises:
+            ValueError: x has other values. Where x is traced (jit, vmap) nobody can look: the result is NaN.
+        """
+        binary = jnp.abs(x) == 1.0
+        if not isinstance(x, Tracer) and not np.all(np.abs(np.asarray(x)) == 1.0):
+            raise ValueError(
+                "a Bernoulli decoder takes values -1 and 1 only: binarise x, to_unit(values, 2) of 0 and 1"
+            )
+        return jnp.sum(jax.nn.log_sigmoid(jnp.where(binary, x, jnp.nan) * self.logits))
+
+    def log_masses(self) -> Float[Array, "*x 2"]:
+        """The log-probability of -1 and of 1, shape (*x, 2)."""
+        return jax.nn.log_sigmoid(jnp.stack([-self.logits, self.logits], axis=-1))
+
+    def mean(self) -> X:
+        """The expectation of x, tanh(logit / 2), shape (*x)."""
+        return jnp.tanh(0.5 * self.logits)
+
+    def sample(self, key: Key) -> X:
+        """A draw of -1 and 1, shape (*x)."""
+        one = jax.random.bernoulli(key, jax.nn.sigmoid(self.logits))
+        return jnp.where(one, 1.0, -1.0).astype(self.logits.dtype)
+
+
+class LogisticMixture(NamedTuple):
+    """PixelCNN++'s decoder: in every pixel a mixture of K discretised logistics, its channels one after the other.
+
+        P(x) = sum_k pi_k prod_c integral of Logistic(m_ck, s_ck) over the bin of x_c,   pi = softmax(logits)
+        m_ck = means_ck + sum_{j < c} coefficients_cjk x_j
+
+    A channel's mean is moved by the true values of the pixel's earlier channels, so P is normalised for any
+    coefficients, and they are taken as they are: Salimans et al. pass a network's output through tanh first. The bin
+    of a value v is v +- 1/(levels - 1); the edge bins reach to infinity.
+
+    Fields:
+        logits: log-weights of the components, shape (*pixels, K).
+        means: for x of shape (*pixels, C), shape (*pixels, C, K).
+        log_scales: shape (*pixels, C, K), between -70 and 70: beyond, scales leave float32.
+        levels: number of values on [-1, 1], at least 2.
+        coefficients: shape (*pixels, C (C - 1) / 2, K), of the pairs (c, j) = (1, 0), (2, 0), (2, 1), (3, 0), ...;
+            None: a component's channels are independent.
+
+    Source: Salimans et al. 2017, arXiv:1701.05517, equations 1 to 3.
+    """
+
+    logits: Float[Array, "*pixels k"]
+    means: Float[Array, "*pixels c k"]
+    log_scales: Float[Array, "*pixels c k"]
+    levels: int
+    coefficients: Float[Array, "*pixels pairs k"] | None = None
+
+    def log_prob(self, x: X) -> Scalar:
+        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*pixels, C).
+
+        Raises:
+            ValueError: as many coefficients as C channels have pairs are needed, and there are not.
+        """
+        index = from_unit(x, self.levels)
+        unit = jnp.exp(-self.log_scales) / (self.levels - 1)  # half a bin, in scales
+        middle, first = self._from_means(index) * unit, index[..., None] == 0
+        masses = _log_logistic(middle, unit, first, index[..., None] == self.levels - 1)
+        joint = jax.nn.log_softmax(self.logits, axis=-1) + jnp.sum(masses, axis=-2)
+        return jnp.sum(special.logsumexp(joint, axis=-1))
+
+    def sample(self, key: Key) -> X:
+        """A draw on the grid, shape (*pixels, C): each pixel's component, then its channels in order, each rounded.
+
+        Raises:
+            ValueError: as `log_prob`.
+        """
+        by_component, by_channel = jax.random.split(key)
+        chosen = jax.random.categorical(by_component, self.logits, axis=-1)[..., None, None]
+        mean, log_scale, coefficients = (
+            jnp.take_along_axis(field, chosen, axis=-1)[..., 0]
+            for field in (self.means, self.log_scales, self._coefficients())
+        )
+        mean = mean + jnp.exp(log_scale) * jax.random.logistic(by_channel, mean.shape, mean.dtype)
+        x = jnp.zeros_like(mean)
+        for c in range(mean.shape[-1]):
+            drawn = mean[..., c] + jnp.sum(coefficients[..., _pairs(c)] * x[..., :c], axis=-1)
+            x = x.at[..., c].set(to_unit(from_unit(drawn, self.levels), self.levels).astype(x.dtype))
+        return x
+
+    def _from_means(self, index: Integer[Array, "*pixels c"]) -> Float[Array, "*pixels c k"]:
+        # (x_c - m_ck) (levels - 1), in half bins, to the last digit, as `_from_value` has it: x is an integer there,
+        # and the upper halves of means and coefficients make a sum that is exact before it cancels.
+        x = (2 * index - (self.levels - 1)).astype(self.means.dtype)
+        (high, low), (upper, lower) = _halves(self.means), _halves(self._coefficients())
+        exact = x[..., None] - (self.levels - 1) * high - _regression(upper, x)
+        return exact - ((self.levels - 1) * low + _regression(lower, x))
+
+    def _coefficients(self) -> Float[Array, "*pixels pairs k"]:
+        *pixels, channels, components = self.means.shape
+        pairs = _pairs(channels).start
+        if self.coefficients is None:
+            return jnp.zeros((*pixels, pairs, components), self.means.dtype)
+        if self.coefficients.shape[-2] != pairs:
+            raise ValueError(
+                f"{channels} channels have {pairs} pairs, each with its coefficient: got {self.coefficients.shape[-2]}"
+            )
+        return self.coefficients
+
+
 def _grid(levels: int, dtype) -> Float[Array, " levels"]:
     return jnp.linspace(-1.0, 1.0, levels, dtype=dtype)
 
@@ -132,9 +257,45 @@ def _from_value(x: X, index: Integer[Array, "*x"], levels: int) -> X:
 
     A product with levels - 1 would round before the difference cancels; with the upper half of x's digits it is exact.
     """
-    high = jnp.round(x * 2.0**11) / 2.0**11
+    high, low = _halves(x)
     centre = (2 * index - (levels - 1)).astype(x.dtype)
-    return ((levels - 1) * high - centre) + (levels - 1) * (x - high)
+    return ((levels - 1) * high - centre) + (levels - 1) * low
+
+
+def _halves(x: Real) -> tuple[Real, Real]:
+    """x as a multiple of 2^-11, whose products with small integers are exact, and the rest."""
+    high = jnp.round(x * 2.0**11) / 2.0**11
+    return high, x - high
+
+
+def _pairs(channel: int) -> slice:
+    """Where among the pairs (1, 0), (2, 0), (2, 1), ... those of `channel` with the earlier ones are."""
+    return slice(channel * (channel - 1) // 2, channel * (channel + 1) // 2)
+
+
+def _regression(coefficients: Float[Array, "*p pairs k"], x: Float[Array, "*p c"]) -> Float[Array, "*p c k"]:
+    # sum_{j < c} coefficients_cj x_j
+    channels = range(x.shape[-1])
+    return jnp.stack([jnp.sum(coefficients[..., _pairs(c), :] * x[..., :c, None], axis=-2) for c in channels], axis=-2)
+
+
+def _log_logistic(middle: Real, half: Real, first: Array, last: Array) -> Real:
+    """The log-mass of a logistic between m - h and m + h, or up to infinity on either side.
+
+        sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a - b))
+
+    Every logarithm is negative, so nothing cancels; each is left out where its edge is at infinity.
+    """
+    below = jnp.where(last, 0.0, jax.nn.log_sigmoid(middle + half))
+    above = jnp.where(first, 0.0, jax.nn.log_sigmoid(half - middle))
+    return below + above + jnp.where(first | last, 0.0, _log1mexp(2.0 * half))
+
+
+def _log1mexp(x: Real) -> Real:
+    """log(1 - e^-x) for x > 0, right to the last digit from 0 to infinity."""
+    small = x < 0.7
+    near = jnp.log(-jnp.expm1(-jnp.where(small, x, 0.7)))
+    return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 0.7, x))))
 
 
 def log_interval(middle: X, width: Real) -> X:

@@ -15,6 +15,7 @@ from vdm_jax.gaussian import Normal, kl
 from vdm_jax.parameterization import to_x_0
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, pytree_callable
+from vdm_jax.vae import importance_weighted
 
 
 def consistency_bound(
@@ -156,4 +157,4 @@ def _importance_bound(denoiser, key, x_0, table, decoder, samples, kind, prior_l
         return _joint_log_ratio(denoiser, key, x_0, table, decoder, kind, prior_log_var)
 
     log_ratios = jax.lax.map(path, jax.random.split(key, samples))
-    return jnp.log(samples) - jax.nn.logsumexp(log_ratios, axis=0)
+    return importance_weighted(log_ratios)

@@ -11,6 +11,9 @@ from jaxtyping import Float, Int, PRNGKeyArray, UInt32
 
 X = Float[Array, "*x"]  # one example, of any shape
 Batch = Float[Array, "b *x"]  # examples stacked along the first axis
+Data = Float[Array, "n *x"]  # a whole data set, beside a batch
+Z = Float[Array, "*z"]  # the latent of one example, of another shape than x
+Latents = Float[Array, "b *z"]
 PerExample = Float[Array, " b"]
 Scalar = Float[Array, ""]
 Real = Float[Array, "..."]  # a number, or many at once: the function is elementwise

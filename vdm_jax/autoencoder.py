@@ -1,0 +1,88 @@
+"""Autoencoders: a code of the data, and the data from it. No law of the code, so nothing to draw new data from.
+
+    ||x - Dec(Enc(x))||^2                  autoencoder                  (AE-1)
+    ||x - Dec(Enc(x + sigma eps))||^2      denoising autoencoder        (AE-2)
+
+`encoder` and `decoder` take and give a batch: Flax networks as `jax.tree_util.Partial(net.apply, params)`, or any other
+callables. Their optima where all is known: `linear` (principal components), `exact` (E[x | x + sigma eps]).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, pytree_callable
+
+Map = Callable[[Any], Any]
+
+
+def reconstruction_error(encoder: Map, decoder: Map, x: Batch) -> PerExample:
+    """||x - Dec(Enc(x))||^2 of each example (AE-1).
+
+    Args:
+        encoder: (B, *x) -> (B, *z).
+        decoder: (B, *z) -> (B, *x).
+        x: shape (B, *x).
+
+    Returns:
+        Shape (B,), summed over the example.
+
+    Raises:
+        ValueError: the decoder gives another shape than x.
+
+    Source: Hinton & Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks".
+    """
+    return _error(pytree_callable(encoder), pytree_callable(decoder), x, x)
+
+
+def denoising_reconstruction_error(encoder: Map, decoder: Map, key: Key, x: Batch, sigma: Scalar | float) -> PerExample:
+    """||x - Dec(Enc(x + sigma eps))||^2 of each example (AE-2).
+
+    Its best denoiser is E[x | x + sigma eps]; with (Dec(Enc(y)) - y) / sigma^2 for a score it is denoising score
+    matching, times sigma^4.
+
+    Args:
+        encoder, decoder, x: as in `reconstruction_error`.
+        key: for the noise.
+        sigma: its standard deviation; with 0 it is `reconstruction_error`.
+
+    Returns:
+        Shape (B,), summed over the example.
+
+    Raises:
+        ValueError: the decoder gives another shape than x.
+
+    Source: Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders"; Vincent 2011,
+        "A connection between score matching and denoising autoencoders".
+    """
+    noisy = x + sigma * jax.random.normal(key, x.shape, x.dtype)
+    return _error(pytree_callable(encoder), pytree_callable(decoder), noisy, x)
+
+
+@jax.jit
+def _error(encoder, decoder, seen, x) -> PerExample:
+    x_hat = decoder(encoder(seen))
+    if x_hat.shape != x.shape:
+        raise ValueError(f"the decoder gives {x_hat.shape} where the data are {x.shape}: it must end where they begin")
+    return jnp.square(x - x_hat).reshape(x.shape[0], -1).sum(-1)
+
+
+def nearest_distance(x: Batch, data: Data) -> PerExample:
+    """min_n ||x - x_n||: how far each example is from a data set (AE-3).
+
+    Decoded draws of N(0, I) are far from the data where nothing made codes normal.
+
+    Args:
+        x: shape (B, *x).
+        data: shape (N, *x).
+
+    Returns:
+        Shape (B,).
+    """
+
+    def nearest(one):
+        return jnp.sqrt(jnp.square(data - one[None]).reshape(data.shape[0], -1).sum(-1).min())
+
+    return jax.lax.map(nearest, x)

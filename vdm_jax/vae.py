@@ -1,0 +1,306 @@
+"""Variational autoencoders: the evidence lower bound with one latent, and what follows from it.
+
+    -log p(x) <= - E_q log p(x|z) + KL(q(z|x) || p(z)),      p(z) = N(0, I)                                 (VAE-3)
+                   reconstruction    kl
+
+Three callables make a model. The two networks take batches: `encoder(x)` is q(z|x), a `Normal` of fields (B, *z), and
+`decoder(z)` gives, for z of shape (B, *z), whatever `likelihood` reads, with a leading axis B. `likelihood(output)` is
+p(x|z) of ONE example: `Normal`, or one of `likelihoods`. All is in nats, and costs, as in `elbo`. New data come from
+the *prior*, z ~ N(0, I), never from the encoder (VAE-12).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.gaussian import Normal, kl
+from vdm_jax.likelihoods import Likelihood
+from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, pytree_callable
+
+Gradient = Literal["reparameterized", "score_function"]
+Theta = TypeVar("Theta")
+Code = Float[Array, "*z"]  # one latent, of any shape: not the shape of x
+Codes = Float[Array, "b *z"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """`encoder(x)`: q(z|x) of a batch (B, *x), a `Normal` whose mean is (B, *z) and whose variance (B, *z) or (B,)."""
+
+    def __call__(self, x: Batch, /) -> Normal: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """`decoder(z)`: arrays with a leading axis B, of which `likelihood` makes p(x|z) one example at a time."""
+
+    def __call__(self, z: Latents, /) -> Any: ...
+
+
+@runtime_checkable
+class Observation(Protocol):
+    """`likelihood(output)`: p(x|z) of one example, from its part of what the decoder gave."""
+
+    def __call__(self, output: Any, /) -> Likelihood: ...
+
+
+class Bound(NamedTuple):
+    """The two terms of the bound on -log p(x), in nats; each shape (B,)."""
+
+    reconstruction: PerExample
+    kl: PerExample
+
+    @property
+    def total(self) -> PerExample:
+        """The bound itself."""
+        return self.reconstruction + self.kl
+
+
+def kl_to_prior(q: Normal) -> Scalar:
+    """KL(q || N(0, I)) of one example in nats, 1/2 (||mu||^2 + tr Sigma - k - log |Sigma|) (VAE-4).
+
+    Source: Kingma & Welling 2013, arXiv:1312.6114, appendix B.
+    """
+    return kl(q, _prior(q.mean))
+
+
+def kl_estimate(q: Normal, z: Z) -> Scalar:
+    """log q(z) - log p(z) of one example in nats: over draws z ~ q its mean is `kl_to_prior` (VAE-4)."""
+    return q.log_prob(z) - _prior(z).log_prob(z)
+
+
+def decoding_cost(decoder: Decoder, likelihood: Observation, z: Codes, x: Batch) -> PerExample:
+    """-log p(x|z) of pairs, in nats; with draws z ~ q(z|x), the bound's reconstruction term (VAE-6, VAE-7).
+
+    A decoder trained by it on given pairs is trained alone, by maximum likelihood; a Gaussian one by least squares:
+    ||x - mu(z)||^2 / (2 v) + D/2 log(2 pi v).
+
+    Args:
+        decoder, likelihood: p(x|z).
+        z: shape (B, *z).
+        x: shape (B, *x).
+
+    Returns:
+        Shape (B,).
+    """
+    return jax.vmap(lambda output, example: -likelihood(output).log_prob(example))(decoder(z), x)
+
+
+def score_function(cost: Real, log_q: Real) -> Real:
+    """`cost` at a draw z ~ q, with cost * grad log q for a gradient besides its own: E of that is grad E cost (VAE-5).
+
+    For costs that cannot be differentiated by z. It varies far more than the reparameterised gradient.
+
+    Args:
+        cost: f(z), z without a gradient of its own (`jax.lax.stop_gradient`).
+        log_q: log q(z), as a function of q's parameters; shape of cost.
+
+    Source: Williams 1992 (REINFORCE); Mohamed et al. 2019, arXiv:1906.10652.
+    """
+    return cost + jax.lax.stop_gradient(cost) * (log_q - jax.lax.stop_gradient(log_q))
+
+
+def bound(
+    encoder: Encoder,
+    decoder: Decoder,
+    likelihood: Observation,
+    key: Key,
+    x: Batch,
+    *,
+    sampled_kl: bool = False,
+    gradient: Gradient = "reparameterized",
+) -> Bound:
+    """One unbiased estimate per example of the bound on -log p(x), from one draw z ~ q(z|x) (VAE-3).
+
+        -log p(x) = bound - KL(q(z|x) || p(z|x))                                                              (VAE-2)
+
+    Args:
+        encoder: q(z|x).
+        decoder, likelihood: p(x|z).
+        key: for z.
+        x: shape (B, *x).
+        sampled_kl: log q(z|x) - log p(z) at the draw instead of the closed form: then the terms add up to the log of
+            the importance ratio q(z|x) / p(x, z).
+        gradient: through the draw, z = mu + sigma eps, or by the score function (VAE-5).
+
+    Returns:
+        `Bound`, each field (B,).
+
+    Raises:
+        ValueError: unknown gradient.
+
+    Source: Kingma & Welling 2013, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082.
+    """
+    if gradient not in ("reparameterized", "score_function"):
+        raise ValueError(f"unknown gradient {gradient!r}: choose 'reparameterized' or 'score_function'")
+    model = (pytree_callable(encoder), pytree_callable(decoder), pytree_callable(likelihood))
+    return _bound(*model, key, x, sampled_kl, gradient)
+
+
+@partial(jax.jit, static_argnames=("sampled_kl", "gradient"))
+def _bound(encoder, decoder, likelihood, key, x, sampled_kl, gradient) -> Bound:
+    q = encoder(x)
+    z = draw(q, key)
+    z = jax.lax.stop_gradient(z) if gradient == "score_function" else z
+    cost = decoding_cost(decoder, likelihood, z, x)
+    divergence = jax.vmap(kl_estimate)(q, z) if sampled_kl else jax.vmap(kl_to_prior)(q)
+    if gradient == "score_function":
+        log_q = jax.vmap(Normal.log_prob)(q, z)
+        cost = score_function(cost, log_q)
+        divergence = score_function(divergence, log_q) if sampled_kl else divergence
+    return Bound(cost, divergence)
+
+
+def draw(law: Normal, key: Key) -> Latents:
+    """One z = mu + sigma eps of every example's law, each with a key of its own (VAE-5). Shape (B, *z)."""
+    return jax.vmap(Normal.sample)(law, jax.random.split(key, law.mean.shape[0]))
+
+
+def importance_weighted(log_ratios: Float[Array, "K b"]) -> PerExample:
+    """-log 1/K sum_k e^(log ratio k): the K-sample bound on -log p(x) from K draws of log p(x, z)/q(z|x) (VAE-3).
+
+    Averaged inside the logarithm: without its -log K a sum would claim log K nats too many.
+
+    Args:
+        log_ratios: shape (K, B), nats.
+
+    Returns:
+        Shape (B,).
+
+    Source: Burda et al. 2015, arXiv:1509.00519.
+    """
+    return jnp.log(log_ratios.shape[0]) - jax.nn.logsumexp(log_ratios, axis=0)
+
+
+def importance_bound(
+    encoder: Encoder, decoder: Decoder, likelihood: Observation, key: Key, x: Batch, *, samples: int
+) -> PerExample:
+    """The K-sample importance-weighted bound on -log p(x) (VAE-3, VAE-1).
+
+    K = 1 is the bound itself; it falls with K to -log p(x). With the prior for an encoder it is plain Monte Carlo of
+    p(x) = int p(x|z) p(z) dz, which needs hopelessly many draws where p(x|z) is small for nearly all of them (VAE-1).
+
+    Args:
+        encoder, decoder, likelihood, key, x: as in `bound`.
+        samples: K, at least 1.
+
+    Returns:
+        Shape (B,), nats.
+
+    Raises:
+        ValueError: samples below 1.
+
+    Source: Burda et al. 2015, arXiv:1509.00519.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}: the bound needs at least one draw")
+    model = (pytree_callable(encoder), pytree_callable(decoder), pytree_callable(likelihood))
+    return _importance_bound(*model, key, x, samples)
+
+
+@partial(jax.jit, static_argnames="samples")
+def _importance_bound(encoder, decoder, likelihood, key, x, samples) -> PerExample:
+    q = encoder(x)
+
+    def log_ratio(key):
+        z = draw(q, key)
+        return -decoding_cost(decoder, likelihood, z, x) - jax.vmap(kl_estimate)(q, z)
+
+    return importance_weighted(jax.lax.map(log_ratio, jax.random.split(key, samples)))
+
+
+def aggregate_log_prob(q: Normal, z: Z) -> Scalar:
+    """log q(z) = log 1/N sum_n q(z|x_n): the law of the codes of a data set (VAE-11).
+
+    Args:
+        q: the encoder's law of all N examples, fields (N, *z).
+        z: one code, shape (*z).
+    """
+    log_q = jax.vmap(Normal.log_prob, in_axes=(0, None))(q, z)
+    return jax.nn.logsumexp(log_q) - jnp.log(log_q.shape[0])
+
+
+class InformationSplit(NamedTuple):
+    """E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)), example by example, nats; each shape (N,) (VAE-11).
+
+    Fields:
+        kl: KL(q(z|x_n) || p(z)), in closed form.
+        mutual_information: log q(z|x_n) - log q(z), averaged over draws z ~ q(z|x_n).
+        marginal_kl: log q(z) - log p(z) at the same draws.
+    """
+
+    kl: PerExample
+    mutual_information: PerExample
+    marginal_kl: PerExample
+
+
+@partial(jax.jit, static_argnames="samples")
+def information_split(q: Normal, key: Key, *, samples: int = 1) -> InformationSplit:
+    """What of the bound's KL is information about x, and what a mismatch of the codes with the prior (VAE-11).
+
+    The data set is the N examples themselves, x ~ uniform: I_q(x; z) is at most log N.
+
+    Args:
+        q: the encoder's law of all N examples, fields (N, *z).
+        key: for the draws.
+        samples: draws an example.
+
+    Returns:
+        `InformationSplit`; its means over the examples are the three terms.
+
+    Source: Hoffman & Johnson 2016, "ELBO surgery".
+    """
+
+    def one(key):
+        z = draw(q, key)
+        log_q = jax.lax.map(partial(aggregate_log_prob, q), z)
+        return jax.vmap(Normal.log_prob)(q, z) - log_q, log_q - jax.vmap(lambda z: _prior(z).log_prob(z))(z)
+
+    parts = jax.lax.map(one, jax.random.split(key, samples))
+    return InformationSplit(jax.vmap(kl_to_prior)(q), *(part.mean(0) for part in parts))
+
+
+def averaging_decoder(q: Normal, data: Batch, z: Code) -> X:
+    """E_q(x|z)[x] = sum_n q(z|x_n) x_n / sum_n q(z|x_n): the best mean a Gaussian decoder can have (VAE-8).
+
+    An average of every x whose code z may be: where codes overlap, a blur of several.
+
+    Args:
+        q: the encoder's law of all N examples, fields (N, *z).
+        data: the examples, shape (N, *x).
+        z: one code, shape (*z).
+
+    Returns:
+        Shape (*x).
+    """
+    weights = jax.nn.softmax(jax.vmap(Normal.log_prob, in_axes=(0, None))(q, z))
+    # No matrix product: on an accelerator its default precision would not do.
+    return jnp.sum(data * weights.reshape(-1, *(1,) * (data.ndim - 1)), axis=0)
+
+
+def alternate(
+    e_step: Callable[[Theta], Any], m_step: Callable[[Any], Theta], theta: Theta, *, rounds: int
+) -> tuple[Theta, Theta]:
+    """Variational EM: phi <- argmax ELBO(phi, theta), theta <- argmax ELBO(phi, theta), in turn (VAE-9).
+
+    The ELBO never falls, whatever part of its maximum each step reaches.
+
+    Args:
+        e_step: theta -> phi, the better encoder; m_step: phi -> theta, the better decoder.
+        theta: the decoder to begin with, a pytree of arrays.
+        rounds: how many of both.
+
+    Returns:
+        the last theta, and the theta before each round, stacked along a first axis.
+
+    Source: Neal & Hinton 1998, "A view of the EM algorithm that justifies incremental, sparse, and other variants".
+    """
+    return jax.lax.scan(lambda theta, _: (m_step(e_step(theta)), theta), theta, length=rounds)
+
+
+def _prior(z: Z) -> Normal:
+    return Normal(jnp.zeros_like(z), jnp.ones((), z.dtype))
