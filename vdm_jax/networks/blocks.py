@@ -30,6 +30,11 @@ def normalise(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
+def log_variance(h: Float[Array, "*h"]) -> Float[Array, "*h"]:
+    """h as a log-variance, in float32: itself near 0, never beyond -20 and 20, so that no KL divergence overflows."""
+    return 20.0 * jnp.tanh(h.astype(jnp.float32) / 20.0)
+
+
 class LevelEmbedding(nn.Module):
     """The noise level, and the label where there is one, as a vector for every block.
 

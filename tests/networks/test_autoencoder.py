@@ -1,0 +1,190 @@
+"""The encoder and decoder of vectors: perceptrons against matrix products, and what must hold of convolutions."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
+
+CONV = AutoencoderConfig(latent=3, width=4, blocks=1, multipliers=(1, 2), groups=2)
+MLP = AutoencoderConfig(kind="mlp", latent=3, width=6, blocks=2)
+SHAPE = (8, 4, 2)  # not square
+
+kinds = pytest.mark.parametrize("config", [CONV, MLP], ids=["conv", "mlp"])
+
+
+def unoptimised(function):
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def perturbed(module, x):
+    """Parameters drawn at random, scales near one, so that nothing is zero by initialisation."""
+    random = np.random.RandomState(2)
+
+    def draw(path, leaf):
+        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+        spread = 0.1 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(centre + spread * random.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(1), x))
+
+
+def images(batch=3):
+    return jax.random.normal(jax.random.key(0), (batch, *SHAPE))
+
+
+def latents(batch=3):
+    return jax.random.normal(jax.random.key(0), (batch, 3))
+
+
+def applied(module, variables, x):
+    return unoptimised(module.apply)(variables, x)
+
+
+def swish(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def perceptron(params, x):
+    """The residual perceptron by matrix products, in float64; and the product of a layer."""
+
+    def layer(params, i, h):
+        return h @ np.asarray(params[f"Dense_{i}"]["kernel"], np.float64) + np.asarray(params[f"Dense_{i}"]["bias"])
+
+    inner = params["_Perceptron_0"]
+    h = layer(inner, 0, np.asarray(x, np.float64).reshape(len(x), -1))
+    for block in range(MLP.blocks):
+        h = h + layer(inner, 2 * block + 2, swish(layer(inner, 2 * block + 1, swish(h))))
+    return swish(h), lambda i, h: layer(params, i, h)
+
+
+def test_perceptrons_against_matrix_products():
+    encoder, decoder = Encoder(MLP), Decoder(MLP, 5, SHAPE)
+    x, z = images(), latents()
+    variables = perturbed(encoder, x)
+    h, layer = perceptron(variables["params"], x)
+    mean, log_var = applied(encoder, variables, x)
+    np.testing.assert_allclose(mean, layer(0, h), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(log_var, 20 * np.tanh(layer(1, h) / 20), rtol=1e-4, atol=1e-5)
+    variables = perturbed(decoder, z)
+    h, layer = perceptron(variables["params"], z)
+    np.testing.assert_allclose(applied(decoder, variables, z), layer(0, h).reshape(3, 8, 4, 5), rtol=1e-4, atol=1e-5)
+
+
+def test_small_convolutions_have_the_parameters_of_a_hand_count():
+    def conv(a, b):
+        return 9 * a * b + b
+
+    def block(a):
+        return 2 * (2 * a + conv(a, a))
+
+    body = block(4) + block(8) + 2 * 8  # both blocks, and the last norm of 8 or 4 channels
+    encoder = jax.eval_shape(Encoder(CONV).init, jax.random.key(0), images())
+    flat = 4 * 2 * 8
+    assert sum(a.size for a in jax.tree.leaves(encoder)) == conv(2, 4) + conv(4, 8) + body + 2 * (flat * 3 + 3)
+    decoder = jax.eval_shape(Decoder(CONV, 5, SHAPE).init, jax.random.key(0), latents())
+    assert sum(a.size for a in jax.tree.leaves(decoder)) == 3 * flat + flat + conv(8, 4) + body - 2 * 4 + conv(4, 5)
+
+
+@kinds
+def test_log_variance_is_zero_at_first_and_bounded_for_good(config):
+    x, encoder = images(), Encoder(config)
+    variables = unoptimised(encoder.init)(jax.random.key(1), x)
+    mean, log_var = applied(encoder, variables, x)
+    assert mean.shape == log_var.shape == (3, 3)
+    assert float(jnp.abs(mean).min()) > 0
+    np.testing.assert_array_equal(log_var, 0.0)
+    huge = jax.tree.map(lambda leaf: 1e3 * leaf, perturbed(encoder, x))
+    log_var = applied(encoder, huge, x)[1]
+    assert np.all(np.abs(log_var) <= 20.0)
+    assert float(jnp.abs(log_var).max()) > 19.0
+
+
+@kinds
+def test_every_parameter_is_used(config):
+    x, encoder, decoder = images(), Encoder(config), Decoder(config, 5, SHAPE)
+    variables = (perturbed(encoder, x), perturbed(decoder, latents()))
+
+    def loss(variables):
+        mean, log_var = encoder.apply(variables[0], x)
+        return jnp.sum(jnp.sin(decoder.apply(variables[1], mean + jnp.exp(0.5 * log_var))))
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unoptimised(jax.grad(loss))(variables)):
+        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
+
+
+@kinds
+def test_examples_do_not_see_each_other(config):
+    for module, x in ((Encoder(config), images()), (Decoder(config, 5, SHAPE), latents())):
+        variables = perturbed(module, x)
+        together, alone = applied(module, variables, x), applied(module, variables, x[1:2])
+        for both, one in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(both[1:2], one, atol=2e-5)
+
+
+def test_decoded_components_differ_at_first():
+    # of a mixture whose components start alike none ever differs
+    features = unoptimised(Decoder(CONV, 4, SHAPE).init_with_output)(jax.random.key(1), latents())[0]
+    assert features.shape == (3, 8, 4, 4)
+    for i in range(4):
+        for j in range(i):
+            assert float(jnp.abs(features[..., i] - features[..., j]).max()) > 1e-2
+
+
+@kinds
+def test_dropout_differs_between_examples_and_is_off_outside_training(config):
+    config = replace(config, dropout=0.5)
+    for module, x in ((Encoder(config), jnp.ones((2, *SHAPE))), (Decoder(config, 5, SHAPE), jnp.ones((2, 3)))):
+        variables = perturbed(module, x)
+        still = jax.tree.leaves(applied(module, variables, x))[0]
+        np.testing.assert_allclose(still[0], still[1], atol=1e-6)
+        train = unoptimised(lambda v, key, module=module, x=x: module.apply(v, x, train=True, rngs={"dropout": key}))
+        shaken = jax.tree.leaves(train(variables, jax.random.key(3)))[0]
+        assert float(jnp.abs(shaken[0] - shaken[1]).max()) > 1e-3
+
+
+@kinds
+def test_bfloat16_is_near_float32_with_float32_parameters_and_output(config):
+    half = replace(config, dtype="bfloat16")
+    for x, exact, rough in (
+        (images(), Encoder(config), Encoder(half)),
+        (latents(), Decoder(config, 5, SHAPE), Decoder(half, 5, SHAPE)),
+    ):
+        variables = perturbed(exact, x)
+        shapes = jax.eval_shape(rough.init, jax.random.key(1), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+        truth, got = (jax.tree.leaves(applied(module, variables, x))[0] for module in (exact, rough))
+        assert got.dtype == jnp.float32
+        assert 1e-5 < float(jnp.linalg.norm(got - truth) / jnp.linalg.norm(truth)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "message"),
+    [
+        (CONV, (8, 7, 1), "8 x 7 cannot be halved 1 times: take fewer multipliers"),
+        (replace(CONV, groups=3), SHAPE, "4 channels do not split into 3 groups"),
+        (replace(MLP, latent=0), SHAPE, "a latent of 0 dimensions holds nothing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, shape, message):
+    with pytest.raises(ValueError, match=message):
+        config.check(shape)
+    with pytest.raises(ValueError, match=message):
+        Encoder(config).init(jax.random.key(0), jnp.ones((1, *shape)))
+    with pytest.raises(ValueError, match=message):
+        Decoder(config, 2, shape).init(jax.random.key(0), jnp.ones((1, 3)))
+
+
+def test_a_latent_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="z has 4 dimensions and this decoder takes 3"):
+        Decoder(CONV, 2, SHAPE).init(jax.random.key(0), jnp.ones((1, 4)))
+
+
+def test_a_kind_that_is_none_is_refused():
+    config = AutoencoderConfig()
+    object.__setattr__(config, "kind", "transformer")  # as from a file: a type checker would not have it
+    with pytest.raises(ValueError, match="unknown kind 'transformer' of autoencoder: choose 'mlp' or 'conv'"):
+        config.check(SHAPE)

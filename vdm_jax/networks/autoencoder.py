@@ -1,0 +1,175 @@
+"""An encoder from images to vectors and a decoder back: perceptrons, or residual convolutions."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.networks.blocks import conv3x3, dense, log_variance, normalise, upsample
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The shape of an `Encoder` and of the `Decoder` that belongs to it."""
+
+    kind: Literal["mlp", "conv"] = "conv"
+    """A perceptron on the flat image, or convolutions on a pyramid of resolutions."""
+    latent: int = 32
+    """Dimension of z."""
+    width: int = 64
+    """Units of every hidden layer, or channels at full resolution."""
+    blocks: int = 2
+    """Residual blocks: in all of a perceptron, or a resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Of convolutions: channels of each resolution, as multiples; each is half the one before."""
+    groups: int = 8
+    """Of convolutions: groups of a group norm."""
+    dropout: float = 0.0
+    """Dropout inside residual blocks."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic inside; parameters, statistics, the last layers and the output are float32."""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images of shape (H, W, C) that these networks cannot take.
+
+        Raises:
+            ValueError: says what does not fit, and what would.
+        """
+        if self.latent < 1:
+            raise ValueError(f"a latent of {self.latent} dimensions holds nothing: set latent to 1 or more")
+        if self.kind not in ("mlp", "conv"):
+            raise ValueError(f"unknown kind {self.kind!r} of autoencoder: choose 'mlp' or 'conv'")
+        if self.kind == "mlp":
+            return
+        height, width, factor = shape[-3], shape[-2], 2 ** (len(self.multipliers) - 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"images of {height} x {width} cannot be halved {len(self.multipliers) - 1} times: "
+                f"take fewer multipliers than {self.multipliers}, or sides that are multiples of {factor}"
+            )
+        if self.width % self.groups:
+            raise ValueError(f"{self.width} channels do not split into {self.groups} groups: change one of the two")
+
+
+class Encoder(nn.Module):
+    """The mean and log-variance of q(z | x), from images; an autoencoder without noise uses the mean alone.
+
+    The log-variance is 0 at first. Source: Kingma & Welling 2013, arXiv:1312.6114, with the residual blocks of
+    He et al. 2016, arXiv:1603.05027.
+    """
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False
+    ) -> tuple[Float[Array, "b z"], Float[Array, "b z"]]:
+        """mean and log_var, each of shape (B, latent), in float32; log_var between -20 and 20.
+
+        Args:
+            x: images, shape (B, H, W, C).
+            train: whether dropout is on (it then needs the rng "dropout").
+
+        Raises:
+            ValueError: as config.check.
+        """
+        cfg = self.config
+        cfg.check(x.shape)
+        h = self._down(x, train) if cfg.kind == "conv" else _Perceptron(cfg)(x.reshape(x.shape[0], -1), train)
+        h = h.reshape(x.shape[0], -1).astype(jnp.float32)
+        mean = dense(cfg.latent, jnp.float32)(h)
+        return mean, log_variance(dense(cfg.latent, jnp.float32, zero=True)(h))
+
+    def _down(self, x: Array, train: bool) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        h = conv3x3(cfg.width * cfg.multipliers[0], dtype)(x.astype(dtype))
+        for level, multiplier in enumerate(cfg.multipliers):
+            if level:
+                h = conv3x3(cfg.width * multiplier, dtype, stride=2)(h)
+            for _ in range(cfg.blocks):
+                h = _Convolutions(cfg, cfg.width * multiplier)(h, train)
+        return nn.swish(normalise(h, cfg.groups))
+
+
+class Decoder(nn.Module):
+    """What p(x | z) is made of, from z: logits, means or whatever its law wants, `out_channels` numbers a pixel.
+
+    Its output layer does not start at zero: the components of a mixture would start alike, and stay so.
+
+    Fields:
+        config: the same as the encoder's.
+        out_channels: numbers a pixel.
+        shape: of an image, (H, W, C).
+
+    Source: as `Encoder`.
+    """
+
+    config: AutoencoderConfig
+    out_channels: int
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b z"], *, train: bool = False) -> Float[Array, "b h w out"]:
+        """The features, shape (B, H, W, out_channels), in float32.
+
+        Args:
+            z: latents, shape (B, latent).
+            train: whether dropout is on (it then needs the rng "dropout").
+
+        Raises:
+            ValueError: as config.check, or z has another dimension than config.latent.
+        """
+        cfg = self.config
+        cfg.check(self.shape)
+        if z.shape[-1] != cfg.latent:
+            raise ValueError(f"z has {z.shape[-1]} dimensions and this decoder takes {cfg.latent}: set latent to match")
+        if cfg.kind == "conv":
+            h = self._up(z, train).astype(jnp.float32)
+            return conv3x3(self.out_channels, jnp.float32)(h)
+        height, width = self.shape[0], self.shape[1]
+        h = _Perceptron(cfg)(z, train).astype(jnp.float32)
+        return dense(height * width * self.out_channels, jnp.float32)(h).reshape(-1, height, width, self.out_channels)
+
+    def _up(self, z: Array, train: bool) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        widths, factor = [cfg.width * multiplier for multiplier in cfg.multipliers], 2 ** (len(cfg.multipliers) - 1)
+        lowest = (self.shape[0] // factor, self.shape[1] // factor, widths[-1])
+        h = dense(lowest[0] * lowest[1] * lowest[2], dtype)(z.astype(dtype)).reshape(-1, *lowest)
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(cfg.blocks):
+                h = _Convolutions(cfg, width)(h, train)
+            if level:
+                h = conv3x3(widths[level - 1], dtype)(upsample(h))
+        return nn.swish(normalise(h, cfg.groups))
+
+
+class _Convolutions(nn.Module):
+    """h + f(h), two normalised convolutions; the identity at first."""
+
+    config: AutoencoderConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        r = conv3x3(self.features, dtype)(nn.swish(normalise(h, cfg.groups)))
+        r = nn.Dropout(cfg.dropout, deterministic=not train)(nn.swish(normalise(r, cfg.groups)))
+        return h + conv3x3(self.features, dtype, zero=True)(r)
+
+
+class _Perceptron(nn.Module):
+    """Residual layers on vectors, up to the activation of the last."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"], train: bool) -> Float[Array, "b e"]:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        h = dense(cfg.width, dtype)(x.astype(dtype))
+        for _ in range(cfg.blocks):
+            r = nn.swish(dense(cfg.width, dtype)(nn.swish(h)))
+            r = nn.Dropout(cfg.dropout, deterministic=not train)(r)
+            h = h + dense(cfg.width, dtype, zero=True)(r)
+        return nn.swish(h)
