@@ -2,6 +2,8 @@
 EXP   ?= ddpm_digits
 ARGS  ?=
 ACCEL ?= cpu
+# experiments of `make ladder`, with numbers of steps that take the same time
+LADDER ?= ae_digits:3000 dae_digits:3000 vae_digits:2500 hvae_digits:1200 ddpm_digits:3300 vdm_digits:1600
 
 comma := ,
 extra := $(if $(filter-out cpu,$(ACCEL)),$(ACCEL))
@@ -11,7 +13,7 @@ tools := .venv/.ready-$(ACCEL)-test
 mutators := .venv/.ready-$(ACCEL)-mutants
 
 .DEFAULT_GOAL := help
-.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures
+.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures ladder
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -25,6 +27,9 @@ sample: $(base) ## draw images from the newest checkpoint
 
 eval: $(base) ## evaluate the newest checkpoint on the test set
 	@$(python) -m vdm_jax.training.evaluate $(EXP) $(ARGS)
+
+ladder: $(base) ## every kind of model on the digits, from autoencoder to diffusion: one table, one picture
+	@$(python) -m vdm_jax.training.ladder $(LADDER) $(ARGS)
 
 test: $(tools) ## the tests, but for the slow ones
 	@$(python) -m pytest -q -n auto -m "not slow" $(ARGS)
@@ -44,8 +49,9 @@ format: $(tools) ## put the code in its format
 accuracy: $(tools) ## every kernel in float32 against 50 digits
 	@$(python) -m tests.accuracy $(ARGS)
 
-figures: $(tools) ## draw the figures of docs/derivations.md anew
+figures: $(tools) ## draw the figures of docs anew
 	@$(python) -m docs.figures
+	@$(python) -m docs.failures
 
 derivations: $(tools) ## every derivation of the catalogue, one line an entry
 	@$(python) -m pytest -q -n auto tests/derivations --derivations $(ARGS)

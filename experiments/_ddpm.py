@@ -67,7 +67,8 @@ class DDPM(TrainConfig):
             rngs = {} if key is None else {"dropout": key}
             return network.apply({"params": params}, x_t, self.condition(level), train=key is not None, rngs=rngs)
 
-        def loss(params, key, batch):
+        def loss(params, key, batch, step):
+            del step
             key_dropout, key_loss = jax.random.split(key)
             x_0 = to_unit(batch["image"], data.levels)
             denoiser = Partial(predict, params, key_dropout)

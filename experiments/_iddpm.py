@@ -47,7 +47,8 @@ class IDDPM(DDPM):
             prediction, range_ = jnp.split(jnp.asarray(out), 2, axis=-1)
             return prediction, 0.5 * (range_ + 1.0)  # the network's -1 and 1 are the two ends
 
-        def loss(params, key, batch):
+        def loss(params, key, batch, step):
+            del step
             key_dropout, key_loss = jax.random.split(key)
             model, x_0 = Partial(predict, params, key_dropout), to_unit(batch["image"], data.levels)
             return self._loss(model, key_loss, x_0, table, decoder, num_dims)

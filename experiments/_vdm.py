@@ -73,7 +73,8 @@ class VDM(TrainConfig):
         def model(params, key=None):
             return Partial(predict, params["network"], key), self.schedule_of(params["schedule"])
 
-        def loss(params, key, batch):
+        def loss(params, key, batch, step):
+            del step
             key_dropout, key_loss = jax.random.split(key)
             denoiser, schedule = model(params, key_dropout)
             x_0 = to_unit(batch["image"], data.levels)

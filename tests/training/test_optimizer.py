@@ -53,6 +53,29 @@ def test_no_clipping_at_zero_nor_below_the_norm(clip):
     np.testing.assert_allclose(mu, [0.3, 0.4], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("gradient", "moves"), [([3.0, 4.0], True), ([3.0, 4.1], False), ([jnp.nan, 0.0], False)])
+def test_an_update_of_too_large_a_gradient_changes_nothing(gradient, moves):
+    adam = optimizer(dataclasses.replace(CONFIG, grad_skip=5.0))
+    params = jnp.asarray([3.0, -2.0])
+    state = adam.update(jnp.asarray([0.1, 0.2]), adam.init(params), params)[1]
+    updates, new = jax.jit(adam.update)(jnp.asarray(gradient), state, params)
+    assert np.all(updates != 0.0) == moves
+    for part in ("mu", "nu", "count"):
+        same = np.array_equal(
+            optax.tree.get_all_with_path(new, part)[0][1], optax.tree.get_all_with_path(state, part)[0][1]
+        )
+        assert same != moves
+
+
+def test_without_averaged_gradients_a_part_at_rest_stays_where_it_is():
+    adam = optimizer(dataclasses.replace(CONFIG, b1=0.0))
+    params = jnp.asarray([3.0, -2.0])
+    state = adam.update(jnp.asarray([1.0, 2.0]), adam.init(params), params)[1]
+    updates, _ = adam.update(jnp.asarray([1.0, 0.0]), state, params)
+    assert updates[0] != 0.0
+    assert updates[1] == 0.0
+
+
 def test_first_update_is_the_warmed_up_rate_against_the_gradient():
     _, _, params = moments(CONFIG, [3.0, -4.0])
     np.testing.assert_allclose(params, [3.0 - 0.025, -2.0 + 0.025], rtol=1e-6)

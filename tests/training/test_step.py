@@ -51,7 +51,7 @@ def test_the_batch_is_split_and_the_state_is_not(tiny):
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accumulated_gradient_is_that_of_the_whole_batch(devices):
-    def loss(params, key, batch):
+    def loss(params, key, batch, step):
         x = batch["image"].astype(jnp.float32)
         value = jnp.square(x @ params - batch["label"].astype(jnp.float32)).mean()
         return value, {"mean": x.mean()}
@@ -61,25 +61,25 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(devices):
     batch = {"image": rng.randint(0, 17, (32, 5)), "label": rng.randint(0, 9, 32)}
     batch = jax.device_put(batch, split(mesh))
     params = jax.device_put(jnp.arange(5.0), replicated(mesh))
-    key = jax.random.key(0)
-    whole = jax.jit(accumulated_gradient(loss, 1))(params, key, batch)
-    parts = jax.jit(accumulated_gradient(loss, 4))(params, key, batch)
+    key, step = jax.random.key(0), jnp.asarray(0)
+    whole = jax.jit(accumulated_gradient(loss, 1))(params, key, batch, step)
+    parts = jax.jit(accumulated_gradient(loss, 4))(params, key, batch, step)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), whole, parts)
-    exact = jax.grad(lambda p: loss(p, key, batch)[0])(params)
+    exact = jax.grad(lambda p: loss(p, key, batch, step)[0])(params)
     np.testing.assert_allclose(parts[0], exact, rtol=1e-5)
 
 
 def test_micro_batches_draw_different_noise():
-    def loss(params, key, batch):
+    def loss(params, key, batch, step):
         return params * jax.random.normal(key), {"square": jnp.square(jax.random.normal(key))}
 
     batch = {"image": jnp.zeros((4, 1))}
-    grads, metrics = accumulated_gradient(loss, 4)(jnp.float32(1.0), jax.random.key(0), batch)
+    grads, metrics = accumulated_gradient(loss, 4)(jnp.float32(1.0), jax.random.key(0), batch, jnp.asarray(0))
     assert float(metrics["square"]) > float(grads) ** 2 * 1.01  # equal, were all four draws the same
 
 
 def test_one_update_by_hand():
-    def loss(params, key, batch):
+    def loss(params, key, batch, step):
         return jnp.square(params - 3.0).sum(), {}
 
     experiment = Experiment(lambda key: jnp.zeros(()), loss, None, None)
@@ -97,7 +97,7 @@ def test_one_update_by_hand():
 def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():
     experiment = Experiment(
         lambda key: jnp.zeros(()),
-        lambda params, key, batch: (params * 0.0, {"noise": jax.random.normal(key)}),
+        lambda params, key, batch, step: (params * 0.0, {"noise": jax.random.normal(key)}),
         None,
         None,
     )
@@ -113,6 +113,19 @@ def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():
 
     assert noise(0) == noise(0)
     assert len({*noise(0), *noise(1)}) == 6
+
+
+def test_the_loss_is_told_the_number_of_updates_made():
+    experiment = Experiment(
+        lambda key: jnp.zeros(()), lambda params, key, batch, step: (params, {"at": step}), None, None
+    )
+    mesh, sgd = local_mesh(1), optax.sgd(0.1)
+    step = make_step(experiment, sgd, mesh, seed=0, ema_decay=0.0)
+    current, told = jax.device_put(state.create(experiment, sgd, 0), replicated(mesh)), []
+    for _ in range(3):
+        current, metrics = step(current, {"image": jnp.zeros((1, 1))})
+        told.append(int(metrics["at"]))
+    assert told == [0, 1, 2]
 
 
 def test_the_old_state_is_given_back_to_the_device(tiny):

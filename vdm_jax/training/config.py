@@ -36,10 +36,14 @@ class TrainConfig:
     """Learning rate after the warm-up: constant, or half a cosine down to zero at the last step."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is Adam."""
+    b1: float = 0.9
+    """Adam's decay of the gradients."""
     b2: float = 0.999
     """Adam's decay of the squared gradients."""
     grad_clip: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
+    grad_skip: float = 0.0
+    """Leave out updates whose gradient has a larger global norm than this; 0 leaves out none."""
     ema_decay: float = 0.999
     """Decay of the parameters' moving average, which samples and evaluates; 0 is the parameters themselves."""
     accumulate: int = 1
@@ -91,10 +95,12 @@ def validate(config: TrainConfig, devices: int) -> None:
 
 def _out_of_range(config: TrainConfig) -> list[str]:
     at_least_1 = "steps batch_size eval_batch_size accumulate log_every checkpoint_every keep".split()
-    at_least_0 = "eval_examples warmup_steps weight_decay grad_clip seed picture_every num_samples".split()
+    at_least_0 = "eval_examples warmup_steps weight_decay grad_clip grad_skip seed picture_every num_samples".split()
     faults = [f"{flag(name)} must be at least 1" for name in at_least_1 if getattr(config, name) < 1]
     faults += [f"{flag(name)} must be at least 0" for name in at_least_0 if not getattr(config, name) >= 0]
-    faults += [f"{flag(name)} must be in [0, 1)" for name in ("b2", "ema_decay") if not 0 <= getattr(config, name) < 1]
+    faults += [
+        f"{flag(name)} must be in [0, 1)" for name in ("b1", "b2", "ema_decay") if not 0 <= getattr(config, name) < 1
+    ]
     if not 0 < config.learning_rate < float("inf"):
         faults.append("--learning-rate must be positive and finite")
     if config.seed >= 2**32:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jax import Array
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 
 Params = Any  # a pytree of arrays
 Batch = dict[str, Array]  # {"image": integers (B, H, W, C), "label": int32 (B,)}
@@ -75,17 +75,23 @@ class Experiment(NamedTuple):
     """Four pure functions and what two of them cost; all that the loop knows of a model.
 
     init(key) -> params
-    loss(params, key, batch) -> (scalar, {name: scalar})
+    loss(params, key, batch, step) -> (scalar, {name: scalar}), step the number of updates made so far
     sample(params, key, n) -> Samples
     evaluate(params, key, batch) -> {name: array (B,)}, one number an example, such as its bits per dimension
     ledger: what else there is to say of each test example, by name; `make eval` says it
     curve: the picture that goes with it, or None
+    pictures: what else to draw of test images, by name: (params, key, batch) -> values (rows, columns, H, W, C)
+    codes: (params, key, batch) -> array (B, 2), where each image lies on a map of the latent; or None
     """
 
     init: Callable[[Array], Params]
-    loss: Callable[[Params, Array, Batch], tuple[Array, dict[str, Array]]]
+    loss: Callable[[Params, Array, Batch, Array], tuple[Array, dict[str, Array]]]
     sample: Callable[[Params, Array, int], Samples]
     evaluate: Callable[[Params, Array, Batch], dict[str, Array]]
     cost: Cost = Cost()
     ledger: Mapping[str, Row] = MappingProxyType({})
     curve: Curve | None = None
+    pictures: Mapping[str, Callable[[Params, Array, Batch], Integer[Array, "rows columns h w c"]]] = MappingProxyType(
+        {}
+    )
+    codes: Callable[[Params, Array, Batch], Float[Array, "b 2"]] | None = None

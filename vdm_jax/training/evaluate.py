@@ -98,7 +98,7 @@ def summary(result: dict[str, Any]) -> str:
     width = max(len(name) for name in [*result["test"], "pixel histogram"])
     for name, value in result["test"].items():
         lines.append(f"  {name.replace('_', ' '):{width}}  {value['mean']:.4f} ± {value['standard_error']:.4f}")
-    if result["histogram_bits_per_dim"] is not None:
+    if result["histogram_bits_per_dim"] is not None and "bits_per_dim" in result["test"]:
         lines.append(f"  {'pixel histogram':{width}}  {result['histogram_bits_per_dim']:.4f}  bits/dim to beat")
     if result["training_images_per_second"]:
         lines.append(

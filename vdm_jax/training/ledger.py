@@ -34,21 +34,22 @@ def choose(experiment: Experiment, beginnings: tuple[str, ...] | None) -> dict[s
     return {name: row for name, row in rows.items() if name.startswith(beginnings)}
 
 
-def fill(run: Run, saved: Saved, rows: dict[str, Row], result: dict[str, Any]) -> list[Path]:
+def fill(run: Run, saved: Saved, rows: dict[str, Row], result: dict[str, Any], *, curve: bool = True) -> list[Path]:
     """Evaluate the rows one after the other, print each, and add it to report.json at once.
 
     Args:
         run, saved: the model.
         rows: which.
         result: the report so far; gets the entry "ledger".
+        curve: whether the experiment's curve is drawn too.
 
     Returns:
         the paths of pictures drawn.
     """
     if not rows:
         return []
-    params, examples, curve = saved.state.ema, number_of_examples(run), run.experiment.curve
-    passes = examples * (sum(row.cost for row in rows.values()) + (curve.cost if curve else 0))
+    params, examples, drawn = saved.state.ema, number_of_examples(run), run.experiment.curve if curve else None
+    passes = examples * (sum(row.cost for row in rows.values()) + (drawn.cost if drawn else 0))
     result["ledger"] = {}
     print(header(rows, examples), flush=True)
     with tqdm(total=passes, unit="pass", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
@@ -56,10 +57,10 @@ def fill(run: Run, saved: Saved, rows: dict[str, Row], result: dict[str, Any]) -
             result["ledger"][name] = entry = evaluated(run, params, row, bar)
             write_json(run.folder / "report.json", result)
             tqdm.write(line(name, entry, rows), file=sys.stdout)
-        if curve is None:
+        if drawn is None:
             return []
-        points = ask(run, params, curve.points, curve.cost, bar)
-    result["curve"] = averaged(curve, points)
+        points = ask(run, params, drawn.points, drawn.cost, bar)
+    result["curve"] = averaged(drawn, points)
     write_json(run.folder / "report.json", result)
     return [draw(run.folder / "ledger.png", run.name, result["curve"])]
 

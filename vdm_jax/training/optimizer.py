@@ -29,19 +29,26 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Clip by global norm (unless 0), then Adam, or AdamW where there is weight decay.
 
-    A parameter that is a single number, such as an end point of a noise schedule, does not decay: 0 is nothing to it.
+    An update whose gradient is larger than config.grad_skip, or not a number, changes nothing, the optimiser's averages
+    included (Child 2020, arXiv:2011.10650). A parameter that is a single number, such as an end point of a noise
+    schedule, does not decay: 0 is nothing to it.
     """
     clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
     if config.weight_decay:
         decay = {"weight_decay": config.weight_decay, "mask": _is_array}
-        adam = optax.adamw(learning_rate(config), b2=config.b2, **decay)
+        adam = optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, **decay)
     else:
-        adam = optax.adam(learning_rate(config), b2=config.b2)
+        adam = optax.adam(learning_rate(config), b1=config.b1, b2=config.b2)
     chain = optax.chain(clip, adam)
 
     def update(updates, state, params=None):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats: it fails where a user is strict
-            return chain.update(updates, state, params)
+            new = chain.update(updates, state, params)
+        if not config.grad_skip:
+            return new
+        keep = optax.tree.norm(updates) <= config.grad_skip  # false for NaN
+        old = optax.tree.zeros_like(updates), state
+        return jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, old)
 
     return optax.GradientTransformation(chain.init, update)
 

@@ -1,9 +1,9 @@
-"""Integer images to PNG: grids of samples, and the chain that led to them."""
+"""Integer images to PNG: grids of samples, and the chain that led to them. Points to PNG: a map of codes."""
 
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 
 SMALLEST_SIDE = 48  # pixels an image is shown with at least
 GAP = 2
@@ -39,3 +39,17 @@ def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: 
     unfinished = path.with_suffix(".tmp")
     Image.fromarray(sheet).save(unfinished, format="PNG")
     unfinished.replace(path)
+
+
+def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"], title: str) -> Path:
+    """Write points in the plane as PNG, coloured by their label."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.6, 5.0), layout="constrained")
+    for label in np.unique(labels):
+        axes.scatter(*points[labels == label].T, s=9, label=str(label), color=f"C{label % 10}")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set(title=title, aspect="equal")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -8,8 +8,11 @@ import numpy as np
 
 from vdm_jax.training import pictures
 from vdm_jax.training.contract import Params, Samples
+from vdm_jax.training.evaluate import per_example
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run, on_one_device, open_run, stored_config
+
+SHOWN = 10  # test images in a picture of them
 
 
 class Sampler:
@@ -39,11 +42,31 @@ class Sampler:
 
 
 def draw_final(run: Run, params: Params, seed: int | None = None) -> list[Path]:
-    """Write samples.png and trajectory.png; returns what was written."""
+    """Write samples.png, trajectory.png and the experiment's own pictures; returns what was written."""
     if not run.config.num_samples:
         return []
     one = on_one_device(params)
-    return Sampler(run, seed).draw(one, run.folder / "samples.png", run.folder / "trajectory.png")
+    drawn = Sampler(run, seed).draw(one, run.folder / "samples.png", run.folder / "trajectory.png")
+    return [*drawn, *draw_test_images(run, one), *draw_codes(run, params)]
+
+
+def draw_test_images(run: Run, params: Params) -> list[Path]:
+    """What the experiment shows of the first test images, one PNG a picture, by its name."""
+    key, batch, paths = stream(run.config.seed, "sample"), run.data.test.take(np.arange(SHOWN)), []
+    for name, show in run.experiment.pictures.items():
+        paths.append(run.folder / f"{name}.png")
+        pictures.save(paths[-1], np.asarray(jax.jit(show)(params, key, batch)), run.data.spec.levels)
+    return paths
+
+
+def draw_codes(run: Run, params: Params) -> list[Path]:
+    """Where the test images lie in a latent of two numbers, in the colours of their labels."""
+    codes = run.experiment.codes
+    if codes is None:
+        return []
+    points = per_example(run, params, stream(run.config.seed, "sample"), lambda *given: {"codes": codes(*given)})
+    labels = run.data.test.take(np.arange(len(points["codes"])))["label"]
+    return [pictures.scatter(run.folder / "codes.png", points["codes"], labels, run.name)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vdm_jax.training.keys import stream
 from vdm_jax.training.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
-Loss = Callable[[Params, Array, Batch], tuple[Array, Metrics]]
+Loss = Callable[[Params, Array, Batch, Array], tuple[Array, Metrics]]
 
 
 def local_mesh(devices: int | None = None) -> Mesh:
@@ -50,7 +50,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream(seed, "train"), state.step)
-        grads, metrics = gradient(state.params, key, batch)
+        grads, metrics = gradient(state.params, key, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, ema_decay)
@@ -61,23 +61,23 @@ def make_step(
     return jax.jit(step, donate_argnums=0, in_shardings=(whole, parts), out_shardings=(whole, whole))
 
 
-def accumulated_gradient(loss: Loss, parts: int) -> Callable[[Params, Array, Batch], tuple[Params, Metrics]]:
+def accumulated_gradient(loss: Loss, parts: int) -> Callable[[Params, Array, Batch, Array], tuple[Params, Metrics]]:
     """The gradient of the mean loss over `parts` micro-batches, one after the other; with metrics averaged alike."""
 
-    def gradient(params: Params, key: Array, batch: Batch) -> tuple[Params, Metrics]:
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, key, batch)
+    def gradient(params: Params, key: Array, batch: Batch, step: Array) -> tuple[Params, Metrics]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, key, batch, step)
         return grads, {"loss": value, **metrics}
 
-    def accumulated(params: Params, key: Array, batch: Batch) -> tuple[Params, Metrics]:
+    def accumulated(params: Params, key: Array, batch: Batch, step: Array) -> tuple[Params, Metrics]:
         def add(total, part):
             index, micro = part
-            new = gradient(params, jax.random.fold_in(key, index), micro)
+            new = gradient(params, jax.random.fold_in(key, index), micro, step)
             return jax.tree.map(jnp.add, total, new), None
 
         micros = jax.tree.map(lambda x: _micro_batches(x, parts), batch)
         zero = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(gradient, params, key, jax.tree.map(lambda x: x[0], micros)),
+            jax.eval_shape(gradient, params, key, jax.tree.map(lambda x: x[0], micros), step),
         )
         total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), micros))
         return jax.tree.map(lambda x: x / parts, total)

@@ -62,7 +62,8 @@ def experiment(data, hidden=16, poison=0):
         noise = 0.01 * jax.random.normal(key, x.shape)
         return jnp.square(x + noise - predict(params, batch["label"])).mean(axis=1)
 
-    def loss(params, key, batch):
+    def loss(params, key, batch, step):
+        del step
         value = errors(params, key, batch).mean() + 0.01 * jnp.square(params["poison"])
         bad = (batch["label"] == 0).sum() >= (poison or 10**6)
         value = value * jnp.where(bad, jnp.nan, 1.0)
@@ -75,7 +76,8 @@ def experiment(data, hidden=16, poison=0):
         return Samples(images, jnp.stack([images[:2] // 2, images[:2]]))
 
     def evaluate(params, key, batch):
-        return {"error": errors(params, key, batch), "label": batch["label"].astype(jnp.float32)}
+        error = errors(params, key, batch)
+        return {"error": error, "bits_per_dim": error, "label": batch["label"].astype(jnp.float32)}
 
     return Experiment(init, loss, sample, evaluate)
 

@@ -1,0 +1,85 @@
+"""What the plain autoencoder recipes share: a code, with or without noise on the way in, and no law of it.
+
+Source: Hinton & Salakhutdinov 2006; Vincent et al. 2008.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from vdm_jax import autoencoder
+from vdm_jax.likelihoods import from_unit, to_unit
+from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
+from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.contract import DataSpec, Experiment, Samples
+
+
+@dataclass(frozen=True)
+class Autoencoder(TrainConfig):
+    """An autoencoder, denoising where sigma is not 0."""
+
+    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Encoder and decoder."""
+    sigma: float = 0.0
+    """Standard deviation of the noise that the encoder sees its image in, on [-1, 1]."""
+
+    def build(self, data: DataSpec) -> Experiment:
+        """The four functions that the loop trains, samples and evaluates with."""
+        self.network.check(data.shape)
+        if not self.sigma >= 0.0:
+            raise ValueError("--sigma must be at least 0")
+        enc, dec = Encoder(self.network), Decoder(self.network, data.shape[-1], data.shape)
+
+        def init(key):
+            key_phi, key_theta = jax.random.split(key)
+            phi = enc.init(key_phi, jnp.zeros((1, *data.shape)))["params"]
+            theta = dec.init(key_theta, jnp.zeros((1, self.network.latent)))["params"]
+            return {"encoder": phi, "decoder": theta}
+
+        def encode(params, key, x):
+            rngs = {} if key is None else {"dropout": key}
+            return enc.apply({"params": params}, x, train=key is not None, rngs=rngs)[0]
+
+        def decode(params, key, z):
+            rngs = {} if key is None else {"dropout": key}
+            return dec.apply({"params": params}, z, train=key is not None, rngs=rngs)
+
+        def maps(params, key=None):
+            keys = (None, None) if key is None else jax.random.split(key)
+            return Partial(encode, params["encoder"], keys[0]), Partial(decode, params["decoder"], keys[1])
+
+        def errors(params, key_dropout, key, batch, sigma):
+            x = to_unit(batch["image"], data.levels)
+            encoder, decoder = maps(params, key_dropout)
+            error = autoencoder.denoising_reconstruction_error(encoder, decoder, key, x, sigma)
+            return error / int(np.prod(data.shape))
+
+        def loss(params, key, batch, step):
+            del step
+            key_dropout, key_eps = jax.random.split(key)
+            return errors(params, key_dropout, key_eps, batch, self.sigma).mean(), {}
+
+        def sample(params, key, n):
+            return Samples(from_unit(maps(params)[1](jax.random.normal(key, (n, self.network.latent))), data.levels))
+
+        def evaluate(params, key, batch):
+            clean = {"reconstruction_error": errors(params, None, key, batch, 0.0)}
+            return clean | ({"denoising_error": errors(params, None, key, batch, self.sigma)} if self.sigma else {})
+
+        def reconstructions(params, key, batch):
+            encoder, decoder = maps(params)
+            x = to_unit(batch["image"], data.levels)
+            noisy = x + self.sigma * jax.random.normal(key, x.shape)
+            rows = [x, noisy, decoder(encoder(noisy))] if self.sigma else [x, decoder(encoder(x))]
+            return from_unit(jnp.stack(rows), data.levels)
+
+        def codes(params, key, batch):
+            return maps(params)[0](to_unit(batch["image"], data.levels))
+
+        pictures = {"reconstructions": reconstructions}
+        return Experiment(
+            init, loss, sample, evaluate, pictures=pictures, codes=codes if self.network.latent == 2 else None
+        )

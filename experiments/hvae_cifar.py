@@ -1,0 +1,33 @@
+"""Child's very deep VAE on CIFAR-10: 43 levels of latents from 1 x 1 to 32 x 32, 39 million parameters.
+
+    make train EXP=hvae_cifar ACCEL=cuda13                        # TFDS_DATA_DIR, or downloaded with the tfds extra
+
+Published: 2.87 bits/dim (the bound, mean of four seeds stopped early between 650,000 and 1,050,000 updates, almost a
+week on two V100s). Here: not trained yet.
+
+Source: Child 2021, arXiv:2011.10650, and the settings of its published code for CIFAR-10.
+"""
+
+import math
+
+from experiments._hvae import HVAE
+from experiments._observation import Observation
+from vdm_jax.networks.hierarchy import HierarchyConfig
+
+CONFIG = HVAE(
+    data="cifar10",
+    network=HierarchyConfig(),
+    observation=Observation(law="mixture", components=10),
+    steps=1_000_000,
+    batch_size=32,
+    learning_rate=2e-4,
+    warmup_steps=100,
+    weight_decay=1e-2,
+    b2=0.9,
+    ema_decay=0.9999,
+    grad_clip=200.0 / math.log(2.0),  # Child's loss is in nats a dimension, this one in bits
+    grad_skip=400.0 / math.log(2.0),
+    eval_batch_size=100,
+    checkpoint_every=5_000,
+    picture_every=5_000,
+)

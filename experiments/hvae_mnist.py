@@ -1,0 +1,34 @@
+"""A deep hierarchical VAE of MNIST's digits: 20 levels of latents at 1 x 1, 7 x 7, 14 x 14 and 28 x 28.
+
+    make train EXP=hvae_mnist                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+
+Source: Child 2021, arXiv:2011.10650, scaled down.
+"""
+
+from experiments._hvae import HVAE
+from experiments._observation import Observation
+from vdm_jax.networks.hierarchy import HierarchyConfig
+
+CONFIG = HVAE(
+    data="mnist",
+    network=HierarchyConfig(
+        width=96,
+        z_channels=8,
+        layers=((1, 2), (7, 6), (14, 8), (28, 4)),
+        encoder=((28, 3), (14, 3), (7, 3), (1, 2)),
+    ),
+    observation=Observation(law="mixture", components=5),
+    steps=40_000,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_steps=500,
+    schedule="cosine",
+    weight_decay=1e-2,
+    b2=0.9,
+    ema_decay=0.999,
+    grad_clip=200.0,
+    grad_skip=400.0,
+    eval_batch_size=250,
+    checkpoint_every=1_000,
+    picture_every=2_000,
+)

@@ -1,0 +1,32 @@
+"""A variational autoencoder of the handwritten digits, for a laptop's CPU.
+
+    make train EXP=vae_digits
+
+Pixels by a mixture of five logistics, sixteen latents. `make eval EXP=vae_digits` adds the bound of 1,000
+importance-weighted draws.
+
+Source: Kingma & Welling 2013, arXiv:1312.6114.
+"""
+
+from experiments._observation import Observation
+from experiments._vae import VAE
+from vdm_jax.networks.autoencoder import AutoencoderConfig
+
+CONFIG = VAE(
+    data="digits",
+    network=AutoencoderConfig(kind="conv", latent=16, width=32, blocks=1, multipliers=(1, 2), groups=8, dropout=0.1),
+    observation=Observation(law="mixture", components=5),
+    steps=5_000,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup_steps=100,
+    schedule="cosine",
+    weight_decay=1e-2,
+    b2=0.99,
+    ema_decay=0.995,
+    kl_warmup_steps=500,
+    eval_batch_size=360,
+    log_every=100,
+    checkpoint_every=500,
+    picture_every=1_000,
+)

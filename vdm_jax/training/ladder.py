@@ -1,0 +1,153 @@
+"""Several experiments in turn, in one table and one picture: `python -m vdm_jax.training.ladder NAME:STEPS ...`.
+
+The numbers of steps make the comparison: such as take the same time. A rung that is finished is not trained again.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from vdm_jax.training import catalogue, ledger
+from vdm_jax.training.__main__ import finished
+from vdm_jax.training.command import newest
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.evaluate import report
+from vdm_jax.training.journal import clock, write_json
+from vdm_jax.training.loop import train
+from vdm_jax.training.run import Run, on_one_device, open_run
+from vdm_jax.training.sample import Sampler
+
+WIDE = 10  # images in a row of the picture
+MOST = 1000  # network passes an image that an importance-weighted bound may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train experiments in turn, each for its number of steps, and compare them. What is done already is kept.
+
+    Writes ladder.md, ladder.png and ladder.json into the folder of these runs, which is apart from other runs.
+    """
+
+    rungs: tuple[str, ...]
+    """Experiments with their numbers of steps, NAME:STEPS, in the order of the table."""
+    workdir: str = "runs/ladder"
+    """Folder of these runs."""
+    eval_examples: int = 0
+    """Evaluate only the first so many test images; 0 is all."""
+
+
+class Rung(NamedTuple):
+    """An experiment of the ladder, done: its report and rows of images drawn from it."""
+
+    result: dict[str, Any]
+    images: np.ndarray
+
+
+def chosen(rung: str, options: Options) -> Run:
+    """The run of NAME:STEPS.
+
+    Raises:
+        UserError: not of this form, or no such experiment.
+    """
+    name, _, steps = rung.partition(":")
+    if not steps.isdecimal() or int(steps) < 1:
+        raise UserError(f"{rung!r} is no rung: give an experiment and its number of steps, such as vae_digits:2000.")
+    config = catalogue.find(name)
+    few = {"picture_every": 0, "num_samples": WIDE, "eval_examples": options.eval_examples}
+    return open_run(name, dataclasses.replace(config, steps=int(steps), workdir=options.workdir, **few))
+
+
+def climb(run: Run) -> Rung:
+    """Train unless that is done; evaluate unless that is done; draw."""
+    path = run.folder / "report.json"
+    saved = newest(run) if finished(run) else train(run)
+    if finished(run) and "ledger" in json.loads(path.read_text()):
+        result = json.loads(path.read_text())
+    else:
+        result = report(run, saved)
+        rows = {name: row for name, row in run.experiment.ledger.items() if _importance(name) and row.cost <= MOST}
+        result["ledger"] = {}
+        ledger.fill(run, saved, rows, result, curve=False)
+        write_json(path, result)
+    return Rung(result, np.asarray(Sampler(run)(on_one_device(saved.state.ema)).images))
+
+
+def _importance(name: str) -> bool:
+    return name.startswith("bound, K")
+
+
+def table(rungs: list[Rung]) -> str:
+    """The comparison in Markdown: bits/dim with standard errors; an autoencoder has none, but an error of its own."""
+    lines = [
+        "| | bits/dim, the bound | bits/dim, importance-weighted | squared error a pixel | parameters | steps | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in (rung.result for rung in rungs):
+        weighted = [f"{_number(e['bits_per_dim'])} ({name[7:]})" for name, e in result["ledger"].items()]
+        cells = [
+            result["experiment"],
+            _number(result["test"].get("bits_per_dim")),
+            ", ".join(weighted) or "-",
+            _number(result["test"].get("reconstruction_error")),
+            f"{result['parameters']:,}",
+            f"{result['steps']:,}",
+            clock(result["seconds"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: dict[str, float] | None) -> str:
+    return "-" if value is None else f"{value['mean']:.4f} ± {value['standard_error']:.4f}"
+
+
+def draw(path: Path, rows: dict[str, np.ndarray], levels: int) -> Path:
+    """A row of images for each name."""
+    import matplotlib.pyplot as plt
+
+    shape = (len(rows), WIDE)
+    figure, axes = plt.subplots(
+        *shape, figsize=(0.75 * WIDE + 1.4, 0.8 * len(rows)), layout="constrained", squeeze=False
+    )
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for place, image in zip(line, images[:WIDE], strict=True):
+            place.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=levels - 1)
+            place.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def main() -> None:
+    """The command."""
+    import tyro
+
+    from vdm_jax.training.command import program
+
+    options = tyro.cli(Options, args=sys.argv[1:], prog=program("ladder"), config=(tyro.conf.PositionalRequiredArgs,))
+    runs = [chosen(rung, options) for rung in options.rungs]
+    folder, rungs = Path(options.workdir), []
+    for run in tqdm(runs, desc="ladder", unit="rung", disable=not sys.stderr.isatty()):
+        rungs.append(climb(run))
+        jax.clear_caches()  # a rung's programs are of no use to the next
+    first = runs[0].data
+    test = first.test.take(np.arange(WIDE))["image"]
+    rows = {"test images": test} | {run.name: rung.images for run, rung in zip(runs, rungs, strict=True)}
+    (folder / "ladder.md").write_text(table(rungs))
+    write_json(folder / "ladder.json", [rung.result for rung in rungs])
+    print(table(rungs))
+    for path in (folder / "ladder.md", folder / "ladder.json", draw(folder / "ladder.png", rows, first.spec.levels)):
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    from vdm_jax.training.command import execute
+
+    execute(main)
