@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 FOLDER = Path(__file__).parent
 
 
-def _save(figure, name: str) -> None:
+def save(figure, name: str) -> None:
+    """Write docs/NAME.png."""
     figure.savefig(FOLDER / f"{name}.png", dpi=120)
     plt.close(figure)
     print(f"docs/{name}.png")
@@ -45,7 +46,7 @@ def reverse_kernel() -> None:
         beta = 1 - float((step.t.alpha / step.s.alpha) ** 2)
         axis.set(title=f"one step of $\\beta$ = {beta:.2g}", xlabel="$x_s$", yticks=[])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    _save(figure, "reverse_kernel")
+    save(figure, "reverse_kernel")
 
 
 def coarse_to_fine() -> None:
@@ -69,7 +70,7 @@ def coarse_to_fine() -> None:
     below.plot(log_snr, fine, label="which of the two")
     below.set(xlabel=r"$\lambda_t$, from noise to data", ylabel="chance that $x_t$\nhas decided")
     below.legend()
-    _save(figure, "coarse_to_fine")
+    save(figure, "coarse_to_fine")
 
 
 def gap() -> None:
@@ -86,7 +87,7 @@ def gap() -> None:
         axis.axhline(float(limit), color=line.get_color(), ls=":", lw=1)
     axis.set(xlabel="T", ylabel="E bound - entropy, nats", ylim=(1e-3, 30))
     axis.legend(fontsize=8)
-    _save(figure, "gap")
+    save(figure, "gap")
 
 
 if __name__ == "__main__":
