@@ -51,6 +51,13 @@ def test_reconstruction_by_no_level_is_the_mean_of_the_model_and_by_all_a_draw_o
     np.testing.assert_allclose(cost, -jax.vmap(lambda m, x: _likelihood(m).log_prob(x))(drawn, X), rtol=1e-6)
 
 
+def test_from_the_bottom_up_no_level_can_be_left_to_the_model():
+    chain = hvae.bottom_up((2,), [_unit, _unit], [_unit], lambda z: z)
+    assert hvae.reconstruct(chain, jax.random.key(0), X, keep=2).shape == X.shape
+    with pytest.raises(ValueError, match="level 1 is drawn before the one it hangs on: only a ladder can keep"):
+        hvae.reconstruct(hvae.bottom_up((2,), [_unit] * 3, [_unit] * 2, lambda z: z), jax.random.key(0), X, keep=1)
+
+
 def test_temperature_shrinks_every_level_and_the_prior_has_its_moments():
     # z_1 = N(0, 1) + N(0, 1) / 2 + N(0, 1) / 4: variance 1.3125
     for temperature in (1.0, 0.5):

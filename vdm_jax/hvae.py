@@ -253,6 +253,9 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
 
     Returns:
         What the likelihood reads, with a leading axis B.
+
+    Raises:
+        ValueError: the hierarchy draws from the bottom up, and keep is less than its levels.
     """
     return _reconstruct(pytree_callable(hierarchy), key, x, keep)
 
@@ -260,7 +263,15 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
 @partial(jax.jit, static_argnames="keep")
 def _reconstruct(hierarchy, key, x, keep):
     infer = _inference(key)
-    return hierarchy(x, lambda i, q, p: infer(i, q, p) if i < keep else p.mean)[1]
+
+    def choose(i, q, p):
+        if i < keep:
+            return infer(i, q, p)
+        if p is None:
+            raise ValueError(f"level {i} is drawn before the one it hangs on: only a ladder can keep its first {keep}")
+        return p.mean
+
+    return hierarchy(x, choose)[1]
 
 
 def objective(bound: Bound, *, beta: Scalar | float = 1.0, free_nats: Scalar | float = 0.0) -> Scalar:

@@ -26,6 +26,7 @@ ERRATA = (
     "a_hierarchy_counts_each_latent_once",
     "generation_draws_from_the_prior",
     "consistency_term_averages_over_the_bridge",
+    "hierarchy_kl_needs_the_sample",
 )
 
 KINDS = ("symbolic", "exact", "statistical")  # the strongest first

@@ -12,6 +12,9 @@ import pytest
 from tests.derivations import check
 
 COMPLETE = (
+    "AE",
+    "VAE",
+    "HVAE",
     "FWD",
     "POST",
     "ELBO",
