@@ -43,7 +43,11 @@ class Observation:
 
     def x(self, images, levels: int) -> jax.Array:
         """Pixel values 0..levels - 1 as numbers on [-1, 1]."""
-        return to_unit((images >= levels / 2).astype(jnp.int32), 2) if self.binarize else to_unit(images, levels)
+        return (
+            to_unit((2 * images.astype(jnp.int32) >= levels).astype(jnp.int32), 2)
+            if self.binarize
+            else to_unit(images, levels)
+        )
 
     def values(self, x, levels: int) -> jax.Array:
         """Numbers on [-1, 1] as pixel values 0..levels - 1, whatever the law's number of values."""

@@ -22,7 +22,7 @@ CONFIG = HVAE(
         encoder=((8, 1), (4, 1), (2, 1)),
     ),
     observation=Observation(law="mixture", components=5),
-    steps=4_000,
+    steps=2_000,
     batch_size=32,
     learning_rate=4e-3,
     warmup_steps=100,

@@ -16,7 +16,7 @@ CONFIG = VAE(
     data="digits",
     network=AutoencoderConfig(kind="conv", latent=16, width=32, blocks=1, multipliers=(1, 2), groups=8, dropout=0.1),
     observation=Observation(law="mixture", components=5),
-    steps=5_000,
+    steps=2_500,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=100,

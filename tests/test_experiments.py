@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 
 import jax
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments._observation import Observation
+from experiments._vae import VAE
 from experiments._vdm import VDM
+from vdm_jax.networks.autoencoder import AutoencoderConfig
+from vdm_jax.networks.hierarchy import HierarchyConfig
 from vdm_jax.networks.unet import UNetConfig
 from vdm_jax.training.contract import DataSpec
 from vdm_jax.training.optimizer import optimizer
@@ -39,12 +44,18 @@ def batch_of(spec, size, seed=0):
     return {"image": jnp.asarray(images, jnp.uint8), "label": jnp.zeros(size, jnp.int32)}
 
 
+def soon_traced(network):
+    """Options of a network of the same kind with fewer parts."""
+    if isinstance(network, HierarchyConfig):
+        return {part: tuple((size, 1) for size, _ in getattr(network, part)) for part in ("layers", "encoder")}
+    return {"blocks": 1}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_for_its_data(name):
     """Shapes alone: nothing is computed."""
     config, key = config_of(name), jax.random.key(0)
-    if hasattr(config.network, "blocks"):
-        config = dataclasses.replace(config, network=dataclasses.replace(config.network, blocks=1))  # soon traced
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **soon_traced(config.network)))
     spec = SPECS[config.data]
     experiment = config.build(spec)
     params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
@@ -136,3 +147,83 @@ def test_options_that_no_model_has(options, message):
 def test_options_that_cannot_work():
     with pytest.raises(ValueError, match="8 channels do not split into 3 groups"):
         VDM(network=dataclasses.replace(SMALL, groups=3)).build(SPECS["digits"])
+
+
+SMALL_VAE = VAE(network=AutoencoderConfig(kind="mlp", latent=2, width=8, blocks=1), importance_samples=3)
+
+
+@pytest.mark.parametrize("name", ["vae_digits", "hvae_digits"])
+def test_every_row_of_a_hierarchy_s_ledger_is_a_number_an_image(name):
+    spec, key = SPECS["digits"], jax.random.key(0)
+    experiment = dataclasses.replace(config_of(name), importance_samples=3).build(spec)
+    params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
+    for row in experiment.ledger.values():
+        assert jax.eval_shape(row.nats, params, key, batch).shape == (2,)
+    if experiment.curve is not None:
+        points = jax.eval_shape(experiment.curve.points, params, key, batch)
+        assert points["x"].shape == points["y"].shape == (2, 4)
+
+
+def test_rows_of_a_vae_s_ledger_agree():
+    spec, key = SPECS["digits"], jax.random.key(0)
+    experiment, batch = SMALL_VAE.build(spec), batch_of(spec, 4)
+    params = experiment.init(key)
+    nats = {name: row.nats(params, key, batch) for name, row in experiment.ledger.items()}
+    np.testing.assert_allclose(nats["bound"], nats["reconstruction"] + nats["kl"], rtol=1e-5)
+    bits = experiment.evaluate(params, key, batch)["bits_per_dim"]
+    np.testing.assert_allclose(bits, nats["bound"] / (64 * np.log(2.0)), rtol=1e-5)
+
+
+def test_in_em_one_network_rests_while_the_other_learns():
+    config = dataclasses.replace(SMALL_VAE, turns=3, b1=0.0, learning_rate=0.01)
+    spec, seen = SPECS["digits"], []
+    experiment = config.build(spec)
+    state = create(experiment, optimizer(config), 0)
+    step = make_step(experiment, optimizer(config), local_mesh(1), seed=0, ema_decay=0.0)
+    for _ in range(7):
+        seen.append(jax.device_get(state.params))
+        state, _ = step(state, batch_of(spec, 8))
+    same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))  # noqa: E731
+    for i, (old, new) in enumerate(itertools.pairwise(seen)):
+        assert same(old["decoder"], new["decoder"]) == (i < 3), i
+        assert same(old["encoder"], new["encoder"]) == (i >= 3), i
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"turns": 5}, "--turns holds one network still: that needs --b1 0 and --weight-decay 0"),
+        ({"observation": Observation("bernoulli")}, "these pixels have 17: add --observation.binarize"),
+        ({"observation": Observation("mixture", components=0)}, "--observation.components must be at least 1"),
+    ],
+)
+def test_options_that_no_vae_has(options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL_VAE, **options).build(SPECS["digits"])
+
+
+@pytest.mark.parametrize("law", ["bernoulli", "gaussian", "discretized", "mixture"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_law_of_an_image_is_read_from_its_features(law, channels):
+    look = Observation(law, components=2)
+    levels = 2 if law == "bernoulli" else 5
+    output = jnp.asarray(np.random.RandomState(0).normal(size=(1, 1, look.features(channels))), jnp.float32)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, levels)] * channels, indexing="ij"), -1).reshape(
+        -1, 1, 1, channels
+    )
+    masses = jax.vmap(lambda x: look.read(output, levels).log_prob(x))(jnp.asarray(grid, jnp.float32))
+    np.testing.assert_allclose(np.exp(masses).sum(), 1.0, rtol=1e-5)  # of all images of one pixel
+    assert look.picture(output, levels).shape == (1, 1, channels)
+
+
+def test_a_density_is_trained_and_its_mass_evaluated():
+    look, output = Observation("gaussian", scale=0.01), jnp.zeros((1, 1, 1))
+    x = jnp.zeros((1, 1, 1))
+    assert look.read(output, 5, density=True).log_prob(x) > 3.0
+    np.testing.assert_allclose(look.read(output, 5).log_prob(x), 0.0, atol=1e-6)
+
+
+def test_black_and_white():
+    look = Observation("bernoulli", binarize=True)
+    np.testing.assert_array_equal(look.x(jnp.asarray([0, 8, 9, 16]), 17), [-1.0, -1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(look.values(jnp.asarray([-1.0, 1.0]), 17), [0, 16])

@@ -63,6 +63,18 @@ def chosen(rung: str, options: Options) -> Run:
     return open_run(name, dataclasses.replace(config, steps=int(steps), workdir=options.workdir, **few))
 
 
+def check(runs: list[Run]) -> None:
+    """Refuse a ladder that compares nothing.
+
+    Raises:
+        UserError: no rungs, or rungs on different data.
+    """
+    if not runs:
+        raise UserError("A ladder needs rungs: experiments with their numbers of steps, such as vae_digits:2000.")
+    if len(names := {run.data.spec.name for run in runs}) > 1:
+        raise UserError(f"The rungs are on different data, {', '.join(sorted(names))}: nothing could be compared.")
+
+
 def climb(run: Run) -> Rung:
     """Train unless that is done; evaluate unless that is done; draw."""
     path = run.folder / "report.json"
@@ -133,6 +145,7 @@ def main() -> None:
 
     options = tyro.cli(Options, args=sys.argv[1:], prog=program("ladder"), config=(tyro.conf.PositionalRequiredArgs,))
     runs = [chosen(rung, options) for rung in options.rungs]
+    check(runs)
     folder, rungs = Path(options.workdir), []
     for run in tqdm(runs, desc="ladder", unit="rung", disable=not sys.stderr.isatty()):
         rungs.append(climb(run))

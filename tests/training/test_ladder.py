@@ -1,0 +1,47 @@
+"""Several experiments in one table and one picture."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vdm_jax.training import ladder
+
+
+def test_a_ladder_is_climbed_once(command, monkeypatch, tmp_path):
+    arguments = ("tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path))
+    code, told = command(ladder.main, *arguments, workdir=False)
+    assert code == 0, told
+    (row,) = json.loads((tmp_path / "ladder.json").read_text())
+    assert row["steps"] == 6
+    line = (tmp_path / "ladder.md").read_text().splitlines()[-1]
+    assert f"| tiny | {row['test']['bits_per_dim']['mean']:.4f} ± " in line
+    assert (tmp_path / "ladder.png").stat().st_size > 1000
+    monkeypatch.setattr(ladder, "train", lambda run: pytest.fail("trained again"))
+    code, again = command(ladder.main, *arguments, workdir=False)
+    assert code == 0
+    assert line in again
+
+
+@pytest.mark.parametrize(
+    ("rungs", "message"),
+    [
+        (["tiny"], "'tiny' is no rung: give an experiment and its number of steps"),
+        (["tiny:0"], "'tiny:0' is no rung"),
+        (["tinny:5"], "Did you mean tiny?"),
+        ([], "A ladder needs rungs"),
+    ],
+)
+def test_what_is_no_ladder(command, rungs, message):
+    code, told = command(ladder.main, *rungs)
+    assert code == 1
+    assert message in told
+
+
+def test_numbers_that_a_model_lacks_are_dashes():
+    result = {
+        "experiment": "ae", "test": {"reconstruction_error": {"mean": 0.25, "standard_error": 0.01}}, "ledger": {},
+        "parameters": 1234, "steps": 10, "seconds": 61.0,
+    }  # fmt: skip
+    text = ladder.table([ladder.Rung(result, np.zeros((1, 2, 2, 1)))])
+    assert text.splitlines()[-1] == "| ae | - | - | 0.2500 ± 0.0100 | 1,234 | 10 | 1:01 |"
