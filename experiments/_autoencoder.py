@@ -3,6 +3,7 @@
 Source: Hinton & Salakhutdinov 2006; Vincent et al. 2008.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
@@ -31,21 +32,13 @@ class Autoencoder(TrainConfig):
         self.network.check(data.shape)
         if not self.sigma >= 0.0:
             raise ValueError("--sigma must be at least 0")
-        enc, dec = Encoder(self.network), Decoder(self.network, data.shape[-1], data.shape)
-
-        def init(key):
-            key_phi, key_theta = jax.random.split(key)
-            phi = enc.init(key_phi, jnp.zeros((1, *data.shape)))["params"]
-            theta = dec.init(key_theta, jnp.zeros((1, self.network.latent)))["params"]
-            return {"encoder": phi, "decoder": theta}
+        enc, dec, init = networks(self.network, data, data.shape[-1])
 
         def encode(params, key, x):
-            rngs = {} if key is None else {"dropout": key}
-            return enc.apply({"params": params}, x, train=key is not None, rngs=rngs)[0]
+            return enc.apply({"params": params}, x, **dropout(key))[0]
 
         def decode(params, key, z):
-            rngs = {} if key is None else {"dropout": key}
-            return dec.apply({"params": params}, z, train=key is not None, rngs=rngs)
+            return dec.apply({"params": params}, z, **dropout(key))
 
         def maps(params, key=None):
             keys = (None, None) if key is None else jax.random.split(key)
@@ -83,3 +76,21 @@ class Autoencoder(TrainConfig):
         return Experiment(
             init, loss, sample, evaluate, pictures=pictures, codes=codes if self.network.latent == 2 else None
         )
+
+
+def networks(config: AutoencoderConfig, data: DataSpec, features: int) -> tuple[Encoder, Decoder, Callable]:
+    """Encoder, decoder of so many features a pixel, and key -> {"encoder": params, "decoder": params}."""
+    encoder, decoder = Encoder(config), Decoder(config, features, data.shape)
+
+    def init(key):
+        key_phi, key_theta = jax.random.split(key)
+        phi = encoder.init(key_phi, jnp.zeros((1, *data.shape)))["params"]
+        theta = decoder.init(key_theta, jnp.zeros((1, config.latent)))["params"]
+        return {"encoder": phi, "decoder": theta}
+
+    return encoder, decoder, init
+
+
+def dropout(key) -> dict:
+    """What a network's `apply` wants to know: whether it is trained, and from which key its dropout is."""
+    return {} if key is None else {"train": True, "rngs": {"dropout": key}}

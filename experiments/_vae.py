@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from experiments._autoencoder import dropout, networks
 from experiments._hierarchy import Hierarchical
 from vdm_jax import hvae
 from vdm_jax.gaussian import Normal
-from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
+from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.training.contract import DataSpec, Experiment
 
 
@@ -29,21 +30,14 @@ class VAE(Hierarchical):
         """The four functions that the loop trains, samples and evaluates with."""
         self.network.check(data.shape)
         self.check()
-        encoder = Encoder(self.network)
-        decoder = Decoder(self.network, self.observation.features(data.shape[-1]), data.shape)
-
-        def init(key):
-            key_phi, key_theta = jax.random.split(key)
-            phi = encoder.init(key_phi, jnp.zeros((1, *data.shape)))["params"]
-            theta = decoder.init(key_theta, jnp.zeros((1, self.network.latent)))["params"]
-            return {"encoder": phi, "decoder": theta}
+        encoder, decoder, init = networks(self.network, data, self.observation.features(data.shape[-1]))
 
         def encode(params, key, _, x):
-            mean, log_var = encoder.apply({"params": params}, x, **_dropout(key))
+            mean, log_var = encoder.apply({"params": params}, x, **dropout(key))
             return Normal(mean, jnp.exp(jnp.asarray(log_var)))
 
         def decode(params, key, z):
-            return decoder.apply({"params": params}, z, **_dropout(key))
+            return decoder.apply({"params": params}, z, **dropout(key))
 
         def model(params, key, step):
             params = self.held(params, step)
@@ -75,7 +69,3 @@ class VAE(Hierarchical):
             return jax.tree.map(lambda a: jnp.where(still, jax.lax.stop_gradient(a), a), part)
 
         return {"encoder": hold(params["encoder"], decoders_turn), "decoder": hold(params["decoder"], ~decoders_turn)}
-
-
-def _dropout(key) -> dict:
-    return {} if key is None else {"train": True, "rngs": {"dropout": key}}

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.blocks import conv3x3, dense, log_variance, normalise, upsample
+from vdm_jax.networks.blocks import check_pyramid, conv3x3, dense, log_variance, normalise, upsample
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,8 @@ class AutoencoderConfig:
             raise ValueError(f"a latent of {self.latent} dimensions holds nothing: set latent to 1 or more")
         if self.kind not in ("mlp", "conv"):
             raise ValueError(f"unknown kind {self.kind!r} of autoencoder: choose 'mlp' or 'conv'")
-        if self.kind == "mlp":
-            return
-        height, width, factor = shape[-3], shape[-2], 2 ** (len(self.multipliers) - 1)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"images of {height} x {width} cannot be halved {len(self.multipliers) - 1} times: "
-                f"take fewer multipliers than {self.multipliers}, or sides that are multiples of {factor}"
-            )
-        if self.width % self.groups:
-            raise ValueError(f"{self.width} channels do not split into {self.groups} groups: change one of the two")
+        if self.kind == "conv":
+            check_pyramid(shape, self.multipliers, self.width, self.groups)
 
 
 class Encoder(nn.Module):

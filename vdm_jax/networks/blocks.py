@@ -1,4 +1,4 @@
-"""The parts of a U-Net."""
+"""The parts that networks of images share."""
 
 from typing import Any
 
@@ -10,6 +10,22 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.networks.embeddings import log_snr_embedding, sinusoidal
 
 FAN_AVERAGE = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+
+def check_pyramid(shape: tuple[int, ...], multipliers: tuple[int, ...], channels: int, groups: int) -> None:
+    """Refuse images of shape (H, W, C) that cannot be halved between resolutions, and channels without their groups.
+
+    Raises:
+        ValueError: says what does not fit, and what would.
+    """
+    height, width, factor = shape[-3], shape[-2], 2 ** (len(multipliers) - 1)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"images of {height} x {width} cannot be halved {len(multipliers) - 1} times: "
+            f"take fewer multipliers than {multipliers}, or sides that are multiples of {factor}"
+        )
+    if channels % groups:
+        raise ValueError(f"{channels} channels do not split into {groups} groups: change one of the two")
 
 
 def dense(features: int, dtype: Any, *, zero: bool = False) -> nn.Dense:

@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.networks.blocks import Attention, LevelEmbedding, ResidualBlock, conv3x3, normalise, upsample
+from vdm_jax.networks.blocks import (
+    Attention,
+    LevelEmbedding,
+    ResidualBlock,
+    check_pyramid,
+    conv3x3,
+    normalise,
+    upsample,
+)
 from vdm_jax.networks.embeddings import fourier_features
 
 
@@ -48,14 +56,7 @@ class UNetConfig:
         Raises:
             ValueError: says what does not fit, and what would.
         """
-        height, width, factor = shape[-3], shape[-2], 2 ** (len(self.multipliers) - 1)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"images of {height} x {width} cannot be halved {len(self.multipliers) - 1} times: "
-                f"take fewer multipliers than {self.multipliers}, or sides that are multiples of {factor}"
-            )
-        if self.channels % self.groups:
-            raise ValueError(f"{self.channels} channels do not split into {self.groups} groups: change one of the two")
+        check_pyramid(shape, self.multipliers, self.channels, self.groups)
 
 
 class UNet(nn.Module):
