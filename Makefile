@@ -3,7 +3,7 @@ EXP   ?= ddpm_digits
 ARGS  ?=
 ACCEL ?= cpu
 # experiments of `make ladder`, with numbers of steps that take the same time
-LADDER ?= ae_digits:3000 dae_digits:3000 vae_digits:2500 hvae_digits:1200 ddpm_digits:3300 vdm_digits:1600
+LADDER ?= ae_digits:5000 dae_digits:5000 vae_digits:4800 hvae_digits:2300 ddpm_digits:2700 vdm_digits:1900
 
 comma := ,
 extra := $(if $(filter-out cpu,$(ACCEL)),$(ACCEL))

@@ -12,10 +12,10 @@ from vdm_jax.networks.hierarchy import HierarchyConfig
 CONFIG = HVAE(
     data="mnist",
     network=HierarchyConfig(
-        width=96,
+        width=64,
         z_channels=8,
-        layers=((1, 2), (7, 6), (14, 8), (28, 4)),
-        encoder=((28, 3), (14, 3), (7, 3), (1, 2)),
+        layers=((1, 2), (7, 8), (14, 8), (28, 2)),
+        encoder=((28, 1), (14, 2), (7, 2), (1, 1)),
     ),
     observation=Observation(law="mixture", components=5),
     steps=40_000,
@@ -26,6 +26,7 @@ CONFIG = HVAE(
     weight_decay=1e-2,
     b2=0.9,
     ema_decay=0.999,
+    free_nats=0.5,
     grad_clip=200.0,
     grad_skip=400.0,
     eval_batch_size=250,

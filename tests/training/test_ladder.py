@@ -1,10 +1,12 @@
 """Several experiments in one table and one picture."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import ladder
 
 
@@ -17,10 +19,23 @@ def test_a_ladder_is_climbed_once(command, monkeypatch, tmp_path):
     line = (tmp_path / "ladder.md").read_text().splitlines()[-1]
     assert f"| tiny | {row['test']['bits_per_dim']['mean']:.4f} ± " in line
     assert (tmp_path / "ladder.png").stat().st_size > 1000
-    monkeypatch.setattr(ladder, "train", lambda run: pytest.fail("trained again"))
-    code, again = command(ladder.main, *arguments, workdir=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "train", lambda run: pytest.fail("trained again"))
+        code, again = command(ladder.main, *arguments, workdir=False)
     assert code == 0
     assert line in again
+    code, refused = command(ladder.main, "tiny:4", *arguments[1:], workdir=False)
+    assert code == 1
+    assert "start anew with --fresh" in refused
+
+
+def test_a_fresh_ladder_starts_anew(command, tmp_path):
+    for steps in (6, 4):
+        arguments = (f"tiny:{steps}", "--eval-examples", "16", "--workdir", str(tmp_path), "--fresh")
+        code, told = command(ladder.main, *arguments, workdir=False)
+        assert code == 0, told
+    (row,) = json.loads((tmp_path / "ladder.json").read_text())
+    assert row["steps"] == 4
 
 
 @pytest.mark.parametrize(
@@ -36,6 +51,16 @@ def test_what_is_no_ladder(command, rungs, message):
     code, told = command(ladder.main, *rungs)
     assert code == 1
     assert message in told
+
+
+def test_a_shorter_run_warms_up_and_averages_over_the_same_part_of_it():
+    recipe = dataclasses.replace(CONFIG, steps=1000, warmup_steps=100, ema_decay=0.99)
+    short = ladder.shortened(recipe, 200)
+    assert (short.steps, short.warmup_steps) == (200, 20)
+    assert short.ema_decay == pytest.approx(0.95)
+    assert ladder.shortened(recipe, 2).ema_decay == pytest.approx(0.9)
+    assert ladder.shortened(recipe, 3000) == dataclasses.replace(recipe, steps=3000)
+    assert ladder.shortened(dataclasses.replace(recipe, ema_decay=0.0), 200).ema_decay == 0.0
 
 
 def test_numbers_that_a_model_lacks_are_dashes():

@@ -1,28 +1,32 @@
 """Several experiments in turn, in one table and one picture: `python -m vdm_jax.training.ladder NAME:STEPS ...`.
 
-The numbers of steps make the comparison: such as take the same time. A rung that is finished is not trained again.
+The numbers of steps make the comparison: such as take the same time. A rung that is finished is not trained again, and
+one that was stopped goes on.
 """
 
 import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from vdm_jax.training import catalogue, ledger
 from vdm_jax.training.__main__ import finished
-from vdm_jax.training.command import newest
+from vdm_jax.training.command import newest, program
+from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import report
 from vdm_jax.training.journal import clock, write_json
 from vdm_jax.training.loop import train
-from vdm_jax.training.run import Run, on_one_device, open_run
+from vdm_jax.training.run import Run, on_one_device, open_run, remove
 from vdm_jax.training.sample import Sampler
 
+FRESH = "Delete these runs first and start anew."
 WIDE = 10  # images in a row of the picture
 MOST = 1000  # network passes an image that an importance-weighted bound may take
 
@@ -40,6 +44,7 @@ class Options:
     """Folder of these runs."""
     eval_examples: int = 0
     """Evaluate only the first so many test images; 0 is all."""
+    fresh: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=FRESH)] = False
 
 
 class Rung(NamedTuple):
@@ -58,9 +63,18 @@ def chosen(rung: str, options: Options) -> Run:
     name, _, steps = rung.partition(":")
     if not steps.isdecimal() or int(steps) < 1:
         raise UserError(f"{rung!r} is no rung: give an experiment and its number of steps, such as vae_digits:2000.")
-    config = catalogue.find(name)
+    config = shortened(catalogue.find(name), int(steps))
     few = {"picture_every": 0, "num_samples": WIDE, "eval_examples": options.eval_examples}
-    return open_run(name, dataclasses.replace(config, steps=int(steps), workdir=options.workdir, **few))
+    return open_run(name, dataclasses.replace(config, workdir=options.workdir, **few))
+
+
+def shortened(config: TrainConfig, steps: int) -> TrainConfig:
+    """A recipe in fewer steps than its own: it warms up, and averages its parameters, over the same part of the run."""
+    part = min(steps / config.steps, 1.0)
+    averaged = 1.0 - min((1.0 - config.ema_decay) / part, 0.1)
+    warming = [field.name for field in dataclasses.fields(config) if field.name.endswith("warmup_steps")]
+    scaled = {name: round(getattr(config, name) * part) for name in warming}
+    return dataclasses.replace(config, steps=steps, ema_decay=min(averaged, config.ema_decay), **scaled)
 
 
 def check(runs: list[Run]) -> None:
@@ -139,13 +153,11 @@ def draw(path: Path, rows: dict[str, np.ndarray], levels: int) -> Path:
 
 def main() -> None:
     """The command."""
-    import tyro
-
-    from vdm_jax.training.command import program
-
     options = tyro.cli(Options, args=sys.argv[1:], prog=program("ladder"), config=(tyro.conf.PositionalRequiredArgs,))
     runs = [chosen(rung, options) for rung in options.rungs]
     check(runs)
+    for run in runs if options.fresh else ():
+        remove(run.folder)
     folder, rungs = Path(options.workdir), []
     for run in tqdm(runs, desc="ladder", unit="rung", disable=not sys.stderr.isatty()):
         rungs.append(climb(run))
