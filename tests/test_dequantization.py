@@ -129,6 +129,7 @@ def _bound(params, key, x_0=X_0, **options):
     return dequantization.dequantized_bound(_log_prob, key, x_0, Partial(_wide, params), **options)
 
 
+@pytest.mark.slow
 def test_more_samples_are_the_mean_of_the_ratios():
     # K = 3 from the three bounds of one sample each, whose keys are the split one's
     params, key = jnp.asarray([0.05, -1.0]), jax.random.key(0)
@@ -164,6 +165,7 @@ def test_same_jitted_mapped_on_many_devices_and_traced_once():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_gradient_of_the_bound_is_its_slope():
     with jax.enable_x64(True):
         x_0, params, h = X_0.astype(jnp.float64), jnp.asarray([0.05, -1.0]), 1e-5

@@ -48,6 +48,7 @@ def _scalars():
 
 NAMES = ["gaussian", "low_rank", "plane", "mixture", "points", "pixels", "independent"]
 DENSE = ["gaussian", "low_rank", "mixture", "independent"]  # with a density of x_0
+SLOW = ("pixels", "independent")  # of many components, which take long to compile
 
 
 def _levels():
@@ -117,7 +118,7 @@ def test_marginal_has_the_moments_of_noisy_data(name):
         np.testing.assert_allclose(noisy.covariance(), covariance, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES])
 def test_score_and_jacobian_are_derivatives_of_the_density(name):
     for level in _levels():
         noisy = exact.marginal(worlds()[name], level)

@@ -71,7 +71,7 @@ def test_recipe_is_for_its_data(name):
         assert jax.eval_shape(experiment.codes, params, key, batch).shape == (2, 2)
 
 
-@pytest.mark.parametrize("name", ["ddpm_digits", "vdm_digits"])
+@pytest.mark.parametrize("name", [pytest.param("ddpm_digits", marks=pytest.mark.slow), "vdm_digits"])
 def test_every_row_of_the_ledger_is_a_number_an_image(name):
     spec, key = SPECS["digits"], jax.random.key(0)
     experiment = dataclasses.replace(config_of(name), network=SMALL).build(spec)
@@ -203,7 +203,7 @@ def test_options_that_no_vae_has(options, message):
 
 
 @pytest.mark.parametrize("law", ["bernoulli", "gaussian", "discretized", "mixture"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_law_of_an_image_is_read_from_its_features(law, channels):
     look = Observation(law, components=2)
     levels = 2 if law == "bernoulli" else 5

@@ -136,7 +136,8 @@ def test_same_jitted_mapped_and_on_many_devices():
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4), ours, alone)
 
 
-@pytest.mark.parametrize("trace", ["rademacher", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", ["rademacher", "exact"])
 def test_gradient_is_the_slope(trace):
     # by the denoiser's parameter and by x, in float64; of the density and of the latent
     with jax.enable_x64(True):

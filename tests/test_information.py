@@ -134,7 +134,7 @@ def test_optimal_bound_is_the_expectation_of_the_library_s(name, num_steps):
         assert abs(np.mean(term) - float(estimate.value)) < 4 * error
 
 
-@pytest.mark.parametrize("name", ["gaussian", "mixture", "points"])
+@pytest.mark.parametrize("name", ["gaussian", pytest.param("mixture", marks=pytest.mark.slow), "points"])
 def test_optimal_bound_limit_is_approached(name):
     law, ends = worlds()[name], tabulate(LinearLogSNR(5.0, -3.0), 2)
     limit = information.optimal_bound_limit(law, ends(1), ends(2), SMALL).total

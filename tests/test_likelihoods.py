@@ -95,7 +95,7 @@ def test_discretized_log_prob_picks_and_sums_the_masses():
     assert float(law.log_prob(to_unit(index, levels))) == pytest.approx(masses.sum(), rel=1e-6)
 
 
-@parametrize("distance", [2.0, 10.0, 40.0, 100.0])
+@parametrize("distance", [2.0, *(pytest.param(far, marks=pytest.mark.slow) for far in (10.0, 40.0)), 100.0])
 def test_discretized_gradient_lives_in_the_tails(distance):
     with jax.enable_x64(True), mpmath.workdps(60):
         scale, levels = 0.1, 17
@@ -405,6 +405,7 @@ def test_mixture_samples_follow_its_masses():
     assert_mean(onehot, masses, resolution=0.003)
 
 
+@pytest.mark.slow
 def test_mixture_of_an_image_is_the_sum_of_its_pixels():
     parameters = _mixture_parameters(5, 3, 4, (2, 3))
     x = _mixture(*parameters, 256).sample(jax.random.key(0))

@@ -529,7 +529,8 @@ ROWS = {
 
 # Whole chains and their like, which take long to compile in every way there is.
 HEAVY = {
-    *LEARNING, "likelihoods.LogisticMixture", "vae.alternate", "hvae.generate", "hvae.importance_bound",
+    *LEARNING, "information.mmse", "likelihoods.sample",
+    "likelihoods.LogisticMixture", "vae.alternate", "hvae.generate", "hvae.importance_bound",
     "hvae.bottom_up", "hvae.diagnose", "likelihoods.sample_more", "vae.information_split", "hvae.reconstruct",
     "vae.aggregate_log_prob", "linear.Linear", "linear.likeliest_decoder", "linear.probabilistic_pca",
     "vae.kl_to_prior", "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound",

@@ -74,7 +74,11 @@ def test_which_weights_fall(name):
     assert np.all(rises <= 0) == falls
 
 
-@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(9.0, -7.0)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [LinearBeta(), Cosine(), pytest.param(Sigmoid(), marks=pytest.mark.slow), LinearLogSNR(9.0, -7.0)],
+    ids=repr,
+)
 def test_uniform_time_is_the_density_of_a_uniform_time(schedule):
     log_snr = jax.jit(schedule.log_snr)
     slope, curve = jax.jit(jax.vmap(jax.grad(log_snr))), jax.jit(jax.vmap(jax.grad(jax.grad(log_snr))))

@@ -155,6 +155,7 @@ def test_LIK_2_normal_data_go_straight():
         assert_close(flow.flow_sample(denoiser, ours.x_1, schedule, tolerance=1e-9), x, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_LIK_2_there_and_back():
     with jax.enable_x64(True):
         law = _mixture()
@@ -170,7 +171,8 @@ def test_LIK_2_there_and_back():
         assert_mean((x - np.asarray(noisy.mean)) ** 2, noisy.variance, resolution=0.01)
 
 
-@pytest.mark.parametrize("trace", ["rademacher", pytest.param("gaussian", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
 def test_LIK_2_random_probes_have_no_bias(trace):
     with jax.enable_x64(True):
         covariance = [[0.6, 0.35, 0.1], [0.35, 0.4, -0.1], [0.1, -0.1, 0.3]]
@@ -191,6 +193,7 @@ def test_LIK_2_random_probes_have_no_bias(trace):
             assert_mean((ours - truth) ** 2, var / probes)
 
 
+@pytest.mark.slow
 def test_LIK_2_signs_leave_nothing_to_chance_where_dimensions_are_apart():
     with jax.enable_x64(True):
         law = exact.pixels([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])

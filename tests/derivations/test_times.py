@@ -167,6 +167,7 @@ def test_TIME_2_second_moments_come_near_the_best_proposal():
     assert measured == pytest.approx(ours - first.mean() ** 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_TIME_3_variance_proposal_is_near_the_best_for_standard_normal_data():
     # The best is sigma_t^2 / sigma_{t-1}^2 - 1, in E[(L / p)^2] as in closed form; the logarithm is its first order.
     with jax.enable_x64(True):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.tree_util import Partial
 
 from tests.derivations.check import assert_close, assert_mean
@@ -51,6 +52,7 @@ def test_FWD_7_learned_end_points_are_pinned():
             assert_close(schedule.step(t[:-1], t[1:]).log_snr_drop, -np.diff(schedule.log_snr(t)), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=1.0)
@@ -114,6 +116,7 @@ def _moments(denoiser, x_0, grid):
     return jax.jit(lambda: jax.lax.map(lambda pair: at(*pair), (jnp.arange(grid.size), grid)))()
 
 
+@pytest.mark.slow
 def test_VDM_1_training_the_shape_reaches_the_least_variance():
     # One-sample E L^2 = 1/4 int gamma' m_2(gamma) dgamma is least where gamma' is proportional to m_2^(-1/2), where it
     # is (1/2 int m_2^(1/2) dgamma)^2; m_2(gamma) = E ||eps - eps_hat||^4.

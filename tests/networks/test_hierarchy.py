@@ -184,6 +184,7 @@ def test_draw_is_asked_from_the_top_with_what_it_needs():
     assert asked == [(i, True, (3, n, n, 2), (3, n, n, 2)) for i, n in enumerate([1, 2, 6, 6])]
 
 
+@pytest.mark.slow
 def test_divergence_is_moderate_at_first_however_deep():
     # 45 levels: p starts as N(0, I), q near it, and neither grows with depth
     config = HierarchyConfig(width=16, z_channels=2, layers=((1, 2), (4, 43)), encoder=((4, 2), (1, 1)), out_channels=3)
@@ -212,6 +213,7 @@ def test_divergence_is_moderate_at_first_however_deep():
         assert 0.8 < float(jnp.abs(block[last]["kernel"]).max()) * (fan * length) ** 0.5 <= 1.0
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
     x, z, variables = images(), latents(SMALL), perturbed(SMALL)
     half = replace(SMALL, dtype="bfloat16")

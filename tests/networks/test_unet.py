@@ -95,6 +95,7 @@ def test_small_network_s_size_follows_the_same_count():
     assert count(initial(SMALL, *arguments())) == count_by_hand(1, 8, (8, 16), 1, {1})
 
 
+@pytest.mark.slow
 def test_output_is_zero_at_first_and_its_last_layer_learns():
     x, t = arguments()
     variables = initial(SMALL, x, t)
@@ -162,6 +163,7 @@ def test_dropout_differs_between_examples_and_is_off_outside_training():
     assert float(jnp.abs(shaken[0] - shaken[1]).max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
     x, t = arguments()
     variables = perturbed(UNet(SMALL), x, t)

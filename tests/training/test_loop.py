@@ -37,7 +37,10 @@ def interrupt_at(monkeypatch, step, signum):
 
 @pytest.mark.parametrize(
     ("signum", "devices", "options"),
-    [(signal.SIGINT, 1, {"flip": True}), (signal.SIGTERM, 8, {"accumulate": 2, "schedule": "cosine"})],
+    [
+        (signal.SIGINT, 1, {"flip": True}),
+        pytest.param(signal.SIGTERM, 8, {"accumulate": 2, "schedule": "cosine"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
     tiny, tmp_path, monkeypatch, devices, options, signum
