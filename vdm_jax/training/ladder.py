@@ -64,7 +64,10 @@ def chosen(rung: str, options: Options) -> Run:
     if not steps.isdecimal() or int(steps) < 1:
         raise UserError(f"{rung!r} is no rung: give an experiment and its number of steps, such as vae_digits:2000.")
     config = shortened(catalogue.find(name), int(steps))
+    devices = jax.local_device_count()
+    block = -(-options.eval_examples // devices) * devices or config.eval_batch_size  # a thousand draws of each copy
     few = {"picture_every": 0, "num_samples": WIDE, "eval_examples": options.eval_examples}
+    few["eval_batch_size"] = min(config.eval_batch_size, block)
     return open_run(name, dataclasses.replace(config, workdir=options.workdir, **few))
 
 
