@@ -5,6 +5,8 @@
 Three free nats a level: without them all but one level fall silent (posterior collapse, HVAE-4), and the bound is a
 tenth of a bit worse. The ledger's bound is the true one.
 
+Cost: a minute on 2 idle CPU cores. Expected: 1.78 bits/dim on the test digits, 1.68 by 1,000 draws (docs/results.md).
+
 Source: Child 2021, arXiv:2011.10650, scaled down.
 """
 

@@ -2,6 +2,8 @@
 
     make train EXP=hvae_mnist                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
 
+Cost: on two CPU cores some 0.86 steps of 64 images a second. Not trained to its end here yet.
+
 Source: Child 2021, arXiv:2011.10650, scaled down.
 """
 

@@ -4,6 +4,8 @@
 
 `codes.png` shows where the test images lie in the two latent numbers, `reconstructions.png` what those can say.
 
+Cost: under a minute on 2 idle CPU cores. Expected: 2.2 bits/dim on the test digits, with two numbers an image.
+
 Source: Neal & Hinton 1998; Kingma & Welling 2013, arXiv:1312.6114.
 """
 
