@@ -10,13 +10,13 @@ Cost: under a minute on 2 idle CPU cores. Expected: 1.87 bits/dim on the test di
 Source: Kingma & Welling 2013, arXiv:1312.6114.
 """
 
+from experiments import ae_digits
 from experiments._observation import Observation
 from experiments._vae import VAE
-from vdm_jax.networks.autoencoder import AutoencoderConfig
 
 CONFIG = VAE(
     data="digits",
-    network=AutoencoderConfig(kind="conv", latent=16, width=32, blocks=1, multipliers=(1, 2), groups=8, dropout=0.1),
+    network=ae_digits.CONFIG.network,
     observation=Observation(law="mixture", components=5),
     steps=2_500,
     batch_size=32,

@@ -1,5 +1,7 @@
 """The variational autoencoder's functions; their theorems are in `derivations/test_vae.py`."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,6 @@ def test_traced_once_and_a_learned_likelihood_has_a_gradient():
 def test_what_cannot_be_asked():
     with pytest.raises(ValueError, match="samples is 0: the bound needs at least one draw"):
         vae.importance_bound(*ARGUMENTS, jax.random.key(0), X, samples=0)
-    unwrapped = vae.bound.__wrapped__ if hasattr(vae.bound, "__wrapped__") else vae.bound
+    unwrapped = inspect.unwrap(vae.bound)
     with pytest.raises(ValueError, match="unknown gradient 'straight': choose 'reparameterized' or 'score_function'"):
         unwrapped(*ARGUMENTS, jax.random.key(0), X, gradient="straight")

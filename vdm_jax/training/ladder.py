@@ -94,16 +94,12 @@ def check(runs: list[Run]) -> None:
 
 def climb(run: Run) -> Rung:
     """Train unless that is done; evaluate unless that is done; draw."""
-    path = run.folder / "report.json"
-    saved = newest(run) if finished(run) else train(run)
-    if finished(run) and "ledger" in json.loads(path.read_text()):
-        result = json.loads(path.read_text())
-    else:
-        result = report(run, saved)
-        rows = {name: row for name, row in run.experiment.ledger.items() if _importance(name) and row.cost <= MOST}
-        result["ledger"] = {}
+    done = finished(run)
+    saved = newest(run) if done else train(run)
+    result = json.loads((run.folder / "report.json").read_text()) if done else report(run, saved)
+    rows = {name: row for name, row in run.experiment.ledger.items() if _importance(name) and row.cost <= MOST}
+    if not rows.keys() <= result.setdefault("ledger", {}).keys():  # a stop may have left some of them out
         ledger.fill(run, saved, rows, result, curve=False)
-        write_json(path, result)
     return Rung(result, np.asarray(Sampler(run)(on_one_device(saved.state.ema)).images))
 
 
