@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "vdm_jax"
 # Each may import those before it, and nothing else of the package.
 LAYERS = [
     "types", "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
-    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
+    "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
     "dequantization", "flow", "exact", "information", "linear",
 ]  # fmt: skip
 MAY_IMPORT = {"jax", "numpy", "jaxtyping", "diffrax", "vdm_jax"} | set(sys.stdlib_module_names)
@@ -25,7 +25,11 @@ CATALOGUE = (
     | {f"AE-{i}" for i in range(1, 4)}
     | {f"VAE-{i}" for i in range(1, 13)}
     | {f"HVAE-{i}" for i in range(1, 6)}
+    | {f"EBM-{i}" for i in range(1, 5)}
+    | {f"SM-{i}" for i in range(1, 6)}
+    | {f"LAN-{i}" for i in range(1, 4)}
     | {f"TW-{i}" for i in range(1, 4)}
+    | {f"SURE-{i}" for i in range(1, 4)}
     | {f"TIME-{i}" for i in range(1, 4)}
     | {f"WEIGHT-{i}" for i in range(1, 3)}
     | {f"VDM-{i}" for i in range(1, 3)}
@@ -85,7 +89,7 @@ def test_public_names_are_documented_with_entries_that_exist(name):
         assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
     mentioned = set(
         re.findall(
-            r"\b(?:FWD|POST|ELBO|PAR|SAM|VAE|TW|EBM|SM|LAN|HVAE|AE|TIME|WEIGHT|VDM|VAR|LIK)-\d+", path.read_text()
+            r"\b(?:FWD|POST|ELBO|PAR|SAM|VAE|TW|EBM|SM|LAN|HVAE|AE|TIME|WEIGHT|VDM|VAR|LIK|SURE)-\d+", path.read_text()
         )
     )
     assert mentioned <= CATALOGUE

@@ -45,6 +45,7 @@ Its posterior (POST-1 .. POST-6, POST-8)
 Parameterisations (PAR-1, PAR-2)
     what a network should predict .......................... parameterization.target
     x_0 <-> eps <-> v <-> score ............................ parameterization.to_x_0, to_eps, to_v, to_score, convert
+    a denoiser at a level, as a score ...................... parameterization.ScoreOf
 Decoders p(x | z_0) (ELBO-5)
     N, discretised N, Kingma et al.'s categorical (VDM-2) .. gaussian.Normal, likelihoods.DiscretizedGaussian,
                                                              likelihoods.Categorical
@@ -78,6 +79,26 @@ The reverse step's variance (VAR-1 .. VAR-4)
     L_vlb, L_hybrid ........................................ reverse.vlb_loss, reverse.hybrid_loss
     the best there is, and its limits ...................... reverse.matched_variance, analytic_variance, eps_power,
                                                              variance_bounds
+Energies (EBM-1 .. EBM-4)
+    log p = -E - log Z, log Z .............................. energy.log_density, energy.log_partition
+    -grad E, and log p from it along a path ................ energy.score, energy.line_integral
+    E_data grad E - E_model grad E ......................... energy.contrast, energy.Contrast
+Score matching (SM-1 .. SM-5)
+    1/2 ||s - grad log p||^2 ............................... score_matching.explicit
+    1/2 ||s||^2 + div s; along random directions ........... score_matching.implicit, sliced, finite_difference
+    1/2 ||s - grad log q(y|x)||^2; at a level .............. score_matching.denoising, denoising_at
+    tr J, exact or E v^T J v ............................... divergence.value_and_divergence, directions, check_trace
+Langevin dynamics (LAN-1 .. LAN-3)
+    x + eta grad log p + sqrt(2 eta) xi .................... langevin.kernel, langevin.unadjusted
+    accepted or refused .................................... langevin.metropolis
+    from much noise to little; at one level ................ langevin.annealed, check_falling, corrector
+Tweedie's formula (TW-1 .. TW-3)
+    E[x_0 | x_t], Cov[x_0 | x_t] by the score .............. tweedie.posterior_mean, posterior_covariance,
+                                                             posterior_variance, covariance_operator
+    cumulants in other exponential families ................ tweedie.cumulants, normal_base, poisson_base, gamma_base
+Stein's unbiased risk estimate (SURE-1 .. SURE-3)
+    ||D(y) - y||^2 - D sigma^2 + 2 sigma^2 div D ........... sure.sure
+    a threshold chosen by it ............................... sure.soft_threshold, sure.best_threshold
 Sampling (SAM-2 .. SAM-4)
     x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral, samplers.ancestral_learned
 Likelihood (LIK-1 .. LIK-5)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, pytree_callable
+from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, per_example, pytree_callable
 
 Map = Callable[[Any], Any]
 
@@ -66,7 +66,7 @@ def _error(encoder, decoder, seen, x) -> PerExample:
     x_hat = decoder(encoder(seen))
     if x_hat.shape != x.shape:
         raise ValueError(f"the decoder gives {x_hat.shape} where the data are {x.shape}: it must end where they begin")
-    return jnp.square(x - x_hat).reshape(x.shape[0], -1).sum(-1)
+    return per_example(jnp.square(x - x_hat))
 
 
 def nearest_distance(x: Batch, data: Data) -> PerExample:
@@ -83,6 +83,6 @@ def nearest_distance(x: Batch, data: Data) -> PerExample:
     """
 
     def nearest(one):
-        return jnp.sqrt(jnp.square(data - one[None]).reshape(data.shape[0], -1).sum(-1).min())
+        return jnp.sqrt(per_example(jnp.square(data - one[None])).min())
 
     return jax.lax.map(nearest, x)

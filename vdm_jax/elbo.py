@@ -31,6 +31,7 @@ from vdm_jax.types import (
     Real,
     Scalar,
     X,
+    per_example,
     pytree_callable,
     unknown_parameterization,
 )
@@ -157,7 +158,7 @@ def denoising_error(denoiser: Denoiser, key: Key, x_0: Batch, level: Level, kind
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level)
     truth = jax.vmap(partial(target, kind=kind))(x_0, eps, level)
-    return jnp.square(truth - denoiser(x_t, level)).reshape(x_0.shape[0], -1).sum(-1)
+    return per_example(jnp.square(truth - denoiser(x_t, level)))
 
 
 def reconstruction(

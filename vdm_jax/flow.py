@@ -9,7 +9,7 @@ Source: Song et al. 2021, arXiv:2011.13456, section 4.3 and appendix D; Kingma e
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
+from vdm_jax.divergence import Trace, check_trace, directions, value_and_divergence
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import Level
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.schedules import Schedule, check_begins_noisy
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, X, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, X, per_example, pytree_callable
 
 
 def drift(prediction: X, x_t: X, level: Level, rate: Level, kind: Parameterization) -> X:
@@ -68,7 +69,7 @@ def flow_log_prob(
     schedule: Schedule,
     *,
     kind: Parameterization = "eps",
-    trace: Literal["exact", "rademacher", "gaussian"] = "rademacher",
+    trace: Trace = "rademacher",
     probes: int = 1,
     t_0: Real | float = 0.0,
     prior_log_var: float = 0.0,
@@ -111,10 +112,7 @@ def flow_log_prob(
 
     Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367 (the estimate).
     """
-    if trace not in ("exact", "rademacher", "gaussian"):
-        raise ValueError(f"unknown trace {trace!r}: choose 'exact', 'rademacher' or 'gaussian'")
-    if probes < 1:
-        raise ValueError(f"probes is {probes}: the trace needs at least one")
+    check_trace(trace, probes)
     _check_ends(schedule, t_0, x.dtype, kind)
     arguments = (pytree_callable(denoiser), key, x, schedule, jnp.asarray(t_0, x.dtype), prior_log_var, tolerance)
     return _flow_log_prob(*arguments, kind=kind, trace=trace, probes=probes, max_steps=max_steps)
@@ -122,13 +120,11 @@ def flow_log_prob(
 
 @partial(jax.jit, static_argnames=("kind", "trace", "probes", "max_steps"))
 def _flow_log_prob(denoiser, key, x, schedule, t_0, prior_log_var, tolerance, *, kind, trace, probes, max_steps):
-    dims, directions = x[0].size, _directions(key, x, trace, probes)
-    count = 1 if trace == "exact" else probes
+    dims, probing = x[0].size, directions(key, x, trace, probes)
 
     def velocity(t, state):
-        move, push = jax.linearize(partial(_velocity, denoiser, schedule, kind, t), state[0])
-        traces = jax.lax.map(lambda v: _per_example(v * push(v)), directions)
-        return move, traces.sum(0) / (count * dims)  # nats a dimension, to which the tolerance applies
+        move, div = value_and_divergence(partial(_velocity, denoiser, schedule, kind, t), state[0], probing)
+        return move, div / dims  # nats a dimension, to which the tolerance applies
 
     start = (x, jnp.zeros(x.shape[:1], x.dtype))
     (x_1, grown), evaluations = _solve(velocity, start, t_0, jnp.ones_like(t_0), tolerance, max_steps)
@@ -187,20 +183,6 @@ def _velocity(denoiser, schedule, kind, t, x_t) -> Batch:
     return jax.vmap(lambda p, x: drift(p, x, level, rate, kind))(prediction, x_t)
 
 
-def _directions(key, x, trace, probes) -> Array:
-    """The v of v^T J v, shape (probes or D, B, *x); an example's do not depend on how many there are beside it."""
-    if trace == "exact":
-        basis = jnp.eye(x[0].size, dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
-        return jnp.broadcast_to(basis, (x[0].size, *x.shape))
-    draw = jax.random.rademacher if trace == "rademacher" else jax.random.normal
-    keys = jax.random.split(key, x.shape[0])
-    return jax.vmap(lambda k: draw(k, (probes, *x.shape[1:]), x.dtype), out_axes=1)(keys)
-
-
-def _per_example(x: Batch) -> PerExample:
-    return x.reshape(x.shape[0], -1).sum(-1)
-
-
 def _solve(velocity, start, begin, end, tolerance, max_steps):
     """The state at `end`, NaN if max_steps did not suffice, and how often the velocity was asked."""
     ask = jax.jit(velocity)  # so that it is traced once, however often the solver mentions it
@@ -223,4 +205,4 @@ def _solve(velocity, start, begin, end, tolerance, max_steps):
 
 def _worst(error) -> Real:
     """The largest over the batch of an example's root mean square error, in units of what is allowed."""
-    return jnp.max(jnp.stack([jnp.max(jnp.sqrt(_per_example(leaf**2) / leaf[0].size)) for leaf in error]))
+    return jnp.max(jnp.stack([jnp.max(jnp.sqrt(per_example(leaf**2) / leaf[0].size)) for leaf in error]))

@@ -8,8 +8,14 @@ Source: Ho et al. 2020, arXiv:2006.11239 (eps); Salimans & Ho 2022, arXiv:2202.0
 arXiv:1907.05600 (score).
 """
 
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
 from vdm_jax.levels import Level
-from vdm_jax.types import Parameterization, Real, X, unknown_parameterization
+from vdm_jax.types import Batch, Parameterization, Real, X, unknown_parameterization
 
 
 def _power(level: Level) -> Real:
@@ -124,3 +130,24 @@ def convert(value: X, x_t: X, level: Level, source: Parameterization, target: Pa
     if target not in converters:
         raise unknown_parameterization(target)
     return converters[target](value, x_t, level, source)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScoreOf:
+    """A denoiser at one level, as the score of q(x_t): (B, *x) -> (B, *x), for whatever takes a score (PAR-2).
+
+    Fields:
+        denoiser: a `types.Denoiser` that is a pytree, such as a `jax.tree_util.Partial`.
+        level: scalars, sigma > 0.
+        kind: what the denoiser predicts.
+    """
+
+    denoiser: Any
+    level: Level
+    kind: Parameterization = field(default="eps", metadata={"static": True})
+
+    def __call__(self, x_t: Batch) -> Batch:
+        """The score of a batch, shape (B, *x)."""
+        levels = jax.tree.map(lambda part: jnp.broadcast_to(part, x_t.shape[:1]), self.level)
+        return to_score(self.denoiser(x_t, levels), x_t, self.level, self.kind)

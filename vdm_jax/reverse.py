@@ -22,7 +22,18 @@ from vdm_jax.likelihoods import DiscretizedGaussian
 from vdm_jax.parameterization import target, to_eps, to_x_0
 from vdm_jax.tables import Discrete
 from vdm_jax.times import draw_steps
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X, pytree_callable
+from vdm_jax.types import (
+    Batch,
+    Denoiser,
+    Key,
+    Parameterization,
+    PerExample,
+    Real,
+    Scalar,
+    X,
+    per_example,
+    pytree_callable,
+)
 
 PerStep = Float[Array, "T *y"]  # step t's at index t - 1: a number, or one for every dimension
 
@@ -345,7 +356,7 @@ def _one_step(denoiser, key, x_0, table, decoder, t, *, kind, spread, held):
     t = draw_steps(key_t, x_0.shape[0], table.num_steps, spread=spread) if t is None else t
     eps, level = jax.random.normal(key_eps, x_0.shape, x_0.dtype), table(t)
     x_t, truth, (prediction, fraction) = _ask(denoiser, x_0, eps, level, kind)
-    squared_error = jnp.square(truth - prediction).reshape(x_0.shape[0], -1).sum(-1)
+    squared_error = per_example(jnp.square(truth - prediction))
     seen = jax.lax.stop_gradient(prediction) if held else prediction
     # Each form of the term is evaluated where it is meant to be, and elsewhere at a safe point.
     divergence = _variational(truth, seen, fraction, _pair(table, jnp.maximum(t, 2)), kind)

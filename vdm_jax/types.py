@@ -21,6 +21,8 @@ Steps = Int[Array, "..."] | Int[np.ndarray, "..."] | int  # discrete times 0..T
 Key = PRNGKeyArray | UInt32[Array, "2"]  # new-style or raw
 
 Parameterization = Literal["x_0", "eps", "v", "score"]
+Score = Callable[[Any], Any]  # (B, *x) -> (B, *x), of each example by itself
+Energy = Callable[[Any], Any]  # (B, *x) -> (B,), of each example by itself
 
 
 @runtime_checkable
@@ -43,6 +45,11 @@ def pytree_callable(function: Callable) -> Callable:
     """
     leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
     return Partial(function) if leaf else function
+
+
+def per_example(x: Batch) -> PerExample:
+    """The sum over each example."""
+    return x.reshape(x.shape[0], -1).sum(-1)
 
 
 def unknown_parameterization(kind: object) -> ValueError:

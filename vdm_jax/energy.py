@@ -1,0 +1,178 @@
+"""Energies: a law up to its constant, p(x) = exp(-E(x)) / Z.
+
+The score -grad E knows nothing of Z (EBM-2), and gives log p back along any path, up to a constant (EBM-3). Learning E
+by likelihood needs draws of the model itself (EBM-4), here by Langevin chains. `energy` takes a batch (B, *x) and gives
+(B,), each example's by itself.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vdm_jax.langevin import unadjusted
+from vdm_jax.types import Batch, Data, Energy, Key, PerExample, Real, Scalar, Score, per_example, pytree_callable
+
+
+def log_density(energy: Energy, x: Batch, log_partition: Real | float = 0.0) -> PerExample:
+    """log p(x) = -E(x) - log Z; unnormalised as long as log Z is not known (EBM-1).
+
+    Args:
+        energy: E, (B, *x) -> (B,).
+        x: shape (B, *x).
+        log_partition: log Z, a scalar.
+
+    Returns:
+        Shape (B,), nats.
+
+    Raises:
+        ValueError: the energy is not one number an example.
+
+    Source: LeCun et al. 2006, "A tutorial on energy-based learning".
+    """
+    return -_checked(energy, x) - log_partition
+
+
+def log_partition(energy: Energy, nodes: Data, log_weights: Float[Array, " n"]) -> Scalar:
+    """log Z = log sum_n w_n exp(-E(x_n)), by quadrature or by importance sampling (EBM-1).
+
+    Args:
+        energy: E, (N, *x) -> (N,).
+        nodes: x_n, shape (N, *x): of a quadrature, or draws of a law q.
+        log_weights: log w_n, shape (N,): of the quadrature, or -log(N q(x_n)).
+
+    Returns:
+        Scalar. From draws it is low on average, the less so the more there are.
+
+    Raises:
+        ValueError: the energy is not one number an example.
+    """
+    return jax.nn.logsumexp(log_weights - _checked(energy, nodes))
+
+
+def score(energy: Energy, x: Batch) -> Batch:
+    """grad log p(x) = -grad E(x), whatever Z is (EBM-2).
+
+    Args:
+        energy: E, (B, *x) -> (B,).
+        x: shape (B, *x).
+
+    Returns:
+        Shape (B, *x).
+
+    Raises:
+        ValueError: the energy is not one number an example.
+    """
+    value, pull = jax.vjp(lambda x: _checked(energy, x), x)
+    return pull(-jnp.ones_like(value))[0]
+
+
+def line_integral(
+    score: Score,
+    start: Batch,
+    end: Batch,
+    *,
+    path: Callable[[Any, Any, Any], Any] | None = None,
+    nodes: int = 32,
+) -> PerExample:
+    """log p(end) - log p(start), from the score alone (EBM-3).
+
+        int_0^1 s(r(u)) . r'(u) du   with  r(0) = start, r(1) = end
+
+    The same along every path if s is a gradient; of a network's s the difference says how far it is from being one.
+
+    Args:
+        score: (B, *x) -> (B, *x); called once a node.
+        start, end: shape (B, *x).
+        path: r(u, start, end) -> (B, *x), with a derivative by the scalar u; None is the straight line.
+        nodes: of the Gauss-Legendre rule.
+
+    Returns:
+        Shape (B,), nats.
+
+    Raises:
+        ValueError: nodes below 1.
+    """
+    if nodes < 1:
+        raise ValueError(f"nodes is {nodes}: an integral needs at least one")
+    return _line_integral(pytree_callable(score), start, end, pytree_callable(path or _straight), nodes)
+
+
+@partial(jax.jit, static_argnames="nodes")
+def _line_integral(score, start, end, path, nodes) -> PerExample:
+    places, weights = (jnp.asarray(part, start.dtype) for part in np.polynomial.legendre.leggauss(nodes))
+
+    def visit(total, node):
+        u, weight = node
+        x, velocity = jax.jvp(lambda u: path(u, start, end), (u,), (jnp.ones_like(u),))
+        return total + weight * per_example(score(x) * velocity), None
+
+    halves = (0.5 * (places + 1.0), 0.5 * weights)
+    return jax.lax.scan(visit, jnp.zeros(start.shape[:1], start.dtype), halves)[0]
+
+
+def _straight(u, start, end):
+    return start + u * (end - start)
+
+
+class Contrast(NamedTuple):
+    """Both sides of the likelihood's gradient.
+
+    Fields:
+        data: E of the data, shape (B,).
+        model: E of the negatives, shape (N,).
+        negatives: where the chains ended, shape (N, *x); begin the next ones here to make them persistent.
+    """
+
+    data: PerExample
+    model: Float[Array, " n"]
+    negatives: Data
+
+    @property
+    def loss(self) -> Scalar:
+        """Mean E of the data less that of the negatives. Its *gradient* is what is meant, its value tells little."""
+        return self.data.mean() - self.model.mean()
+
+
+def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Real | float, num_steps: int) -> Contrast:
+    """The gradient of -log p by the energy's parameters, as that of a difference of energies (EBM-4).
+
+        -grad_theta E_data log p = E_data grad_theta E - E_model grad_theta E
+
+    The model's side comes from Langevin chains on the energy as it is, through which no gradient runs. From the data
+    themselves (`start=x`) it is contrastive divergence; from where the last chains ended, persistent; from noise, a
+    short run. It is the likelihood's own gradient as far as the chains have come to the model's law.
+
+    Args:
+        energy: E, (B, *x) -> (B,), any B; closed over its parameters as a `jax.tree_util.Partial`.
+        key: for the chains.
+        x: data, shape (B, *x).
+        start: where the chains begin, shape (N, *x).
+        step_size, num_steps: of the chains, as in `langevin.unadjusted`.
+
+    Returns:
+        `Contrast`, of which `loss` is to be differentiated.
+
+    Raises:
+        ValueError: the energy is not one number an example, step_size not positive, or num_steps below 1.
+
+    Source: Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Tieleman 2008, "Training
+        restricted Boltzmann machines using approximations to the likelihood gradient" (persistent).
+    """
+    energy = pytree_callable(energy)
+    chain = unadjusted(jax.lax.stop_gradient(jax.tree_util.Partial(score, energy)), key, start, step_size, num_steps)
+    negatives = jax.lax.stop_gradient(chain.x)
+    return Contrast(_checked(energy, x), _checked(energy, negatives), negatives)
+
+
+def _checked(energy, x) -> PerExample:
+    value = energy(x)
+    if jnp.shape(value) != x.shape[:1]:
+        raise ValueError(
+            f"an energy is one number an example: of {x.shape[:1]} examples it has shape {jnp.shape(value)}"
+        )
+    return value

@@ -1,0 +1,241 @@
+"""Song and Ermon's score network: a RefineNet that widens its view by dilation, told the noise level by its norms."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@dataclass(frozen=True)
+class RefineNetConfig:
+    """The shape of a `RefineNet`; the defaults are Song and Ermon's for CIFAR-10, 29.7 million parameters."""
+
+    channels: int = 128
+    """Channels at full resolution; there are twice as many at half of it."""
+    num_levels: int = 10
+    """Noise levels, each with its own scales and biases in every norm."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic inside; parameters, norms, pooling and output are float32."""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse images of shape (H, W, C) that this network cannot take.
+
+        Raises:
+            ValueError: says what does not fit, and what would.
+        """
+        height, width = shape[-3], shape[-2]
+        if height % 2 or width % 2:
+            raise ValueError(f"images of {height} x {width} cannot be halved: pad or crop them to even sides")
+        if self.channels < 2 or self.num_levels < 1:
+            raise ValueError(
+                f"{self.channels} channels and {self.num_levels} noise levels: "
+                "take 2 channels or more, whose means have a variance, and 1 level or more"
+            )
+
+
+class InstanceNormPlus(nn.Module):
+    """Conditional instance normalisation++, in float32: of each example and channel by itself, in the level's scale.
+
+        gamma ((x - m) / sqrt(v + eps) + alpha (m - mean_c m) / sqrt(var_c m + eps)) + beta
+
+    m and v are the mean and variance of a channel over positions, mean_c and var_c those of m over channels, the
+    latter of divisor C - 1; eps = 1e-5. The term in alpha gives back what an instance norm forgets: how the channels'
+    means differ. gamma, alpha and beta are row `index` of the table; NaN where there is no such row.
+
+    Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
+    """
+
+    num_levels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], index: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+        x = x.astype(jnp.float32)
+        means = x.mean((1, 2), keepdims=True)
+        centred = _over_deviation(x - means, axes=(1, 2), fewer=0)
+        contrast = _over_deviation(means - means.mean(-1, keepdims=True), axes=(3,), fewer=1)
+        table = self.param("table", _initial_table, (self.num_levels, 3, x.shape[-1]))
+        # a negative index would count from the end
+        rows = jnp.take(table, jnp.where(index < 0, self.num_levels, index), axis=0, mode="fill", fill_value=jnp.nan)
+        gamma, alpha, beta = (row[:, None] for row in jnp.split(rows, 3, axis=1))
+        return gamma * (centred + alpha * contrast) + beta
+
+
+class NormedConvolution(nn.Module):
+    """A 3 x 3 convolution of what `between`, an ELU, makes of x normalised.
+
+    Fields:
+        features: channels of the result.
+        config: of the whole network.
+        between: the function between norm and convolution.
+        dilation: distance between the positions under the kernel.
+        bias: whether there is one.
+
+    Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
+    """
+
+    features: int
+    config: RefineNetConfig
+    between: Callable[[Array], Array] = nn.elu
+    dilation: int = 1
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], index: Int[Array, " b"]) -> Float[Array, "b h w out"]:
+        h = self.between(InstanceNormPlus(self.config.num_levels)(x, index))
+        return _convolution(self.features, 3, self.config.dtype, self.dilation, self.bias)(h)
+
+
+class DilatedBlock(nn.Module):
+    """shortcut(x) + f(x, index), f two normed convolutions; the first of a stage halves x where nothing is dilated.
+
+    Fields:
+        features: channels of the result.
+        config: of the whole network.
+        dilation: of every 3 x 3 convolution.
+        first: whether a convolution is the shortcut, of 1 x 1 where x is halved, else of 3 x 3; if not, the identity.
+
+    Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
+    """
+
+    features: int
+    config: RefineNetConfig
+    dilation: int
+    first: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], index: Int[Array, " b"]) -> Float[Array, "b h2 w2 out"]:
+        h = NormedConvolution(x.shape[-1], self.config, dilation=self.dilation)(x, index)
+        h = NormedConvolution(self.features, self.config, dilation=self.dilation)(h, index)
+        if not self.first:
+            return x + h
+        if self.dilation > 1:
+            return _convolution(self.features, 3, self.config.dtype, self.dilation)(x) + h
+        return _convolution(self.features, 1, self.config.dtype)(_halve(x)) + _halve(h)
+
+
+class RefineBlock(nn.Module):
+    """Joins what a stage gave with what is refined below it, at the stage's resolution.
+
+    In turn: two residual units on each input; the sum of both, convolved; two poolings chained, each added; `units`
+    residual units.
+
+    Fields:
+        features: channels of the result.
+        config: of the whole network.
+        units: residual units at the end.
+
+    Source: Lin et al. 2017, arXiv:1611.06612; Song and Ermon 2019, arXiv:1907.05600, appendix A.
+    """
+
+    features: int
+    config: RefineNetConfig
+    units: int
+
+    @nn.compact
+    def __call__(self, xs: list[Array], index: Int[Array, " b"]) -> Float[Array, "b h w out"]:
+        hs = [self._residual(x, index, 2) for x in xs]
+        if len(hs) > 1:
+            hs = [NormedConvolution(self.features, self.config, _identity)(h, index) for h in hs]
+        h = nn.elu(sum(_stretch(h, hs[0].shape) for h in hs))
+        path = h
+        for _ in range(2):
+            path = NormedConvolution(self.features, self.config, _pool, bias=False)(path, index)
+            h = h + path
+        return self._residual(h, index, self.units)
+
+    def _residual(self, h: Array, index: Array, units: int) -> Array:
+        for _ in range(units):
+            inner = NormedConvolution(h.shape[-1], self.config, bias=False)(h, index)
+            h = h + NormedConvolution(h.shape[-1], self.config, bias=False)(inner, index)
+        return h
+
+
+class RefineNet(nn.Module):
+    """A score from x_t and the number of its noise level: four residual stages, refined from the deepest up.
+
+    Layer by layer the published code's `CondRefineNetDilated`, with as many parameters, but for two things: x comes
+    in as it is, where theirs takes pixels of [0, 1] to [-1, 1] first; and biases start at zero, as in this package's
+    other networks, not at random.
+
+    Only the second stage halves the image; the last two see further by dilations of 2 and 4. Source: Song and Ermon
+    2019, arXiv:1907.05600, appendix A.
+    """
+
+    config: RefineNetConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], index: Int[Array, " b"], *, train: bool = False
+    ) -> Float[Array, "b h w c"]:
+        """The network's output as it is, not divided by sigma, in float32.
+
+        Args:
+            x: noisy images, shape (B, H, W, C).
+            index: numbers of their noise levels, 0 to num_levels - 1, shape (B,); any other gives NaN.
+            train: taken for the other networks' sake; nothing here is random.
+
+        Raises:
+            ValueError: images whose sides are not even; fewer than 2 channels, or than 1 level.
+        """
+        cfg = self.config
+        cfg.check(x.shape)
+        h, stages = _convolution(cfg.channels, 3, cfg.dtype)(x), []
+        for stage, (multiple, dilation) in enumerate([(1, 1), (2, 1), (2, 2), (2, 4)]):
+            h = DilatedBlock(multiple * cfg.channels, cfg, dilation, first=stage > 0)(h, index)
+            h = DilatedBlock(multiple * cfg.channels, cfg, dilation, first=False)(h, index)
+            stages.append(h)
+        h = RefineBlock(2 * cfg.channels, cfg, units=1)([stages[3]], index)
+        h = RefineBlock(2 * cfg.channels, cfg, units=1)([stages[2], h], index)
+        h = RefineBlock(cfg.channels, cfg, units=1)([stages[1], h], index)
+        h = RefineBlock(cfg.channels, cfg, units=3)([stages[0], h], index)
+        return NormedConvolution(x.shape[-1], cfg)(h, index).astype(jnp.float32)
+
+
+def _initial_table(key: Array, shape: tuple[int, ...]) -> Array:
+    """gamma and alpha about 1, beta 0."""
+    return jnp.array([1.0, 1.0, 0.0]).reshape(1, 3, 1) * (1.0 + 0.02 * jax.random.normal(key, shape))
+
+
+def _over_deviation(centred: Array, axes: tuple[int, ...], fewer: int) -> Array:
+    # from what is centred already: E[x^2] - E[x]^2 would cancel
+    count = np.prod([centred.shape[axis] for axis in axes]) - fewer
+    return centred * jax.lax.rsqrt((centred**2).sum(axes, keepdims=True) / float(count) + 1e-5)
+
+
+def _convolution(features: int, size: int, dtype: str, dilation: int = 1, bias: bool = True) -> nn.Conv:
+    """Kernels initialised as the paper's code, PyTorch, does: uniform, of variance 1 / (3 fan-in); biases at zero."""
+    init: Any = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+    return nn.Conv(
+        features, (size, size), kernel_dilation=dilation, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype)
+    )
+
+
+def _identity(x: Array) -> Array:
+    return x
+
+
+def _halve(x: Array) -> Array:
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+def _pool(x: Array) -> Array:
+    """Means over 5 x 5, of zeros beyond the border."""
+    return nn.avg_pool(x, (5, 5), (1, 1), "SAME")
+
+
+def _stretch(x: Array, shape: tuple[int, ...]) -> Array:
+    """x interpolated bilinearly to the height and width of shape, corners on corners."""
+    if x.shape == shape:
+        return x
+    rows, columns = (_hats(x.shape[axis], shape[axis]) for axis in (1, 2))
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _hats(size: int, to: int) -> Array:
+    distance = np.abs(np.linspace(0.0, size - 1.0, to)[:, None] - np.arange(size))
+    return jnp.asarray(np.maximum(0.0, 1.0 - distance), jnp.float32)

@@ -1,0 +1,86 @@
+"""Stein's unbiased risk estimate: how far a denoiser is from clean data that nobody has.
+
+    y = x + sigma eps:   E ||D(y) - x||^2 = E [ ||D(y) - y||^2 - sigma^2 dim + 2 sigma^2 div D(y) ]      (SURE-1)
+
+for *every* x, so a denoiser can be judged, chosen and trained from noisy data alone. The best one is Tweedie's
+(SURE-2), and with D(y) = y + sigma^2 s(y) the estimate is implicit score matching of s (SURE-3).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.divergence import Trace, directions, value_and_divergence
+from vdm_jax.types import Batch, Key, PerExample, Real, Scalar, Score, X, per_example, pytree_callable
+
+
+def sure(
+    denoiser: Score, key: Key | None, y: Batch, sigma: Real | float, *, trace: Trace = "rademacher", probes: int = 1
+) -> PerExample:
+    """An estimate of ||D(y) - x||^2 without bias, from y alone (SURE-1).
+
+    Args:
+        denoiser: D, (B, *x) -> (B, *x), of each example by itself; it may have kinks, but no jumps.
+        key: for the directions; None with trace `exact`.
+        y: noisy data, shape (B, *x).
+        sigma: the noise's standard deviation, a scalar.
+        trace: how the divergence is had: `exact`, D forward products, or along random directions, one each.
+        probes: how many directions.
+
+    Returns:
+        Shape (B,), summed over the example; of a single example it may be negative.
+
+    Raises:
+        ValueError: unknown trace, probes below 1, no key where one is needed, or D(y) has another shape than y.
+
+    Source: Stein 1981, "Estimation of the mean of a multivariate normal distribution"; Ramani et al. 2008,
+        "Monte-Carlo SURE" (the estimated divergence).
+    """
+    return _sure(pytree_callable(denoiser), key, y, jnp.asarray(sigma, y.dtype), trace, probes)
+
+
+@partial(jax.jit, static_argnames=("trace", "probes"))
+def _sure(denoiser, key, y, sigma, trace, probes) -> PerExample:
+    x_hat, div = value_and_divergence(denoiser, y, directions(key, y, trace, probes))
+    return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - y[0].size)
+
+
+def soft_threshold(y: Batch, threshold: Real) -> Batch:
+    """sign(y) max(|y| - threshold, 0): a denoiser for numbers that are mostly zero, elementwise.
+
+    Source: Donoho & Johnstone 1995, "Adapting to unknown smoothness via wavelet shrinkage".
+    """
+    return jnp.sign(y) * jnp.maximum(jnp.abs(y) - threshold, 0.0)
+
+
+def best_threshold(y: X, sigma: Real | float) -> tuple[Scalar, Scalar]:
+    """The threshold of least `sure` for one example, and that estimate (SureShrink).
+
+        SURE(t) = sum_i min(|y_i|, t)^2 + sigma^2 (dim - 2 #{|y_i| <= t})
+
+    Between two of the |y_i| it only rises with t, so the best is 0 or one of them: all are tried, by one sort.
+
+    Args:
+        y: noisy numbers, shape (*x).
+        sigma: the noise's standard deviation, a scalar.
+
+    Returns:
+        The threshold and the estimate, scalars.
+
+    Source: Donoho & Johnstone 1995, section 2.
+    """
+    sizes = jnp.sort(jnp.abs(y).reshape(-1))
+    candidates = jnp.concatenate([jnp.zeros_like(sizes[:1]), sizes])
+    risks = _risks(sizes, jnp.asarray(sigma, y.dtype))
+    best = jnp.argmin(risks)
+    return candidates[best], risks[best]
+
+
+def _risks(sizes: Float[Array, " d"], sigma: Scalar) -> Float[Array, " d_plus_1"]:
+    """SURE at 0 and at each of the sorted sizes."""
+    count = jnp.arange(sizes.size + 1, dtype=sizes.dtype)
+    candidates = jnp.concatenate([jnp.zeros_like(sizes[:1]), sizes])
+    below = jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes**2)])
+    return below + (sizes.size - count) * candidates**2 + sigma**2 * (sizes.size - 2.0 * count)

@@ -1,0 +1,163 @@
+"""Tweedie's formula: what the clean data were, read off the score of the noisy ones.
+
+    E[x_0 | x_t]   = (x_t + sigma^2 s(x_t)) / alpha                     (TW-1)
+    Cov[x_0 | x_t] = (sigma^2 I + sigma^4 grad s(x_t)) / alpha^2        (TW-2)
+
+with s the score of the *marginal* law q(x_t), for any level: variance preserving, or exploding (alpha = 1). The score
+comes in as a callable that takes and gives a batch; `parameterization.ScoreOf` makes one of a denoiser at a level. For
+noise of other exponential families the derivatives of a log-partition take its place (TW-3).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaln
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from vdm_jax.divergence import Trace, directions
+from vdm_jax.gaussian import LOG_2PI
+from vdm_jax.levels import Level
+from vdm_jax.parameterization import to_x_0
+from vdm_jax.types import Batch, Key, Real, Scalar, Score, X, pytree_callable
+
+
+def posterior_mean(score: Score, x_t: Batch, level: Level) -> Batch:
+    """E[x_0 | x_t] = (x_t + sigma^2 s) / alpha (TW-1).
+
+    Args:
+        score: of the law of x_t, (B, *x) -> (B, *x).
+        x_t: shape (B, *x).
+        level: scalars, alpha > 0.
+
+    Returns:
+        Shape (B, *x).
+
+    Source: Robbins 1956, "An empirical Bayes approach to statistics"; Efron 2011, "Tweedie's formula and selection
+        bias".
+    """
+    return to_x_0(score(x_t), x_t, level, "score")
+
+
+def covariance_operator(score: Score, x_t: Batch, level: Level) -> Callable[[Batch], Batch]:
+    """v -> Cov[x_0 | x_t] v, one forward product of the score; the matrix is never made (TW-2).
+
+    Args as in `posterior_mean`; the score treats each example by itself.
+
+    Returns:
+        A linear map of (B, *x), and a pytree: it can be an argument of a compiled function.
+
+    Source: Efron 2011; Meng et al. 2021, arXiv:2111.04726 (second order).
+    """
+    _, push = jax.linearize(score, x_t)
+    return Partial(_covariance_times, push, level)
+
+
+def _covariance_times(push, level: Level, v: Batch) -> Batch:
+    ratio = level.sigma / level.alpha
+    return ratio**2 * (v + level.sigma**2 * push(v))
+
+
+def posterior_covariance(score: Score, x_t: Batch, level: Level) -> Float[Array, "b d d"]:
+    """Cov[x_0 | x_t] in full, of each example flattened, by D forward products (TW-2).
+
+    Args and errors as in `covariance_operator`.
+
+    Returns:
+        Shape (B, D, D); symmetric as the Jacobian of a true score is, and no more than that.
+    """
+    return _posterior_covariance(pytree_callable(score), x_t, level)
+
+
+@jax.jit
+def _posterior_covariance(score, x_t, level):
+    times = covariance_operator(score, x_t, level)
+    basis = jnp.eye(x_t[0].size, dtype=x_t.dtype).reshape(-1, 1, *x_t.shape[1:])
+    columns = jax.lax.map(lambda v: times(jnp.broadcast_to(v, x_t.shape)), basis)
+    return jnp.moveaxis(columns.reshape(x_t[0].size, x_t.shape[0], -1), 0, -1)
+
+
+def posterior_variance(
+    score: Score, key: Key | None, x_t: Batch, level: Level, *, trace: Trace = "rademacher", probes: int = 1
+) -> Batch:
+    """The diagonal of Cov[x_0 | x_t], as the mean of v (Cov v) over random directions (TW-2).
+
+    No bias; signs v have none of the variance that comes from the diagonal itself. With trace `exact` it is exact, by D
+    products.
+
+    Args:
+        score, x_t, level: as in `covariance_operator`.
+        key: for v.
+        trace, probes: as in `divergence.directions`.
+
+    Returns:
+        Shape (B, *x).
+
+    Raises:
+        ValueError: unknown trace, or probes below 1.
+
+    Source: Bekas et al. 2007, "An estimator for the diagonal of a matrix".
+    """
+    return _posterior_variance(pytree_callable(score), key, x_t, level, trace, probes)
+
+
+@partial(jax.jit, static_argnames=("trace", "probes"))
+def _posterior_variance(score, key, x_t, level, trace, probes) -> Batch:
+    times = covariance_operator(score, x_t, level)
+    return jax.lax.map(lambda v: v * times(v), directions(key, x_t, trace, probes)).mean(0)
+
+
+def cumulants(
+    log_prob: Callable[[Any], Scalar], log_base: Callable[[Any], Scalar], x: X, order: int
+) -> list[Float[Array, "..."]]:
+    """The cumulants of a natural parameter eta, given one observation of an exponential family (TW-3).
+
+        q(x | eta) = h(x) exp(eta . x - psi(eta)),  x ~ p(x) = int q(x | eta) p(eta)
+        d^k/dx^k [log p(x) - log h(x)] = the k-th cumulant of eta given x
+
+    log p - log h is the log-partition of p(eta | x), in which x is the natural parameter. The first cumulant is the
+    mean, the second the covariance, the third the third central moment.
+
+    Args:
+        log_prob: log p of one example, with derivatives.
+        log_base: log h of it: `normal_base`, `poisson_base`, `gamma_base`, or another's.
+        x: one example, shape (*x). A count is continued to real numbers, as log Gamma continues the factorial.
+        order: how many, at least 1.
+
+    Returns:
+        Arrays of shape (*x), (*x, *x), ...
+
+    Raises:
+        ValueError: order below 1.
+
+    Source: Efron 2011, "Tweedie's formula and selection bias", section 2.
+    """
+    if order < 1:
+        raise ValueError(f"order is {order}: the first cumulant is the mean")
+
+    def log_partition(x):
+        return log_prob(x) - log_base(x)
+
+    found, derivative = [], log_partition
+    for _ in range(order):
+        derivative = jax.grad(derivative) if derivative is log_partition else jax.jacfwd(derivative)
+        found.append(derivative(x))
+    return found
+
+
+def normal_base(x: X, var: Real) -> Scalar:
+    """log h of N(mu, var), var known: eta = mu / var (TW-3). x of shape (*x)."""
+    return -0.5 * jnp.sum(x**2 / var + jnp.log(var) + LOG_2PI)
+
+
+def poisson_base(x: X) -> Scalar:
+    """log h of Poisson counts, -log x!: eta is the log of the rate (TW-3). x of shape (*x), above -1."""
+    return -jnp.sum(gammaln(x + 1.0))
+
+
+def gamma_base(x: X, shape: Real) -> Scalar:
+    """log h of gamma variables of known shape: eta is *minus* the rate (TW-3). x of shape (*x), positive."""
+    return jnp.sum((shape - 1.0) * jnp.log(x) - gammaln(shape))
