@@ -13,7 +13,7 @@ tools := .venv/.ready-$(ACCEL)-test
 mutators := .venv/.ready-$(ACCEL)-mutants
 
 .DEFAULT_GOAL := help
-.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures ladder
+.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures bench ladder
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,10 @@ accuracy: $(tools) ## every kernel in float32 against 50 digits
 figures: $(tools) ## draw the figures of docs anew
 	@$(python) -m docs.figures
 	@$(python) -m docs.failures
+	@$(python) -m docs.dynamics
+
+bench: $(tools) ## what things cost, as ratios measured in one run
+	@$(python) -m benchmarks.score_matching
 
 derivations: $(tools) ## every derivation of the catalogue, one line an entry
 	@$(python) -m pytest -q -n auto tests/derivations --derivations $(ARGS)

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "vdm_jax"
 # Each may import those before it, and nothing else of the package.
 LAYERS = [
     "types", "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
-    "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
+    "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae",
+    "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
     "dequantization", "flow", "exact", "information", "linear",
 ]  # fmt: skip
 MAY_IMPORT = {"jax", "numpy", "jaxtyping", "diffrax", "vdm_jax"} | set(sys.stdlib_module_names)

@@ -10,14 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import _denoiser, _plane, ebm_2d, score_2d, sure_denoise_digits
+from experiments._ncsn import NCSN
 from experiments._observation import Observation
+from experiments._score import Noise, falling
 from experiments._vae import VAE
 from experiments._vdm import VDM
+from tests.derivations.check import assert_mean
+from vdm_jax import exact
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.networks.hierarchy import HierarchyConfig
+from vdm_jax.networks.mlp import MLPConfig
+from vdm_jax.networks.refinenet import RefineNetConfig
 from vdm_jax.networks.unet import UNetConfig
 from vdm_jax.training.contract import DataSpec
 from vdm_jax.training.optimizer import optimizer
+from vdm_jax.training.planes import PLANES
 from vdm_jax.training.state import create
 from vdm_jax.training.step import local_mesh, make_step
 
@@ -28,6 +36,7 @@ SPECS = {
     "mnist": DataSpec("mnist", (28, 28, 1), 256, 10, 60_000, 10_000),
     "fashion_mnist": DataSpec("fashion_mnist", (28, 28, 1), 256, 10, 60_000, 10_000),
     "cifar10": DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000),
+    **{name: DataSpec(name, (2,), 0, 0, 50_000, 10_000) for name in PLANES},
 }
 SMALL = UNetConfig(
     channels=8, multipliers=(1,), blocks=1, groups=4, attention_resolutions=(), middle_attention=False,
@@ -40,6 +49,9 @@ def config_of(name):
 
 
 def batch_of(spec, size, seed=0):
+    if not spec.levels:
+        points, labels = PLANES[spec.name]().draw(size, seed)
+        return {"image": jnp.asarray(points), "label": jnp.asarray(labels)}
     images = np.random.RandomState(seed).randint(spec.levels, size=(size, *spec.shape))
     return {"image": jnp.asarray(images, jnp.uint8), "label": jnp.zeros(size, jnp.int32)}
 
@@ -48,7 +60,7 @@ def soon_traced(network):
     """Options of a network of the same kind with fewer parts."""
     if isinstance(network, HierarchyConfig):
         return {part: tuple((size, 1) for size, _ in getattr(network, part)) for part in ("layers", "encoder")}
-    return {"blocks": 1}
+    return {"blocks": 1} if hasattr(network, "blocks") else {}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -67,6 +79,9 @@ def test_recipe_is_for_its_data(name):
     assert drawn.images.shape == (3, *spec.shape)
     for show in experiment.pictures.values():
         assert jax.eval_shape(show, params, key, batch).shape[1:] == (2, *spec.shape)
+    for show in experiment.planes.values():
+        for panel in jax.eval_shape(show, params, key).values():
+            assert panel.x.shape == (*panel.height.shape, 2)
     if experiment.codes is not None:
         assert jax.eval_shape(experiment.codes, params, key, batch).shape == (2, 2)
 
@@ -227,3 +242,77 @@ def test_black_and_white():
     look = Observation("bernoulli", binarize=True)
     np.testing.assert_array_equal(look.x(jnp.asarray([0, 8, 9, 16]), 17), [-1.0, -1.0, 1.0, 1.0])
     np.testing.assert_array_equal(look.values(jnp.asarray([-1.0, 1.0]), 17), [0, 16])
+
+
+def test_ways_to_match_a_score_differ_by_a_constant():
+    """The same for a good score and a bad one, whichever way; and the truth has the least."""
+    law = _plane.truth(SPECS["two_modes"])
+    config = dataclasses.replace(score_2d.CONFIG, num_levels=5)
+    table, x = config.noise.table(5), batch_of(SPECS["two_modes"], 20_000)["image"]
+    level, best = table(1 + jnp.arange(len(x)) % 5), exact.OptimalDenoiser(law)
+    bent = lambda x_t, level: best(x_t, level) + 0.3 * jnp.tanh(x_t)  # noqa: E731
+    gaps = {}
+    for objective in ("denoising", "implicit", "sliced"):
+        way = dataclasses.replace(config, objective=objective)
+        gap = [way.matching(denoiser, jax.random.key(0), x, level) for denoiser in (bent, best)]
+        gaps[objective] = np.asarray(gap[0] - gap[1])
+    truth = 0.5 * np.square(0.3 * np.tanh(np.asarray(x))).sum(1).mean()  # of the data; noise only moves them on
+    assert np.mean(gaps["denoising"]) > 0.5 * truth
+    assert_mean(gaps["implicit"] - gaps["denoising"].mean(), 0.0, resolution=0.1 * truth)
+    assert_mean(gaps["sliced"] - gaps["denoising"].mean(), 0.0, resolution=0.1 * truth)
+
+
+def test_the_levels_of_a_score_model_fall():
+    levels = falling(Noise(sigma_max=2.0, sigma_min=0.02).table(3))
+    np.testing.assert_allclose(levels.sigma, [2.0, 0.2, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(levels.alpha, 1.0)
+
+
+def test_an_energy_s_log_density_integrates_to_one():
+    experiment = dataclasses.replace(ebm_2d.CONFIG, network=MLPConfig(width=8, blocks=1, out_features=1)).build(
+        SPECS["moons"]
+    )
+    params = experiment.init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    nodes, cell = _plane.grid(150, 4.0).reshape(-1, 2), (8.0 / 150) ** 2
+    batch = {"image": nodes, "label": jnp.zeros(len(nodes), jnp.int32)}
+    nats = experiment.evaluate(params, jax.random.key(0), batch)["nats"]
+    np.testing.assert_allclose(np.sum(np.exp(-np.asarray(nats, np.float64))) * cell, 1.0, rtol=1e-3)
+
+
+def test_an_image_has_one_noise_for_good():
+    images = batch_of(SPECS["digits"], 6)["image"]
+    keys = jax.random.key_data(_denoiser._own_keys(images))
+    np.testing.assert_array_equal(jax.random.key_data(_denoiser._own_keys(images[::-1])), keys[::-1])
+    assert len(np.unique(np.asarray(keys), axis=0)) == 6
+    nearly = images.at[0, 0, 0, 0].add(1)
+    assert not np.array_equal(jax.random.key_data(_denoiser._own_keys(nearly))[0], keys[0])
+
+
+def test_sure_and_the_clean_loss_agree_on_average():
+    """The risk of a denoiser that has not learned anything, and of one that has: by SURE as by the clean digits."""
+    spec, key = SPECS["digits"], jax.random.key(0)
+    config = dataclasses.replace(sure_denoise_digits.CONFIG, network=SMALL, sigma=0.7)
+    experiment = config.build(spec)
+    params = experiment.init(key)
+    for size in (0.0, 0.2):
+        params = jax.tree.map(lambda leaf, size=size: leaf + size * jax.random.normal(key, leaf.shape), params)
+        values = experiment.evaluate(params, key, batch_of(spec, 300))
+        assert_mean(values["sure"] - values["squared_error"], 0.0, resolution=0.05)
+    untrained = experiment.evaluate(experiment.init(key), key, batch_of(spec, 300))
+    np.testing.assert_allclose(untrained["psnr"], untrained["psnr_of_the_noisy"], rtol=1e-5)
+    assert_mean(untrained["squared_error"], 0.7**2, resolution=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "message"),
+    [
+        (dataclasses.replace(sure_denoise_digits.CONFIG, fresh_noise=True), "digits", "take one of the two"),
+        (dataclasses.replace(sure_denoise_digits.CONFIG, sigma=0.0), "digits", "--sigma must be above 0"),
+        (dataclasses.replace(score_2d.CONFIG, noise=Noise(0.1, 0.2)), "moons", "--noise.sigma-max must be above"),
+        (NCSN(network=RefineNetConfig(channels=8), noise=Noise(1.0, 0.0)), "digits", "--noise.sigma-max must be above"),
+    ],
+)
+def test_options_that_no_score_model_has(config, data, message):
+    with pytest.raises(ValueError, match=message):
+        config.build(SPECS[data])

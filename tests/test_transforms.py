@@ -15,12 +15,15 @@ from jax.tree_util import Partial
 from vdm_jax import (
     autoencoder,
     dequantization,
+    divergence,
     elbo,
+    energy,
     exact,
     forward,
     gaussian,
     hvae,
     information,
+    langevin,
     levels,
     likelihoods,
     linear,
@@ -30,8 +33,11 @@ from vdm_jax import (
     reverse,
     samplers,
     schedules,
+    score_matching,
+    sure,
     tables,
     times,
+    tweedie,
     vae,
     vdm,
     weightings,
@@ -43,6 +49,7 @@ MODULES = [
     "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
     "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
     "dequantization", "flow", "exact", "information", "linear",
+    "divergence", "energy", "score_matching", "tweedie", "sure", "langevin",
 ]  # fmt: skip
 DEVICES = 8
 CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
@@ -123,6 +130,30 @@ def _fitted(x):
         jnp.ones_like(x[0])[:, None] * jnp.arange(1.0, 4.0, dtype=x.dtype)[:, None], x[0], x[0, 0] ** 2 + 1.0
     )
     return vae.alternate(lambda m: m.encoder(x), lambda q: linear.likeliest_decoder(q, x), start, rounds=2)
+
+
+def _field(x):
+    """One of each example, whose Jacobian is neither diagonal nor symmetric."""
+    return jnp.sin(x[:, ::-1]) + 0.3 * x**3
+
+
+def _energy(x):
+    return jnp.sum(0.25 * x**4 + x[:, ::-1] ** 2 * jnp.cos(x), axis=1)
+
+
+def _counts(x):
+    return jnp.sum(jnp.log1p(x) - 0.7 * x)
+
+
+def _tweedie(x, lam):
+    level = level_from_log_snr(lam)
+    return tweedie.posterior_covariance(_field, x, level), tweedie.covariance_operator(_field, x, level)(x)
+
+
+def _constants(x):
+    """log Z by five nodes, and what it makes of the density."""
+    log_z = energy.log_partition(_energy, x, x[:, 0])
+    return log_z, energy.log_density(_energy, x, log_z)
 
 
 SMALL = partial(information.quadrature, nodes=15)
@@ -329,6 +360,37 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         lambda lam: times.step_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
         (P,),
     ),
+    "divergence.value_and_divergence": (
+        lambda x, v: divergence.value_and_divergence(_field, x, v),
+        (BATCH, numbers(26, 2, 5, 3)),
+    ),
+    "parameterization.ScoreOf": (
+        lambda p, x, lam: [
+            parameterization.ScoreOf(Partial(network, p), level_from_log_snr(lam), kind)(x) for kind in KINDS
+        ],
+        (P, BATCH, LOW),
+    ),
+    "score_matching.explicit": (lambda x: score_matching.explicit(_field, jnp.sin, x), (BATCH,)),
+    "score_matching.implicit": (lambda x: score_matching.implicit(_field, x), (BATCH,)),
+    "tweedie.posterior_mean": (at(lambda x, level: tweedie.posterior_mean(_field, x, level)), (BATCH, P)),
+    "tweedie.posterior_covariance": (_tweedie, (BATCH, P)),
+    "tweedie.posterior_variance": (
+        at(lambda x, level: tweedie.posterior_variance(_field, None, x, level, trace="exact")),
+        (BATCH, P),
+    ),
+    "tweedie.cumulants": (lambda x: tweedie.cumulants(_counts, tweedie.poisson_base, x, 2), (VAR,)),
+    "tweedie.normal_base": (tweedie.normal_base, (X, VAR)),
+    "tweedie.poisson_base": (tweedie.poisson_base, (X,)),
+    "tweedie.gamma_base": (tweedie.gamma_base, (numbers(27, 3, 2, low=0.1), VAR)),
+    "sure.soft_threshold": (lambda y, t: sure.soft_threshold(y, 0.1 * t), (BATCH, VAR)),
+    "sure.best_threshold": (lambda y: sure.best_threshold(y, 0.5)[1], (X,)),
+    "langevin.kernel": (
+        lambda x, s, eta, y: (langevin.kernel(x, s, eta), langevin.kernel(x, s, eta).log_prob(y)),
+        (X, Y, VAR, X[::-1]),
+    ),
+    "energy.score": (lambda x: energy.score(_energy, x), (BATCH,)),
+    "energy.log_density": (_constants, (BATCH,)),
+    "energy.line_integral": (lambda x, y: energy.line_integral(_field, x, y, nodes=5), (BATCH, BATCH[::-1])),
 }
 
 
@@ -344,6 +406,31 @@ def network(param, x_t, level):
 def _levels_of(x):
     """A level for each of a batch."""
     return table(x)(jnp.arange(1, 1 + x.shape[0]))
+
+
+def _level_of(x):
+    return jax.tree.map(lambda field: field[0], _levels_of(x))
+
+
+def _falling(x):
+    return jax.tree.map(lambda field: field[::-1], _levels_of(x))
+
+
+def _score(net, x):
+    """The network as a score."""
+    return parameterization.ScoreOf(net, _level_of(x))
+
+
+def _noise(x):
+    return Normal(x, jnp.full((), 0.3, x.dtype))
+
+
+def _network_energy(p, x):
+    return jnp.sum(jnp.cos(p * x) + 0.5 * x[:, ::-1] ** 2, axis=1)
+
+
+def _minus_energy(p, x):
+    return -_network_energy(p, x)
 
 
 def decoder(x_hat, x_1, level):
@@ -390,8 +477,7 @@ def _dequantized(net, k, x):
 
 
 def _encoded(net, k, x):
-    level = jax.tree.map(lambda field: field[0], _levels_of(x))
-    return dequantization.encoder_bound(lambda y: -jnp.sum(y**2, axis=1), net, k, x, level, decoder)
+    return dequantization.encoder_bound(lambda y: -jnp.sum(y**2, axis=1), net, k, x, _level_of(x), decoder)
 
 
 def _learned_decoder(x_hat, fraction, x_1, level):
@@ -415,6 +501,13 @@ ASKING: dict[str, Any] = {
     ),
     "reverse.eps_power": lambda net, k, x: reverse.eps_power(net, k, x, table(x)),
     "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
+    "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
+    "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
+    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(net, k, x, _levels_of(x), kind="v"),
+    "sure.sure": lambda net, k, x: sure.sure(_score(net, x), k, x, 0.4, trace="sphere"),
+    "langevin.unadjusted": lambda net, k, x: langevin.unadjusted(_score(net, x), k, x, 0.05, 3),
+    "langevin.annealed": lambda net, k, x: langevin.annealed(net, k, x, _falling(x), kind="eps", steps=2, path=True),
+    "langevin.corrector": lambda net, k, x: langevin.corrector(net, k, x, _level_of(x), kind="eps", steps=2),
 }
 # Those whose denoiser gives a variance too.
 LEARNING: dict[str, Any] = {
@@ -449,6 +542,9 @@ BATCHED: dict[str, Any] = {
     "hvae.reconstruct": lambda k, p, x: hvae.reconstruct(_ladder(p), k, x, keep=1),
     "elbo.reconstruction": lambda k, p, x: elbo.reconstruction(
         Partial(network, p), k, x, _levels_of(x), decoder, "eps"
+    ),
+    "score_matching.finite_difference": lambda k, p, x: score_matching.finite_difference(
+        Partial(_network_energy, p), k, x, 0.1
     ),
 }
 # Integers in or out: no gradient.
@@ -491,6 +587,21 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         lambda t, p: times.SecondMoments.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
         (STEPS, P),
     ),
+    "divergence.directions": (
+        lambda k, x: [divergence.directions(k, x, how, 2) for how in ("exact", "rademacher", "gaussian", "sphere")],
+        (KEYS, BATCH),
+    ),
+    "sure.best_threshold.threshold": (lambda y: sure.best_threshold(y, 0.5)[0], (X,)),
+    # accepting is a jump
+    "langevin.metropolis": (
+        lambda k, p, x: langevin.metropolis(Partial(_minus_energy, p), k, x, 0.2, 3, path=True),
+        (KEYS, P, BATCH),
+    ),
+    # the gradient of its loss is not the slope of its value: none runs through the chains
+    "energy.contrast": (
+        lambda k, p, x: energy.contrast(Partial(_network_energy, p), k, x, x[:4], 0.05, 2),
+        (KEYS, P, BATCH),
+    ),
     "times.draw_steps": (lambda k: (times.draw_steps(k, 4, 10), times.draw_steps(k, 4, 10, spread=True)), (KEYS,)),
 }
 # Made on the host from static numbers; here, that they can be made inside a compiled function.
@@ -518,7 +629,8 @@ NAMED_ELSEWHERE = {
     "samplers.Samples", "samplers.Trajectory", "flow.FlowLikelihood", "flow.drift", "flow.flow_log_prob",
     "flow.flow_sample",
     "exact.Law", "exact.OptimalDecoder", "exact.OptimalDenoiser", "information.Estimate", "information.Expectation",
-    "information.OptimalBound",
+    "information.OptimalBound", "divergence.check_trace", "energy.Contrast", "langevin.Chain", "langevin.check_falling",
+    "energy.log_partition", "tweedie.covariance_operator",
 }  # fmt: skip
 ROWS = {
     **SMOOTH,
@@ -537,6 +649,12 @@ HEAVY = {
     "reverse.eps_power", "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve",
     "exact.reverse", "exact.Independent", "exact.Finite", "exact.Mixture", "likelihoods.DiscretizedGaussian",
     "paths.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
+    "langevin.annealed", "langevin.corrector", "langevin.metropolis", "langevin.unadjusted", "energy.contrast",
+    "energy.log_density", "energy.score", "score_matching.sliced", "score_matching.finite_difference",
+    "score_matching.denoising", "score_matching.denoising_at", "sure.sure", "sure.best_threshold",
+    "tweedie.posterior_covariance", "tweedie.posterior_variance", "tweedie.cumulants", "tweedie.normal_base",
+    "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean", "sure.best_threshold.threshold",
+    "parameterization.ScoreOf", "divergence.value_and_divergence", "divergence.directions", "langevin.kernel",
 }  # fmt: skip
 
 

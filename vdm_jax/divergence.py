@@ -82,4 +82,9 @@ def value_and_divergence(field: Score, x: Batch, directions: Directions) -> tupl
     value, push = jax.linearize(field, x)
     if value.shape != x.shape:
         raise ValueError(f"a field on {x.shape} with values {value.shape} has no divergence: they must be of one shape")
-    return value, jax.lax.map(lambda v: per_example(v * push(v)), directions).mean(0)
+
+    def along(v):
+        return per_example(v * push(v))
+
+    # a loop of one turn is not free: XLA runs its convolutions on fewer cores
+    return value, along(directions[0]) if directions.shape[0] == 1 else jax.lax.map(along, directions).mean(0)

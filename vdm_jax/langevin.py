@@ -28,7 +28,6 @@ from vdm_jax.types import (
     Real,
     Score,
     X,
-    per_example,
     pytree_callable,
 )
 
@@ -99,9 +98,9 @@ def _path(states, x):
 
 
 def _step(score, key, x, step_size) -> Batch:
-    """A draw of the kernel; the step size is a scalar, or one an example."""
-    sizes = jnp.broadcast_to(step_size, x.shape[:1])
-    return jax.vmap(lambda x, s, e, k: kernel(x, s, e).sample(k))(x, score(x), sizes, jax.random.split(key, x.shape[0]))
+    """A draw of the kernel."""
+    keys = jax.random.split(key, x.shape[0])
+    return jax.vmap(lambda x, s, k: kernel(x, s, step_size).sample(k))(x, score(x), keys)
 
 
 def metropolis(
@@ -225,7 +224,7 @@ def corrector(
 ) -> Batch:
     """Langevin steps at one level, between the steps of a sampler: the corrector of a predictor-corrector (LAN-2).
 
-        eta = 2 (ratio ||xi|| / ||score||)^2, each example's own, with sqrt(D) for ||xi||
+        eta = 2 (ratio sigma)^2
 
     Args:
         denoiser: predicts `kind`; called once a step, with the whole batch.
@@ -233,8 +232,8 @@ def corrector(
         x_t: shape (B, *x).
         level: scalars, sigma > 0.
         kind: what the denoiser predicts.
-        ratio: how long the drift is beside the noise: Song et al.'s signal-to-noise ratio r, without the factor
-            alpha = 1 - beta that their variance-preserving form has besides.
+        ratio: Song et al.'s r, the drift's length over the noise's. They divide by the length of the score in a batch;
+            here by that of the conditional score, sqrt(D) / sigma, since steps that depend on the state change its law.
         steps: how many.
 
     Returns:
@@ -253,12 +252,7 @@ def corrector(
 def _corrector(denoiser, key, x_t, level, ratio, kind, steps) -> Batch:
     score = ScoreOf(denoiser, level, kind)
 
-    def move(x, key):
-        s = score(x)
-        eta = 2.0 * ratio**2 * x[0].size / jnp.maximum(per_example(s**2), jnp.finfo(x.dtype).tiny)
-        return _step(lambda _: s, key, x, eta), None
-
-    return jax.lax.scan(move, x_t, jax.random.split(key, steps))[0]
+    return _unadjusted(score, key, x_t, 2.0 * (ratio * level.sigma) ** 2, steps, False).x
 
 
 def check_falling(levels: Level) -> None:

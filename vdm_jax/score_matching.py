@@ -78,7 +78,7 @@ def sliced(
     """1/2 ||s(x)||^2 + v^T J v: `implicit`, its trace estimated along random directions (SM-3).
 
     Without `reduced` it is 1/2 (v^T s)^2 + v^T J v, the derivative along a random line matched: the same expectation,
-    and more variance.
+    and mostly more variance.
 
     Args:
         score: (B, *x) -> (B, *x).

@@ -47,12 +47,12 @@ def _sure(denoiser, key, y, sigma, trace, probes) -> PerExample:
     return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - y[0].size)
 
 
-def soft_threshold(y: Batch, threshold: Real) -> Batch:
+def soft_threshold(y: Batch, threshold: Real | float) -> Batch:
     """sign(y) max(|y| - threshold, 0): a denoiser for numbers that are mostly zero, elementwise.
 
     Source: Donoho & Johnstone 1995, "Adapting to unknown smoothness via wavelet shrinkage".
     """
-    return jnp.sign(y) * jnp.maximum(jnp.abs(y) - threshold, 0.0)
+    return jnp.where(jnp.abs(y) > threshold, y - jnp.sign(y) * threshold, 0.0)  # its slope at the kink: 0
 
 
 def best_threshold(y: X, sigma: Real | float) -> tuple[Scalar, Scalar]:

@@ -97,7 +97,7 @@ def posterior_variance(
         Shape (B, *x).
 
     Raises:
-        ValueError: unknown trace, or probes below 1.
+        ValueError: unknown trace, probes below 1, or no key where one is needed.
 
     Source: Bekas et al. 2007, "An estimator for the diagonal of a matrix".
     """
@@ -148,7 +148,7 @@ def cumulants(
     return found
 
 
-def normal_base(x: X, var: Real) -> Scalar:
+def normal_base(x: X, var: Real | float) -> Scalar:
     """log h of N(mu, var), var known: eta = mu / var (TW-3). x of shape (*x)."""
     return -0.5 * jnp.sum(x**2 / var + jnp.log(var) + LOG_2PI)
 
@@ -158,6 +158,6 @@ def poisson_base(x: X) -> Scalar:
     return -jnp.sum(gammaln(x + 1.0))
 
 
-def gamma_base(x: X, shape: Real) -> Scalar:
+def gamma_base(x: X, shape: Real | float) -> Scalar:
     """log h of gamma variables of known shape: eta is *minus* the rate (TW-3). x of shape (*x), positive."""
     return jnp.sum((shape - 1.0) * jnp.log(x) - gammaln(shape))

@@ -6,9 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from tests.derivations.check import assert_mean
 from vdm_jax.training import data, tfds_images
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.errors import UserError
+from vdm_jax.training.planes import PLANES
+from vdm_jax.training.run import check_kind
 
 needs_tfds = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="set TFDS_DATA_DIR to prepared data sets")
 
@@ -190,3 +193,39 @@ def test_options_choose_the_augmentations_and_each_draws_for_itself():
     batch = next(data.train_iterator(data.Images(records, (2, 2, 1)), 400, 0, [data.flip_half, data.flip_half]))
     mirrored = (batch["image"][:, 0, 0, 0] == 1).sum()
     assert 120 < mirrored < 280  # two flips of one draw would undo each other
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_points_are_of_their_law(name):
+    plane = PLANES[name]()
+    np.testing.assert_allclose(plane.weights.sum(), 1.0, rtol=1e-12)
+    points = data.load(name).test.take(np.arange(10_000))["image"]
+    assert points.dtype == np.float32
+    assert np.abs(points).max() < 2.2
+    mean = plane.weights @ plane.means
+    assert_mean(points, mean)
+    apart = plane.means - mean
+    assert_mean((points - mean) ** 2, plane.weights @ (apart**2 + plane.variances[:, None]))
+    assert_mean(np.prod(points - mean, axis=1), plane.weights @ np.prod(apart, axis=1))
+
+
+def test_points_are_the_same_each_time_and_test_points_are_others():
+    first, again = data.load("moons"), data.load("moons")
+    few = np.arange(100)
+    np.testing.assert_array_equal(first.train.take(few)["image"], again.train.take(few)["image"])
+    assert not np.any(first.train.take(few)["image"] == first.test.take(few)["image"])
+    assert (len(first.train), len(first.test), first.spec.noun) == (50_000, 10_000, "points")
+
+
+@pytest.mark.parametrize(
+    ("points", "options", "message"),
+    [
+        (False, {"data": "moons"}, "made for images, and moons are not: take --data digits"),
+        (True, {"data": "digits"}, "made for points in a plane, and digits are not: take --data two_modes"),
+        (True, {"data": "moons", "flip": True}, "for images, not for points"),
+    ],
+)
+def test_points_for_images_and_images_for_points_are_refused(points, options, message):
+    config = type("Recipe", (TrainConfig,), {"points": points})(**options)
+    with pytest.raises(UserError, match=message):
+        check_kind("mine", config, data.load(config.data))

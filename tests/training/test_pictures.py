@@ -1,7 +1,8 @@
 import numpy as np
 from PIL import Image
 
-from vdm_jax.training.pictures import GAP, grid, save, square
+from vdm_jax.training.contract import Panel
+from vdm_jax.training.pictures import GAP, grid, panels, paths, save, square
 
 
 def test_images_are_enlarged_without_blurring_and_laid_out_in_order():
@@ -32,3 +33,27 @@ def test_png_holds_the_grid(tmp_path):
         save(tmp_path / "new" / "grid.png", images, 17)
         read = np.asarray(Image.open(tmp_path / "new" / "grid.png")).reshape(102, 102, channels)
         assert (read == grid(images, 17)).all()
+
+
+def dark(path):
+    """Where a picture is dark blue or black: x to the right and y down, each in 0..1."""
+    image = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    inside = image[40:-40, 60:-20]
+    rows, columns = np.nonzero(inside[..., 0] < 30)
+    return columns / inside.shape[1], rows / inside.shape[0]
+
+
+def test_a_plane_has_x_to_the_right_and_y_up(tmp_path):
+    axis = np.linspace(-1.9, 1.9, 40)
+    x = np.stack(np.meshgrid(axis, axis), axis=-1)
+    height = -20.0 * ((x[..., 0] - 1.0) ** 2 + (x[..., 1] - 1.5) ** 2)
+    right, down = dark(panels(tmp_path / "one.png", {"a hill": Panel(x, height)}))
+    assert 0.6 < right.mean() < 0.9
+    assert 0.0 < down.mean() < 0.3
+
+
+def test_chains_end_in_a_dot(tmp_path):
+    chain = np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [1.5, 1.2]])
+    right, down = dark(paths(tmp_path / "chain.png", chain[:, None], ""))
+    assert 0.65 < right.mean() < 0.85
+    assert 0.3 < down.mean() < 0.5

@@ -18,6 +18,8 @@ class MLPConfig:
     """Units of every hidden layer."""
     blocks: int = 3
     """Residual blocks."""
+    out_features: int = 0
+    """Numbers of the output; 0 is as many as the input has."""
     embedding: Literal["sinusoidal", "log_snr"] = "log_snr"
     """What the noise level comes in as: a step number, or a log-SNR."""
     num_classes: int = 0
@@ -39,7 +41,7 @@ class MLP(nn.Module):
         label: Int[Array, " b"] | None = None,
         *,
         train: bool = False,
-    ) -> Float[Array, "b d"]:
+    ) -> Float[Array, "b out"]:
         """The prediction, in float32.
 
         Args:
@@ -57,4 +59,4 @@ class MLP(nn.Module):
         for _ in range(cfg.blocks):
             r = dense(cfg.width, dtype)(nn.swish(h)) + dense(cfg.width, dtype)(embedding)
             h = h + dense(cfg.width, dtype, zero=True)(nn.swish(r))
-        return dense(x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
+        return dense(cfg.out_features or x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""Song and Ermon's score network: a RefineNet that widens its view by dilation, told the noise level by its norms."""
+"""Song and Ermon's score network: a dilated RefineNet, told the noise level by its norms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclass(frozen=True)
 class RefineNetConfig:
-    """The shape of a `RefineNet`; the defaults are Song and Ermon's for CIFAR-10, 29.7 million parameters."""
+    """The shape of a `RefineNet`; the defaults are Song and Ermon's for CIFAR-10, 30.1 million parameters."""
 
     channels: int = 128
     """Channels at full resolution; there are twice as many at half of it."""
@@ -39,13 +39,16 @@ class RefineNetConfig:
 
 
 class InstanceNormPlus(nn.Module):
-    """Conditional instance normalisation++, in float32: of each example and channel by itself, in the level's scale.
+    """Conditional instance normalisation++: each example by itself, in float32.
 
-        gamma ((x - m) / sqrt(v + eps) + alpha (m - mean_c m) / sqrt(var_c m + eps)) + beta
+        gamma ((x - m) / sqrt(v + 1e-5) + alpha (m - mean_c m) / sqrt(var_c m + 1e-5)) + beta
 
-    m and v are the mean and variance of a channel over positions, mean_c and var_c those of m over channels, the
-    latter of divisor C - 1; eps = 1e-5. The term in alpha gives back what an instance norm forgets: how the channels'
-    means differ. gamma, alpha and beta are row `index` of the table; NaN where there is no such row.
+    m and v are the mean and variance of a channel over positions, mean_c and var_c those of m over channels (the
+    latter of divisor C - 1). The term in alpha gives back what an instance norm forgets, how channels' means differ.
+    gamma, alpha and beta are those of level `index`, one a channel; NaN where there is no such level.
+
+    Fields:
+        num_levels: how many there are.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -56,24 +59,24 @@ class InstanceNormPlus(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], index: Int[Array, " b"]) -> Float[Array, "b h w c"]:
         x = x.astype(jnp.float32)
         means = x.mean((1, 2), keepdims=True)
-        centred = _over_deviation(x - means, axes=(1, 2), fewer=0)
-        contrast = _over_deviation(means - means.mean(-1, keepdims=True), axes=(3,), fewer=1)
+        unit = (x - means) * jax.lax.rsqrt(x.var((1, 2), keepdims=True) + 1e-5)
+        spread = jax.lax.rsqrt(means.var(-1, ddof=1, keepdims=True) + 1e-5)
+        contrast = (means - means.mean(-1, keepdims=True)) * spread
         table = self.param("table", _initial_table, (self.num_levels, 3, x.shape[-1]))
-        # a negative index would count from the end
-        rows = jnp.take(table, jnp.where(index < 0, self.num_levels, index), axis=0, mode="fill", fill_value=jnp.nan)
-        gamma, alpha, beta = (row[:, None] for row in jnp.split(rows, 3, axis=1))
-        return gamma * (centred + alpha * contrast) + beta
+        row = jnp.where(index < 0, self.num_levels, index)  # a negative index would count from the end
+        rows = jnp.take(table, row, axis=0, mode="fill", fill_value=jnp.nan)
+        gamma, alpha, beta = (part[:, None] for part in jnp.split(rows, 3, axis=1))
+        return gamma * (unit + alpha * contrast) + beta
 
 
 class NormedConvolution(nn.Module):
-    """A 3 x 3 convolution of what `between`, an ELU, makes of x normalised.
+    """A norm, a function and a 3 x 3 convolution.
 
     Fields:
         features: channels of the result.
         config: of the whole network.
-        between: the function between norm and convolution.
-        dilation: distance between the positions under the kernel.
-        bias: whether there is one.
+        between: the function.
+        dilation, bias: of the convolution.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -91,13 +94,14 @@ class NormedConvolution(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """shortcut(x) + f(x, index), f two normed convolutions; the first of a stage halves x where nothing is dilated.
+    """shortcut(x) + f(x, index), f two normed convolutions.
 
     Fields:
         features: channels of the result.
         config: of the whole network.
         dilation: of every 3 x 3 convolution.
-        first: whether a convolution is the shortcut, of 1 x 1 where x is halved, else of 3 x 3; if not, the identity.
+        first: whether the block leads to a new stage. There the shortcut is a convolution, and what is not dilated is
+            halved; elsewhere it is the identity.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -115,17 +119,17 @@ class DilatedBlock(nn.Module):
             return x + h
         if self.dilation > 1:
             return _convolution(self.features, 3, self.config.dtype, self.dilation)(x) + h
+        # to halve before a 1 x 1 convolution is to halve after it, at a quarter of the cost
         return _convolution(self.features, 1, self.config.dtype)(_halve(x)) + _halve(h)
 
 
 class RefineBlock(nn.Module):
-    """Joins what a stage gave with what is refined below it, at the stage's resolution.
+    """What a stage gave, joined with what is refined below it, at the stage's resolution.
 
-    In turn: two residual units on each input; the sum of both, convolved; two poolings chained, each added; `units`
-    residual units.
+    Residual units on each input; both inputs convolved and summed; a chain of poolings, each added; residual units.
 
     Fields:
-        features: channels of the result.
+        features: channels of the result; those of the input where there is but one.
         config: of the whole network.
         units: residual units at the end.
 
@@ -140,9 +144,9 @@ class RefineBlock(nn.Module):
     def __call__(self, xs: list[Array], index: Int[Array, " b"]) -> Float[Array, "b h w out"]:
         hs = [self._residual(x, index, 2) for x in xs]
         if len(hs) > 1:
-            hs = [NormedConvolution(self.features, self.config, _identity)(h, index) for h in hs]
-        h = nn.elu(sum(_stretch(h, hs[0].shape) for h in hs))
-        path = h
+            normed = [InstanceNormPlus(self.config.num_levels)(h, index) for h in hs]
+            hs = [_convolution(self.features, 3, self.config.dtype)(h) for h in normed]
+        h = path = nn.elu(sum(_stretch(h, hs[0].shape) for h in hs))
         for _ in range(2):
             path = NormedConvolution(self.features, self.config, _pool, bias=False)(path, index)
             h = h + path
@@ -158,12 +162,11 @@ class RefineBlock(nn.Module):
 class RefineNet(nn.Module):
     """A score from x_t and the number of its noise level: four residual stages, refined from the deepest up.
 
-    Layer by layer the published code's `CondRefineNetDilated`, with as many parameters, but for two things: x comes
-    in as it is, where theirs takes pixels of [0, 1] to [-1, 1] first; and biases start at zero, as in this package's
-    other networks, not at random.
+    Only the second stage halves the image; the last two see further by dilations of 2 and 4. The same function of its
+    parameters as the published code's `CondRefineNetDilated`, but that x comes in as it is: theirs first takes pixels
+    of [0, 1] to [-1, 1]. Biases start at zero, theirs at random.
 
-    Only the second stage halves the image; the last two see further by dilations of 2 and 4. Source: Song and Ermon
-    2019, arXiv:1907.05600, appendix A.
+    Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
 
     config: RefineNetConfig
@@ -197,35 +200,24 @@ class RefineNet(nn.Module):
 
 
 def _initial_table(key: Array, shape: tuple[int, ...]) -> Array:
-    """gamma and alpha about 1, beta 0."""
+    """For each level gamma and alpha of N(1, 0.02^2), and beta 0."""
     return jnp.array([1.0, 1.0, 0.0]).reshape(1, 3, 1) * (1.0 + 0.02 * jax.random.normal(key, shape))
-
-
-def _over_deviation(centred: Array, axes: tuple[int, ...], fewer: int) -> Array:
-    # from what is centred already: E[x^2] - E[x]^2 would cancel
-    count = np.prod([centred.shape[axis] for axis in axes]) - fewer
-    return centred * jax.lax.rsqrt((centred**2).sum(axes, keepdims=True) / float(count) + 1e-5)
 
 
 def _convolution(features: int, size: int, dtype: str, dilation: int = 1, bias: bool = True) -> nn.Conv:
     """Kernels initialised as the paper's code, PyTorch, does: uniform, of variance 1 / (3 fan-in); biases at zero."""
-    init: Any = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
-    return nn.Conv(
-        features, (size, size), kernel_dilation=dilation, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype)
-    )
-
-
-def _identity(x: Array) -> Array:
-    return x
+    init, kernel = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"), (size, size)
+    return nn.Conv(features, kernel, kernel_dilation=dilation, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype))
 
 
 def _halve(x: Array) -> Array:
-    return nn.avg_pool(x, (2, 2), (2, 2))
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def _pool(x: Array) -> Array:
     """Means over 5 x 5, of zeros beyond the border."""
-    return nn.avg_pool(x, (5, 5), (1, 1), "SAME")
+    return nn.pool(x, 0.0, jax.lax.add, (5, 5), (1, 1), "SAME") / 25.0
 
 
 def _stretch(x: Array, shape: tuple[int, ...]) -> Array:
@@ -237,5 +229,6 @@ def _stretch(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _hats(size: int, to: int) -> Array:
+    """Row i: the weights of `size` points, evenly spaced, at the i-th of `to` points from the first to the last."""
     distance = np.abs(np.linspace(0.0, size - 1.0, to)[:, None] - np.arange(size))
     return jnp.asarray(np.maximum(0.0, 1.0 - distance), jnp.float32)

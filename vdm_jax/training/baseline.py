@@ -13,9 +13,9 @@ def histogram_bits_per_dim(data: Dataset) -> float | None:
         p_j(v) = (1 + #{x in train: x_j = v}) / (levels + #train)
 
     Returns:
-        the mean over test images and pixels; None where the training images do not fit in RAM.
+        the mean over test images and pixels; None where the training images do not fit in RAM, or are real numbers.
     """
-    if not data.train.fits:
+    if not data.train.fits or not data.spec.levels:
         return None
     dims = int(np.prod(data.spec.shape))
     counts = np.ones((data.spec.levels, dims))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from vdm_jax.training.contract import DataSpec, Experiment
 from vdm_jax.training.errors import UserError
@@ -19,7 +19,8 @@ class TrainConfig:
     """Options of a training run; an experiment subclasses it, adds its own fields and implements `build`."""
 
     data: str = "digits"
-    """"digits" (needs no download), "mnist", "fashion_mnist", "cifar10", or any TFDS image set by name."""
+    """"digits" (needs no download), "mnist", "fashion_mnist", "cifar10", or any TFDS image set by name; for recipes of
+    points in a plane, "two_modes", "eight_modes", "moons" or "spiral"."""
     steps: int = 3000
     """Updates of the parameters."""
     batch_size: int = 64
@@ -69,8 +70,10 @@ class TrainConfig:
     workdir: str = "runs"
     """Folder of all runs; this one goes into a folder with the experiment's name."""
 
+    points: ClassVar[bool] = False  # whether it is made for points in a plane, or for images
+
     def build(self, data: DataSpec) -> Experiment:
-        """The model for images of this kind.
+        """The model for images of this kind, or points.
 
         Raises:
             ValueError: the model does not fit the data, such as a wrong image shape.

@@ -8,29 +8,35 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 Params = Any  # a pytree of arrays
-Batch = dict[str, Array]  # {"image": integers (B, H, W, C), "label": int32 (B,)}
+Batch = dict[str, Array]  # {"image": integers (B, H, W, C), or points float32 (B, 2); "label": int32 (B,)}
 
 
 class DataSpec(NamedTuple):
     """What an experiment may know of a data set before it builds its model."""
 
     name: str
-    shape: tuple[int, int, int]  # height, width, channels
-    levels: int  # pixel values are 0 .. levels - 1
+    shape: tuple[int, ...]  # height, width, channels; or (2,) of points in a plane
+    levels: int  # pixel values are 0 .. levels - 1; 0 where they are real numbers
     num_classes: int  # 0 where the set has no labels
     num_train: int
     num_test: int
 
+    @property
+    def noun(self) -> str:
+        """What an example is called."""
+        return "images" if self.levels else "points"
+
 
 class Samples(NamedTuple):
-    """Drawn images, and how they came to be.
+    """Drawn images or points, and how they came to be.
 
-    images: values 0 .. levels - 1, shape (n, H, W, C).
-    trajectory: snapshots along the sampling chain, first row noise, last row clean, shape (K, m, H, W, C); or None.
+    images: values 0 .. levels - 1, shape (n, H, W, C); or points (n, 2).
+    trajectory: snapshots along the sampling chain, first row noise, last row clean, shape (K, m, H, W, C) or (K, m, 2);
+        or None.
     """
 
-    images: Integer[Array, "n h w c"]
-    trajectory: Integer[Array, "k m h w c"] | None = None
+    images: Integer[Array, "n h w c"] | Float[Array, "n 2"]
+    trajectory: Integer[Array, "k m h w c"] | Float[Array, "k m 2"] | None = None
 
 
 class Cost(NamedTuple):
@@ -71,6 +77,22 @@ class Curve(NamedTuple):
     cost: int = 1
 
 
+class Panel(NamedTuple):
+    """A function on a plane, to be drawn.
+
+    x: where it is known, a grid of shape (G, G, 2), x to the right and y up.
+    height: its values, drawn as colours, shape (G, G).
+    arrows: vector fields drawn on top, by name, at the coarser grid `places`, shape (g, g, 2) each; or None.
+    paths: chains of points drawn on top, shape (K, m, 2); or None.
+    """
+
+    x: Any
+    height: Any
+    places: Any = None
+    arrows: dict[str, Any] | None = None
+    paths: Any = None
+
+
 class Experiment(NamedTuple):
     """Four pure functions and what two of them cost; all that the loop knows of a model.
 
@@ -82,6 +104,7 @@ class Experiment(NamedTuple):
     curve: the picture that goes with it, or None
     pictures: what else to draw of test images, by name: (params, key, batch) -> values (rows, columns, H, W, C)
     codes: (params, key, batch) -> array (B, 2), where each image lies on a map of the latent; or None
+    planes: where the data are points of a plane, pictures of it by name: (params, key) -> {title: Panel}
     """
 
     init: Callable[[Array], Params]
@@ -95,3 +118,4 @@ class Experiment(NamedTuple):
         {}
     )
     codes: Callable[[Params, Array, Batch], Float[Array, "b 2"]] | None = None
+    planes: Mapping[str, Callable[[Params, Array], dict[str, Panel]]] = MappingProxyType({})

@@ -1,4 +1,4 @@
-"""Images in RAM, and batches of them in a reproducible order that a checkpoint can hold."""
+"""Images or points in RAM, and batches of them in a reproducible order that a checkpoint can hold."""
 
 import functools
 import os
@@ -11,9 +11,11 @@ import numpy as np
 
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import DataSpec
+from vdm_jax.training.planes import PLANES
 
 RAM_LIMIT = 2**30  # bytes of decoded images that are worth remembering
 DIGITS_TEST = 360  # of the 1,797 digits
+POINTS = (50_000, 10_000)  # of a plane, to train on and to test
 NumpyBatch = dict[str, np.ndarray]
 Record = dict[str, Any]
 Augmentation = Callable[[NumpyBatch, np.random.Generator], NumpyBatch]
@@ -24,15 +26,16 @@ class Images:
 
     Args:
         records: a sequence of {"image": uint8 (H, W, C), "label": int}; indexing it may be slow (it decodes).
-        shape: (H, W, C).
+        shape: (H, W, C), or any other.
+        dtype: of an image.
     """
 
-    def __init__(self, records: Any, shape: tuple[int, int, int]):
+    def __init__(self, records: Any, shape: tuple[int, ...], dtype: type = np.uint8):
         self._records = records
         self.shape = shape
         self.fits = len(records) * int(np.prod(shape)) <= RAM_LIMIT
         held = len(records) if self.fits else 0
-        self._image = np.empty((held, *shape), np.uint8)
+        self._image = np.empty((held, *shape), dtype)
         self._label = np.empty(held, np.int32)
         self._known = np.zeros(held, bool)
 
@@ -67,13 +70,15 @@ class Dataset(NamedTuple):
 
 
 def load(name: str) -> Dataset:
-    """A data set by name: "digits", or any image set of TFDS.
+    """A data set by name: "digits", a law of points in a plane, or any image set of TFDS.
 
     Raises:
         UserError: there is no such set, or it is not here and cannot be fetched; says how to get it.
     """
     if name == "digits":
         return _digits()
+    if name in PLANES:
+        return _points(name)
     from vdm_jax.training import tfds_images  # a slow import, which the digits do not need
 
     shape, num_classes, train, test = tfds_images.open_set(name)
@@ -90,6 +95,18 @@ def _digits() -> Dataset:
     records = [{"image": digits.images[i].astype(np.uint8)[..., None], "label": int(digits.target[i])} for i in order]
     train, test, shape = records[:-DIGITS_TEST], records[-DIGITS_TEST:], (8, 8, 1)
     return Dataset(DataSpec("digits", shape, 17, 10, len(train), len(test)), Images(train, shape), Images(test, shape))
+
+
+def _points(name: str) -> Dataset:
+    """Points of a law in the plane: 50,000 to train on, 10,000 to test."""
+    train, test = (_drawn(name, count, seed) for seed, count in enumerate(POINTS))
+    return Dataset(DataSpec(name, (2,), 0, 0, len(train), len(test)), train, test)
+
+
+def _drawn(name: str, count: int, seed: int) -> Images:
+    points, components = PLANES[name]().draw(count, seed)
+    records = [{"image": point, "label": label} for point, label in zip(points, components, strict=True)]
+    return Images(records, (2,), np.float32)
 
 
 class ShuffledBatches:

@@ -66,6 +66,7 @@ def report(run: Run, saved: Saved) -> dict[str, Any]:
     result = {
         "experiment": run.name,
         "data": run.data.spec.name,
+        "noun": run.data.spec.noun,
         "test": {name: mean_and_error(value) for name, value in values.items()},
         "n_examples": len(next(iter(values.values()))),
         "histogram_bits_per_dim": histogram_bits_per_dim(run.data),
@@ -93,7 +94,7 @@ def summary(result: dict[str, Any]) -> str:
     device = result["device"]
     lines = [
         f"{result['experiment']}: {result['steps']:,} steps in {clock(result['seconds'])} on {device['count']} x "
-        f"{device['kind']}; {result['n_examples']:,} test images of {result['data']}:"
+        f"{device['kind']}; {result['n_examples']:,} test {result['noun']} of {result['data']}:"
     ]
     width = max(len(name) for name in [*result["test"], "pixel histogram"])
     for name, value in result["test"].items():

@@ -51,7 +51,7 @@ def fill(run: Run, saved: Saved, rows: dict[str, Row], result: dict[str, Any], *
     params, examples, drawn = saved.state.ema, number_of_examples(run), run.experiment.curve if curve else None
     passes = examples * (sum(row.cost for row in rows.values()) + (drawn.cost if drawn else 0))
     result["ledger"] = {}
-    print(header(rows, examples), flush=True)
+    print(header(rows, examples, run.data.spec.noun), flush=True)
     with tqdm(total=passes, unit="pass", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
         for name, row in rows.items():
             result["ledger"][name] = entry = evaluated(run, params, row, bar)
@@ -99,10 +99,10 @@ def draw(path: Path, name: str, curve: dict[str, Any]) -> Path:
     return path
 
 
-def header(rows: dict[str, Row], examples: int) -> str:
+def header(rows: dict[str, Row], examples: int, noun: str) -> str:
     """The first line of the table."""
     width = _width(rows)
-    title = f"ledger of {examples:,} images"
+    title = f"ledger of {examples:,} {noun}"
     return f"  {title:{width}}  {'nats':>20}  {'bits/dim':>17}"
 
 

@@ -204,5 +204,5 @@ def greeting(run: Run, pipeline: float) -> str:
     device = jax.devices()[0].device_kind
     return (
         f"{run.name}: {params:,} parameters | {spec.name}, {spec.num_train:,} training and {spec.num_test:,} test "
-        f"images of {size} | {run.mesh.size} x {device} | the data pipeline alone gives {pipeline:,.0f} images/s"
+        f"{spec.noun} of {size} | {run.mesh.size} x {device} | the data pipeline alone gives {pipeline:,.0f} images/s"
     )

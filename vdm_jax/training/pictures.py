@@ -1,12 +1,16 @@
-"""Integer images to PNG: grids of samples, and the chain that led to them. Points to PNG: a map of codes."""
+"""Integer images to PNG: grids of samples, and the chain that led to them. Points to PNG: maps, chains and fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer
 
+from vdm_jax.training.contract import Panel
+
 SMALLEST_SIDE = 48  # pixels an image is shown with at least
 GAP = 2
+DEPTH = 12.0  # nats below the highest point that the colours of a plane reach
 
 
 def grid(images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> Integer[np.ndarray, "height width c"]:
@@ -41,15 +45,65 @@ def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: 
     unfinished.replace(path)
 
 
-def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"], title: str) -> Path:
-    """Write points in the plane as PNG, coloured by their label."""
+def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, title: str) -> Path:
+    """Write points in the plane as PNG, coloured by their label where they have one."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5.6, 5.0), layout="constrained")
-    for label in np.unique(labels):
-        axes.scatter(*points[labels == label].T, s=9, label=str(label), color=f"C{label % 10}")
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if labels is None:
+        axes.scatter(*points.T, s=4, linewidths=0)
+    else:
+        for label in np.unique(labels):
+            axes.scatter(*points[labels == label].T, s=9, label=str(label), color=f"C{label % 10}")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set(title=title, aspect="equal")
+    return _finish(figure, path)
+
+
+def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
+    """Write chains of points as PNG: each a line, with a dot where it ends."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.0, 5.0), layout="constrained")
+    _lines(axes, chains)
+    axes.set(title=title, aspect="equal")
+    return _finish(figure, path)
+
+
+def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
+    """Write functions on a plane as PNG, side by side."""
+    import matplotlib.pyplot as plt
+
+    figure, row = plt.subplots(
+        1, len(shown), figsize=(4.6 * len(shown), 5.0), layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    low = min(float(panel.height.max()) for panel in shown.values()) - DEPTH
+    for axes, (title, panel) in zip(row[0], shown.items(), strict=True):
+        axes.pcolormesh(*np.moveaxis(panel.x, -1, 0), np.maximum(panel.height, low), cmap="Blues", shading="gouraud")
+        for place, (name, arrows) in enumerate(sorted((panel.arrows or {}).items(), reverse=True)):
+            # long arrows by the root of their length: the score grows without bound away from the data
+            size = np.sqrt(np.linalg.norm(arrows, axis=-1, keepdims=True)) + 1e-9
+            axes.quiver(*np.moveaxis(panel.places, -1, 0), *np.moveaxis(arrows / size, -1, 0), label=name,
+                        color=("black", "C3")[place % 2], width=(0.007, 0.003)[place % 2], scale=60)  # fmt: skip
+        if panel.arrows:
+            axes.legend(fontsize="small", loc="upper right")
+        if panel.paths is not None:
+            _lines(axes, panel.paths)
+        side = np.abs(panel.x).max()
+        axes.set(title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
+    return _finish(figure, path)
+
+
+def _lines(axes, chains) -> None:
+    for chain in chains.swapaxes(0, 1):
+        axes.plot(*chain.T, linewidth=0.6, alpha=0.7)
+        axes.plot(*chain[-1], marker=".", color="black", markersize=5)
+
+
+def _finish(figure, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

@@ -13,6 +13,7 @@ from vdm_jax.training.config import TrainConfig, from_json, validate
 from vdm_jax.training.contract import Experiment
 from vdm_jax.training.data import Dataset, load
 from vdm_jax.training.errors import UserError
+from vdm_jax.training.planes import PLANES
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import local_mesh, replicated
 
@@ -42,11 +43,26 @@ def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     mesh = mesh or local_mesh()
     validate(config, mesh.size)
     data = load(config.data)
+    check_kind(name, config, data)
     try:
         experiment = config.build(data.spec)
     except ValueError as error:
         raise UserError(f"The experiment {name} cannot be built for {config.data}: {error}") from error
     return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
+
+
+def check_kind(name: str, config: TrainConfig, data: Dataset) -> None:
+    """Refuse points where images are needed, and images where points are.
+
+    Raises:
+        UserError: says which data there are.
+    """
+    if config.points != (data.spec.levels == 0):
+        good = ", ".join(PLANES) if config.points else "digits, mnist, fashion_mnist, cifar10, or an image set of TFDS"
+        made = "points in a plane" if config.points else "images"
+        raise UserError(f"The experiment {name} is made for {made}, and {config.data} are not: take --data {good}.")
+    if config.points and (config.flip or config.rotate or config.swap_channels):
+        raise UserError("--flip, --rotate and --swap-channels are for images, not for points.")
 
 
 def first_state(run: Run) -> TrainState:

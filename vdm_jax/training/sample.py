@@ -34,10 +34,17 @@ class Sampler:
             the paths written.
         """
         samples, levels = self(params), self._run.data.spec.levels
-        pictures.save(path, pictures.square(np.asarray(samples.images)), levels)
-        if trajectory is None or samples.trajectory is None:
+        images, chain = np.asarray(samples.images), samples.trajectory
+        if not levels:
+            pictures.scatter(path, images, None, self._run.name)
+        else:
+            pictures.save(path, pictures.square(images), levels)
+        if trajectory is None or chain is None:
             return [path]
-        pictures.save(trajectory, np.asarray(samples.trajectory).swapaxes(0, 1), levels)  # time runs to the right
+        if not levels:
+            pictures.paths(trajectory, np.asarray(chain), self._run.name)
+        else:
+            pictures.save(trajectory, np.asarray(chain).swapaxes(0, 1), levels)  # time runs to the right
         return [path, trajectory]
 
 
@@ -47,7 +54,7 @@ def draw_final(run: Run, params: Params, seed: int | None = None) -> list[Path]:
         return []
     one = on_one_device(params)
     drawn = Sampler(run, seed).draw(one, run.folder / "samples.png", run.folder / "trajectory.png")
-    return [*drawn, *draw_test_images(run, one), *draw_codes(run, params)]
+    return [*drawn, *draw_test_images(run, one), *draw_codes(run, params), *draw_planes(run, one)]
 
 
 def draw_test_images(run: Run, params: Params) -> list[Path]:
@@ -67,6 +74,14 @@ def draw_codes(run: Run, params: Params) -> list[Path]:
     points = per_example(run, params, stream(run.config.seed, "sample"), lambda *given: {"codes": codes(*given)})
     labels = run.data.test.take(np.arange(len(points["codes"])))["label"]
     return [pictures.scatter(run.folder / "codes.png", points["codes"], labels, run.name)]
+
+
+def draw_planes(run: Run, params: Params) -> list[Path]:
+    """What the experiment shows of its plane, one PNG a picture, by its name."""
+    key, paths = stream(run.config.seed, "sample"), []
+    for name, show in run.experiment.planes.items():
+        paths.append(pictures.panels(run.folder / f"{name}.png", jax.device_get(jax.jit(show)(params, key))))
+    return paths
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vdm_jax.training.errors import UserError, disk_is_full
+from vdm_jax.training.planes import PLANES
 
 
 def open_set(name: str) -> tuple[tuple[int, int, int], int, Sequence[Any], Sequence[Any]]:
@@ -38,11 +39,13 @@ def _builder(name: str) -> Any:
     try:
         return tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record")
     except DatasetNotFoundError:
-        near = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)], n=3)
+        near = difflib.get_close_matches(
+            name, ["digits", *PLANES, *tfds.list_builders(with_community_datasets=False)], n=3
+        )
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise UserError(
             f"There is no data set {name!r}. {hint}Take digits, mnist, fashion_mnist, cifar10, or another image set "
-            "of TFDS by its name."
+            f"of TFDS by its name; of points in a plane, {', '.join(PLANES)}."
         ) from None
     except ModuleNotFoundError as error:  # some sets need TensorFlow to be described at all
         raise UserError(_remedies(name, "its description needs TensorFlow, which is not installed")) from error

@@ -1,0 +1,80 @@
+"""What the recipes of noise-conditional score networks share: denoising score matching at ten levels, and Langevin.
+
+Source: Song & Ermon 2019, arXiv:1907.05600.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from experiments._score import Langevin, Noise
+from vdm_jax import score_matching
+from vdm_jax.likelihoods import from_unit, to_unit
+from vdm_jax.networks.refinenet import RefineNet, RefineNetConfig
+from vdm_jax.times import draw_steps
+from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.contract import Cost, DataSpec, Experiment, Samples
+
+
+@dataclass(frozen=True)
+class NCSN(TrainConfig):
+    """A noise-conditional score network."""
+
+    network: RefineNetConfig = field(default_factory=RefineNetConfig)
+    """The network; its num_levels are the levels of noise."""
+    noise: Noise = field(default_factory=Noise)
+    """The levels."""
+    langevin: Langevin = field(default_factory=Langevin)
+    """How samples are drawn."""
+    kind: Literal["eps", "score"] = "eps"
+    """What the network gives: the noise, which has one size at all levels, or the score itself, as in 2019."""
+    spread: bool = False
+    """Spread the levels of a batch evenly (less variance) instead of drawing each by itself."""
+    dequantize: bool = False
+    """Train on pixel values with a uniform number added, so that they fill their bins."""
+
+    def build(self, data: DataSpec) -> Experiment:
+        """The four functions that the loop trains, samples and evaluates with."""
+        self.network.check(data.shape)
+        count, dims = self.network.num_levels, int(np.prod(data.shape))
+        table, network = self.noise.table(count), RefineNet(self.network)
+
+        def init(key):
+            return network.init(key, jnp.zeros((1, *data.shape)), jnp.zeros(1, jnp.int32))["params"]
+
+        def predict(params, x_t, level):
+            index = count - level.t.astype(jnp.int32)  # the noisiest is the first
+            return network.apply({"params": params}, x_t, index)
+
+        def errors(params, key, x, t):
+            denoiser = Partial(predict, params)
+            return score_matching.denoising_at(denoiser, key, x, table(t), kind=self.kind) / dims
+
+        def loss(params, key, batch, step):
+            del step
+            key_t, key_u, key_eps = jax.random.split(key, 3)
+            x = to_unit(batch["image"], data.levels)
+            if self.dequantize:
+                x = x + (jax.random.uniform(key_u, x.shape) - 0.5) * (2.0 / (data.levels - 1))
+            return errors(params, key_eps, x, draw_steps(key_t, len(x), count, spread=self.spread)).mean(), {}
+
+        def sample(params, key, n):
+            chain = self.langevin(Partial(predict, params), key, (n, *data.shape), table, self.kind)
+            rows = np.unique(np.round(np.linspace(0, count - 1, min(count, 9))).astype(int))
+            images, states = from_unit(chain.x, data.levels), from_unit(chain.path[rows, : min(n, 8)], data.levels)
+            return Samples(images, jnp.concatenate([states, images[None, : min(n, 8)]]))
+
+        def evaluate(params, key, batch):
+            x = to_unit(batch["image"], data.levels)
+
+            def at(t):
+                return errors(params, jax.random.fold_in(key, t), x, jnp.full(len(x), t))
+
+            each = jax.lax.map(at, jnp.arange(1, count + 1))
+            return {"denoising_error": each.mean(0), "of_the_noisiest": each[-1], "of_the_cleanest": each[0]}
+
+        return Experiment(init, loss, sample, evaluate, Cost(evaluate=count, sample=count * self.langevin.steps))

@@ -1,0 +1,47 @@
+"""What the recipes of points in a plane share: the truth, and the pictures that hold a model against it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import exact
+from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.contract import DataSpec, Panel
+from vdm_jax.training.planes import PLANES
+
+SIDE = 2.2  # half of a picture's, in which nearly all points lie
+FINE, COARSE = 160, 18  # positions across, of the colours and of the arrows
+
+
+@dataclass(frozen=True)
+class PlaneConfig(TrainConfig):
+    """A model of points in a plane."""
+
+    points: ClassVar[bool] = True
+
+
+def truth(data: DataSpec) -> exact.Mixture:
+    """The law that the points are drawn from."""
+    return exact.mixture(*PLANES[data.name]())
+
+
+def grid(count: int, side: float = SIDE) -> jax.Array:
+    """The middles of count x count equal squares, shape (count, count, 2)."""
+    middles = side * (2.0 * jnp.arange(count) + 1.0 - count) / count
+    return jnp.stack(jnp.meshgrid(middles, middles), axis=-1)
+
+
+def landscape(log_prob: Callable[[Any], Any], **more) -> Panel:
+    """A log-density as colours; (B, 2) -> (B,)."""
+    x = grid(FINE)
+    return Panel(x, log_prob(x.reshape(-1, 2)).reshape(FINE, FINE), **more)
+
+
+def field(log_prob: Callable[[Any], Any], **scores: Callable[[Any], Any]) -> Panel:
+    """Scores as arrows on a log-density; (B, 2) -> (B, 2)."""
+    places = grid(COARSE)
+    arrows = {name: score(places.reshape(-1, 2)).reshape(places.shape) for name, score in scores.items()}
+    return landscape(log_prob, places=places, arrows=arrows)

@@ -1,0 +1,63 @@
+"""What the recipes of score models share: levels of noise, and annealed Langevin chains down them.
+
+Source: Song & Ermon 2019, arXiv:1907.05600; Song & Ermon 2020, arXiv:2006.09011.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import langevin
+from vdm_jax.levels import Level
+from vdm_jax.schedules import VarianceExploding
+from vdm_jax.tables import Table, tabulate
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Levels x + sigma eps whose sigma falls geometrically."""
+
+    sigma_max: float = 2.0
+    """Of the noisiest level: about the largest distance between two examples mixes all modes."""
+    sigma_min: float = 0.02
+    """Of the cleanest level: too small to be seen."""
+
+    def schedule(self) -> VarianceExploding:
+        """In continuous time.
+
+        Raises:
+            ValueError: sigma_max is not above sigma_min, or sigma_min not above 0.
+        """
+        if not self.sigma_max > self.sigma_min > 0.0:
+            raise ValueError("--noise.sigma-max must be above --noise.sigma-min, and that above 0")
+        return VarianceExploding(self.sigma_min, self.sigma_max)
+
+    def table(self, num_levels: int) -> Table:
+        """Levels 1..L, the cleanest first."""
+        return tabulate(self.schedule(), num_levels)
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """How samples are drawn."""
+
+    rate: float = 0.1
+    """Step size of a level over its sigma^2."""
+    steps: int = 100
+    """Steps on each level."""
+    denoise: bool = True
+    """End with the clean example that the last state is thought to have come from."""
+
+    def __call__(self, denoiser, key, shape: tuple[int, ...], table: Table, kind) -> langevin.Chain:
+        """Chains down the levels of a table, from its noisiest law around 0; with their state after every level."""
+        key_x, key_chain = jax.random.split(key)
+        levels = falling(table)
+        x = levels.sigma[0] * jax.random.normal(key_x, shape)
+        options = {"rate": self.rate, "steps": self.steps, "denoise": self.denoise}
+        return langevin.annealed(denoiser, key_chain, x, levels, kind=kind, path=True, **options)
+
+
+def falling(table: Table) -> Level:
+    """The levels of a table but for the clean one, the noisiest first."""
+    return table(jnp.arange(table.num_steps, 0, -1))

@@ -1,0 +1,25 @@
+"""A noise-conditional score network on MNIST.
+
+    make train EXP=ncsn_mnist                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+
+Cost: minutes on a GPU; on two CPU cores hours for all of it. Not trained to its end here yet.
+
+Source: Song & Ermon 2019, arXiv:1907.05600: its noise and its 64 channels; with the scaled output and the averaged
+parameters of arXiv:2006.09011.
+"""
+
+from experiments._ncsn import NCSN
+from vdm_jax.networks.refinenet import RefineNetConfig
+
+CONFIG = NCSN(
+    data="mnist",
+    network=RefineNetConfig(channels=64, num_levels=10),
+    spread=True,
+    steps=100_000,
+    batch_size=128,
+    learning_rate=1e-3,
+    ema_decay=0.999,
+    checkpoint_every=2_000,
+    picture_every=5_000,
+    eval_batch_size=500,
+)

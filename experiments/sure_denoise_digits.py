@@ -1,0 +1,39 @@
+"""A denoiser of handwritten digits that never saw a clean one: trained by Stein's unbiased risk estimate.
+
+    make train EXP=sure_denoise_digits
+    make train EXP=clean_denoise_digits                           # the same network, told the clean digits
+
+Each training digit is seen in one noise, always the same. `denoised.png` has clean, noisy and denoised test digits;
+`samples.png` is drawn by Langevin dynamics, since a denoiser is a score.
+
+Cost: minutes on 2 idle CPU cores.
+"""
+
+from experiments._denoiser import DenoiserConfig
+from vdm_jax.networks.unet import UNetConfig
+
+CONFIG = DenoiserConfig(
+    data="digits",
+    network=UNetConfig(
+        channels=32,
+        multipliers=(1, 2),
+        blocks=1,
+        groups=8,
+        attention_resolutions=(),
+        middle_attention=False,
+        dropout=0.1,
+        embedding="log_snr",
+        position_bias=True,
+    ),
+    steps=2_000,
+    batch_size=64,
+    learning_rate=1e-3,
+    warmup_steps=100,
+    schedule="cosine",
+    weight_decay=1e-2,
+    ema_decay=0.995,
+    eval_batch_size=360,
+    log_every=100,
+    checkpoint_every=500,
+    picture_every=0,
+)

@@ -1,0 +1,425 @@
+"""LAN: a step of Langevin dynamics, what law it keeps and how nearly, and how long it takes from mode to mode."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sympy as sp
+
+from tests.derivations.algebra import R, log_normal
+from tests.derivations.check import (
+    assert_close,
+    assert_disproved,
+    assert_mean,
+    assert_moments,
+    assert_proved,
+    refuted,
+)
+from tests.derivations.worlds import draws
+from vdm_jax import exact, information, langevin
+from vdm_jax.levels import level_from_log_snr
+from vdm_jax.schedules import VarianceExploding
+
+x, y, s = sp.symbols("x y s", real=True)
+eta, v = sp.symbols("eta v", positive=True)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+_draws = jax.jit(draws, static_argnums=2)
+
+
+# LAN-1
+
+
+def test_LAN_1_small_steps_are_the_diffusion():
+    # What a step changes of E f, over eta: the generator of dx = s dt + sqrt(2) dW, f' s + f''
+    xi = sp.Symbol("xi", real=True)
+
+    def mean(f, var):
+        """E f(x + eta s + sqrt(var) xi), by the moments of xi ~ N(0, 1): 1, 3, 15 ..."""
+        powers = sp.Poly(f.subs(x, x + eta * s + sp.sqrt(var) * xi), xi).terms()
+        return sum(part * sp.factorial2(n - 1) for (n,), part in powers if n % 2 == 0)
+
+    for f in (x, x**2, x**4, x**6 - 2 * x**3):
+        generator = s * sp.diff(f, x) + sp.diff(f, x, 2)
+        assert_proved(sp.expand((mean(f, 2 * eta) - f) / eta).subs(eta, 0), generator)
+    # noise of sqrt(eta) is another diffusion's
+    assert_disproved(sp.expand((mean(x**2, eta) - x**2) / eta).subs(eta, 0), 2 * s * x + 2)
+
+
+def test_LAN_1_the_kernel():
+    values = {x: R(3, 10), s: R(-7, 5), eta: R(1, 8), y: R(1, 2)}
+    truth = log_normal(y, x + eta * s, 2 * eta).subs(values)
+    at, slope, there = (jnp.full((1,), float(values[symbol])) for symbol in (x, s, y))
+    kernel = langevin.kernel(at, slope, jnp.asarray(0.125))
+    assert_close(kernel.log_prob(there), sp.N(truth, 20), rtol=1e-13)
+    assert_close(kernel.mean, [0.125], rtol=1e-13)
+    assert_close(kernel.var, 0.25)
+
+
+def test_LAN_1_a_chain_is_the_kernel_again_and_again():
+    law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
+    start = _draws(law, jax.random.key(1), 20_000)
+    chain = langevin.unadjusted(jax.vmap(law.score), jax.random.key(0), start, 0.1, 3, path=True)
+    assert_close(chain.path[-1], chain.x, rtol=0.0)
+    means = jax.jit(jax.vmap(lambda x: langevin.kernel(x, law.score(x), jnp.asarray(0.1)).mean))(chain.path[1])
+    noise = (chain.path[2] - means)[:, 0]
+    assert_moments(noise, 0.0, 0.2)
+    assert_mean(noise * chain.path[1][:, 0], 0.0, resolution=0.005)  # new at every step
+    # a constant slope: k eta is a time, and the size of the steps is all one
+    for size, count in ((0.25, 1), (0.05, 5)):
+        drifted = langevin.unadjusted(lambda x: 0.0 * x - 3.0, jax.random.key(2), jnp.ones((20_000,)), size, count)
+        assert_moments(drifted.x, 1.0 - 3.0 * 0.25, 2 * 0.25)
+
+
+# LAN-2
+
+
+def test_LAN_2_the_diffusion_keeps_the_law():
+    # Fokker-Planck, dp/dt = -div(p grad log p) + lap p = 0, for any energy; by half the noise it is not
+    energy = sp.Function("E")(x, y)
+    for axes, p in (((x,), sp.exp(-sp.Function("E")(x))), ((x, y), sp.exp(-energy))):
+        drift = sum(sp.diff(p * sp.diff(sp.log(p), at), at) for at in axes)
+        assert_proved(-drift + sum(sp.diff(p, at, 2) for at in axes))
+        p = p.subs(sp.Function("E")(x), x**4).subs(energy, x**4 + x * y).doit()
+        drift = sum(sp.diff(p * sp.diff(sp.log(p), at), at) for at in axes)
+        assert_disproved(-drift + sum(sp.diff(p, at, 2) for at in axes) / 2)
+
+
+def test_LAN_2_a_step_of_a_normal_law_in_symbols():
+    m, var = sp.symbols("m var", positive=True)
+    start = sp.Symbol("start", real=True)
+    k = sp.Symbol("k", integer=True, nonnegative=True)
+    shrink, stationary = 1 - eta / v, v / (1 - eta / (2 * v))
+    # x + eta s + noise with s = -(x - m)/v is affine: the mean and variance of step k + 1 from those of step k
+    means, spreads = m + shrink**k * (start - m), stationary * (1 - shrink ** (2 * k))
+    after = shrink * x + eta * m / v
+    assert_proved(after, x - eta * (x - m) / v)
+    assert_proved(means.subs(k, k + 1), after.subs(x, means))
+    assert_proved(spreads.subs(k, k + 1), shrink**2 * spreads + 2 * eta)
+    assert_proved(means.subs(k, 0), start)
+    assert_proved(spreads.subs(k, 0))
+    # the law it settles in, eta/2 too wide to the first order whatever v; and at 2v it widens by 2 eta a step
+    assert_proved(shrink**2 * stationary + 2 * eta, stationary)
+    assert_proved(sp.limit((stationary - v) / eta, eta, 0), R(1, 2))
+    assert_proved((shrink**2 * var + 2 * eta - var).subs(eta, 2 * v), 4 * v)
+
+
+MEAN, VAR = 0.7, 0.5
+
+
+def _normal_score(x):
+    return -(x - MEAN) / VAR
+
+
+def _next(law, size):
+    """The law after a step from a normal law: of the kernel's mean, found by its slope, and variance."""
+    kernel = lambda x: langevin.kernel(x, _normal_score(x), jnp.asarray(size))  # noqa: E731
+    origin = jnp.zeros(())
+    mean, slope = kernel(origin).mean, jax.grad(lambda x: kernel(x).mean)(origin)
+    return exact.Gaussian(law.mean, law.basis, law.variances, law.rest).affine(slope, mean[None], kernel(origin).var)
+
+
+def test_LAN_2_the_kernel_s_stationary_law():
+    for size in (0.4, 0.2, 0.1, 0.05):
+        law = exact.gaussian([MEAN], [[VAR / (1 - size / (2 * VAR))]])
+        after = _next(law, size)
+        assert_close(after.mean, law.mean, rtol=1e-14)
+        assert_close(after.variances, law.variances, rtol=1e-14)
+        with refuted():
+            assert_close(_next(exact.gaussian([MEAN], [[VAR]]), size).variances, [VAR], rtol=1e-3)
+
+
+def test_LAN_2_chains_have_the_law_of_every_step():
+    start, count = 3.0, 20_000
+    run = partial(langevin.unadjusted, _normal_score, jax.random.key(3), num_steps=40, path=True)
+    for size in (0.2, 2 * VAR):  # at 2v the variance grows by 2 eta a step, for ever
+        shrink = 1 - size / VAR
+        chain = run(jnp.full((count,), start), size).path
+        for k in (1, 3, 40):
+            spread = 2 * size * sum(shrink ** (2 * i) for i in range(k))
+            assert_moments(chain[k - 1], MEAN + shrink**k * (start - MEAN), spread)
+    # two chains of one noise come together by that factor, exactly; beyond 2v they part
+    for size in (0.2, 1.1):
+        near, far = (run(jnp.full((3,), at), size).path for at in (start, start + 1.0))
+        assert_close((far - near)[:, 0], (1 - size / VAR) ** np.arange(1.0, 41.0), rtol=1e-9, atol=1e-12)
+    long = run(jnp.full((count,), start), 0.2).x
+    assert_mean((long - MEAN) ** 2, VAR / (1 - 0.2 / (2 * VAR)), resolution=0.01)
+    with refuted():
+        assert_mean((long - MEAN) ** 2, VAR)
+
+
+LAW = ([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
+SIZE = 0.25
+PROBES = {"x": lambda x: x, "x^2": jnp.square, "tanh 3x": lambda x: jnp.tanh(3 * x), "x^4": lambda x: x**4}
+
+
+def _chain(name, law, x, steps):
+    """Where chains of either kind are after so many steps."""
+    if name == "metropolis":
+        return langevin.metropolis(jax.vmap(law.log_prob), jax.random.key(4), x, SIZE, steps)
+    return langevin.unadjusted(jax.vmap(law.score), jax.random.key(4), x, SIZE, steps)
+
+
+def test_LAN_2_metropolis_keeps_the_law():
+    # At a step where the unadjusted chain is visibly too wide, begun at draws of the law
+    law = exact.mixture(*LAW)
+    start = _draws(law, jax.random.key(5), 20_000)
+    truth = [information.quadrature(lambda x, f=f: jnp.sum(f(x)), law).value for f in PROBES.values()]
+
+    def probe(chain):
+        return np.stack([f(chain.x[:, 0]) for f in PROBES.values()], -1)
+
+    kept = _chain("metropolis", law, start, 20)
+    assert_mean(probe(kept), truth, resolution=0.06)
+    assert 0.5 < kept.accepted.mean() < 0.95
+    wide = probe(_chain("unadjusted", law, start, 20))
+    with refuted():
+        assert_mean(wide, truth)
+    with refuted():
+        assert_mean(wide[:, 1], truth[1])
+
+
+def test_LAN_2_metropolis_is_in_detailed_balance():
+    # Pairs (x, x') of a chain in its law are as likely the other way round; f(x) g(x') tells, if f and g differ
+    law = exact.mixture(*LAW)
+    start = _draws(law, jax.random.key(6), 50_000)
+    x = np.asarray(start[:, 0])
+
+    def turned(name):
+        y = np.asarray(_chain(name, law, start, 1).x[:, 0])
+        return np.stack(
+            [f(x) * g(y) - g(x) * f(y) for f, g in ((np.tanh, np.square), (lambda x: x, lambda x: x**3))], -1
+        )
+
+    assert_mean(turned("metropolis"), np.zeros(2), resolution=0.015)
+    with refuted():
+        assert_mean(turned("unadjusted"), np.zeros(2))
+
+
+def test_LAN_2_metropolis_accepts_what_it_should():
+    # E min(1, p(y) k(x|y) / p(x) k(y|x)) over y, written out on a grid
+    weights, means, variances = (np.asarray(part, np.float64).reshape(2, -1) for part in LAW)
+
+    def log_p(x):
+        return np.log(np.sum(weights * np.exp(-((x - means) ** 2) / 2 / variances) / np.sqrt(variances), 0))
+
+    def score(x, h=1e-6):
+        return (log_p(x + h) - log_p(x - h)) / (2 * h)
+
+    def log_k(x, y):
+        return -((y - x - SIZE * score(x)) ** 2) / (4 * SIZE)
+
+    law, y = exact.mixture(*LAW), np.linspace(-10.0, 10.0, 4001)
+    starts = np.array([-1.5, -0.4, 0.2, 1.6])
+    chain = _chain("metropolis", law, jnp.asarray(np.repeat(starts, 5000)[:, None]), 1)
+    for start, accepted in zip(starts, chain.accepted.reshape(4, -1), strict=True):
+        proposal = np.exp(log_k(np.full_like(y, start), y))
+        ratio = log_p(y) + log_k(y, np.full_like(y, start)) - log_p(np.full_like(y, start)) - np.log(proposal)
+        truth = np.sum(proposal * np.exp(np.minimum(ratio, 0.0))) / np.sum(proposal)
+        assert_mean(accepted, truth, resolution=0.01)
+
+
+def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
+    # eta(x) for eta: drift eta s, noise sqrt(2 eta). What is kept is p / eta, with eta ~ 1/||s||^2 p ||s||^2.
+    p, size = sp.Function("p", positive=True)(x), sp.Function("eta", positive=True)(x)
+
+    def flow(law):
+        return -sp.diff(law * size * sp.diff(sp.log(p), x), x) + sp.diff(law * size, x, 2)
+
+    assert_proved(flow(p / size))
+    assert_proved(flow(p), sp.diff(p * sp.diff(size, x), x))
+    # E 1/R of R ~ chi^2_n, for what follows
+    n, r = sp.symbols("n r", positive=True)
+    density = r ** (n / 2 - 1) * sp.exp(-r / 2) / (2 ** (n / 2) * sp.gamma(n / 2))
+    assert_proved(sp.integrate(density.subs(n, n + 2) / r, (r, 0, sp.oo)), 1 / n)
+
+
+@pytest.mark.parametrize("dims", [1, 8])
+def test_LAN_2_corrector_keeps_the_law(dims):
+    # one step, and many, of a normal law: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
+    level, ratio = level_from_log_snr(jnp.asarray(0.5)), 0.3
+    law = exact.gaussian(np.full(dims, 0.4), 0.6 * np.eye(dims))
+    noisy = exact.marginal(law, level)
+    spread = float(level.alpha**2 * 0.6 + level.sigma**2)
+    h = 2 * ratio**2 * float(level.sigma) ** 2 / spread
+    x_t = _draws(noisy, jax.random.key(7), 40_000 // dims)
+
+    def corrected(steps):
+        denoiser = exact.OptimalDenoiser(law, "v")
+        found = langevin.corrector(denoiser, jax.random.key(9), x_t, level, kind="v", ratio=ratio, steps=steps)
+        return np.asarray(found - noisy.mean[None]).reshape(-1, 1)
+
+    assert_moments(corrected(1), 0.0, spread * (1 + h**2))
+    many = corrected(60)
+    assert_moments(many, 0.0, spread / (1 - h / 2))
+    with refuted():
+        assert_mean(many**2, spread * (1 + 2 / dims))  # where eta ~ 1/||s||^2 would end
+
+
+# LAN-3
+
+
+# Song & Ermon 2019, section 3.2.2
+FAR = ([0.2, 0.8], [[-5.0, -5.0], [5.0, 5.0]], [1.0, 1.0])
+
+
+def _large(x):
+    """Whether an example is on the side of the second mode."""
+    return np.asarray(x.sum(-1) > 0, np.float64)
+
+
+def test_LAN_3_far_modes_do_not_tell_their_weights():
+    # Modes N(-c, v) and N(c, v) of weights w and 1 - w. Beside the second, p / N(x; c, v) is 1 - w + w ratio, and the
+    # ratio exp(-2cx/v) goes to 0 as they part: with it all that the score has of w.
+    w, c, ratio = sp.symbols("w c ratio", positive=True)
+    beside = w * sp.exp(-2 * c * x / v) + 1 - w
+    p = w * sp.exp(log_normal(x, -c, v)) + (1 - w) * sp.exp(log_normal(x, c, v))
+    assert_proved(p, beside * sp.exp(log_normal(x, c, v)))
+    score = sp.diff(log_normal(x, c, v) + sp.log(beside), x)
+    known = score.subs(sp.exp(-2 * c * x / v), ratio)
+    assert_proved(known.subs(ratio, 0), -(x - c) / v)
+    assert_proved(sp.diff(known, w).subs(ratio, 0))
+    assert_disproved(sp.diff(known, w))  # nearer by it is there
+    assert_proved(sp.limit(c * sp.exp(-2 * c * (c - 1)), c, sp.oo))  # even c times the ratio, 1 before the mode
+    # the two of the library, 14 standard deviations apart, at draws of both: weights turned round, the same score
+    law, turned = exact.mixture(*FAR), exact.mixture(FAR[0][::-1], *FAR[1:])
+    points = _draws(law, jax.random.key(10), 1000)
+    scores = jax.jit(lambda law: jax.vmap(law.score)(points))
+    assert_close(scores(turned), scores(law), rtol=1e-9, atol=1e-12)
+    values = {v: 1, x: 2, w: R(1, 5), c: R(3, 2)}
+    near = exact.mixture([0.2, 0.8], [[-1.5], [1.5]], [1.0, 1.0])
+    assert_close(near.score(jnp.asarray([2.0])), [sp.N(score.subs(values), 20)], rtol=1e-12)
+
+
+@jax.jit
+def _walk(law, size, grid):
+    """The matrix of one unadjusted step on an even grid of the line: the chain's law, without its draws."""
+    kernels = lambda x: langevin.kernel(x, law.score(x[None])[0], size)  # noqa: E731
+    logs = jax.vmap(lambda x: jax.vmap(kernels(x).log_prob)(grid))(grid)
+    return jnp.exp(logs) * (grid[1] - grid[0])
+
+
+def _pair(c):
+    """Equal modes N(-c, 1) and N(c, 1)."""
+    return exact.mixture([0.5, 0.5], [[-c], [c]], [1.0, 1.0])
+
+
+def test_LAN_3_time_to_cross_is_kramers():
+    # The rate at which the shares even out: the kernel's second eigenvalue. By Kramers, for small steps and a high
+    # barrier, 4 / int_{-c}^{c} dx / p(x): exponential in c^2 / 2.
+    size, grid = jnp.asarray(0.02), jnp.linspace(-10.0, 10.0, 201)
+    places, weights = np.polynomial.legendre.leggauss(60)
+    off, times = [], []
+    for c in (2.0, 3.0, 4.0):
+        second = np.sort(np.abs(np.linalg.eigvals(_walk(_pair(c), size, grid))))[-2]
+        x = c * places
+        over = np.sqrt(2 * np.pi) * np.exp((x**2 + c**2) / 2) / np.cosh(c * x)  # 1 / p
+        kramers = 4 / (c * weights @ over)
+        off.append(-np.log(second) / float(size) / kramers - 1)
+        times.append(-1 / np.log(second))
+        print(f"modes {2 * c:g} apart: even out in {times[-1]:.0f} steps, Kramers {1 / kramers / float(size):.0f}")
+    assert np.abs(off).max() < 0.2, off
+    assert abs(off[-1]) < 0.05, off
+    assert times[2] > 10 * times[1] > 50 * times[0]
+
+
+def test_LAN_3_chains_cross_as_their_law_does():
+    law, grid, size = _pair(2.0), jnp.linspace(-10.0, 10.0, 201), 0.1
+    start = -2.0 + jax.random.normal(jax.random.key(11), (8000, 1))
+    path = langevin.unadjusted(jax.vmap(law.score), jax.random.key(12), start, size, 60, path=True).path
+    mass, walk = np.exp(-0.5 * (np.asarray(grid) + 2) ** 2), np.asarray(_walk(law, jnp.asarray(size), grid))
+    right = np.where(np.abs(grid) < 1e-9, 0.5, grid > 0)
+    mass /= mass.sum()
+    for step in range(60):
+        mass = mass @ walk
+        if step in (9, 59):
+            assert_mean(_large(path[step]), mass @ right, resolution=0.006)
+    assert mass @ right < 0.45  # still on its way to a half
+
+
+def test_LAN_3_unadjusted_and_metropolis_keep_the_weights_they_began_with():
+    law = exact.mixture(*FAR)
+    uniform = jax.random.uniform(jax.random.key(13), (2000, 2), minval=-8.0, maxval=8.0)
+    small = _draws(exact.gaussian(FAR[1][0], np.eye(2)), jax.random.key(14), 2000)
+    chains = {
+        "unadjusted": partial(langevin.unadjusted, jax.vmap(law.score)),
+        "metropolis": partial(langevin.metropolis, jax.vmap(law.log_prob)),
+    }
+    for name, chain in chains.items():
+        ends = chain(jax.random.key(15), jnp.concatenate([uniform, small]), 0.1, 80).x
+        share, crossed = _large(ends[:2000]), _large(ends[2000:])
+        print(f"{name}: {share.mean():.3f} of those begun anywhere in the large mode; crossed {crossed.mean():g}")
+        assert crossed.sum() == 0
+        # in the mode where they are, all is well
+        assert_mean(ends[2000:], FAR[1][0], resolution=0.03)
+        # the sides part where the two components weigh the same, at x + y = -log(4)/10: the share is the uniform's
+        assert_mean(share, 0.5 + np.log(4) / 10 / 16, resolution=0.012)
+        with refuted():
+            assert_mean(share, 0.8)
+
+
+def _levels(high, low, count):
+    return jax.vmap(VarianceExploding(low, high))(jnp.linspace(1.0, 0.0, count))
+
+
+def _annealed_share(levels, rate, steps):
+    """Share of the large mode by the law of the chains, along the line through the modes: across it nothing happens."""
+    law = exact.mixture(FAR[0], [[-np.sqrt(50)], [np.sqrt(50)]], FAR[2])
+    before = np.linspace(-10 * FIRST, 10 * FIRST, 401)
+    mass = np.exp(-0.5 * (before / FIRST) ** 2)
+    for sigma in np.asarray(levels.sigma):
+        grid = np.linspace(-1, 1, 401) * (10.0 + 6.0 * np.sqrt(1.0 + sigma**2))
+        noisy = law.affine(jnp.ones(()), jnp.zeros(1), jnp.asarray(sigma**2))
+        walk = np.asarray(_walk(noisy, jnp.asarray(rate * sigma**2), jnp.asarray(grid)))
+        mass = np.interp(grid, before, mass)
+        for _ in range(steps):
+            mass = mass @ walk
+        before, mass = grid, mass / mass.sum()
+    return mass @ np.heaviside(grid, 0.5)
+
+
+FIRST = 20.0  # the noise that annealed chains begin with
+
+
+def test_LAN_3_annealed_chains_find_the_weights():
+    law, levels = exact.mixture(*FAR), _levels(FIRST, 0.5, 20)
+    start = FIRST * jax.random.normal(jax.random.key(16), (2000, 2))
+    ends = langevin.annealed(
+        exact.OptimalDenoiser(law, "score"), jax.random.key(17), start, levels, rate=0.2, steps=50
+    ).x
+    short, long = _annealed_share(levels, 0.2, 50), _annealed_share(levels, 0.1, 200)
+    print(f"annealed: {_large(ends).mean():.3f} of the chains in the large mode; of their law {short:.4f}, {long:.4f}")
+    assert_mean(_large(ends), short, resolution=0.01)
+    # what is missing is of finite steps: fewer cross back as the noise falls than should
+    assert 0.785 < short < long < 0.8
+    assert long > 0.795
+
+
+def test_LAN_3_annealed_chains_of_a_normal_law():
+    # Of N(m, v) every step is affine, and so is the last denoising: a mean and a variance all the way
+    m, var, rate, steps = 0.7, 0.5, 0.1, 5
+    law, levels, start = exact.gaussian([m], [[var]]), _levels(3.0, 0.3, 4), jnp.full((20_000, 1), 2.5)
+    mean, spread = 2.5, 0.0
+    for sigma in np.asarray(levels.sigma):
+        shrink = 1 - rate * sigma**2 / (var + sigma**2)
+        for _ in range(steps):
+            mean, spread = m + shrink * (mean - m), shrink**2 * spread + 2 * rate * sigma**2
+    run = partial(langevin.annealed, exact.OptimalDenoiser(law, "eps"), jax.random.key(18), kind="eps",
+                  rate=rate, steps=steps, path=True)  # fmt: skip
+    exploding = run(start, levels)
+    assert_moments(exploding.path[-1, :, 0], mean, spread)
+    gain = var / (var + sigma**2)
+    assert_moments(exploding.x[:, 0], m + gain * (mean - m), gain**2 * spread)
+    # where the variance is preserved it is the same chain, each state by its alpha
+    preserving = jax.vmap(level_from_log_snr)(levels.log_snr)
+    same = run(start * preserving.alpha[0], preserving)
+    assert_close(same.path / preserving.alpha[:, None, None], exploding.path, rtol=1e-9, atol=1e-11)
+    assert_close(same.x, exploding.x, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,220 @@
+"""The score-based view and the variational one are one: where each function of the first meets one of the second."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from scipy import stats
+
+from tests.derivations.check import assert_mean
+from tests.derivations.worlds import draws
+from vdm_jax import autoencoder, elbo, exact, information, langevin, losses, samplers, score_matching, sure, tweedie
+from vdm_jax.levels import Level, level_from_log_snr
+from vdm_jax.parameterization import ScoreOf, to_eps, to_score
+from vdm_jax.schedules import LinearLogSNR
+from vdm_jax.tables import from_betas, linear_betas
+
+KEY = jax.random.key(0)
+LAW = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+BEST = exact.OptimalDenoiser(LAW)
+WEIGHTS = jnp.asarray(np.random.RandomState(0).normal(size=(2, 2)), jnp.float32)
+
+
+def net(weights, x_t, level):
+    """A small network that is nobody's optimum."""
+    return jnp.tanh(x_t @ weights + level.sigma[:, None]) - 0.3 * x_t
+
+
+def as_score(denoiser, x_t, level):
+    """An eps-network as a score network."""
+    return jax.vmap(lambda value, x, lv: to_score(value, x, lv, "eps"))(denoiser(x_t, level), x_t, level)
+
+
+def as_eps(denoiser, x_t, level):
+    """A score network as an eps-network."""
+    return jax.vmap(lambda value, x, lv: to_eps(value, x, lv, "score"))(denoiser(x_t, level), x_t, level)
+
+
+DENOISERS = {"network": Partial(net, WEIGHTS), "exact": BEST}
+
+
+def at(levels: Level, i: int) -> Level:
+    return jax.tree.map(lambda field: field[i], levels)
+
+
+def exploding(sigma) -> Level:
+    """Noise added to what is left as it is."""
+    sigma = jnp.asarray(sigma)
+    return Level(jnp.ones_like(sigma), sigma, jnp.zeros_like(sigma), jnp.log(sigma))
+
+
+# The losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENOISERS)
+def test_score_matching_at_a_level_is_half_the_eps_loss(name):
+    # example by example, with the same noise; and with w = 1 / sigma^2 as much more
+    x_0, levels = draws(LAW, KEY, 6), level_from_log_snr(jnp.linspace(-4.0, 4.0, 6))
+    eps_loss = elbo.denoising_error(DENOISERS[name], KEY, x_0, levels, "eps")
+    score = Partial(as_score, DENOISERS[name])
+    np.testing.assert_allclose(score_matching.denoising_at(score, KEY, x_0, levels), 0.5 * eps_loss, rtol=1e-4)
+    flat = score_matching.denoising_at(score, KEY, x_0, levels, weight=lambda level: jnp.ones_like(level.sigma))
+    score_loss = elbo.denoising_error(score, KEY, x_0, levels, "score")
+    np.testing.assert_allclose(flat, 0.5 * score_loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_twice_score_matching_over_the_levels_is_ddpm_s_simple_loss():
+    # in expectation over the level too, of a table with few
+    table, many, net = from_betas([0.1, 0.3, 0.6]), 30_000, DENOISERS["network"]
+    x_0 = draws(LAW, KEY, many)
+    simple = losses.simple_loss(net, KEY, x_0, table)
+    steps = jnp.arange(many) % 3 + 1
+    score = Partial(as_score, net)
+    matched = score_matching.denoising_at(score, jax.random.key(1), x_0, table(steps))
+    assert_mean(np.asarray(simple, np.float64) - 2.0 * np.asarray(matched, np.float64), 0.0, resolution=0.02)
+
+
+@pytest.mark.slow
+def test_likelihood_weighs_score_matching_by_the_diffusion():
+    # Song et al. 2021: with w = g^2 = -sigma^2 lambda' it is the rate of the bound in continuous time
+    schedule, slope = LinearLogSNR(6.0, -8.0), -14.0
+    x_0 = draws(LAW, KEY, 6)
+    levels = jax.vmap(schedule)(jnp.linspace(0.1, 0.9, 6))
+    rate = jax.vmap(lambda level: elbo.diffusion_rate(level, jnp.float32(slope), "eps"))(levels)
+    bound = rate * elbo.denoising_error(BEST, KEY, x_0, levels, "eps")
+    matched = score_matching.denoising_at(
+        BEST, KEY, x_0, levels, kind="eps", weight=lambda level: -slope * level.sigma**2
+    )
+    np.testing.assert_allclose(matched, bound, rtol=1e-5)
+
+
+# The networks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_ddpm_gives_langevin_its_score(name):
+    levels, x = level_from_log_snr(jnp.linspace(-5.0, 4.0, 5)), draws(LAW, KEY, 7)
+    eps = langevin.annealed(DENOISERS[name], KEY, x, levels, kind="eps", steps=4, path=True)
+    score = langevin.annealed(Partial(as_score, DENOISERS[name]), KEY, x, levels, steps=4, path=True)
+    np.testing.assert_allclose(score.path, eps.path, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score.x, eps.x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_score_network_samples_as_a_ddpm(name):
+    table, x_T = linear_betas(12, 0.01, 0.4), jax.random.normal(KEY, (7, 2))
+    score = Partial(as_score, DENOISERS[name])
+    ours = samplers.ancestral(score, KEY, x_T, table, kind="score", snapshots=12)
+    there = samplers.ancestral(Partial(as_eps, score), KEY, x_T, table, kind="eps", snapshots=12)
+    np.testing.assert_allclose(ours.trajectory.x_t, there.trajectory.x_t, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours.x_0, there.x_0, rtol=1e-3, atol=1e-4)
+    first = samplers.ancestral(DENOISERS[name], KEY, x_T, table, kind="eps").x_0
+    np.testing.assert_allclose(ours.x_0, first, rtol=1e-3, atol=1e-4)
+
+
+# The posterior
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_snr", [-3.0, 0.5, 3.0])
+@pytest.mark.parametrize("process", ["preserving", "exploding"])
+def test_tweedie_is_the_posterior(process, log_snr):
+    with jax.enable_x64(True):
+        law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0], [0, 0.4]]])
+        level = (
+            level_from_log_snr(jnp.asarray(log_snr)) if process == "preserving" else exploding(np.exp(-0.5 * log_snr))
+        )
+        noisy = exact.marginal(law, level)
+        x_t, score = draws(noisy, KEY, 5), jax.vmap(noisy.score)
+        mean = jax.vmap(lambda x: exact.prediction(law, x, level, "x_0"))(x_t)
+        np.testing.assert_allclose(tweedie.posterior_mean(score, x_t, level), mean, rtol=1e-10)
+        for kind in ("x_0", "eps", "v"):  # also from what a network of any kind predicts
+            same = ScoreOf(exact.OptimalDenoiser(law, kind), level, kind)
+            np.testing.assert_allclose(tweedie.posterior_mean(same, x_t, level), mean, rtol=1e-10)
+        covariance = jax.vmap(lambda x: law.given(x, level).covariance())(x_t)
+        ours = tweedie.posterior_covariance(score, x_t, level)
+        np.testing.assert_allclose(ours, covariance, rtol=1e-9, atol=1e-12)
+
+
+# The autoencoder
+
+
+def _tweedie(level, y):
+    return tweedie.posterior_mean(jax.vmap(exact.marginal(LAW, level).score), y, level)
+
+
+def _aside(denoiser, aside, y):
+    return denoiser(y) + 0.1 * aside(y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "aside",
+    [jnp.sin, jnp.tanh, jnp.ones_like, lambda y: y, lambda y: y[:, ::-1], lambda y: _tweedie(exploding(0.6), y) - y],
+)
+def test_the_best_denoising_autoencoder_is_tweedie_s(aside):
+    # any other one errs by the square of what it is off, and by nothing else: its error is not correlated with y
+    level, x = exploding(0.6), draws(LAW, KEY, 40_000)
+    best = Partial(_tweedie, level)
+
+    def error(encoder):
+        loss = autoencoder.denoising_reconstruction_error(encoder, lambda z: z, jax.random.key(1), x, level.sigma)
+        return np.asarray(loss, np.float64)
+
+    more = error(Partial(_aside, best, Partial(aside))) - error(best)
+    y = x + level.sigma * jax.random.normal(jax.random.key(2), x.shape)
+    assert more.mean() > 4 * more.std() / np.sqrt(more.size)
+    square = 0.01 * np.square(np.asarray(aside(y), np.float64)).sum(1)
+    assert_mean(more - square, 0.0)
+
+
+@pytest.mark.slow
+def test_the_risk_of_the_best_denoiser_is_the_mmse():
+    level = exploding(0.6)
+    y = draws(exact.marginal(LAW, level), KEY, 40_000)
+    truth = information.mmse(LAW, level, lambda f, law: information.quadrature(f, law, nodes=101)).value
+    best = Partial(_tweedie, level)
+    assert_mean(sure.sure(best, None, y, level.sigma, trace="exact"), truth, resolution=0.01)
+    assert_mean(sure.sure(best, jax.random.key(1), y, level.sigma), truth, resolution=0.01)
+    x = draws(LAW, KEY, 40_000)  # which who has clean data can see
+    direct = autoencoder.denoising_reconstruction_error(best, lambda z: z, jax.random.key(1), x, level.sigma)
+    assert_mean(direct, truth, resolution=0.01)
+
+
+# The samples
+
+
+def _features(x):
+    """Of each sample: itself, its products, and whether it is on the second mode's side."""
+    x = np.asarray(x, np.float64)
+    return np.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2, x[:, 0] > 0], axis=1)
+
+
+def _truth(noise):
+    """The features' means under the law with so much noise of its own, by hand."""
+    weights, means, spread = np.array([0.3, 0.7]), np.array([[-1.0, 0.2], [0.8, -0.4]]), np.array([0.05, 0.2]) + noise
+    products = np.einsum("k,ki,kj->ij", weights, means, means) + weights @ spread * np.eye(2)
+    side = weights @ stats.norm.cdf(means[:, 0] / np.sqrt(spread))
+    return np.array([*(weights @ means), products[0, 0], products[0, 1], products[1, 1], side])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["variational", "score"])
+def test_both_views_draw_the_same_law(view):
+    # Langevin's bias of a mode's variance, rate sigma^2 / (v + sigma^2) / 2 < 0.03 of it, is below the error bar
+    noise = jax.random.normal(KEY, (4000, 2))
+    if view == "variational":
+        x, extra = samplers.ancestral(BEST, jax.random.key(1), noise, linear_betas(500, 2e-4, 0.04)).x_0, 0.0
+    else:
+        levels = level_from_log_snr(jnp.linspace(-5.0, 2.5, 12))
+        chain = langevin.annealed(
+            exact.OptimalDenoiser(LAW, "score"), jax.random.key(1), noise, levels, rate=0.08, steps=300, denoise=False
+        )
+        end = at(levels, -1)
+        x, extra = chain.x / end.alpha, float(1.0 / end.snr)
+    assert_mean(_features(x), _truth(extra), resolution=0.03)

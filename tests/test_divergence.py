@@ -1,0 +1,115 @@
+"""Divergences as functions: values by hand in every shape, the laws of the directions, one run of the field, errors."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from vdm_jax.divergence import check_trace, directions, value_and_divergence
+
+SHAPES = [(), (3,), (2, 3, 1)]
+DRAWN = ["rademacher", "gaussian", "sphere"]
+KEY = jax.random.key(0)
+
+
+def batch(shape, dtype=jnp.float32, count=5):
+    return jnp.asarray(np.random.RandomState(0).normal(size=(count, *shape)), dtype)
+
+
+def matrix(size):
+    return np.random.RandomState(1).normal(size=(size, size))
+
+
+def mixing(x):
+    """x -> M x + x^3, whose divergence is tr M + 3 ||x||^2."""
+    flat = x.reshape(x.shape[0], -1)
+    return (flat @ jnp.asarray(matrix(flat.shape[1]), x.dtype).T).reshape(x.shape) + x**3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.float64, 1e-14)])
+def test_by_hand(shape, dtype, rtol):
+    with jax.enable_x64(dtype == jnp.float64):
+        x = batch(shape, dtype)
+        value, divergence = value_and_divergence(mixing, x, directions(None, x, "exact"))
+        assert value.dtype == divergence.dtype == dtype
+        flat = np.asarray(x, np.float64).reshape(5, -1)
+        np.testing.assert_allclose(divergence, np.trace(matrix(flat.shape[1])) + 3 * (flat**2).sum(1), rtol=rtol)
+        np.testing.assert_array_equal(value, mixing(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", DRAWN)
+def test_directions_follow_their_law(trace):
+    v = directions(KEY, batch((2, 3), count=400), trace, probes=5)
+    assert v.shape == (5, 400, 2, 3)
+    assert len(np.unique(np.asarray(v).reshape(2000, 6), axis=0)) == (64 if trace == "rademacher" else 2000)
+    v = np.asarray(v, np.float64).reshape(-1, 6)
+    if trace == "rademacher":
+        assert np.array_equal(np.unique(v), [-1.0, 1.0])
+    if trace == "sphere":  # in six dimensions a coordinate's square, over 6, is Beta(1/2, 5/2)
+        np.testing.assert_allclose((v**2).sum(1), 6.0, rtol=1e-6)
+        assert stats.kstest(v[:, 0] ** 2 / 6, stats.beta(0.5, 2.5).cdf).pvalue > 1e-3
+    if trace == "gaussian":
+        assert stats.kstest(v.reshape(-1), "norm").pvalue > 1e-3
+    np.testing.assert_allclose(v.T @ v / 2000, np.eye(6), atol=0.15)
+
+
+def test_exact_directions_are_complete():
+    v = np.asarray(directions(None, batch((2, 3)), "exact")).reshape(6, 5, 6)
+    np.testing.assert_allclose(np.einsum("kbi,kbj->bij", v, v) / 6, np.broadcast_to(np.eye(6), (5, 6, 6)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_signs_are_exact_where_the_jacobian_is_diagonal():
+    x = batch((2, 3))
+    exact = value_and_divergence(jnp.sin, x, directions(None, x, "exact"))[1]
+    np.testing.assert_allclose(value_and_divergence(jnp.sin, x, directions(KEY, x))[1], exact, rtol=1e-5)
+    gaussian = value_and_divergence(jnp.sin, x, directions(KEY, x, "gaussian"))[1]
+    assert np.all(np.abs(gaussian - exact) > 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", DRAWN)
+def test_directions_do_not_depend_on_neighbours(trace):
+    x = batch((3,))
+    v = directions(KEY, x, trace, probes=2)
+    np.testing.assert_array_equal(directions(KEY, x[:1], trace, probes=2), v[:, :1])
+    np.testing.assert_array_equal(directions(KEY, x, trace, probes=2), v)
+    assert not np.array_equal(directions(jax.random.key(1), x, trace, probes=2), v)
+
+
+def test_the_field_runs_once():
+    traces, calls = [], []
+
+    def counted(x):
+        traces.append(x.shape)
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.sin(x)
+
+    x = batch((3,))
+    jax.block_until_ready(value_and_divergence(counted, x, directions(KEY, x, probes=7)))
+    jax.effects_barrier()
+    assert (len(traces), len(calls)) == (1, 1)
+
+
+def test_refusals():
+    x = batch((3,))
+    # unwrapped, since the tests' run-time type checker would speak first
+    for function in (
+        lambda: inspect.unwrap(directions)(KEY, x, "all"),
+        lambda: inspect.unwrap(check_trace)("all", 1),
+    ):
+        with pytest.raises(ValueError, match="unknown trace 'all': choose 'exact', 'rademacher', 'gaussian' or 'sph"):
+            function()
+    for trace in ("exact", *DRAWN):
+        with pytest.raises(ValueError, match="probes is 0: the trace needs at least one"):
+            directions(KEY, x, trace, probes=0)
+    for trace in DRAWN:
+        with pytest.raises(ValueError, match=f"directions that are {trace} are drawn: give a key, or take trace 'ex"):
+            directions(None, x, trace)
+    with pytest.raises(ValueError, match=r"a field on \(5, 3\) with values \(5, 2\) has no divergence"):
+        value_and_divergence(lambda x: x[:, :2], x, directions(KEY, x))
