@@ -101,6 +101,12 @@ Stein's unbiased risk estimate (SURE-1 .. SURE-3)
     a threshold chosen by it ............................... sure.soft_threshold, sure.best_threshold
 Sampling (SAM-2 .. SAM-4)
     x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral, samplers.ancestral_learned
+    the same with less noise, and back to x_T .............. samplers.ddim, samplers.ddim_inverse
+    the probability-flow ODE, first order to second ........ samplers.heun, samplers.dpmpp, samplers.adaptive
+    with Langevin steps; with a part known ................. samplers.predictor_corrector, samplers.replacement
+    fewer steps, where they matter ......................... tables.even_steps, even_log_snr_steps, karras_steps
+Guidance
+    by labels, a classifier, a measurement ................. guidance.ClassifierFree, Classifier, Reconstruction
 Likelihood (LIK-1 .. LIK-5)
     -log 1/K sum_k p(x_0:T) / q(x_1:T | x_0) ............... paths.importance_bound
     log p(x) along the probability-flow ODE, and back ...... flow.drift, flow.flow_log_prob, flow.flow_sample

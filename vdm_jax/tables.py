@@ -301,6 +301,43 @@ def even_steps(num_steps: int, count: int) -> np.ndarray:
     return np.round(np.linspace(0, num_steps, count + 1)).astype(np.int32)
 
 
+def even_log_snr_steps(table: Table, count: int) -> np.ndarray:
+    """`count` + 1 step numbers from 0 to T whose log-SNRs are as even as the table's levels allow, for `strided`.
+
+    Step 0 is clean; the others go from level 1 to level T, none twice.
+
+    Raises:
+        ValueError: count is not in 1..T.
+    """
+    first, last = (float(table.log_snr[t]) for t in (1, -1))
+    return _nearest(table, np.linspace(last, first, count)[::-1])
+
+
+def karras_steps(table: Table, count: int, rho: float = 7.0) -> np.ndarray:
+    """The same with Karras et al.'s places: n = sigma / alpha is even in n^(1/rho), so most steps have little noise.
+
+    Raises:
+        ValueError: count is not in 1..T, or rho not positive.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
+    """
+    if not rho > 0.0:
+        raise ValueError(f"rho is {rho}: it must be positive")
+    first, last = (float(np.exp(-0.5 / rho * table.log_snr[t])) for t in (1, -1))
+    return _nearest(table, -2.0 * rho * np.log(np.linspace(last, first, count)[::-1]))
+
+
+def _nearest(table: Table, log_snr: np.ndarray) -> np.ndarray:
+    """0, and for each of falling log-SNRs the nearest step, none twice."""
+    count, last = len(log_snr), table.num_steps
+    if not 1 <= count <= last:
+        raise ValueError(f"{count} steps cannot be taken from a table of {last}: choose 1..{last}")
+    steps = 1 + np.abs(np.asarray(table.log_snr, np.float64)[None, 1:] - log_snr[:, None]).argmin(1)
+    rank = np.arange(count)
+    steps = np.maximum.accumulate(steps - rank) + rank  # up from the one before,
+    return np.concatenate([[0], np.minimum(steps, last - rank[::-1])]).astype(np.int32)  # and room for those to come
+
+
 def _table(log_alpha: np.ndarray, log_sigma: np.ndarray) -> Table:
     """A table from float64 logarithms of levels 1..T."""
     log_alpha, log_sigma = np.concatenate([[0.0], log_alpha]), np.concatenate([[-np.inf], log_sigma])

@@ -1,40 +1,17 @@
-"""Sampling: from noise back to data, one compiled scan."""
+"""Ancestral sampling: every step a draw of the learned reverse kernel, as the bound has it (SAM-2)."""
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
 from vdm_jax.levels import Step
-from vdm_jax.parameterization import to_x_0
 from vdm_jax.reverse import PerStep, VarianceDenoiser, interpolated_variance
+from vdm_jax.samplers.chain import Samples, ask, check_snapshots, noise, read, run
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
-
-
-class Trajectory(NamedTuple):
-    """Snapshots of a chain, the noisiest first.
-
-    Fields:
-        t: their positions in the table, shape (K,).
-        x_t: the state there, shape (K, B, *x).
-        x_hat: the x_0 predicted from it, shape (K, B, *x).
-    """
-
-    t: Int[Array, " k"]
-    x_t: Float[Array, "k b *x"]
-    x_hat: Float[Array, "k b *x"]
-
-
-class Samples(NamedTuple):
-    """Samples x_0, shape (B, *x), and the chain's snapshots (of length 0 unless asked for)."""
-
-    x_0: Batch
-    trajectory: Trajectory
 
 
 def ancestral(
@@ -78,7 +55,7 @@ def ancestral(
         raise ValueError(f"unknown variance {variance!r}: choose 'lower' or 'upper', or give an array")
     if given is not None and given.shape not in ((table.num_steps,), (table.num_steps, *x_T.shape[1:])):
         raise ValueError(f"variance has shape {given.shape}: a chain of T = {table.num_steps} takes (T,) or (T, *x)")
-    _check_snapshots(snapshots, table)
+    check_snapshots(snapshots, table)
     if given is not None and given.ndim > 1:
         given = given[:, None]  # one for all of the batch
     name = variance if isinstance(variance, str) else "given"
@@ -110,45 +87,20 @@ def ancestral_learned(
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 4.
     """
-    _check_snapshots(snapshots, table)
+    check_snapshots(snapshots, table)
     return _ancestral(pytree_callable(denoiser), key, x_T, table, None, kind, "learned", clip, snapshots)
-
-
-def _check_snapshots(snapshots, table) -> None:
-    if not 0 <= snapshots <= table.num_steps:
-        raise ValueError(f"snapshots is {snapshots}: this chain has {table.num_steps} states to return")
 
 
 @partial(jax.jit, static_argnames=("kind", "variance", "clip", "snapshots"))
 def _ancestral(denoiser, key, x_T, table, given, kind, variance, clip, snapshots) -> Samples:
-    times = np.round(np.linspace(table.num_steps, 1, snapshots)).astype(np.int32)
-    slots = np.full(table.num_steps + 1, snapshots, np.int32)  # the last slot is a waste bin
-    slots[times] = np.arange(snapshots)
-    slots = jnp.asarray(slots)
-
-    def visit(carry, t):
-        x_t, kept = carry
-        step = table.step(t - 1, t)
-        x_hat, fraction = _predict(denoiser, x_t, step, kind, clip, variance == "learned")
-        noise = jax.random.normal(jax.random.fold_in(key, t), x_t.shape, x_t.dtype)
+    def visit(x_t, memory, step, t):
+        answer = ask(denoiser, x_t, step.t)
+        prediction, fraction = answer if variance == "learned" else (answer, None)
+        x_hat = read(prediction, x_t, step.t, kind, clip).x_hat
         scale = _scale(step, variance, fraction if given is None else given[t - 1])
-        x_s = forward.posterior(x_t, x_hat, step).mean + scale * noise
-        kept = jax.tree.map(lambda buffer, new: buffer.at[slots[t]].set(new), kept, (x_t, x_hat))
-        return (x_s, kept), None
+        return forward.posterior(x_t, x_hat, step).mean + scale * noise(key, t, x_t), x_hat, memory
 
-    empty = jnp.zeros((snapshots + 1, *x_T.shape), x_T.dtype)
-    steps = jnp.arange(table.num_steps, 0, -1)
-    (x_0, (x_t, x_hat)), _ = jax.lax.scan(visit, (x_T, (empty, empty)), steps)
-    return Samples(x_0, Trajectory(jnp.asarray(times), x_t[:-1], x_hat[:-1]))
-
-
-def _predict(denoiser, x_t, step: Step, kind, clip, learned):
-    """The predicted x_0, and the fraction of a learned variance."""
-    level = jax.tree.map(lambda field: jnp.full((x_t.shape[0],), field), step.t)
-    answer = denoiser(x_t, level)
-    prediction, fraction = answer if learned else (answer, None)
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(prediction, x_t, level)
-    return x_hat if clip is None else jnp.clip(x_hat, -clip, clip), fraction
+    return run(visit, x_T, table, snapshots)
 
 
 def _scale(step: Step, variance, value) -> Real:

@@ -1,0 +1,46 @@
+"""The probability-flow ODE by diffrax, with steps as long as the tolerance allows."""
+
+import jax.numpy as jnp
+
+from vdm_jax.flow import flow_sample
+from vdm_jax.samplers.chain import Samples, Trajectory, predict
+from vdm_jax.schedules import Schedule
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization
+
+
+def adaptive(
+    denoiser: Denoiser,
+    key: Key | None,
+    x_T: Batch,
+    schedule: Schedule,
+    *,
+    kind: Parameterization = "eps",
+    tolerance: float = 1e-4,
+    clip: float | None = None,
+    max_steps: int = 4096,
+) -> Samples:
+    """`flow.flow_sample` down to the schedule's first level, and the x_0 predicted there (LIK-2).
+
+    Args:
+        denoiser: predicts `kind`, of each example by itself; asked with the whole batch, as often as the ODE needs.
+        key: not looked at; the other samplers have one.
+        x_T: draws of the prior, shape (B, *x).
+        schedule: continuous, with noise at t = 0; `tables.Interpolated(table)` makes one of a table.
+        kind: what the denoiser predicts.
+        tolerance: of the solver a step, relative and absolute; a dimension.
+        clip: bound on the size of the predicted x_0; None leaves it.
+        max_steps: of the solver.
+
+    Returns:
+        `Samples`, without snapshots; NaN if the solver needed more than max_steps.
+
+    Raises:
+        ValueError: as `flow.flow_sample`.
+
+    Source: Song et al. 2021, arXiv:2011.13456, section 4.3 and appendix D.
+    """
+    del key
+    first = flow_sample(denoiser, x_T, schedule, kind=kind, tolerance=tolerance, max_steps=max_steps)
+    x_0 = predict(denoiser, first, schedule(jnp.zeros((), x_T.dtype)), kind, clip).x_hat
+    none = jnp.zeros((0, *x_T.shape), x_T.dtype)
+    return Samples(x_0, Trajectory(jnp.zeros(0, jnp.int32), none, none))

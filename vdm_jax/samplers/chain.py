@@ -1,0 +1,123 @@
+"""What samplers share: the scan over a table's steps, its snapshots, and what a denoiser says at a level."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vdm_jax import forward
+from vdm_jax.levels import Level, Step
+from vdm_jax.parameterization import to_eps, to_x_0
+from vdm_jax.tables import Discrete
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization
+
+
+class Trajectory(NamedTuple):
+    """Snapshots of a chain, the noisiest first.
+
+    Fields:
+        t: their positions in the table, shape (K,).
+        x_t: the state there, shape (K, B, *x).
+        x_hat: the x_0 predicted from it, shape (K, B, *x).
+    """
+
+    t: Int[Array, " k"]
+    x_t: Float[Array, "k b *x"]
+    x_hat: Float[Array, "k b *x"]
+
+
+class Samples(NamedTuple):
+    """Samples x_0, shape (B, *x), and the chain's snapshots (of length 0 unless asked for)."""
+
+    x_0: Batch
+    trajectory: Trajectory
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t, both ways: x_t = alpha x_hat + sigma eps."""
+
+    x_hat: Batch
+    eps: Batch
+
+
+def predict(
+    denoiser: Denoiser, x_t: Batch, level: Level, kind: Parameterization, clip: float | None = None
+) -> Prediction:
+    """x_hat and eps of a batch at one level, x_hat within the clip, and eps what is then left.
+
+    Args:
+        denoiser: predicts `kind`.
+        x_t: shape (B, *x).
+        level: scalars, sigma > 0.
+        kind: what the denoiser predicts.
+        clip: bound on the size of x_hat, or None.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    return read(ask(denoiser, x_t, level), x_t, level, kind, clip)
+
+
+def ask(denoiser: Denoiser, x_t: Batch, level: Level) -> Any:
+    """What a denoiser says of a batch that is all of one level."""
+    return denoiser(x_t, jax.tree.map(lambda field: jnp.full((x_t.shape[0],), field), level))
+
+
+def read(prediction: Batch, x_t: Batch, level: Level, kind: Parameterization, clip: float | None) -> Prediction:
+    """x_hat and eps of what a denoiser said; args and errors as in `predict`."""
+    x_hat = to_x_0(prediction, x_t, level, kind)
+    if clip is None:
+        return Prediction(x_hat, to_eps(prediction, x_t, level, kind))
+    x_hat = jnp.clip(x_hat, -clip, clip)
+    return Prediction(x_hat, to_eps(x_hat, x_t, level, "x_0"))
+
+
+def descend(x_t: Batch, x_hat: Batch, step: Step, fresh: Batch) -> Batch:
+    """A draw of q(x_s | x_t, x_hat) with this noise; none where s is clean."""
+    law, noisy = forward.posterior(x_t, x_hat, step), step.s.sigma > 0
+    return law.mean + jnp.where(noisy, jnp.sqrt(jnp.where(noisy, law.var, 1.0)), 0.0) * fresh
+
+
+def noise(key: Key, t: Any, x_t: Batch) -> Batch:
+    """The noise of step t, of the shape of x_t."""
+    return jax.random.normal(jax.random.fold_in(key, t), x_t.shape, x_t.dtype)
+
+
+def run(visit: Callable, x_T: Batch, table: Discrete, snapshots: int = 0, memory: Any = None) -> Samples:
+    """The scan t = T..1 with snapshots.
+
+    Args:
+        visit: (x_t, memory, step, t) -> (x_s, x_hat, memory), for s = t - 1.
+        x_T: where the chain begins, shape (B, *x).
+        table: the schedule.
+        snapshots: how many evenly spaced states to return.
+        memory: what is handed from step to step, a pytree.
+    """
+    times = np.round(np.linspace(table.num_steps, 1, snapshots)).astype(np.int32)
+    slots = np.full(table.num_steps + 1, snapshots, np.int32)  # the last slot is a waste bin
+    slots[times] = np.arange(snapshots)
+    slots = jnp.asarray(slots)
+
+    def move(carry, t):
+        x_t, memory, kept = carry
+        x_s, x_hat, memory = visit(x_t, memory, table.step(t - 1, t), t)
+        kept = jax.tree.map(lambda buffer, new: buffer.at[slots[t]].set(new), kept, (x_t, x_hat))
+        return (x_s, memory, kept), None
+
+    empty = jnp.zeros((snapshots + 1, *x_T.shape), x_T.dtype)
+    steps = jnp.arange(table.num_steps, 0, -1)
+    (x_0, _, (x_t, x_hat)), _ = jax.lax.scan(move, (x_T, memory, (empty, empty)), steps)
+    return Samples(x_0, Trajectory(jnp.asarray(times), x_t[:-1], x_hat[:-1]))
+
+
+def check_snapshots(snapshots: int, table: Discrete) -> None:
+    """Refuse a number of snapshots that the chain does not have.
+
+    Raises:
+        ValueError: not in 0..T.
+    """
+    if not 0 <= snapshots <= table.num_steps:
+        raise ValueError(f"snapshots is {snapshots}: this chain has {table.num_steps} states to return")

@@ -1,0 +1,71 @@
+"""Predictor-corrector: a step down to the next level, and Langevin steps there that mend its law."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from vdm_jax.langevin import corrector
+from vdm_jax.samplers.chain import Samples, check_snapshots, descend, noise, predict, run
+from vdm_jax.tables import Discrete
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
+
+
+def predictor_corrector(
+    denoiser: Denoiser,
+    key: Key,
+    x_T: Batch,
+    table: Discrete,
+    *,
+    kind: Parameterization = "eps",
+    ratio: Real | float = 0.16,
+    corrections: int = 1,
+    clip: float | None = None,
+    snapshots: int = 0,
+) -> Samples:
+    """An ancestral step to level s, then `langevin.corrector` steps at s; none at clean data (SAM-2, LAN-2).
+
+    Args:
+        denoiser: predicts `kind`; called 1 + corrections times a step, with the whole batch.
+        key: for the noise.
+        x_T: draws of the prior, shape (B, *x).
+        table: the schedule.
+        kind: what the denoiser predicts.
+        ratio: of the corrector's steps, as in `langevin.corrector`.
+        corrections: Langevin steps a level, at least 1.
+        clip: bound on the size of the x_0 that the predictor is given; None leaves it.
+        snapshots: how many evenly spaced states to return, 0..T.
+
+    Returns:
+        `Samples`.
+
+    Raises:
+        ValueError: unknown kind, ratio not positive, corrections below 1, or snapshots not in 0..T.
+
+    Source: Song et al. 2021, arXiv:2011.13456, section 4.2.
+    """
+    if not isinstance(ratio, Tracer) and not ratio > 0.0:
+        raise ValueError(f"ratio is {ratio}: it must be positive")
+    if corrections < 1:
+        raise ValueError(f"corrections is {corrections}: at least one, or take `ancestral`")
+    check_snapshots(snapshots, table)
+    ratio = jnp.asarray(ratio, x_T.dtype)
+    return _predictor_corrector(pytree_callable(denoiser), key, x_T, table, ratio, kind, corrections, clip, snapshots)
+
+
+@partial(jax.jit, static_argnames=("kind", "corrections", "clip", "snapshots"))
+def _predictor_corrector(denoiser, key, x_T, table, ratio, kind, corrections, clip, snapshots) -> Samples:
+    key_down, key_along = jax.random.split(key)
+
+    def visit(x_t, memory, step, t):
+        x_hat = predict(denoiser, x_t, step.t, kind, clip).x_hat
+        x_s = descend(x_t, x_hat, step, noise(key_down, t, x_t))
+
+        def mend(x_s):
+            key_t = jax.random.fold_in(key_along, t)
+            return corrector(denoiser, key_t, x_s, table(t - 1), kind=kind, ratio=ratio, steps=corrections)
+
+        return jax.lax.cond(t > 1, mend, lambda x_s: x_s, x_s), x_hat, memory
+
+    return run(visit, x_T, table, snapshots)

@@ -1,0 +1,80 @@
+"""Inpainting by replacement: the known part of x_t is drawn anew from q(x_t | x_0) after every step."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import forward
+from vdm_jax.samplers.chain import Samples, check_snapshots, descend, noise, predict, run
+from vdm_jax.tables import Discrete
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, pytree_callable
+
+
+def replacement(
+    denoiser: Denoiser,
+    key: Key,
+    x_T: Batch,
+    table: Discrete,
+    known: Batch,
+    mask: Batch,
+    *,
+    kind: Parameterization = "eps",
+    rounds: int = 1,
+    clip: float | None = None,
+    snapshots: int = 0,
+) -> Samples:
+    """`ancestral` for the unknown part, q(x_t | x_0) for the known one, put together at every level.
+
+    What is drawn for the unknown part does not know what the known part will be, so the law is not the conditional one:
+    with `rounds` a step is taken again, from its end noised back to its beginning, and the two parts come to agree.
+    `guidance.Reconstruction` is the other way.
+
+    Args:
+        denoiser: predicts `kind`; called `rounds` times a step, with the whole batch.
+        key: for the noise.
+        x_T: draws of the prior, shape (B, *x).
+        table: the schedule.
+        known: x_0, of which the masked part is looked at, shape (B, *x).
+        mask: 1 where it is known and 0 where not, shape (B, *x).
+        kind: what the denoiser predicts.
+        rounds: how often each step is taken, at least 1.
+        clip: bound on the size of every predicted x_0; None leaves it.
+        snapshots: how many evenly spaced states to return, 0..T.
+
+    Returns:
+        `Samples`, their known part as it was given.
+
+    Raises:
+        ValueError: unknown kind, rounds below 1, shapes that differ, or snapshots not in 0..T.
+
+    Source: Song et al. 2021, arXiv:2011.13456, appendix I.2; Lugmayr et al. 2022, arXiv:2201.09865 (the rounds).
+    """
+    if not known.shape == mask.shape == x_T.shape:
+        raise ValueError(f"x_T {x_T.shape}, known {known.shape} and mask {mask.shape} must be of one shape")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}: every step is taken at least once")
+    check_snapshots(snapshots, table)
+    return _replacement(pytree_callable(denoiser), key, x_T, table, known, mask, kind, rounds, clip, snapshots)
+
+
+@partial(jax.jit, static_argnames=("kind", "rounds", "clip", "snapshots"))
+def _replacement(denoiser, key, x_T, table, known, mask, kind, rounds, clip, snapshots) -> Samples:
+    key_x, key_known, key_back = jax.random.split(key, 3)
+
+    def put(level, fresh, x):
+        return jnp.where(mask > 0, level.alpha * known + level.sigma * fresh, x)
+
+    def visit(x_t, memory, step, t):
+        def once(x_t, turn):
+            i = t * rounds + turn
+            x_hat = predict(denoiser, x_t, step.t, kind, clip).x_hat
+            x_s = put(step.s, noise(key_known, i, x_t), descend(x_t, x_hat, step, noise(key_x, i, x_t)))
+            again = forward.transition(x_s, step)
+            return again.mean + jnp.sqrt(again.var) * noise(key_back, i, x_t), (x_s, x_hat)
+
+        _, (x_s, x_hat) = jax.lax.scan(once, x_t, jnp.arange(rounds))
+        return x_s[-1], x_hat[-1], memory
+
+    start = put(table(table.num_steps), noise(key_known, 0, x_T), x_T)
+    return run(visit, start, table, snapshots)
