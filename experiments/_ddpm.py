@@ -13,12 +13,14 @@ from jax.tree_util import Partial
 
 from experiments._ledger import Ledger, ledger
 from experiments._pictures import pictures
-from vdm_jax import elbo, losses, samplers
+from experiments._sampling import Sampling
+from vdm_jax import elbo, losses
+from vdm_jax.guidance import ClassifierFree
 from vdm_jax.levels import Level
 from vdm_jax.likelihoods import DiscretizedGaussian, to_unit
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
-from vdm_jax.tables import Interpolated, Table, even_steps, linear_betas, tabulate
+from vdm_jax.tables import Interpolated, Table, linear_betas, tabulate
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import Cost, DataSpec, Experiment
 
@@ -41,10 +43,10 @@ class DDPM(TrainConfig):
     """Log-SNR of step T (noise log_snr only)."""
     spread: bool = False
     """Spread the steps t of a batch evenly (less variance) instead of drawing each by itself."""
-    variance: Literal["lower", "upper"] = "lower"
-    """Variance of a sampling step: the posterior's (lower) or beta_t (upper)."""
-    sampling_steps: int = 0
-    """Steps a sample takes; 0 is all of them."""
+    label_dropout: float = 0.1
+    """Share of the labels that are hidden in training, where the network has classes: so that it can do without."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How samples are drawn."""
     eval_terms: int = 0
     """Diffusion terms of the bound evaluated for each test image, spread evenly over t; 0 is all of them."""
     snapshots: int = 9
@@ -55,48 +57,79 @@ class DDPM(TrainConfig):
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with."""
         self.network.check(data.shape)
-        table = self.table()
-        network = UNet(self.network)
+        self.check(data)
+        table, classes, network = self.table(), self.network.num_classes, UNet(self.network)
         num_dims = data.shape[0] * data.shape[1] * data.shape[2]
 
         def init(key):
-            image = jnp.zeros((1, *data.shape))
-            return network.init(key, image, jnp.zeros(1))["params"]
+            image, label = jnp.zeros((1, *data.shape)), jnp.zeros(1, jnp.int32) if classes else None
+            return network.init(key, image, jnp.zeros(1), label)["params"]
 
-        def predict(params, key, x_t, level):
-            rngs = {} if key is None else {"dropout": key}
-            return network.apply({"params": params}, x_t, self.condition(level), train=key is not None, rngs=rngs)
+        def predict(params, key, label, x_t, level):
+            options = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+            if classes and label is None:
+                label = jnp.full(len(x_t), classes)
+            return network.apply({"params": params}, x_t, self.condition(level), label, **options)
+
+        def known(batch):
+            return batch["label"] if classes else None
 
         def loss(params, key, batch, step):
             del step
-            key_dropout, key_loss = jax.random.split(key)
+            key_dropout, key_loss, key_label = jax.random.split(key, 3)
             x_0 = to_unit(batch["image"], data.levels)
-            denoiser = Partial(predict, params, key_dropout)
+            hidden = jax.random.bernoulli(key_label, self.label_dropout, batch["label"].shape)
+            label = known({"label": jnp.where(hidden, classes, batch["label"])})
+            denoiser = Partial(predict, params, key_dropout, label)
             terms = losses.simple_loss(denoiser, key_loss, x_0, table, kind=self.kind, spread=self.spread)
             return terms.mean() / num_dims, {}
 
         def sample(params, key, n):
             key_T, key_chain = jax.random.split(key)
-            x_T = jax.random.normal(key_T, (n, *data.shape))
-            chain = table.strided(even_steps(self.num_steps, self.sampling_steps or self.num_steps))
-            options = {"kind": self.kind, "variance": self.variance, "snapshots": min(self.snapshots, chain.num_steps)}
-            drawn = samplers.ancestral(Partial(predict, params, None), key_chain, x_T, chain, clip=1.0, **options)
-            return pictures(drawn, data.levels)
+            x_T, label = jax.random.normal(key_T, (n, *data.shape)), self.labels(n)
+            denoiser = Partial(predict, params, None, label)
+            if self.sampling.guidance != 1.0:
+                denoiser = ClassifierFree(denoiser, Partial(predict, params, None, None), self.sampling.guidance)
+            options = {"kind": self.kind, "clip": 1.0, "snapshots": self.snapshots}
+            chain, schedule = self.sampling.chain(table), Interpolated(table)
+            drawn = self.sampling.draw(denoiser, key_chain, x_T, chain, schedule, **options)
+            return pictures(drawn, data.levels, label)
 
         def evaluate(params, key, batch):
             x_0 = to_unit(batch["image"], data.levels)
-            denoiser, count = Partial(predict, params, None), self.eval_terms or None
+            denoiser, count = Partial(predict, params, None, known(batch)), self.eval_terms or None
             terms = elbo.bound(denoiser, key, x_0, table, _decoder(data.levels), kind=self.kind, terms=count)
             bits = {name: elbo.bits_per_dim(nats, num_dims) for name, nats in terms._asdict().items()}
             return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
 
-        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=self.sampling_steps or self.num_steps)
+        passes = self.sampling.passes(self.num_steps)
+        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=passes)
 
         def model(params):
-            return Partial(predict, params, None), Interpolated(table)
+            return Partial(predict, params, None, None), Interpolated(table)
 
         rows = ledger(model, _decoder(data.levels), data, self.kind, self.ledger)
         return Experiment(init, loss, sample, evaluate, cost, *rows)
+
+    def check(self, data: DataSpec) -> None:
+        """Refuse options that no model has.
+
+        Raises:
+            ValueError: names the option and its remedy.
+        """
+        classes = self.network.num_classes
+        self.sampling.check(self.num_steps, classes)
+        if classes not in (0, data.num_classes):
+            raise ValueError(f"--network.num-classes is {classes}: {data.name} has {data.num_classes}, and 0 is none")
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError("--label-dropout must be in [0, 1)")
+
+    def labels(self, n: int) -> Array | None:
+        """Of n samples: the class asked for, or all in turn; None where the network has no classes."""
+        classes, asked = self.network.num_classes, self.sampling.label
+        if not classes:
+            return None
+        return jnp.arange(n) % classes if asked is None else jnp.full(n, asked)
 
     def table(self) -> Table:
         """The discrete schedule."""

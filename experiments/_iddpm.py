@@ -18,13 +18,13 @@ from vdm_jax import elbo, reverse, samplers, times
 from vdm_jax.levels import Level
 from vdm_jax.likelihoods import to_unit
 from vdm_jax.networks.unet import UNet
-from vdm_jax.tables import Table, even_steps
+from vdm_jax.tables import Interpolated, Table
 from vdm_jax.training.contract import Cost, DataSpec, Experiment
 
 
 @dataclass(frozen=True)
 class IDDPM(DDPM):
-    """A DDPM with a learned variance; the option `variance` is of no meaning here."""
+    """A DDPM with a learned variance; the option `sampling.variance` is of no meaning here."""
 
     objective: Literal["hybrid", "vlb"] = "hybrid"
     """L_hybrid (better pictures), or L_vlb with importance-sampled steps (better likelihood)."""
@@ -34,6 +34,9 @@ class IDDPM(DDPM):
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with."""
         self.network.check(data.shape)
+        self.check(data)
+        if self.network.num_classes:
+            raise ValueError("--network.num-classes: models with a learned variance take no labels here")
         table, num_dims = self.table(), data.shape[0] * data.shape[1] * data.shape[2]
         network = UNet(replace(self.network, out_channels=2 * data.shape[-1]))
         decoder = reverse.InterpolatedDecoder(table, data.levels)
@@ -55,10 +58,14 @@ class IDDPM(DDPM):
 
         def sample(params, key, n):
             key_T, key_chain = jax.random.split(key)
-            x_T = jax.random.normal(key_T, (n, *data.shape))
-            chain = table.strided(even_steps(self.num_steps, self.sampling_steps or self.num_steps))
+            x_T, chain = jax.random.normal(key_T, (n, *data.shape)), self.sampling.chain(table)
+            model = Partial(predict, params, None)
             options = {"kind": self.kind, "clip": 1.0, "snapshots": min(self.snapshots, chain.num_steps)}
-            drawn = samplers.ancestral_learned(Partial(predict, params, None), key_chain, x_T, chain, **options)
+            if self.sampling.sampler == "ancestral":
+                drawn = samplers.ancestral_learned(model, key_chain, x_T, chain, **options)
+            else:
+                mean = Partial(lambda model, x_t, level: model(x_t, level)[0], model)
+                drawn = self.sampling.draw(mean, key_chain, x_T, chain, Interpolated(table), **options)
             return pictures(drawn, data.levels)
 
         def evaluate(params, key, batch):
@@ -68,7 +75,8 @@ class IDDPM(DDPM):
             bits = {name: elbo.bits_per_dim(nats, num_dims) for name, nats in terms._asdict().items()}
             return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
 
-        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=self.sampling_steps or self.num_steps)
+        passes = self.sampling.passes(self.num_steps)
+        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=passes)
         return Experiment(init, loss, sample, evaluate, cost)
 
     def condition(self, level: Level) -> Array:

@@ -28,7 +28,7 @@ class NCSN(TrainConfig):
     """The network; its num_levels are the levels of noise."""
     noise: Noise = field(default_factory=Noise)
     """The levels."""
-    langevin: Langevin = field(default_factory=Langevin)
+    sampling: Langevin = field(default_factory=Langevin)
     """How samples are drawn."""
     kind: Literal["eps", "score"] = "eps"
     """What the network gives: the noise, which has one size at all levels, or the score itself, as in 2019."""
@@ -63,7 +63,7 @@ class NCSN(TrainConfig):
             return errors(params, key_eps, x, draw_steps(key_t, len(x), count, spread=self.spread)).mean(), {}
 
         def sample(params, key, n):
-            chain = self.langevin(Partial(predict, params), key, (n, *data.shape), table, self.kind)
+            chain = self.sampling(Partial(predict, params), key, (n, *data.shape), table, self.kind)
             rows = np.unique(np.round(np.linspace(0, count - 1, min(count, 9))).astype(int))
             images, states = from_unit(chain.x, data.levels), from_unit(chain.path[rows, : min(n, 8)], data.levels)
             return Samples(images, jnp.concatenate([states, images[None, : min(n, 8)]]))
@@ -77,4 +77,4 @@ class NCSN(TrainConfig):
             each = jax.lax.map(at, jnp.arange(1, count + 1))
             return {"denoising_error": each.mean(0), "of_the_noisiest": each[-1], "of_the_cleanest": each[0]}
 
-        return Experiment(init, loss, sample, evaluate, Cost(evaluate=count, sample=count * self.langevin.steps))
+        return Experiment(init, loss, sample, evaluate, Cost(evaluate=count, sample=count * self.sampling.steps))

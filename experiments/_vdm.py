@@ -12,7 +12,8 @@ from jax.tree_util import Partial
 
 from experiments._ledger import Ledger, ledger
 from experiments._pictures import pictures
-from vdm_jax import elbo, samplers, vdm
+from experiments._sampling import Sampling
+from vdm_jax import elbo, vdm
 from vdm_jax.likelihoods import Categorical, to_unit
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNet, UNetConfig
@@ -41,8 +42,8 @@ class VDM(TrainConfig):
     """Sigmoids of the monotone network; 0 is a line, of which only the end points are learned."""
     num_steps: int = 0
     """T, the steps that the bound is trained for; 0 is T -> infinity."""
-    sampling_steps: int = 250
-    """Steps a sample takes."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(steps=250))
+    """How samples are drawn."""
     eval_terms: int = 128
     """Times at which the diffusion term is evaluated for each test image, spread evenly."""
     snapshots: int = 9
@@ -88,8 +89,8 @@ class VDM(TrainConfig):
             denoiser, schedule = model(params)
             key_T, key_chain = jax.random.split(key)
             x_T = jax.random.normal(key_T, (n, *data.shape))
-            chain, count = Grid(schedule, self.sampling_steps), min(self.snapshots, self.sampling_steps)
-            drawn = samplers.ancestral(denoiser, key_chain, x_T, chain, kind=kind, snapshots=count)
+            chain, options = Grid(schedule, self.sampling.steps), {"kind": kind, "clip": None}
+            drawn = self.sampling.draw(denoiser, key_chain, x_T, chain, schedule, snapshots=self.snapshots, **options)
             return pictures(drawn, data.levels)
 
         def evaluate(params, key, batch):
@@ -103,7 +104,7 @@ class VDM(TrainConfig):
             bits = {name: elbo.bits_per_dim(nats, num_dims) for name, nats in terms._asdict().items()}
             return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
 
-        cost = Cost(1 + self.eval_terms, self.sampling_steps)
+        cost = Cost(1 + self.eval_terms, self.sampling.passes(self.sampling.steps))
         return Experiment(init, loss, sample, evaluate, cost, *ledger(model, decoder, data, kind, self.ledger))
 
     def check(self) -> None:
@@ -114,9 +115,12 @@ class VDM(TrainConfig):
         """
         if not self.gamma_0 < self.gamma_1:
             raise ValueError(f"--gamma-0 {self.gamma_0} must be below --gamma-1 {self.gamma_1}: noise grows with t")
-        for option, least in {"sampling_steps": 2, "eval_terms": 1, "num_steps": 0, "schedule_features": 0}.items():
+        for option, least in {"eval_terms": 1, "num_steps": 0, "schedule_features": 0}.items():
             if getattr(self, option) < least:
                 raise ValueError(f"--{option.replace('_', '-')} must be at least {least}")
+        if self.sampling.steps < 2 or self.sampling.spacing != "even":
+            raise ValueError("--sampling.steps must be at least 2, and --sampling.spacing even: any steps will do here")
+        self.sampling.check(self.sampling.steps)
 
     def _sized(self, data: DataSpec) -> UNetConfig:
         return replace(self.network, out_channels=data.shape[-1] * (data.levels if self.head == "values" else 1))

@@ -10,6 +10,7 @@ Source: Ho et al. 2020, arXiv:2006.11239, Section 4 and Appendix B.
 """
 
 from experiments._ddpm import DDPM
+from experiments._sampling import Sampling
 
 CONFIG = DDPM(
     data="cifar10",
@@ -22,7 +23,7 @@ CONFIG = DDPM(
     ema_decay=0.9999,
     noise="linear",
     num_steps=1000,
-    variance="upper",
+    sampling=Sampling(variance="upper"),
     log_every=100,
     checkpoint_every=5_000,
     picture_every=20_000,

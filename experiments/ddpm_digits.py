@@ -11,6 +11,7 @@ Cost: two minutes on 2 idle CPU cores. Expected: 1.73 bits/dim on the test digit
 """
 
 from experiments._ddpm import DDPM
+from experiments._sampling import Sampling
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = DDPM(
@@ -40,7 +41,7 @@ CONFIG = DDPM(
     log_snr_min=-4.0,
     spread=True,
     eval_batch_size=360,
-    sampling_steps=250,
+    sampling=Sampling(steps=250),
     eval_terms=50,
     log_every=100,
     checkpoint_every=500,

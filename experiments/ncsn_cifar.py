@@ -4,7 +4,7 @@
 
 Pixels here lie on [-1, 1], the paper's on [0, 1], so every sigma is twice as large: ten levels from 2 to 0.02. Their
 eps = 2e-5 is a rate of 0.1. No averaged parameters, no last denoising: those came a year later
-(`ARGS="--kind eps --ema-decay 0.999 --langevin.denoise"` has them).
+(`ARGS="--kind eps --ema-decay 0.999 --sampling.denoise"` has them).
 
 Cost: a day on a GPU. Published: FID 25.32 from the best checkpoint. Not trained here yet.
 
@@ -18,7 +18,7 @@ from vdm_jax.networks.refinenet import RefineNetConfig
 CONFIG = NCSN(
     data="cifar10",
     network=RefineNetConfig(channels=128, num_levels=10),
-    langevin=Langevin(rate=0.1, steps=100, denoise=False),
+    sampling=Langevin(rate=0.1, steps=100, denoise=False),
     kind="score",
     dequantize=True,
     flip=True,

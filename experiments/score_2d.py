@@ -43,7 +43,7 @@ class Score2D(_plane.PlaneConfig):
     """How many."""
     objective: Literal["denoising", "implicit", "sliced"] = "denoising"
     """How the score is matched."""
-    langevin: Langevin = field(default_factory=lambda: Langevin(steps=50))
+    sampling: Langevin = field(default_factory=lambda: Langevin(steps=50))
     """How samples are drawn."""
 
     def build(self, data: DataSpec) -> Experiment:
@@ -63,7 +63,7 @@ class Score2D(_plane.PlaneConfig):
             return self.matching(Partial(predict, params), key_loss, batch["image"], level).mean(), {}
 
         def sample(params, key, n):
-            chain = self.langevin(Partial(predict, params), key, (n, 2), table, "eps")
+            chain = self.sampling(Partial(predict, params), key, (n, 2), table, "eps")
             return Samples(chain.x, chain.path[:, :SHOWN])
 
         def evaluate(params, key, batch):
@@ -83,7 +83,7 @@ class Score2D(_plane.PlaneConfig):
         def chains(params, key):
             return self.chains(Partial(predict, params), key, law, table)
 
-        cost = Cost(evaluate=self.num_levels, sample=self.num_levels * self.langevin.steps)
+        cost = Cost(evaluate=self.num_levels, sample=self.num_levels * self.sampling.steps)
         return Experiment(init, loss, sample, evaluate, cost, planes={"field": fields, "langevin": chains})
 
     def matching(self, denoiser, key, x, level):
@@ -114,10 +114,10 @@ class Score2D(_plane.PlaneConfig):
 
     def chains(self, denoiser, key, law, table):
         """Chains on the cleanest law alone, and annealed ones, of as many steps."""
-        clean, steps = table(1), self.num_levels * self.langevin.steps
-        x, eta = jax.random.uniform(key, (SHOWN, 2), minval=-2.0, maxval=2.0), self.langevin.rate * clean.sigma**2
+        clean, steps = table(1), self.num_levels * self.sampling.steps
+        x, eta = jax.random.uniform(key, (SHOWN, 2), minval=-2.0, maxval=2.0), self.sampling.rate * clean.sigma**2
         alone = langevin.unadjusted(ScoreOf(denoiser, clean), key, x, eta, steps, path=True).path
-        annealed = self.langevin(denoiser, key, (SHOWN, 2), table, "eps").path[self.num_levels // 2 :]
+        annealed = self.sampling(denoiser, key, (SHOWN, 2), table, "eps").path[self.num_levels // 2 :]
         paths = {"annealed": annealed, "at the last level alone": alone[:: max(1, steps // 100)]}
         log_prob = jax.vmap(exact.marginal(law, clean).log_prob)
         return {title: _plane.landscape(log_prob, paths=states) for title, states in paths.items()}

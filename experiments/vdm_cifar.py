@@ -13,6 +13,7 @@ Expected: 2.65 bits/dim with EMA after 10M steps, as published (Table 1).
 Source: Kingma et al. 2021, arXiv:2107.00630, section 6 and appendix B.
 """
 
+from experiments._sampling import Sampling
 from experiments._vdm import VDM
 from vdm_jax.networks.unet import UNetConfig
 
@@ -40,6 +41,6 @@ CONFIG = VDM(
     log_every=100,
     checkpoint_every=5_000,
     picture_every=20_000,
-    sampling_steps=1_000,
+    sampling=Sampling(steps=1_000),
     eval_batch_size=500,
 )

@@ -26,8 +26,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 FILES = [
     "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
-    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
-    "dequantization", "flow", "exact", "information", "linear",
+    "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae",
+    "elbo", "paths", "losses", "vdm", "weightings", "reverse", "flow", "samplers/chain", "samplers/ancestral",
+    "samplers/ddim", "samplers/heun", "samplers/dpmpp", "samplers/predictor_corrector", "samplers/replacement",
+    "samplers/adaptive", "guidance", "dequantization", "exact", "information", "linear",
 ]  # fmt: skip
 GOAL = 0.95
 # No equation has a use for //, shifts or bits but the masks; one replacement says as much as eleven.
@@ -181,8 +183,14 @@ def _run_child(tree: Path, tests: Sequence[str]) -> None:
 def stages(tree: Path, name: str) -> list[tuple[str, ...]]:
     """The tests that may kill a mutant of a file, in the order to ask them: its own first, then ever more."""
     derivations = sorted(str(path.relative_to(tree)) for path in (tree / "tests" / "derivations").glob("test_*.py"))
-    others = [f"tests/test_{other}.py" for other in ("accuracy", "transforms", *FILES)]
-    return [(f"tests/test_{name}.py",), ("tests/test_properties.py",), tuple(derivations), tuple(others)]
+    others = [_test_of(tree, other) for other in ("accuracy", "transforms", *FILES)]
+    return [(_test_of(tree, name),), ("tests/test_properties.py",), tuple(derivations), tuple(dict.fromkeys(others))]
+
+
+def _test_of(tree: Path, name: str) -> str:
+    """A file's own tests, or its folder's."""
+    own = f"tests/test_{Path(name).name}.py"
+    return own if (tree / own).exists() else f"tests/test_{Path(name).parts[0]}.py"
 
 
 @cache

@@ -4,15 +4,17 @@ import dataclasses
 import importlib
 import itertools
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _denoiser, _plane, ebm_2d, score_2d, sure_denoise_digits
+from experiments import _denoiser, _plane, ddpm_digits, ddpm_digits_cond, ebm_2d, score_2d, sure_denoise_digits
 from experiments._ncsn import NCSN
 from experiments._observation import Observation
+from experiments._sampling import Sampling
 from experiments._score import Noise, falling
 from experiments._vae import VAE
 from experiments._vdm import VDM
@@ -149,7 +151,7 @@ def test_a_fixed_schedule_has_no_parameters_and_t_steps_are_trained():
     ("options", "message"),
     [
         ({"gamma_0": 5.0}, r"--gamma-0 5.0 must be below --gamma-1 5.0"),
-        ({"sampling_steps": 1}, "--sampling-steps must be at least 2"),
+        ({"sampling": Sampling(steps=1)}, "--sampling.steps must be at least 2"),
         ({"eval_terms": 0}, "--eval-terms must be at least 1"),
         ({"schedule_features": -1}, "--schedule-features must be at least 0"),
     ],
@@ -316,3 +318,64 @@ def test_sure_and_the_clean_loss_agree_on_average():
 def test_options_that_no_score_model_has(config, data, message):
     with pytest.raises(ValueError, match=message):
         config.build(SPECS[data])
+
+
+LABELLED = dataclasses.replace(
+    ddpm_digits_cond.CONFIG, network=dataclasses.replace(SMALL, num_classes=10), num_steps=4, sampling=Sampling()
+)
+
+
+def perturbed(experiment):
+    params = experiment.init(jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+
+
+def drawn(label, guidance):
+    config = dataclasses.replace(LABELLED, sampling=Sampling(label=label, guidance=guidance, sampler="ddim"))
+    experiment = config.build(SPECS["digits"])
+    return experiment.sample(perturbed(experiment), jax.random.key(2), 3)
+
+
+@pytest.mark.slow
+def test_a_label_tells_as_much_as_its_guidance():
+    np.testing.assert_array_equal(drawn(3, 0.0).images, drawn(5, 0.0).images)  # none: nobody's label
+    assert not np.array_equal(drawn(3, 1.0).images, drawn(5, 1.0).images)
+    assert drawn(3, 1.0).labels.tolist() == [3, 3, 3]
+    assert drawn(None, 1.0).labels.tolist() == [0, 1, 2]
+    one_by_one = [drawn(label, 1.0).images[label] for label in range(3)]
+    np.testing.assert_array_equal(drawn(None, 1.0).images, one_by_one)
+
+
+def test_hidden_labels_are_nobody_s():
+    spec, batch = SPECS["digits"], batch_of(SPECS["digits"], 8)
+    relabelled = batch | {"label": batch["label"] + 3}
+    for share, same in ((0.0, False), (0.999_999, True)):
+        experiment = dataclasses.replace(LABELLED, label_dropout=share).build(spec)
+        losses = [experiment.loss(perturbed(experiment), jax.random.key(0), b, 0)[0] for b in (batch, relabelled)]
+        assert (losses[0] == losses[1]) == same
+
+
+@pytest.mark.parametrize("sampler", get_args(get_type_hints(Sampling)["sampler"]))
+def test_every_way_to_draw(sampler):
+    for spacing in ("even", "log_snr", "karras"):
+        config = dataclasses.replace(LABELLED, num_steps=8, sampling=Sampling(sampler, steps=5, spacing=spacing))
+        experiment = config.build(SPECS["digits"])
+        params = jax.eval_shape(experiment.init, jax.random.key(0))
+        images = jax.eval_shape(lambda p, k, e=experiment: e.sample(p, k, 3), params, jax.random.key(0)).images
+        assert images.shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dataclasses.replace(LABELLED, sampling=Sampling(label=10)), "label 10: the model takes labels 0..9"),
+        (dataclasses.replace(LABELLED, sampling=Sampling(steps=5)), "5 sampling steps: the model has 4"),
+        (dataclasses.replace(ddpm_digits.CONFIG, sampling=Sampling(label=1)), "label 1: the model has no labels"),
+        (dataclasses.replace(ddpm_digits.CONFIG, sampling=Sampling(guidance=2.0)), "guidance needs a model with"),
+        (dataclasses.replace(LABELLED, network=dataclasses.replace(SMALL, num_classes=4)), "num-classes is 4: digits"),
+        (dataclasses.replace(LABELLED, label_dropout=1.0), "--label-dropout must be in"),
+    ],
+)
+def test_options_that_no_sampler_has(config, message):
+    with pytest.raises(ValueError, match=message):
+        config.build(SPECS["digits"])

@@ -1,9 +1,12 @@
-"""The ancestral chain as a program: what it is told, clips, keeps and returns.
+"""Samplers as programs: what they are told, clip, keep and return; their order, and the law they leave the data with.
 
-Its law is in `derivations/test_sampling.py`.
+The ancestral chain's law is in `derivations/test_sampling.py`, what is a sampler's own in the test of its file.
 """
 
+import importlib
 import inspect
+from collections import Counter
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +14,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.derivations.check import assert_close, assert_mean, refuted
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import forward
-from vdm_jax.samplers import ancestral, ancestral_learned
-from vdm_jax.tables import even_steps, from_betas, linear_betas
+from vdm_jax import exact, forward
+from vdm_jax.flow import flow_sample
+from vdm_jax.levels import Level
+from vdm_jax.samplers import adaptive, ancestral, ancestral_learned, ddim, dpmpp, heun, predictor_corrector
+from vdm_jax.schedules import LinearLogSNR, VarianceExploding
+from vdm_jax.tables import (
+    Interpolated,
+    even_log_snr_steps,
+    even_steps,
+    from_betas,
+    from_gammas,
+    karras_steps,
+    linear_betas,
+    tabulate,
+)
 
 TABLE = linear_betas(12, 0.01, 0.4)
 WORLD = GaussianWorld(0.4, 0.6)
@@ -181,3 +197,292 @@ def test_a_learned_chain_clips_and_takes_any_kind():
 
     other = ancestral_learned(as_v, jax.random.key(0), X_T, TABLE, kind="v")
     np.testing.assert_allclose(other.x_0, _learned(0.4).x_0, rtol=1e-3, atol=1e-4)
+
+
+# All samplers. Each by its name: the function, its options, and how often it asks at the levels T, T-1..2 and 1.
+
+SAMPLERS = {
+    "ancestral": (ancestral, {}, (1, 1, 1)),
+    "ancestral, upper": (ancestral, {"variance": "upper"}, (1, 1, 1)),
+    "ddim": (ddim, {}, (1, 1, 1)),
+    "ddim, eta 1/2": (ddim, {"eta": 0.5}, (1, 1, 1)),
+    "ddim, eta 1": (ddim, {"eta": 1.0}, (1, 1, 1)),
+    "euler": (heun, {"order": 1}, (1, 1, 1)),
+    "heun": (heun, {}, (1, 2, 2)),
+    "heun, churn": (heun, {"churn": 3.0, "churn_noise": 1.003}, (1, 2, 2)),
+    "dpmpp": (dpmpp, {}, (1, 1, 1)),
+    "dpmpp, SDE": (dpmpp, {"stochastic": True}, (1, 1, 1)),
+    "predictor-corrector": (predictor_corrector, {"corrections": 2}, (1, 3, 3)),
+}
+
+
+def _each(*fast):
+    """Every sampler, but for these in the slow tests: what takes long is to compile each."""
+    names = [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLERS]
+    return pytest.mark.parametrize("name", names)
+
+
+ALL = _each(*SAMPLERS)
+
+
+def _run(name, net, x_T, table, key=0, **options):
+    function, own, _ = SAMPLERS[name]
+    return function(net, jax.random.key(key), x_T, table, **own, **options)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@ALL
+def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
+    told = []
+
+    def spy(x_t, level):
+        jax.debug.callback(lambda level: told.append(level), level)
+        return 0.3 * x_t
+
+    table = linear_betas(60, 1e-3, 0.3).strided(karras_steps(linear_betas(60, 1e-3, 0.3), 7))
+    jax.block_until_ready(_run(name, spy, X_T, table))
+    jax.effects_barrier()
+    noisiest, between, first = SAMPLERS[name][2]
+    t = np.asarray(table.levels.t)
+    if name == "heun, churn":  # where a step begins it is told a level of more noise; where it ends, the table's
+        told = [level for level in told if np.isin(level.t[0], t)]
+        noisiest, between, first = 1, 1, 1  # the noisiest is told the table's last t
+    want = Counter({float(t[7]): noisiest, **dict.fromkeys(t[2:7].tolist(), between), float(t[1]): first})
+    assert Counter(float(level.t[0]) for level in told) == want
+    for level in told:
+        assert level.t.shape == X_T.shape[:1]
+        truth = table(int(np.searchsorted(t, level.t[0])))
+        if not (name == "heun, churn" and level.t[0] == t[7]):
+            np.testing.assert_allclose(level.sigma, np.full(5, truth.sigma), rtol=1e-6)
+            np.testing.assert_allclose(level.log_snr, np.full(5, truth.log_snr), rtol=1e-5)
+
+
+@_each("dpmpp")
+def test_snapshots_are_states_and_what_is_said_of_them(name):
+    full, two, none = (_run(name, denoiser(WORLD), X_T, TABLE, snapshots=k) for k in (12, 2, 0))
+    chain = full.trajectory
+    np.testing.assert_array_equal(chain.t, np.arange(12, 0, -1))
+    np.testing.assert_array_equal(chain.x_t[0], X_T)
+    np.testing.assert_array_equal(full.x_0, chain.x_hat[-1])  # the last step ends in what is predicted at level 1
+    np.testing.assert_allclose(two.trajectory.x_t, chain.x_t[jnp.array([0, 11])], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(none.x_0, full.x_0, rtol=1e-4, atol=1e-5)
+    assert none.trajectory.x_t.shape == (0, *X_T.shape)
+    if name != "heun, churn":  # there x_hat is of the state stirred
+        for t, x_t, x_hat in zip(chain.t, chain.x_t, chain.x_hat, strict=True):
+            np.testing.assert_allclose(x_hat, WORLD.x_hat(x_t, TABLE(t)), rtol=2e-4, atol=2e-5)
+    assert len(np.unique(np.asarray(chain.x_t))) > 150  # no state twice
+
+
+@_each("heun", "dpmpp, SDE")
+def test_every_sampler_clips(name):
+    clipped = _run(name, denoiser(WORLD), X_T, TABLE, snapshots=12, clip=0.3)
+    assert np.max(np.abs(_run(name, denoiser(WORLD), X_T, TABLE).x_0)) > 0.31
+    assert np.max(np.abs(clipped.trajectory.x_hat)) <= np.float32(0.3)
+    assert np.max(np.abs(clipped.x_0)) <= np.float32(0.3)
+
+
+@_each("heun, churn")
+def test_a_network_of_ones_that_is_clipped_is_one_that_says_the_clip(name):
+    # so that the noise is what is left of x_t beside the clipped x_0, and not what the network took it for
+    if name == "predictor-corrector":
+        pytest.skip("its corrector takes the score as it is")
+    loud, quiet = (
+        _run(name, lambda x, _, value=value: jnp.full_like(x, value), X_T, TABLE, kind="x_0", snapshots=12, clip=clip)
+        for value, clip in ((1.0, 0.3), (np.float32(0.3), None))
+    )
+    np.testing.assert_allclose(loud.trajectory.x_t, quiet.trajectory.x_t, rtol=1e-5, atol=1e-5)
+
+
+@_each()
+@pytest.mark.usefixtures("x64")
+def test_kinds_draw_the_same_and_so_do_schedules_of_the_same_ratio(name):
+    # x / alpha and sigma / alpha are all that matters: an exploding table and a preserving one make the same data
+    law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+    exploding = tabulate(VarianceExploding(0.004, 20.0), 9)
+    preserving = from_gammas(2 * np.asarray(exploding.levels.log_sigma)[1:])
+    z = jax.random.normal(jax.random.key(1), (6, 2))
+    x_T = {exploding: exploding(9).sigma * z, preserving: preserving(9).sigma * z}
+    truth = _run(name, exact.OptimalDenoiser(law), x_T[preserving], preserving).x_0
+    for table in (preserving, exploding):
+        if table is exploding and name == "ancestral, upper":
+            continue  # the forward step's variance is a schedule's own
+        for kind in ("eps", "x_0", "v", "score"):
+            ours = _run(name, exact.OptimalDenoiser(law, kind), x_T[table], table, kind=kind).x_0
+            np.testing.assert_allclose(ours, truth, rtol=1e-9, atol=1e-10)
+
+
+# Normal data: every step is linear in the state and in its noise, and the law of x_0 a recursion by hand.
+
+
+def _response(name, n, alpha, var):
+    """How x_0 answers to x_T and to the noise of each step, data N(0, var): in y = x/alpha and n = sigma/alpha."""
+    last = len(n) - 1
+    unit, memory = np.eye(last + 1), None
+    y = unit[0] / alpha[last]
+    for t in range(last, 0, -1):
+        y, memory = _rule(name, y, unit[t], n[t], n[t - 1], alpha[t] / alpha[t - 1], var, last, memory)
+    return y
+
+
+def _rule(name, y, z, n, m, ratio, var, steps, memory):
+    """One step from noise n to m, of coefficients."""
+    x_hat = var / (var + n**2) * y
+    eta = {"ancestral": 1.0, "ddim": 0.0, "ddim, eta 1/2": 0.5, "ddim, eta 1": 1.0, "euler": 0.0}.get(name)
+    if eta is not None:
+        q = eta * m * np.sqrt(1 - (m / n) ** 2)
+        return x_hat + np.sqrt(m**2 - q**2) * (y - x_hat) / n + q * z, None
+    if name == "ancestral, upper":
+        noise = ratio * np.sqrt(n**2 - m**2) if m > 0 else 0.0
+        return x_hat + (m / n) ** 2 * (y - x_hat) + noise * z, None
+    if name.startswith("heun"):
+        if "churn" in name:
+            more = n * (1 + min(3.0 / steps, np.sqrt(2) - 1))
+            y, n = y + np.sqrt(more**2 - n**2) * 1.003 * z, more
+        slope = n / (var + n**2) * y
+        euler = y + (m - n) * slope
+        return (y + (m - n) * (slope + m / (var + m**2) * euler) / 2 if m > 0 else euler), None
+    target, h = x_hat, np.log(n / m) if m > 0 else np.inf
+    if memory is not None and m > 0:
+        target = x_hat + h / (2 * memory[1]) * (x_hat - memory[0])
+    if name == "dpmpp":
+        return np.exp(-h) * y + (1 - np.exp(-h)) * target, (x_hat, h)
+    kept = np.exp(-2 * h)
+    return kept * y + (1 - kept) * target + m * np.sqrt(1 - kept) * z, (x_hat, h)
+
+
+@ALL
+@pytest.mark.usefixtures("x64")
+def test_normal_data_have_the_closed_form_variance(name, monkeypatch):
+    gammas, var = np.array([-9.0, -6.5, -5.0, -2.0, -1.2, 0.4, 3.0, 4.5]), 0.6
+    table, steps = from_gammas(gammas), len(gammas)
+    n, alpha = np.append(0.0, np.exp(gammas / 2)), np.append(1.0, np.sqrt(1 / (1 + np.exp(gammas))))
+    law = exact.gaussian([0.4], [[var]])
+    x_T, start = jnp.zeros((steps + 1, 1)).at[0].set(1.0), float(alpha[-1]) * 0.4
+    if name == "predictor-corrector":  # whose corrector's noise is its own: its answer to x_T, and its draws below
+        chains = [_run(name, exact.OptimalDenoiser(law), shift + x_T, table).x_0 for shift in (0.0, start)]
+        keep = [1 - 2 * 0.16**2 * m**2 / (var + m**2) if m > 0 else 1.0 for m in n[:-1]]  # of a Langevin step
+        down = [m**2 / k**2 + (1 - m**2 / k**2) * var / (var + k**2) for m, k in pairwise(n)]
+        other = _run(name, exact.OptimalDenoiser(law), x_T.at[0].set(2.0), table).x_0
+        truth = np.prod(down) * np.prod(keep) ** 2 / alpha[-1]
+        return assert_close(other[0, 0] - chains[0][0, 0], truth)
+    module = importlib.import_module(SAMPLERS[name][0].__module__)
+    monkeypatch.setattr(module, "noise", lambda key, t, x: jax.nn.one_hot(t, steps + 1, dtype=x.dtype)[:, None])
+    best = exact.OptimalDenoiser(law)
+    ours = _run(name, lambda x, level: best(x, level), x_T + start, table).x_0[:, 0] - 0.4
+    truth = _response(name, n, alpha, var)
+    assert_close(ours, truth, rtol=1e-11, atol=1e-13)
+    x_T_var = alpha[-1] ** 2 * var + 1 / (1 + np.exp(-gammas[-1]))
+    weights = np.append(x_T_var, np.ones(steps))
+    assert_close(weights @ np.square(ours), weights @ np.square(truth))
+    with refuted():  # eight steps are not the limit
+        assert_close(weights @ np.square(truth), var, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_predictor_corrector_has_the_closed_form_variance():
+    gammas, var = np.array([-5.0, -2.0, -1.2, 0.4, 3.0]), 0.6
+    n = np.append(0.0, np.exp(gammas / 2))
+    v = var + n[-1] ** 2
+    for m, k in zip(n[-2::-1], n[:0:-1], strict=True):
+        r = m**2 / k**2
+        v = (r + (1 - r) * var / (var + k**2)) ** 2 * v + m**2 * (1 - r)
+        for _ in range(2 if m > 0 else 0):
+            eta = 2 * (0.3 * m) ** 2
+            v = (1 - eta / (var + m**2)) ** 2 * v + 2 * eta
+    table, law = from_gammas(gammas), exact.gaussian([0.0], [[var]])
+    x_T = jnp.sqrt(table(5).alpha ** 2 * var + table(5).sigma ** 2) * jax.random.normal(jax.random.key(3), (200_000, 1))
+    best = exact.OptimalDenoiser(law)
+    x_0 = predictor_corrector(best, jax.random.key(4), x_T, table, ratio=0.3, corrections=2).x_0
+    assert_mean(np.square(x_0), v, resolution=0.005)
+    with refuted():
+        assert_mean(np.square(x_0), var)
+
+
+# The order of each, and the law
+
+SCHEDULE = LinearLogSNR(8.0, -6.0)
+MIXTURE = ([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.usefixtures("x64")
+def test_order_of_convergence(name):
+    # at level 1, where the flow ends; the step from there to clean data is of first order in all of them
+    law, x_T = exact.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (64, 2))
+    best = exact.OptimalDenoiser(law)
+    truth = flow_sample(best, x_T, SCHEDULE, tolerance=1e-11)
+    steps, errors = [32, 64, 128, 256], []
+    for count in steps:
+        state = _run(name, best, x_T, tabulate(SCHEDULE, count + 1), snapshots=2).trajectory
+        assert int(state.t[-1]) == 1
+        errors.append(float(jnp.sqrt(jnp.mean((state.x_t[-1] - truth) ** 2))))
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    print(f"{name}: errors {errors}, order {slope:.3f}")
+    assert abs(slope - ORDERS[name]) < 0.15
+
+
+@_each("heun, churn")
+def test_the_law_of_the_data_is_kept(name):
+    law = exact.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
+    table = tabulate(LinearLogSNR(10.0, -9.0), 256)
+    options = {"ratio": 0.1} if name == "predictor-corrector" else {}
+    if name == "heun, churn":
+        options = {"churn": 60.0, "churn_noise": 1.0}
+    function, own, _ = SAMPLERS[name]
+    x_T = jax.random.normal(jax.random.key(6), (5_000, 2))
+    x_0 = function(exact.OptimalDenoiser(law), jax.random.key(7), x_T, table, **{**own, **options}).x_0
+    level = Level(jnp.float32(1.0), jnp.float32(1e-2), jnp.float32(0.0), jnp.log(jnp.float32(1e-2)))
+    shares = jnp.exp(jax.vmap(lambda x: law.given(x, level).log_weights)(x_0))
+    assert_mean(shares, [0.3, 0.5, 0.2], resolution=0.008)
+    assert_mean(x_0, law.mean, resolution=0.015)
+    deviations = np.asarray(x_0 - law.mean[None])
+    assert_mean(deviations[:, :, None] * deviations[:, None, :], law.covariance(), resolution=0.015)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [even_steps, even_log_snr_steps, karras_steps])
+@pytest.mark.usefixtures("x64")
+def test_a_few_steps_of_a_long_table(steps):
+    # normal data: the flow keeps x over its deviation, so x_0 is known; the places chosen decide the error
+    table, var = linear_betas(1000), 0.09
+    law, x_T = exact.gaussian([0.0], [[var]]), jnp.array([[1.3], [-0.4]])
+    truth = np.sqrt(var / (var * table(1000).alpha ** 2 + table(1000).sigma ** 2)) * np.asarray(x_T)
+    index = steps(1000, 20) if steps is even_steps else steps(table, 20)
+    for name, error in {"ddim": 0.12, "heun": 0.02, "dpmpp": 0.02}.items():
+        ours = _run(name, exact.OptimalDenoiser(law), x_T, table.strided(index)).x_0
+        loss = np.max(np.abs(ours / truth - 1))
+        print(f"{steps.__name__}, {name}: {loss:.1e}")
+        assert loss < (error if steps is not even_steps else 0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_adaptive_is_the_flow_and_its_x_0():
+    law, x_T = exact.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (16, 2))
+    best, schedule = exact.OptimalDenoiser(law), LinearLogSNR(12.0, -6.0)
+    fine = heun(best, jax.random.key(0), x_T, tabulate(schedule, 2_000)).x_0
+    rough, ours = (adaptive(best, None, x_T, schedule, tolerance=tolerance) for tolerance in (1e-3, 1e-8))
+    assert_close(ours.x_0, fine, rtol=0.0, atol=1e-4)
+    assert 1e-6 < np.max(np.abs(rough.x_0 - ours.x_0)) < 0.05
+    assert ours.trajectory.x_t.shape == (0, 16, 2)
+    for kind in ("x_0", "v", "score"):
+        same = adaptive(exact.OptimalDenoiser(law, kind), None, x_T, schedule, kind=kind, tolerance=1e-8)
+        assert_close(same.x_0, ours.x_0, rtol=0.0, atol=1e-6)
+    assert np.max(np.abs(adaptive(best, None, x_T, schedule, clip=0.5).x_0)) <= 0.5
+    assert np.all(np.isnan(adaptive(best, None, x_T, schedule, max_steps=3).x_0))
+    table = tabulate(schedule, 9)  # through its levels, evenly spaced in log-SNR, the same schedule
+    assert_close(adaptive(best, None, x_T, Interpolated(table), tolerance=1e-8).x_0, ours.x_0, rtol=0.0, atol=1e-6)
+
+
+@ALL
+def test_a_wrong_number_of_snapshots(name):
+    for snapshots in (-1, 13):
+        with pytest.raises(ValueError, match=f"snapshots is {snapshots}: this chain has 12 states to return"):
+            _run(name, denoiser(WORLD), X_T, TABLE, snapshots=snapshots)

@@ -10,10 +10,12 @@ from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, Varianc
 from vdm_jax.tables import (
     Grid,
     Interpolated,
+    even_log_snr_steps,
     even_steps,
     from_betas,
     from_gammas,
     from_standard_deviations,
+    karras_steps,
     linear_betas,
     tabulate,
     to_betas,
@@ -359,3 +361,57 @@ def test_tabulate_needs_enough_steps():
     assert tabulate(Cosine(), 1).num_steps == 1
     ends = tabulate(LinearLogSNR(), 2)(jnp.arange(1, 3))
     np.testing.assert_allclose(ends.log_snr, [13.3, -5.0], rtol=1e-12)
+
+
+# Sub-schedules by level
+
+
+@parametrize("count", [1, 2, 5, 17, 100, 900, 1000])
+@parametrize("steps", [even_log_snr_steps, karras_steps])
+def test_steps_by_level_rise_from_clean_data_through_the_first_level_to_the_last(steps, count):
+    for table in (linear_betas(1000), tabulate(Cosine(), 1000)):
+        found = steps(table, count)
+        assert found.dtype == np.int32
+        assert len(found) == count + 1
+        assert np.all(np.diff(found) > 0)
+        assert (found[0], found[-1]) == (0, 1000)
+        assert count == 1 or found[1] == 1
+        assert table.strided(found).num_steps == count
+
+
+def test_steps_by_level_are_as_even_as_the_levels_allow():
+    # no place is further from where it should be than half the widest gap of the table there
+    table = linear_betas(1000)
+    log_snr = np.asarray(table.log_snr)
+    found = even_log_snr_steps(table, 12)
+    wanted = np.linspace(log_snr[1], log_snr[-1], 12)
+    gaps = np.abs(np.diff(log_snr[1:]))
+    assert np.all(np.abs(log_snr[found[1:]] - wanted) <= 0.5 * gaps.max())
+    # where the table is even itself, every second, third, fourth level
+    even = tabulate(LinearLogSNR(6.0, -6.0), 13)
+    for every in (1, 2, 3, 4, 6):
+        np.testing.assert_array_equal(even_log_snr_steps(even, 12 // every + 1), [0, *range(1, 14, every)])
+
+
+@parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_s_places(rho):
+    # sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, in a table fine enough
+    table = tabulate(VarianceExploding(0.002, 80.0), 20_000)
+    ours = np.asarray(table(jnp.asarray(karras_steps(table, 18, rho)[:0:-1])).sigma)
+    truth = [(80.0 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho for i in range(18)]
+    np.testing.assert_allclose(ours, truth, rtol=2e-3 if rho > 1 else 5e-4 * 80.0)
+    # as the power falls the places go where the noise is: at 1 they are even in sigma, at 1000 in its logarithm
+    if rho == 1.0:
+        assert np.std(np.diff(ours)) < 0.01
+        np.testing.assert_array_equal(karras_steps(table, 18, 1e5), even_log_snr_steps(table, 18))
+
+
+def test_a_wrong_number_of_steps_by_level():
+    table = linear_betas(10)
+    for steps in (even_log_snr_steps, karras_steps):
+        for count in (-1, 0, 11):
+            with pytest.raises(ValueError, match=f"{count} steps cannot be taken from a table of 10: choose 1..10"):
+                steps(table, count)
+    for rho in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"rho is {rho}: it must be positive"):
+            karras_steps(table, 5, rho)

@@ -21,6 +21,7 @@ from vdm_jax import (
     exact,
     forward,
     gaussian,
+    guidance,
     hvae,
     information,
     langevin,
@@ -47,7 +48,7 @@ from vdm_jax.levels import Level, level_from_log_snr, step_from_log_snr
 
 MODULES = [
     "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
-    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers",
+    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers", "guidance",
     "dequantization", "flow", "exact", "information", "linear",
     "divergence", "energy", "score_matching", "tweedie", "sure", "langevin",
 ]  # fmt: skip
@@ -470,6 +471,14 @@ def with_variance(param, x_t, level):
     return network(param, x_t, level), jnp.cos(x_t)
 
 
+def _class_log_prob(p, x_t, level):
+    return jax.nn.log_sigmoid(p * jnp.sum(jnp.sin(x_t), axis=1) * level.alpha)
+
+
+def _measured(x):
+    return x[:, :2]
+
+
 def _dequantized(net, k, x):
     return dequantization.dequantized_bound(
         lambda y: -jnp.sum(net(y, _levels_of(y)) ** 2, axis=1), k, x, lambda x: dequantization.Uniform(x, 17), samples=2
@@ -501,6 +510,12 @@ ASKING: dict[str, Any] = {
     ),
     "reverse.eps_power": lambda net, k, x: reverse.eps_power(net, k, x, table(x)),
     "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
+    "samplers.ddim": lambda net, k, x: samplers.ddim(net, k, x, table(x), eta=0.5, snapshots=3),
+    "samplers.ddim_inverse": lambda net, k, x: samplers.ddim_inverse(net, x, table(x)),
+    "samplers.heun": lambda net, k, x: samplers.heun(net, k, x, table(x), churn=2.0).x_0,
+    "samplers.dpmpp": lambda net, k, x: samplers.dpmpp(net, k, x, table(x), kind="v", stochastic=True).x_0,
+    "samplers.predictor_corrector": lambda net, k, x: samplers.predictor_corrector(net, k, x, table(x)).x_0,
+    "samplers.replacement": lambda net, k, x: samplers.replacement(net, k, x, table(x), 0.5 * x, x, rounds=2).x_0,
     "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
     "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
     "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(net, k, x, _levels_of(x), kind="v"),
@@ -543,6 +558,15 @@ BATCHED: dict[str, Any] = {
     "elbo.reconstruction": lambda k, p, x: elbo.reconstruction(
         Partial(network, p), k, x, _levels_of(x), decoder, "eps"
     ),
+    "guidance.ClassifierFree": lambda k, p, x: guidance.ClassifierFree(
+        Partial(network, p), Partial(network, 2 * p), 1.0 + p, -3.0, 3.0
+    )(x, _levels_of(x)),
+    "guidance.Classifier": lambda k, p, x: guidance.Classifier(
+        Partial(network, p), Partial(_class_log_prob, p), 1.0 + p
+    )(x, _levels_of(x)),
+    "guidance.Reconstruction": lambda k, p, x: guidance.Reconstruction(
+        Partial(network, p), _measured, 0.3 * x[:, :2], 0.1 + p**2, kind="v"
+    )(x, _levels_of(x)),
     "score_matching.finite_difference": lambda k, p, x: score_matching.finite_difference(
         Partial(_network_energy, p), k, x, 0.1
     ),
@@ -617,8 +641,11 @@ HOST = {
     "exact.points": lambda: exact.points([[0.0], [1.0]]),
     "exact.pixels": lambda: exact.pixels([[0.2, 0.8]]),
     "tables.even_steps": lambda: jnp.asarray(tables.even_steps(10, 4)),
+    "tables.even_log_snr_steps": lambda: jnp.asarray(tables.even_log_snr_steps(TABLE, 4)),
+    "tables.karras_steps": lambda: jnp.asarray(tables.karras_steps(TABLE, 4)),
 }
-# Protocols, results and checks, which have no computation of their own; `flow` has its own test of this.
+# Protocols, results and checks, which have no computation of their own; `flow` has its own test of this, and
+# `samplers.adaptive` is it.
 NAMED_ELSEWHERE = {
     "schedules.Continuous", "schedules.Schedule", "schedules.check_begins_noisy", "tables.Betas", "tables.Discrete",
     "times.Draw", "times.check_probabilities", "forward.PosteriorCoefficients", "elbo.Bound", "elbo.Curve",
@@ -626,8 +653,8 @@ NAMED_ELSEWHERE = {
     "vae.InformationSplit", "hvae.Latent", "hvae.Draw", "hvae.Hierarchy", "hvae.Bound", "hvae.Diagnostics",
     "hvae.bound", "linear.Principal", "losses.DenoisingLoss", "reverse.HybridLoss", "reverse.InterpolatedDecoder",
     "reverse.VarianceBounds", "reverse.VarianceDecoder", "reverse.VarianceDenoiser", "reverse.VariationalLoss",
-    "samplers.Samples", "samplers.Trajectory", "flow.FlowLikelihood", "flow.drift", "flow.flow_log_prob",
-    "flow.flow_sample",
+    "samplers.Samples", "samplers.Trajectory", "samplers.adaptive", "flow.FlowLikelihood",
+    "flow.drift", "flow.flow_log_prob", "flow.flow_sample",
     "exact.Law", "exact.OptimalDecoder", "exact.OptimalDenoiser", "information.Estimate", "information.Expectation",
     "information.OptimalBound", "divergence.check_trace", "energy.Contrast", "langevin.Chain", "langevin.check_falling",
     "energy.log_partition", "tweedie.covariance_operator",
@@ -641,7 +668,9 @@ ROWS = {
 
 # Whole chains and their like, which take long to compile in every way there is.
 HEAVY = {
-    *LEARNING, "information.mmse", "likelihoods.sample",
+    *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.heun", "samplers.dpmpp",
+    "samplers.predictor_corrector", "samplers.replacement", "guidance.Classifier", "guidance.Reconstruction",
+    "information.mmse", "likelihoods.sample",
     "likelihoods.LogisticMixture", "vae.alternate", "hvae.generate", "hvae.importance_bound",
     "hvae.bottom_up", "hvae.diagnose", "likelihoods.sample_more", "vae.information_split", "hvae.reconstruct",
     "vae.aggregate_log_prob", "linear.Linear", "linear.likeliest_decoder", "linear.probabilistic_pca",
@@ -672,7 +701,8 @@ def test_nothing_public_is_missing():
     for name in MODULES:
         module = importlib.import_module(f"vdm_jax.{name}")
         for key, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
+            home = getattr(value, "__module__", None) or ""
+            own = home == module.__name__ or home.startswith(module.__name__ + ".")  # or, of a folder, in it
             if own and not key.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
                 public.add(f"{name}.{key}")
     assert public <= {*ROWS, *HOST, *NAMED_ELSEWHERE}

@@ -17,19 +17,28 @@ import jax.numpy as jnp
 
 from vdm_jax.levels import Level
 from vdm_jax.parameterization import convert, to_eps, to_x_0
-from vdm_jax.types import Batch, Parameterization, Real, per_example
+from vdm_jax.types import Batch, Parameterization, Real, per_example, pytree_callable
+
+
+class _Guided:
+    """Plain functions among the fields become Partials, so that a guided denoiser can go into a compiled sampler."""
+
+    def __post_init__(self):
+        for name, value in list(vars(self).items()):
+            if callable(value):
+                object.__setattr__(self, name, pytree_callable(value))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFree(_Guided):
     """D(x_t) + w (D(x_t, y) - D(x_t)), where the log-SNR is in an interval; else the conditional denoiser.
 
     w = 0 is the unconditional denoiser, 1 the conditional one, above 1 more than that. In Ho & Salimans' own words it
     is 1 + their w.
 
     Fields:
-        conditional, unconditional: denoisers of one parameterisation, whichever it is; pytrees, such as Partials.
+        conditional, unconditional: denoisers of one parameterisation, whichever it is.
         scale: w.
         log_snr_min, log_snr_max: the interval.
 
@@ -52,12 +61,12 @@ class ClassifierFree:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(_Guided):
     """A denoiser with w grad log p(y | x_t) added to its score.
 
     Fields:
         denoiser: predicts `kind`.
-        log_prob: log p(y | x_t), (x_t, level) -> (B,), of each example by itself, with its y closed over; a pytree.
+        log_prob: log p(y | x_t), (x_t, level) -> (B,), of each example by itself, with its y closed over.
         scale: w.
         kind: what the denoiser predicts.
 
@@ -77,13 +86,13 @@ class Classifier:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(_Guided):
     """A denoiser drawn to x_0 that would have been measured as y = A x_0 + noise.
 
         p(y | x_t) ~ N(y; A x_hat(x_t), var_y + var_t)
 
     x_0 given x_t is taken as normal around Tweedie's mean, with var_t in every measured direction (A A^T = I). For
-    normal data with the true variance it is exact; for others an approximation that is best at little noise.
+    normal data of which that is true it is exact; for others an approximation that is best at little noise.
 
     Fields:
         denoiser: predicts `kind`; differentiated.
@@ -93,6 +102,9 @@ class Reconstruction:
         spread: var_t of a level, a callable; None is sigma^2 / (alpha^2 + sigma^2), that of data N(0, I).
         scale: w, 1 for what the formula says.
         kind: what the denoiser predicts.
+
+    Raises (when called):
+        ValueError: y is not of the shape of what `measure` makes of x_hat, or unknown kind.
 
     Source: Ho et al. 2022, arXiv:2204.03458, section 3.1; Chung et al. 2022, arXiv:2209.14687; Song et al. 2023,
         "Pseudoinverse-guided diffusion models for inverse problems" (var_t).
@@ -113,10 +125,16 @@ class Reconstruction:
         def log_prob(x_t):
             prediction = self.denoiser(x_t, level)
             x_hat = jax.vmap(partial(to_x_0, kind=self.kind))(prediction, x_t, level)
-            return -0.5 * jnp.sum(per_example(jnp.square(self.y - self.measure(x_hat))) / var), prediction
+            left = self._left(self.measure(x_hat))
+            return -0.5 * jnp.sum(per_example(jnp.square(left)) / var), prediction
 
         slope, prediction = jax.grad(log_prob, has_aux=True)(x_t)
         return _shifted(prediction, x_t, level, self.kind, jnp.asarray(self.scale, x_t.dtype) * slope)
+
+    def _left(self, expected: Batch) -> Batch:
+        if jnp.shape(self.y) != expected.shape:  # else they would broadcast against each other
+            raise ValueError(f"y has shape {jnp.shape(self.y)}, A x_hat {expected.shape}: give y that of A x_hat")
+        return self.y - expected
 
 
 def _unit_spread(level: Level) -> Real:

@@ -5,7 +5,7 @@ field's three conventions, and `to_betas`, `to_standard_deviations` and `to_gamm
 in float64 on the host: a float32 product of 1 - beta has lost 2e-4 by T = 1,000.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -309,8 +309,7 @@ def even_log_snr_steps(table: Table, count: int) -> np.ndarray:
     Raises:
         ValueError: count is not in 1..T.
     """
-    first, last = (float(table.log_snr[t]) for t in (1, -1))
-    return _nearest(table, np.linspace(last, first, count)[::-1])
+    return _nearest(table, count, lambda log_snr: log_snr)
 
 
 def karras_steps(table: Table, count: int, rho: float = 7.0) -> np.ndarray:
@@ -323,16 +322,17 @@ def karras_steps(table: Table, count: int, rho: float = 7.0) -> np.ndarray:
     """
     if not rho > 0.0:
         raise ValueError(f"rho is {rho}: it must be positive")
-    first, last = (float(np.exp(-0.5 / rho * table.log_snr[t])) for t in (1, -1))
-    return _nearest(table, -2.0 * rho * np.log(np.linspace(last, first, count)[::-1]))
+    return _nearest(table, count, lambda log_snr: np.exp(-0.5 / rho * log_snr))
 
 
-def _nearest(table: Table, log_snr: np.ndarray) -> np.ndarray:
-    """0, and for each of falling log-SNRs the nearest step, none twice."""
-    count, last = len(log_snr), table.num_steps
+def _nearest(table: Table, count: int, place: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """0, and `count` steps whose places, a function of log-SNR, are as even as can be, none twice."""
+    last = table.num_steps
     if not 1 <= count <= last:
         raise ValueError(f"{count} steps cannot be taken from a table of {last}: choose 1..{last}")
-    steps = 1 + np.abs(np.asarray(table.log_snr, np.float64)[None, 1:] - log_snr[:, None]).argmin(1)
+    places = place(np.asarray(table.log_snr, np.float64)[1:])  # on the host, while tracing too
+    wanted = np.linspace(places[-1], places[0], count)[::-1]
+    steps = 1 + np.abs(places[None, :] - wanted[:, None]).argmin(1)
     rank = np.arange(count)
     steps = np.maximum.accumulate(steps - rank) + rank  # up from the one before,
     return np.concatenate([[0], np.minimum(steps, last - rank[::-1])]).astype(np.int32)  # and room for those to come

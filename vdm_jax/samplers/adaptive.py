@@ -1,11 +1,14 @@
 """The probability-flow ODE by diffrax, with steps as long as the tolerance allows."""
 
+import jax
 import jax.numpy as jnp
 
 from vdm_jax.flow import flow_sample
 from vdm_jax.samplers.chain import Samples, Trajectory, predict
 from vdm_jax.schedules import Schedule
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, pytree_callable
+
+_last = jax.jit(predict, static_argnames=("kind", "clip"))
 
 
 def adaptive(
@@ -41,6 +44,6 @@ def adaptive(
     """
     del key
     first = flow_sample(denoiser, x_T, schedule, kind=kind, tolerance=tolerance, max_steps=max_steps)
-    x_0 = predict(denoiser, first, schedule(jnp.zeros((), x_T.dtype)), kind, clip).x_hat
+    x_0 = _last(pytree_callable(denoiser), first, schedule(jnp.zeros((), x_T.dtype)), kind=kind, clip=clip).x_hat
     none = jnp.zeros((0, *x_T.shape), x_T.dtype)
     return Samples(x_0, Trajectory(jnp.zeros(0, jnp.int32), none, none))

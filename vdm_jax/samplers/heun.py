@@ -23,6 +23,7 @@ def heun(
     churn: float = 0.0,
     churn_range: tuple[float, float] = (0.0, float("inf")),
     churn_noise: float = 1.0,
+    whole: Discrete | None = None,
     clip: float | None = None,
     snapshots: int = 0,
 ) -> Samples:
@@ -30,7 +31,7 @@ def heun(
 
     Every schedule has the same ODE in y and n. Euler's step takes eps_hat where it begins; Heun's the mean with that at
     its end, and so asks twice, but for the last step. With churn a step first goes back to more noise,
-    n (1 + min(churn / T, sqrt 2 - 1)).
+    n (1 + min(churn / T, sqrt 2 - 1)), and all that follows is of the state stirred, x_hat of the snapshots too.
 
     Args:
         denoiser: predicts `kind`; called once or twice a step, with the whole batch.
@@ -42,6 +43,8 @@ def heun(
         churn: S_churn, at least 0.
         churn_range: S_min and S_max, the n between which it is used.
         churn_noise: S_noise, the standard deviation of the noise stirred in.
+        whole: the table that `table` is a stride of, where t of a level between two others is looked up to tell the
+            network (at most T); None is `table`, between whose levels t would be off the more they are apart.
         clip: bound on the size of every predicted x_0; None leaves it.
         snapshots: how many evenly spaced states to return, 0..T.
 
@@ -59,45 +62,44 @@ def heun(
         raise ValueError(f"churn is {churn}: it must be at least 0")
     check_snapshots(snapshots, table)
     stirring = (float(churn), float(churn_range[0]), float(churn_range[1]), float(churn_noise))
-    return _heun(pytree_callable(denoiser), key, x_T, table, kind, order, stirring, clip, snapshots)
+    whole = table if whole is None else whole
+    return _heun(pytree_callable(denoiser), key, x_T, table, whole, kind, order, stirring, clip, snapshots)
 
 
 @partial(jax.jit, static_argnames=("kind", "order", "stirring", "clip", "snapshots"))
-def _heun(denoiser, key, x_T, table, kind, order, stirring, clip, snapshots) -> Samples:
+def _heun(denoiser, key, x_T, table, whole, kind, order, stirring, clip, snapshots) -> Samples:
     def visit(x_t, memory, step, t):
-        level = step.t
+        level, s = step.t, step.s
         if stirring[0] > 0.0:
-            x_t, level = _stir(x_t, level, table, stirring, noise(key, t, x_t))
+            x_t, level = _stir(x_t, level, whole, stirring, table.num_steps, noise(key, t, x_t))
         found = predict(denoiser, x_t, level, kind, clip)
-        y, change = x_t / level.alpha, step.s.sigma / step.s.alpha - level.sigma / level.alpha
+        # not y + (n_s - n_t) eps, which is the same but for its rounding where n is large
+        euler = s.alpha * found.x_hat + s.sigma * found.eps
 
-        def mean(_):
-            there = predict(denoiser, step.s.alpha * (y + change * found.eps), table(t - 1), kind, clip)
-            return 0.5 * (found.eps + there.eps)
+        def mend(x_s):
+            there = predict(denoiser, x_s, s, kind, clip)
+            return x_s + 0.5 * (s.sigma - s.alpha * level.sigma / level.alpha) * (there.eps - found.eps)
 
-        slope = jax.lax.cond(t > 1, mean, lambda _: found.eps, None) if order == 2 else found.eps
-        ends = step.s.alpha * (y + change * slope)
-        # clean data are x_hat itself, which y - n eps is but for rounding
-        return jnp.where(t > 1, ends, step.s.alpha * found.x_hat), found.x_hat, memory
+        x_s = jax.lax.cond(t > 1, mend, lambda x_s: x_s, euler) if order == 2 else euler
+        return x_s, found.x_hat, memory
 
     return run(visit, x_T, table, snapshots)
 
 
-def _stir(x_t, level: Level, table, stirring, fresh) -> tuple[Batch, Level]:
-    """More noise on x_t, and the level it then has."""
+def _stir(x_t, level: Level, whole, stirring, num_steps, fresh) -> tuple[Batch, Level]:
+    """More noise on x_t, and the level it then has; where none is wanted, both as they were."""
     churn, least, most, size = stirring
     n = level.sigma / level.alpha
-    gamma = jnp.where((n >= least) & (n <= most), min(churn / table.num_steps, 2**0.5 - 1), 0.0)
-    there = _level(table, n * (1.0 + gamma), level)
-    y = x_t / level.alpha + n * jnp.sqrt(gamma * (2.0 + gamma)) * size * fresh
-    return there.alpha * y, there
+    gamma = jnp.where((n >= least) & (n <= most), min(churn / num_steps, 2**0.5 - 1), 0.0)
+    there = jax.tree.map(partial(jnp.where, gamma > 0), _level(whole, n * (1.0 + gamma), level), level)
+    return there.alpha * (x_t / level.alpha + n * jnp.sqrt(gamma * (2.0 + gamma)) * size * fresh), there
 
 
-def _level(table, n: Real, near: Level) -> Level:
+def _level(whole, n: Real, near: Level) -> Level:
     """The level of n = sigma / alpha: on a variance-preserving schedule one such, else with the signal of `near`."""
-    levels = table(jnp.arange(1, table.num_steps + 1))
-    log_n, log_power = jnp.log(n), jnp.logaddexp(2 * near.log_alpha, 2 * near.log_sigma)
-    preserving = jnp.abs(log_power) < 1e-4
+    levels = whole(jnp.arange(1, whole.num_steps + 1))
+    last, log_n = whole(whole.num_steps), jnp.log(n)
+    preserving = jnp.abs(jnp.logaddexp(2 * last.log_alpha, 2 * last.log_sigma)) < 1e-4
     log_alpha = jnp.where(preserving, -0.5 * jnp.logaddexp(0.0, 2 * log_n), near.log_alpha)
     t = jnp.interp(log_n, levels.log_sigma - levels.log_alpha, jnp.broadcast_to(levels.t, levels.log_sigma.shape))
     return Level(jnp.exp(log_alpha), n * jnp.exp(log_alpha), log_alpha, log_n + log_alpha, t)

@@ -9,7 +9,7 @@ from vdm_jax.training.errors import UserError
 
 FREE_TO_CHANGE = frozenset(
     "steps log_every checkpoint_every keep picture_every num_samples".split()
-    + "eval_batch_size eval_examples ledger workdir".split()
+    + "eval_batch_size eval_examples ledger sampling workdir".split()
 )
 C = TypeVar("C", bound="TrainConfig")
 

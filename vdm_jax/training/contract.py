@@ -33,10 +33,12 @@ class Samples(NamedTuple):
     images: values 0 .. levels - 1, shape (n, H, W, C); or points (n, 2).
     trajectory: snapshots along the sampling chain, first row noise, last row clean, shape (K, m, H, W, C) or (K, m, 2);
         or None.
+    labels: the class that each was asked to be of, shape (n,); None without.
     """
 
     images: Integer[Array, "n h w c"] | Float[Array, "n 2"]
     trajectory: Integer[Array, "k m h w c"] | Float[Array, "k m 2"] | None = None
+    labels: Integer[Array, " n"] | None = None
 
 
 class Cost(NamedTuple):

@@ -1,12 +1,15 @@
 """Draw images with a run's averaged parameters: `python -m vdm_jax.training.sample EXPERIMENT`."""
 
 import dataclasses
+import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 from vdm_jax.training import pictures
+from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import Params, Samples
 from vdm_jax.training.evaluate import per_example
 from vdm_jax.training.keys import stream
@@ -86,7 +89,10 @@ def draw_planes(run: Run, params: Params) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Draw images with the averaged parameters of a run's newest checkpoint into samples.png and trajectory.png."""
+    """Draw images with the averaged parameters of a run's newest checkpoint into samples.png and trajectory.png.
+
+    Options of how they are drawn are the run's own by default, and differ from one kind of model to another.
+    """
 
     num_samples: int | None = None
     """Images in the grid; the run's own number by default."""
@@ -96,14 +102,33 @@ class Options:
     """Folder of all runs."""
 
 
-def main() -> None:
-    """The command."""
+def parse(name: str, config: TrainConfig) -> tuple[Options, Any]:
+    """The options of the command line, and those of how a model of this kind is drawn from, if it has any."""
+    import tyro
+
     from vdm_jax.training import command
 
-    name, options = command.parse("sample", Options())
-    config = stored_config(name, options.workdir)
+    way = getattr(config, "sampling", None)
+    fields: list[Any] = [("options", Annotated[Options, tyro.conf.arg(name="")], Options())]
+    if way is not None:
+        fields.append(("sampling", Annotated[type(way), tyro.conf.arg(name="")], way))
+    both = dataclasses.make_dataclass("Options", fields, frozen=True)
+    both.__doc__ = Options.__doc__
+    given = tyro.cli(both, args=sys.argv[2:], prog=f"{command.program('sample')} {name}")
+    return given.options, getattr(given, "sampling", None)
+
+
+def main() -> None:
+    """The command."""
+    from vdm_jax.training import catalogue, command
+
+    name = command.experiment_name("sample")
+    first, _ = parse(name, catalogue.find(name))  # where the run is, whose own way of drawing is the default
+    config = stored_config(name, first.workdir)
+    options, way = parse(name, config)
     number = config.num_samples or 64 if options.num_samples is None else options.num_samples
-    run = open_run(name, dataclasses.replace(config, workdir=options.workdir, num_samples=number))
+    given = {"workdir": options.workdir, "num_samples": number} | ({} if way is None else {"sampling": way})
+    run = open_run(name, dataclasses.replace(config, **given))
     saved = command.newest(run)
     for path in draw_final(run, saved.state.ema, options.seed):
         print(path)

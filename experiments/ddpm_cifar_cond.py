@@ -1,0 +1,19 @@
+"""Ho et al.'s DDPM on CIFAR-10, told the class: for guidance.
+
+    make train EXP=ddpm_cifar_cond                                # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make sample EXP=ddpm_cifar_cond ARGS="--label 3 --guidance 2 --sampler dpmpp --steps 20"
+
+Cost: as `ddpm_cifar`, days on a GPU. Not trained here yet.
+
+Source: Ho et al. 2020, arXiv:2006.11239; Ho & Salimans 2022, arXiv:2207.12598.
+"""
+
+from dataclasses import replace
+
+from experiments import ddpm_cifar
+
+CONFIG = replace(
+    ddpm_cifar.CONFIG,
+    network=replace(ddpm_cifar.CONFIG.network, num_classes=10),
+    num_samples=100,
+)

@@ -1,0 +1,121 @@
+"""The classifier: what it is at first, what it may see, and that it learns an exact posterior."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdm_jax.networks.classifier import Classifier, ClassifierConfig
+
+CONFIG = ClassifierConfig(num_classes=3, channels=4, groups=2, features=6)
+IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+QUICK = {"xla_backend_optimization_level": 0}  # to compile takes far longer than to run
+
+
+def moved(network, *inputs):
+    """Variables that are drawn, for at the start layers are zero."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    draw = np.random.RandomState(0)
+    return jax.tree.map(lambda x: jnp.asarray(0.4 * draw.standard_normal(x.shape), x.dtype), shapes)
+
+
+def ask(network, variables, *inputs):
+    return jax.jit(network.apply, compiler_options=QUICK)(variables, *inputs)
+
+
+def test_every_class_is_alike_probable_at_first():
+    network = Classifier(CONFIG)
+    said = ask(network, jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), IMAGES), IMAGES)
+    np.testing.assert_array_equal(said.logits, 0.0)
+    assert float(jnp.abs(said.features).min(axis=0).max()) > 0.0
+
+
+def test_logits_are_a_linear_map_of_the_features():
+    network = Classifier(CONFIG)
+    variables = moved(network, IMAGES)
+    said = ask(network, variables, IMAGES)
+    last = [layer for layer in variables["params"].values() if layer.get("kernel", jnp.zeros(0)).shape == (6, 3)]
+    assert len(last) == 1
+    np.testing.assert_allclose(said.logits, said.features @ last[0]["kernel"] + last[0]["bias"][None], rtol=1e-5)
+
+
+def test_images_are_seen_one_by_one():
+    network = Classifier(CONFIG)
+    variables = moved(network, IMAGES)
+    alone = [ask(network, variables, image[None]).logits[0] for image in IMAGES]
+    np.testing.assert_allclose(ask(network, variables, IMAGES).logits, jnp.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "log_snr"])
+def test_the_level_is_heard(kind):
+    network, level = Classifier(dataclasses.replace(CONFIG, embedding=kind)), jnp.arange(4.0)
+    variables = moved(network, IMAGES, level)
+    near, far = (ask(network, variables, IMAGES, at).logits for at in (level, level + jnp.arange(4.0)))
+    np.testing.assert_array_equal(near[0], far[0])
+    assert float(jnp.abs(near - far)[1:].max(axis=1).min()) > 1e-3
+
+
+def test_dropout_is_off_but_in_training():
+    network = Classifier(dataclasses.replace(CONFIG, dropout=0.5))
+    variables = moved(network, IMAGES)
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def dropped(key):
+        return network.apply(variables, IMAGES, train=True, rngs={"dropout": key}).logits
+
+    drawn = np.stack([dropped(jax.random.key(i)) for i in range(20)])
+    assert drawn.std(axis=0).min() > 0.05
+    still = Classifier(CONFIG)  # with no dropout at all
+    np.testing.assert_array_equal(ask(network, variables, IMAGES).logits, ask(still, variables, IMAGES).logits)
+
+
+def test_what_does_not_fit_is_refused():
+    init = lambda config, *inputs: Classifier(config).init(jax.random.key(0), *inputs)  # noqa: E731
+    with pytest.raises(ValueError, match="a noise level was given to a classifier of embedding 'none': set embedding"):
+        init(CONFIG, IMAGES, jnp.zeros(4))
+    with pytest.raises(ValueError, match="no noise level was given to a classifier of embedding 'log_snr'"):
+        init(ClassifierConfig(embedding="log_snr"), IMAGES)
+    with pytest.raises(ValueError, match="cannot be halved 1 times: take fewer multipliers"):
+        init(CONFIG, IMAGES[:, :3])
+    with pytest.raises(ValueError, match=r"1 class\(es\) cannot be told apart: take data with 2 labels"):
+        ClassifierConfig(num_classes=1).check((8, 8, 1))
+
+
+@pytest.mark.slow
+def test_it_learns_the_exact_posterior_of_noisy_images():
+    # Of images m and -m in noise, log p(m | x_t) - log p(-m | x_t) = 2 alpha m . x_t / sigma^2.
+    network = Classifier(ClassifierConfig(num_classes=2, channels=16, multipliers=(1,), groups=4, embedding="log_snr"))
+    m = 0.3 * jnp.asarray([[1.0, -1.0], [0.5, 1.5]])[..., None]
+
+    def noisy(key, count):
+        key_y, key_t, key_x = jax.random.split(key, 3)
+        label, log_snr = jax.random.bernoulli(key_y, 0.5, (count,)), 6.0 * jax.random.uniform(key_t, (count,)) - 3.0
+        alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * log_snr))[:, None, None, None] for s in (1.0, -1.0))
+        x = alpha * jnp.where(label[:, None, None, None], m[None], -m[None])
+        x = x + sigma * jax.random.normal(key_x, (count, 2, 2, 1))
+        return x, log_snr, label.astype(jnp.int32), (2.0 * alpha / sigma**2 * m[None] * x).sum((1, 2, 3))
+
+    def loss(params, key):
+        x, log_snr, label, _ = noisy(key, 256)
+        logits = network.apply(params, x, log_snr).logits
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+    @jax.jit
+    def train(params, state, key):
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
+            updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
+        return optax.apply_updates(params, updates), state
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 1500))
+    x, log_snr, _, odds = noisy(jax.random.key(10_000), 2000)
+    params = network.init(jax.random.key(0), x[:1], log_snr[:1])
+    state = optimizer.init(params)
+    for i in range(1500):
+        params, state = train(params, state, jax.random.key(i))
+    logits = network.apply(params, x, log_snr).logits
+    error = jax.nn.sigmoid(logits[:, 1] - logits[:, 0]) - jax.nn.sigmoid(odds)
+    assert float(jnp.sqrt(jnp.mean(error**2))) < 0.03

@@ -1,0 +1,255 @@
+"""Guidance is Bayes' rule: against the laws conditioned by hand."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal
+from jax.tree_util import Partial
+
+from tests.derivations.check import assert_close, assert_mean, refuted
+from tests.derivations.worlds import draws
+from vdm_jax import exact
+from vdm_jax.guidance import Classifier, ClassifierFree, Reconstruction
+from vdm_jax.levels import Level, level_from_log_snr
+from vdm_jax.parameterization import convert
+from vdm_jax.samplers import ancestral, ddim, dpmpp, heun
+from vdm_jax.schedules import LinearLogSNR
+from vdm_jax.tables import tabulate
+
+WEIGHTS = np.array([0.2, 0.3, 0.1, 0.4])
+MEANS = np.array([[-1.0, 0.2], [0.8, -0.4], [0.2, 1.1], [1.2, 0.9]])
+COVARIANCES = np.array(
+    [[[0.2, 0.1], [0.1, 0.3]], [[0.1, 0.0], [0.0, 0.4]], [[0.3, -0.1], [-0.1, 0.2]], 0.05 * np.eye(2)]
+)
+CLASS = np.array([0, 2])  # the components of the one class
+KINDS = pytest.mark.parametrize(
+    "kind", ["eps", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("x_0", "v", "score"))]
+)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _mixture(chosen=slice(None)):
+    return exact.mixture(WEIGHTS[chosen], MEANS[chosen], COVARIANCES[chosen])
+
+
+def _log_density(x, level, chosen=slice(None)):
+    """log sum_k w_k N(x; alpha m_k, alpha^2 S_k + sigma^2), of the chosen components; not normalised."""
+    terms = [
+        jnp.log(w) + multivariate_normal.logpdf(x, level.alpha * m, level.alpha**2 * c + level.sigma**2 * jnp.eye(2))
+        for w, m, c in zip(WEIGHTS[chosen], MEANS[chosen], COVARIANCES[chosen], strict=True)
+    ]
+    return jax.nn.logsumexp(jnp.stack(terms))
+
+
+def _log_class(x_t, level):
+    return jax.vmap(lambda x, lv: _log_density(x, lv, CLASS) - _log_density(x, lv))(x_t, level)
+
+
+def _levels(*log_snr):
+    level = level_from_log_snr(jnp.array(log_snr), jnp.array(log_snr))
+    return level, 1.5 * jax.random.normal(jax.random.key(1), (len(log_snr), 2))
+
+
+@jax.jit
+def _ask(net, x_t, level):
+    return net(x_t, level)
+
+
+def _score(law, x_t, level):
+    return _ask(exact.OptimalDenoiser(law, "score"), x_t, level)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _as_score(net, x_t, level, kind):
+    return jax.vmap(lambda p, x, lv: convert(p, x, lv, kind, "score"))(net(x_t, level), x_t, level)
+
+
+@KINDS
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_labels_and_classifiers_guide_to_the_conditional_law(kind, scale):
+    level, x_t = _levels(-6.0, -2.0, -0.5, 0.0, 1.0, 3.0, 6.0)
+    every, one = (exact.OptimalDenoiser(law, kind) for law in (_mixture(), _mixture(CLASS)))
+
+    def log_density(x, level):  # of its own: log q(x_t) + w log p(y | x_t)
+        return (1.0 - scale) * _log_density(x, level) + scale * _log_density(x, level, CLASS)
+
+    truth = jax.jit(jax.vmap(jax.grad(log_density)))(x_t, level)
+    for guided in (ClassifierFree(one, every, scale), Classifier(every, _log_class, scale, kind)):
+        ours = _as_score(guided, x_t, level, kind)
+        assert_close(ours, truth, rtol=1e-8, atol=1e-8)
+        law = {0.0: _mixture(), 1.0: _mixture(CLASS)}.get(scale)
+        if law is not None:
+            assert_close(ours, _score(law, x_t, level), rtol=1e-8, atol=1e-8)
+        else:
+            with refuted():
+                assert_close(ours, _score(_mixture(CLASS), x_t, level), rtol=1e-2)
+
+
+def test_outside_of_the_interval_the_conditional_denoiser_speaks():
+    level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
+    every, one = (exact.OptimalDenoiser(law) for law in (_mixture(), _mixture(CLASS)))
+    ours = _ask(ClassifierFree(one, every, 3.0, log_snr_min=-1.5, log_snr_max=0.5), x_t, level)
+    plain, always = _ask(one, x_t, level), _ask(ClassifierFree(one, every, 3.0), x_t, level)
+    inside = np.array([False, True, True, False, False])
+    assert_close(ours[~inside], plain[~inside])
+    assert_close(ours[inside], always[inside])
+    with refuted():
+        assert_close(plain, always, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_guided_samples_are_the_class():
+    # by each in a sampler of its own, as plain functions, and as pytrees of arrays
+    every, one = (exact.OptimalDenoiser(law) for law in (_mixture(), _mixture(CLASS)))
+    table, key = tabulate(LinearLogSNR(10.0, -9.0), 100), jax.random.key(2)
+    x_T = jax.random.normal(key, (4_000, 2))
+    guided = ClassifierFree(lambda x, level: one(x, level), Partial(lambda x, level: every(x, level)), 1.0)
+    law = _mixture(CLASS)
+    for x_0 in (
+        dpmpp(guided, key, x_T, table).x_0,
+        heun(Classifier(every, _log_class, 1.0), key, x_T, table).x_0,
+    ):
+        assert_mean(x_0, law.mean, resolution=0.015)
+        apart = np.asarray(x_0 - law.mean[None])
+        assert_mean(apart[:, :, None] * apart[:, None, :], law.covariance(), resolution=0.02)
+
+
+# A measurement y = A x_0 + noise
+
+
+def _conditioned(weights, means, covariances, a, y, var):
+    """The mixture given y, by hand: each component's regression on y, its weight times N(y; A m, A S A^T + var)."""
+    laws, log_weights = [], []
+    for w, m, c in zip(weights, means, covariances, strict=True):
+        s = a @ c @ a.T + var * np.eye(len(a))
+        gain = c @ a.T @ np.linalg.inv(s)
+        laws.append((m + gain @ (y - a @ m), c - gain @ a @ c))
+        log_weights.append(np.log(w) + float(multivariate_normal.logpdf(y, a @ m, s)))
+    return exact.mixture(
+        np.exp(log_weights - np.max(log_weights)), *(np.stack(parts) for parts in zip(*laws, strict=True))
+    )
+
+
+MEAN = np.array([0.3, -0.2, 0.5])
+SIGMA = np.array([[1.0, 0.6, -0.2], [0.6, 0.8, 0.1], [-0.2, 0.1, 0.5]])
+LINE = np.array([[0.6, 0.0, 0.8]])  # A A^T = 1
+Y, NOISE = np.array([1.1]), 0.04
+
+
+def _spread(level):
+    """A Cov[x_0 | x_t] A^T of normal data."""
+
+    def one(alpha, sigma):
+        precision = jnp.asarray(np.linalg.inv(SIGMA)) + (alpha / sigma) ** 2 * jnp.eye(3)
+        return (LINE @ jnp.linalg.inv(precision) @ LINE.T)[0, 0]
+
+    return jax.vmap(one)(level.alpha, level.sigma)
+
+
+def _measure(x):
+    return x @ LINE.T
+
+
+def _guided(count, kind="eps", spread=_spread):
+    best = exact.OptimalDenoiser(exact.gaussian(MEAN, SIGMA), kind)
+    return Reconstruction(best, _measure, jnp.broadcast_to(Y, (count, 1)), NOISE, spread, kind=kind)
+
+
+@KINDS
+def test_a_measurement_of_normal_data_is_exact(kind):
+    truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
+    level, _ = _levels(-8.0, -2.0, 0.0, 1.0, 4.0, 9.0)
+    x_t = jax.random.normal(jax.random.key(3), (6, 3))
+    ours = _as_score(_guided(6, kind), x_t, level, kind)
+    assert_close(ours, _score(truth, x_t, level), rtol=1e-9, atol=1e-9)
+    with refuted():  # whose spread is not that of N(0, I)
+        wrong = _as_score(_guided(6, kind, None), x_t, level, kind)
+        assert_close(wrong, _score(truth, x_t, level), rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preserving", [True, False])
+def test_the_spread_left_out_is_that_of_standard_normal_data(preserving):
+    # inpainting two of three numbers, each measurement an example's own; a mask instead of a selection says the same
+    best = exact.OptimalDenoiser(exact.gaussian(np.zeros(3), np.eye(3)))
+    level, _ = _levels(-3.0, 0.0, 3.0)
+    if not preserving:
+        sigma = level.sigma / level.alpha
+        level = Level(jnp.ones(3), sigma, jnp.zeros(3), jnp.log(sigma), level.t)
+    x_t, y = (jax.random.normal(jax.random.key(seed), (3, 3)) for seed in (4, 5))
+    mask = jnp.broadcast_to(jnp.array([1.0, 0.0, 1.0]), (3, 3))
+    selected = _ask(Reconstruction(best, lambda x: x[:, ::2], y[:, ::2], 0.1), x_t, level)
+    masked = _ask(Reconstruction(best, lambda x: mask * x, mask * y, 0.1), x_t, level)
+    assert_close(selected, masked, atol=1e-12)
+    for i in range(3):
+        law = _conditioned([1.0], [np.zeros(3)], [np.eye(3)], np.eye(3)[::2], np.asarray(y[i, ::2]), 0.1)
+        truth = _ask(exact.OptimalDenoiser(law), x_t, level)
+        assert_close(selected[i], truth[i], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_sampling_by_a_measurement_has_the_posterior():
+    truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
+    table, key = tabulate(LinearLogSNR(10.0, -9.0), 150), jax.random.key(6)
+    x_T = jax.random.normal(key, (5_000, 3))
+    for x_0 in (heun(_guided(5_000), key, x_T, table).x_0, ancestral(_guided(5_000), key, x_T, table).x_0):
+        assert_mean(x_0, truth.mean, resolution=0.015)
+        apart = np.asarray(x_0 - truth.mean[None])
+        assert_mean(apart[:, :, None] * apart[:, None, :], truth.covariance(), resolution=0.015)
+    free = ddim(_guided(5_000).denoiser, key, x_T, table).x_0
+    with refuted():
+        assert_mean(free, truth.mean)
+
+
+def _first(x):
+    return x[:, :1]
+
+
+def _constant(value, level):
+    return value
+
+
+@pytest.mark.slow
+def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
+    # against the posterior of the mixture, along states that its own noisy law visits
+    a, y = np.array([[1.0, 0.0]]), np.array([0.6])
+    truth = _conditioned(WEIGHTS, MEANS, COVARIANCES, a, y, 0.05)
+    best, errors = exact.OptimalDenoiser(_mixture()), []
+    for log_snr in (-6.0, -3.0, 0.0, 3.0, 6.0, 9.0):
+        one = level_from_log_snr(jnp.asarray(log_snr))
+        x_t = draws(exact.marginal(truth, one), jax.random.key(7), 2_000)
+        level = jax.tree.map(lambda field: jnp.full(2_000, field), one)
+        spread = jax.jit(jax.vmap(lambda x, lv: best.law.given(x, lv).covariance()[0, 0]))(x_t, level).mean()
+        guided = Reconstruction(best, _first, jnp.full((2_000, 1), y[0]), 0.05, Partial(_constant, spread))
+        ours, plain, ideal = (_ask(net, x_t, level) for net in (guided, best, exact.OptimalDenoiser(truth)))
+        pull = jnp.mean((plain - ideal) ** 2)  # what guidance is to do
+        errors.append(float(jnp.sqrt(jnp.mean((ours - ideal) ** 2) / pull)))
+    print(f"error of the guidance over its size, log-SNR -6..9: {np.round(errors, 4)}")
+    assert errors[-1] < 0.05
+    assert np.all(np.array(errors) < 1.0)  # nowhere worse than none
+    assert max(errors) > 0.1  # and not exact
+
+
+@pytest.mark.slow
+def test_another_scale_is_that_much_more():
+    level, _ = _levels(-2.0, 1.0)
+    x_t = jax.random.normal(jax.random.key(3), (2, 3))
+    whole = _guided(2)
+    free = _ask(whole.denoiser, x_t, level)
+    half = Reconstruction(whole.denoiser, _measure, whole.y, NOISE, _spread, 0.5)
+    assert_close(_ask(half, x_t, level) - free, 0.5 * (_ask(whole, x_t, level) - free), atol=1e-12)
+
+
+def test_a_measurement_of_another_shape_is_refused():
+    level, _ = _levels(-2.0, 1.0)
+    wrong = Reconstruction(_guided(2).denoiser, _measure, jnp.ones(2), NOISE)
+    with pytest.raises(ValueError, match=r"y has shape \(2,\), A x_hat \(2, 1\): give y that of A x_hat"):
+        wrong(jnp.ones((2, 3)), level)

@@ -1,0 +1,205 @@
+"""Sample quality: of samples that are real images, or none; the classifier that sees them; files of weights."""
+
+import dataclasses
+import json
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from vdm_jax.networks.classifier import ClassifierConfig
+from vdm_jax.training import data, loop, quality
+from vdm_jax.training.contract import DataSpec, Samples
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.quality import Extractor
+from vdm_jax.training.run import first_state
+
+DIGITS = data.load("digits")
+TEST = DIGITS.test.take(np.arange(360))
+TRAIN = DIGITS.train.take(np.arange(1437))
+SMALL = quality.ClassifierTraining(
+    steps=60, num_samples=0, picture_every=0, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9, log_every=60,
+    network=ClassifierConfig(channels=8, multipliers=(1,), groups=4, features=16),
+)  # fmt: skip
+PIXELS = Extractor("pixels", lambda images: (images.reshape(len(images), -1).astype(jnp.float32), None))
+LABELS = jnp.asarray(TEST["label"])
+KNOWING = PIXELS._replace(see=lambda images: (PIXELS.see(images)[0], _look_up(images)))
+
+
+class Labelled(NamedTuple):
+    """Samples of a conditional recipe."""
+
+    images: Any
+    labels: Any
+
+
+def _look_up(images):
+    """The label of the test image that is nearest."""
+    real = jnp.asarray(TEST["image"], jnp.float32).reshape(360, -1)
+    seen = images.reshape(len(images), -1).astype(jnp.float32)
+    return LABELS[jnp.argmin(jnp.sum((seen[:, None] - real[None]) ** 2, axis=-1), axis=1)]
+
+
+def drawing(run, sample):
+    """A run with this sampler."""
+    return run._replace(experiment=run.experiment._replace(sample=sample))
+
+
+def measured(run, by=PIXELS, samples=0):
+    return quality.quality(run, first_state(run).ema, by, samples)
+
+
+def noise_images(params, key, n):
+    return Samples(jax.random.randint(key, (n, 8, 8, 1), 0, 17).astype(jnp.uint8))
+
+
+def real_images(params, key, n):
+    """Test images without end, from one after the other: block by block they are all of them."""
+    index = jax.random.randint(key, (n,), 0, 360)
+    return Samples(jnp.asarray(TEST["image"])[index])
+
+
+def test_an_extractor_sees_every_image_once_and_in_order():
+    seen, labels = PIXELS(TEST["image"])  # 360 = 3 x 120
+    assert labels is None
+    np.testing.assert_array_equal(seen, TEST["image"].reshape(360, 64))
+    seen, labels = KNOWING(TEST["image"][:130])
+    np.testing.assert_array_equal(seen, TEST["image"][:130].reshape(130, 64))
+    assert np.mean(labels == TEST["label"][:130]) == 1.0
+
+
+def test_samples_that_are_the_test_images(tiny):
+    run = drawing(tiny(1, eval_batch_size=360), lambda params, key, n: Samples(jnp.asarray(TEST["image"])[:n]))
+    result = measured(run)
+    assert result["samples"] == result["test_images"] == 360
+    assert result["frechet"] == pytest.approx(0.0, abs=1e-9)
+    assert (result["precision"], result["recall"]) == (1.0, 1.0)
+    assert result["kernel"]["mean"] < 3 * result["kernel"]["standard_error"]
+    assert result["training_images"]["samples"] == 360
+    assert result["training_images"]["frechet"] > 1.0
+    assert "agreement" not in result
+
+
+def test_samples_that_are_draws_of_the_test_images_or_noise(tiny):
+    run = tiny(1, eval_batch_size=104)
+    good = measured(drawing(run, real_images), samples=250)
+    noise = measured(drawing(run, noise_images), samples=250)
+    assert good["samples"] == noise["samples"] == good["training_images"]["samples"] == 250
+    assert good["training_images"] == noise["training_images"]
+    assert (good["precision"], noise["precision"], noise["recall"]) == (1.0, 0.0, 0.0)
+    assert good["frechet"] < noise["frechet"] / 10
+    assert abs(good["kernel"]["mean"]) < 4 * good["kernel"]["standard_error"]
+    assert noise["kernel"]["mean"] > 10 * noise["kernel"]["standard_error"]
+
+
+def test_blocks_draw_other_noise_and_the_same_every_time(tiny):
+    run = drawing(tiny(1, eval_batch_size=104), real_images)
+    params = first_state(run).ema
+    images, labels = quality.draw(run, params, 250)
+    assert images.shape == (250, 8, 8, 1)
+    assert labels is None
+    assert (images[:104] != images[104:208]).any(axis=(1, 2, 3)).mean() > 0.9
+    np.testing.assert_array_equal(quality.draw(run, params, 250)[0], images)
+    eight = drawing(tiny(8, eval_batch_size=104), real_images)
+    np.testing.assert_array_equal(quality.draw(eight, first_state(eight).ema, 250)[0], images)
+
+
+def test_the_share_of_labels_the_classifier_agrees_with(tiny):
+    # Of every five images the first has a wrong label.
+    def sample(params, key, n):
+        index = jnp.arange(n)
+        label = jnp.where(index % 5 == 0, LABELS[index] + 1, LABELS[index]) % 10
+        return Labelled(jnp.asarray(TEST["image"])[index], label)
+
+    result = measured(drawing(tiny(1, eval_batch_size=100), sample), KNOWING, 100)
+    assert result["agreement"]["mean"] == pytest.approx(0.8)
+    assert result["agreement"]["standard_error"] == pytest.approx((0.16 / 99) ** 0.5)
+    assert "as labelled" in quality.summary(result)
+    assert "80.0%" in quality.summary(result)
+
+
+def test_summary_holds_the_numbers(tiny):
+    result = measured(drawing(tiny(1, eval_batch_size=120), real_images))
+    text = quality.summary(result)
+    assert text.startswith("  quality by pixels\n  against 360 test images  360 samples")
+    for part in (f"{result['frechet']:.4f}", f"{result['training_images']['recall']:.3f}", "±"):
+        assert part in text
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_too_few_are_refused(tiny):
+    for options, samples in (({}, 19), ({"eval_examples": 19}, 100)):
+        with pytest.raises(UserError, match="measured on 20 samples and test images or more: take a larger --quality"):
+            measured(drawing(tiny(1, **options), real_images), samples=samples)
+
+
+def test_a_classifier_is_trained_once_and_then_read(tmp_path, monkeypatch):
+    folder = tmp_path / ".features" / "digits"
+    first = quality.train_classifier(DIGITS, folder, SMALL)
+    accuracy = json.loads((folder / "report.json").read_text())["test"]["accuracy"]
+    features, labels = first(TEST["image"])
+    assert features.shape == (360, 16)
+    assert np.mean(labels == TEST["label"]) == pytest.approx(accuracy["mean"])
+    assert accuracy["mean"] > 0.5
+    assert f"16 features of a classifier trained on digits ({accuracy['mean']:.1%} of test right)" == first.name
+    trained = []
+    train = loop.train
+    monkeypatch.setattr(loop, "train", lambda run: trained.append(run.config.steps) or train(run))
+    again = quality.train_classifier(DIGITS, folder, SMALL)
+    assert not trained
+    np.testing.assert_array_equal(again(TEST["image"])[0], features)
+    quality.train_classifier(DIGITS, folder, dataclasses.replace(SMALL, steps=5))  # other options: another classifier
+    assert trained == [5]
+
+
+def test_what_features_a_run_is_judged_by(tiny, monkeypatch):
+    run = tiny(1)
+    points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
+    x = np.random.RandomState(0).standard_normal((30, 2)).astype(np.float32)
+    np.testing.assert_array_equal(quality.extractor(points)(x)[0], x)
+    unlabelled = run._replace(data=run.data._replace(spec=run.data.spec._replace(num_classes=0)))
+    with pytest.raises(
+        UserError, match="no labels to train a classifier on: give Inception's weights with --inception"
+    ):
+        quality.extractor(unlabelled)
+    monkeypatch.setattr(quality, "train_classifier", lambda data, folder: Extractor(f"{data.spec.name} {folder}", None))
+    assert quality.extractor(run).name == f"digits {run.folder.parent / '.features' / 'digits'}"
+
+
+def test_inception_files_that_cannot_be_used(tiny, tmp_path, monkeypatch):
+    run = tiny(1)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UserError, match=r"needs safetensors: \.venv/bin/pip install safetensors"):
+        quality.extractor(run, "weights.safetensors")
+    points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
+    with pytest.raises(UserError, match="moons are none: leave --inception away"):
+        quality.extractor(points, "weights.safetensors")
+
+
+def test_inception_from_a_file(tiny, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    run, path = tiny(1), tmp_path / "odd.safetensors"
+    with pytest.raises(UserError, match="cannot be used"):
+        quality.extractor(run, str(path))
+    numpy.save_file({"odd": np.zeros(3)}, path)
+    with pytest.raises(UserError, match="missing: Conv2d_1a_3x3"):
+        quality.extractor(run, str(path))
+
+
+@pytest.mark.slow
+def test_the_classifier_of_the_digits_is_right_and_its_features_order_images_by_quality(tmp_path):
+    by = quality.train_classifier(DIGITS, tmp_path / "digits")
+    test, labels = by(TEST["image"])
+    assert np.mean(labels == TEST["label"]) >= 0.97
+    blurred = np.round(ndimage.gaussian_filter(TEST["image"].astype(float), (0, 0.8, 0.8, 0))).astype(np.uint8)
+    noise = np.random.RandomState(0).randint(0, 17, (360, 8, 8, 1)).astype(np.uint8)
+    found = [quality.distances(test, by(images)[0]) for images in (TRAIN["image"][:360], blurred, noise)]
+    frechet = [numbers["frechet"] for numbers in found]
+    kernel = [numbers["kernel"]["mean"] for numbers in found]
+    assert frechet[0] < frechet[1] / 3 < frechet[2] / 6
+    assert kernel[0] < kernel[1] < kernel[2]
+    assert found[0]["precision"] > 0.8 > found[2]["precision"]

@@ -1,0 +1,23 @@
+"""How the two libraries lay a layer's array out."""
+
+import numpy as np
+
+
+def to_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """PyTorch's layout: output channels first, images last; a shortcut is a 1 x 1 convolution."""
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif array.ndim == 2 and not name.startswith("class_embedding"):
+        array = array.T
+    return array[:, :, None, None] if name.endswith("conv_shortcut.weight") else array
+
+
+def from_torch(name: str, array: np.ndarray) -> np.ndarray:
+    """Ours, the inverse of `to_torch`."""
+    if name.endswith("conv_shortcut.weight"):
+        array = array[:, :, 0, 0]
+    if array.ndim == 4:
+        array = array.transpose(2, 3, 1, 0)
+    elif array.ndim == 2 and not name.startswith("class_embedding"):
+        array = array.T
+    return np.ascontiguousarray(array)

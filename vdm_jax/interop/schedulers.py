@@ -1,0 +1,134 @@
+"""The noise: diffusers' scheduler_config.json of a `DDPMScheduler` <-> a table, what is predicted, and the variance."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vdm_jax.interop.faults import refuse, settings, unsupported
+from vdm_jax.schedules import Cosine
+from vdm_jax.tables import Table, from_betas, linear_betas, tabulate, to_betas
+
+KINDS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+VARIANCES = {"fixed_small": "lower", "fixed_large": "upper"}
+BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+DEFAULTS = {  # diffusers', for fields that a scheduler_config.json does not name
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "clip_sample_range": 1.0,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+SUPPORTED = {
+    "beta_schedule": BETAS,
+    "prediction_type": tuple(KINDS),
+    "variance_type": tuple(VARIANCES),
+    "thresholding": (False,),
+    "rescale_betas_zero_snr": (False,),
+}
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A discrete schedule, what the network predicts along it, and the variance of a sampling step.
+
+    Their timestep t = 0..T-1 is our level t + 1, and what the network is told.
+
+    Fields:
+        num_steps: T.
+        beta_schedule, beta_start, beta_end: diffusers' name of the betas and their ends, which the cosine has not.
+        betas: beta_1 .. beta_T themselves, in the place of a named schedule.
+        kind, variance: as `samplers.ancestral` takes them.
+        clip: bound on the predicted x_0 while sampling, or None.
+    """
+
+    num_steps: int = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    betas: tuple[float, ...] | None = None
+    kind: Literal["eps", "x_0", "v"] = "eps"
+    variance: Literal["lower", "upper"] = "lower"
+    clip: float | None = 1.0
+
+    def table(self) -> Table:
+        """Levels 0..T in float64; diffusers' own, a float32 product, has lost 2e-4 of 1 - abar by T = 1,000.
+
+        Raises:
+            ValueError: betas that are no table's, as `tables.from_betas`.
+
+        Source: Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672 (squaredcos_cap_v2).
+        """
+        if self.betas is not None:
+            return from_betas(self.betas)
+        match self.beta_schedule:
+            case "linear":
+                return linear_betas(self.num_steps, self.beta_start, self.beta_end)
+            case "scaled_linear":
+                return from_betas(np.square(np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps)))
+            case "squaredcos_cap_v2":
+                return tabulate(Cosine(), self.num_steps)
+
+    @classmethod
+    def of(cls, table: Table, kind: Any = "eps", variance: Any = "lower") -> "Scheduler":
+        """Any variance-preserving table, by its betas."""
+        betas = tuple(np.asarray(to_betas(table).beta, np.float64).tolist())
+        return cls(table.num_steps, betas=betas, kind=kind, variance=variance)
+
+
+def from_scheduler_config(config: Mapping[str, Any]) -> Scheduler:
+    """The schedule of a scheduler_config.json.
+
+    Args:
+        config: what is in it; fields that are not there have diffusers' defaults. How to take fewer steps
+            (timestep_spacing, steps_offset) is a sampler's affair, and passed over.
+
+    Raises:
+        ValueError: a scheduler that we have not; names every field at fault, and what is supported.
+    """
+    if config.get("_class_name", "DDPMScheduler") != "DDPMScheduler":
+        raise ValueError(f"_class_name is {config['_class_name']!r}: supported is 'DDPMScheduler'")
+    given = settings("scheduler_config.json", config, DEFAULTS)
+    betas, steps = given["trained_betas"], given["num_train_timesteps"]
+    faults = unsupported(given, SUPPORTED)
+    if betas is not None and len(betas) != steps:
+        faults.append(f"trained_betas has {len(betas)} entries: supported is num_train_timesteps, {steps}")
+    refuse("scheduler_config.json", faults, "It cannot be read as a schedule of vdm_jax.tables.")
+    return Scheduler(
+        num_steps=steps,
+        beta_schedule=given["beta_schedule"],
+        beta_start=given["beta_start"],
+        beta_end=given["beta_end"],
+        betas=None if betas is None else tuple(betas),
+        kind=KINDS[given["prediction_type"]],
+        variance=VARIANCES[given["variance_type"]],
+        clip=given["clip_sample_range"] if given["clip_sample"] else None,
+    )
+
+
+def to_scheduler_config(scheduler: Scheduler) -> dict[str, Any]:
+    """The scheduler_config.json of a schedule."""
+    return {
+        "_class_name": "DDPMScheduler",
+        **DEFAULTS,
+        "num_train_timesteps": scheduler.num_steps,
+        "beta_start": scheduler.beta_start,
+        "beta_end": scheduler.beta_end,
+        "beta_schedule": scheduler.beta_schedule,
+        "trained_betas": None if scheduler.betas is None else list(scheduler.betas),
+        "prediction_type": {ours: theirs for theirs, ours in KINDS.items()}[scheduler.kind],
+        "variance_type": {ours: theirs for theirs, ours in VARIANCES.items()}[scheduler.variance],
+        "clip_sample": scheduler.clip is not None,
+        "clip_sample_range": 1.0 if scheduler.clip is None else scheduler.clip,
+    }
