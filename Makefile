@@ -2,6 +2,7 @@
 EXP   ?= ddpm_digits
 ARGS  ?=
 ACCEL ?= cpu
+WEIGHTS ?=
 # experiments of `make ladder`, with numbers of steps that take the same time
 LADDER ?= ae_digits:5000 dae_digits:5000 vae_digits:4800 hvae_digits:2300 ddpm_digits:2700 vdm_digits:1900
 
@@ -13,7 +14,7 @@ tools := .venv/.ready-$(ACCEL)-test
 mutators := .venv/.ready-$(ACCEL)-mutants
 
 .DEFAULT_GOAL := help
-.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures bench ladder
+.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures bench ladder import
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -30,6 +31,9 @@ eval: $(base) ## evaluate the newest checkpoint on the test set
 
 ladder: $(base) ## every kind of model on the digits, from autoencoder to diffusion: one table, one picture
 	@$(python) -m vdm_jax.training.ladder $(LADDER) $(ARGS)
+
+import: $(base) ## weights of a diffusers folder as a run: WEIGHTS=..., or one of a run: ARGS="--export FOLDER"
+	@$(python) -m vdm_jax.interop $(WEIGHTS) --experiment $(EXP) $(ARGS)
 
 test: $(tools) ## the tests, but for the slow ones
 	@$(python) -m pytest -q -n auto -m "not slow" $(ARGS)

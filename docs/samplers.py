@@ -10,13 +10,13 @@ import numpy as np
 from docs.figures import plt, save
 from vdm_jax import exact
 from vdm_jax.flow import flow_sample
-from vdm_jax.samplers import adaptive, ancestral, ddim, dpmpp, heun, predictor_corrector
+from vdm_jax.samplers import ancestral, ddim, dpmpp, heun, predictor_corrector
 from vdm_jax.schedules import LinearLogSNR
 from vdm_jax.tables import tabulate
 
 SCHEDULE = LinearLogSNR(10.0, -8.0)  # tables of it are even in log-SNR, and level 1 is nearly clean
 CALLS = (5, 10, 20, 40, 80, 160, 320)
-PLACES = (np.arange(20_000) + 0.5) / 20_000  # of the quantiles
+PLACES = (np.arange(40_000) + 0.5) / 40_000  # of the quantiles
 
 
 class Sampler(NamedTuple):
@@ -51,22 +51,19 @@ def quantiles(law) -> np.ndarray:
     return np.interp(PLACES, below / below[-1], grid)
 
 
-def latents(count: int, dims: int) -> jax.Array:
-    """As many draws of N(0, I); in one dimension its quantiles, shuffled, so that no luck of the draw is seen."""
-    z = jax.random.normal(jax.random.key(0), (count, dims))
-    if dims > 1:
-        return z
-    at = jax.scipy.special.ndtri((jnp.arange(count) + 0.5) / count)
-    return jax.random.permutation(jax.random.key(1), at)[:, None]
+def latents(law) -> jax.Array:
+    """The noisiest law's own quantiles, shuffled: neither luck nor a wrong prior is seen."""
+    x_T = quantiles(exact.marginal(law, SCHEDULE(jnp.ones(()))))
+    return jax.random.permutation(jax.random.key(1), jnp.asarray(x_T))[:, None]
 
 
 def distances(law) -> dict[str, list[float]]:
-    """2-Wasserstein distance of every sampler's draws to the data, by its number of calls."""
-    truth, x_T, best = quantiles(law), latents(PLACES.size, 1), exact.OptimalDenoiser(law)
+    """1-Wasserstein distance of every sampler's draws to the data, by its number of calls."""
+    truth, x_T, best = quantiles(law), latents(law), exact.OptimalDenoiser(law)
 
     def distance(draw, steps):
         x_0 = draw(best, jax.random.key(2), x_T, tabulate(SCHEDULE, steps)).x_0
-        return float(np.sqrt(np.mean((np.sort(np.asarray(x_0)[:, 0]) - truth) ** 2)))
+        return float(np.mean(np.abs(np.sort(np.asarray(x_0)[:, 0]) - truth)))
 
     return {s.name: [distance(s.draw, s.steps[n]) if n in s.steps else np.nan for n in CALLS] for s in SAMPLERS}
 
@@ -74,12 +71,12 @@ def distances(law) -> dict[str, list[float]]:
 def luck(law) -> float:
     """The same distance of as many true draws."""
     draws = jax.jit(jax.vmap(law.sample))(jax.random.split(jax.random.key(3), PLACES.size))
-    return float(np.sqrt(np.mean((np.sort(np.asarray(draws)[:, 0]) - quantiles(law)) ** 2)))
+    return float(np.mean(np.abs(np.sort(np.asarray(draws)[:, 0]) - quantiles(law))))
 
 
 def flow_errors(law) -> dict[str, list[float]]:
     """Root mean square distance to the exact flow at level 1, of the samplers that follow it."""
-    x_T, best = latents(256, 2), exact.OptimalDenoiser(law)
+    x_T, best = jax.random.normal(jax.random.key(0), (256, 2)), exact.OptimalDenoiser(law)
     truth = flow_sample(best, x_T, SCHEDULE, tolerance=1e-11)
 
     def error(draw, steps):
@@ -109,12 +106,11 @@ def draw(near: dict, apart: dict, own: float) -> None:
         if sampler.flows:
             right.loglog(CALLS, apart[sampler.name], **style)
     left.axhline(own, color="gray", lw=0.8, label="as many draws of the data")
-    for power, start in ((1, 1.5), (2, 6.0)):
-        right.loglog(CALLS, start * np.array(CALLS, float) ** -power, color="gray", lw=0.8, ls=":")
-        right.annotate(
-            f"calls$^{{-{power}}}$", (CALLS[-1], start * CALLS[-1] ** -power), fontsize=8, va="bottom", ha="right"
-        )
-    left.set(xlabel="network calls", ylabel="2-Wasserstein distance to the data")
+    for power, start in ((1, 4.0), (2, 80.0)):
+        right.loglog(CALLS[3:], start * np.array(CALLS[3:], float) ** -power, color="gray", lw=0.8, ls=":")
+        end = CALLS[-1], start * CALLS[-1] ** -power
+        right.annotate(f"calls$^{{-{power}}}$", end, fontsize=8, va="bottom", ha="right")
+    left.set(xlabel="network calls", ylabel="1-Wasserstein distance to the data")
     right.set(xlabel="network calls", ylabel="distance to the exact flow")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     save(figure, "samplers")
@@ -133,16 +129,14 @@ def table(near: dict, apart: dict) -> str:
 
 
 def main() -> None:
-    """Both worlds in float64."""
+    """Draws on a line in float32, the flow of a plane in float64."""
+    line = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    near, own = distances(line), luck(line)
     with jax.enable_x64(True):
-        line = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
-        plane = exact.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
-        near, apart, own = distances(line), flow_errors(plane), luck(line)
-        x_0 = adaptive(exact.OptimalDenoiser(line), None, latents(PLACES.size, 1), SCHEDULE, tolerance=1e-6).x_0
-        limit = float(np.sqrt(np.mean((np.sort(np.asarray(x_0)[:, 0]) - quantiles(line)) ** 2)))
+        apart = flow_errors(exact.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02]))
     draw(near, apart, own)
     print(table(near, apart))
-    print(f"as many draws of the data: {own:.4f}; the exact flow from the same latents: {limit:.4f}")
+    print(f"as many draws of the data: {own:.4f}")
 
 
 if __name__ == "__main__":

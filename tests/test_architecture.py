@@ -16,7 +16,7 @@ LAYERS = [
     "types", "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
     "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae",
     "elbo", "paths", "losses", "vdm", "weightings", "reverse", "flow", "samplers",
-    "guidance", "dequantization", "exact", "information", "linear",
+    "guidance", "dequantization", "exact", "information", "linear", "metrics",
 ]  # fmt: skip
 MAY_IMPORT = {"jax", "numpy", "jaxtyping", "diffrax", "vdm_jax"} | set(sys.stdlib_module_names)
 CATALOGUE = {f"{chapter}-{i}" for chapter, last in CHAPTERS.items() for i in range(1, last + 1)}
@@ -62,7 +62,7 @@ def files(layer: str) -> list[Path]:
 
 def test_every_equation_file_has_its_layer():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert {path.stem for path in PACKAGE.glob("*.py")} | folders == {"__init__", "networks", "training", *LAYERS}
+    assert {path.stem for path in PACKAGE.glob("*.py")} | folders == {"__init__", "networks", "training", "interop", *LAYERS}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -76,7 +76,16 @@ def test_equations_import_only_jax_numpy_and_earlier_layers(name):
 @pytest.mark.parametrize("room", ["networks", "training"])
 def test_networks_and_training_import_no_equation(room):
     for path in (PACKAGE / room).glob("*.py"):
-        assert rooms(path) <= {room}, path.name
+        # the quality of samples is measured with both, and knows nothing of diffusion either
+        also = {"metrics", "networks"} if path.name == "quality.py" else set()
+        assert rooms(path) <= {room, *also}, path.name
+
+
+def test_interop_joins_networks_and_tables():
+    for path in (PACKAGE / "interop").glob("*.py"):
+        allowed = {"interop", "networks", "schedules", "tables"} | ({"training"} if path.stem == "__main__" else set())
+        assert rooms(path) <= allowed, path.name
+        assert len(path.read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -62,6 +62,7 @@ def test_a_constant_x_0_is_integrated_exactly_however_long_the_steps(stochastic)
         assert_close(x_t, table(t).alpha * 0.6 + table(t).sigma * z)  # alpha x_0 + sigma eps, with one eps
 
 
+@pytest.mark.slow
 def test_the_sde_s_variance_converges_to_second_order(monkeypatch):
     # normal data: x_0 is linear in x_T and in every step's noise, and its variance the sum of its answers' squares
     var, steps, errors = 0.3, [16, 32, 64, 128], []

@@ -49,7 +49,7 @@ def test_the_level_after_churn_is_the_one_that_x_t_has():
         assert_close(level.t, min(t + np.log(1.2) / (0.5 * 14.0 / 29), 30), rtol=1e-6)  # even in log n
         assert_mean(np.square(x / level.sigma), 1.0, resolution=0.006)
     with refuted():
-        assert_mean(np.square(calls[3][0] / table(27).sigma), 1.0)
+        assert_mean(np.square(calls[25][0] / float(table(5).sigma)), 1.0)
 
 
 @pytest.mark.parametrize("low", [0.001, 0.05])

@@ -236,7 +236,7 @@ def x64():
         yield
 
 
-@ALL
+@_each("heun", "heun, churn", "dpmpp", "predictor-corrector")
 def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
     told = []
 
@@ -383,6 +383,7 @@ def test_normal_data_have_the_closed_form_variance(name, monkeypatch):
         assert_close(weights @ np.square(truth), var, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_predictor_corrector_has_the_closed_form_variance():
     gammas, var = np.array([-5.0, -2.0, -1.2, 0.4, 3.0]), 0.6
@@ -428,7 +429,7 @@ def test_order_of_convergence(name):
     assert abs(slope - ORDERS[name]) < 0.15
 
 
-@_each("heun, churn")
+@_each()
 def test_the_law_of_the_data_is_kept(name):
     law = exact.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
     table = tabulate(LinearLogSNR(10.0, -9.0), 256)
@@ -455,11 +456,12 @@ def test_a_few_steps_of_a_long_table(steps):
     law, x_T = exact.gaussian([0.0], [[var]]), jnp.array([[1.3], [-0.4]])
     truth = np.sqrt(var / (var * table(1000).alpha ** 2 + table(1000).sigma ** 2)) * np.asarray(x_T)
     index = steps(1000, 20) if steps is even_steps else steps(table, 20)
-    for name, error in {"ddim": 0.12, "heun": 0.02, "dpmpp": 0.02}.items():
+    second = 0.15 if steps is even_steps else 0.05
+    for name, bound in {"ddim": 0.25, "heun": second, "dpmpp": second}.items():
         ours = _run(name, exact.OptimalDenoiser(law), x_T, table.strided(index)).x_0
         loss = np.max(np.abs(ours / truth - 1))
         print(f"{steps.__name__}, {name}: {loss:.1e}")
-        assert loss < (error if steps is not even_steps else 0.3)
+        assert loss < bound
 
 
 @pytest.mark.slow

@@ -119,9 +119,14 @@ Worlds where everything is known (POST-7, PAR-3)
     E f(x) with its error .................................. information.quadrature, information.monte_carlo
     h(x), I(x_0; x_t), E ||x_0 - E[x_0 | x_t]||^2 .......... information.entropy, mutual_information, mmse
     the bound of the best model, T steps and T -> infinity . information.optimal_bound, optimal_bound_limit
+How good samples are, by features of them and of real examples
+    mean and covariance of a stream, in float64 ............ metrics.moments, Moments
+    ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2) ...... metrics.frechet, frechet_extrapolated
+    E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased ........ metrics.kernel_distance
+    k-nearest-neighbour precision and recall ............... metrics.precision_recall
 
 Kernels take ONE example of any shape and scalar levels (`jax.vmap` makes batches) and return a `gaussian.Normal`;
 bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -> prediction` (`types.Denoiser`).
 Randomness comes in as a key. `vdm_jax.networks` has Flax networks to put in the denoiser's place, `vdm_jax.training`
-trains them.
+trains them, and `vdm_jax.interop` reads and writes the weights of diffusers' U-Nets.
 """

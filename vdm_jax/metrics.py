@@ -235,7 +235,7 @@ def precision_recall(real: Features, drawn: Features, neighbours: int = 3, chunk
 
     A drawn example counts towards precision if it lies in the ball of any real one, edge included; a real example
     towards recall if it lies in the ball of any drawn one. Fewer examples make wider balls: compare numbers of one N
-    and one k.
+    and one k. Examples far from everything have balls that hold everything: recall says little where precision is low.
 
     Args:
         real, drawn: features, shapes (N, F) and (M, F).

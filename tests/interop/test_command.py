@@ -74,6 +74,9 @@ def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, importe
     assert int(saved.state.step) == 0
     assert saved.notes["source"] == str(tmp_path / "theirs")
     assert_same_bits(jax.device_get((saved.state.params, saved.state.ema)), (pretrained.params, pretrained.params))
+    code, told = call(__main__.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    assert code == 1
+    assert "There is a run in" in told
     code, told = call(__main__.main, "--export", tmp_path / "ours", "--experiment", "ddpm_digits")
     assert code == 0, told
     files = [path.relative_to(tmp_path / "theirs") for path in (tmp_path / "theirs").rglob("*.*")]
@@ -105,7 +108,8 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
     assert (imported / "samples.png").stat().st_size > 100
 
 
-def test_a_run_is_not_overwritten(call, imported, tmp_path):
+@pytest.mark.slow
+def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
     arguments = (__main__.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     before = (imported / "config.json").stat().st_mtime_ns
     code, told = call(*arguments)

@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from vdm_jax.networks.classifier import ClassifierConfig
 from vdm_jax.training import data, loop, quality
-from vdm_jax.training.contract import DataSpec, Samples
+from vdm_jax.training.checkpoint import Saved
+from vdm_jax.training.contract import Cost, DataSpec, Samples
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.quality import Extractor
 from vdm_jax.training.run import first_state
@@ -137,6 +138,50 @@ def test_too_few_are_refused(tiny):
             measured(drawing(tiny(1, **options), real_images), samples=samples)
 
 
+def filled(run, monkeypatch, capsys, samples=None, **notes):
+    monkeypatch.setattr(quality, "extractor", lambda run, file: PIXELS._replace(name=f"pixels {file}"))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    saved = Saved(first_state(run), {"seconds": 1.0, "training_images_per_second": 100.0, **notes}, [])
+    result = {"steps": 1}
+    quality.fill(run, saved, result, samples, "file")
+    return result, capsys.readouterr().out
+
+
+def test_the_report_gets_the_quality(tiny, monkeypatch, capsys):
+    run = drawing(tiny(1, eval_examples=40), real_images)
+    result, printed = filled(run, monkeypatch, capsys)
+    assert json.loads((run.folder / "report.json").read_text()) == result
+    assert result["steps"] == 1
+    assert result["quality"]["samples"] == result["quality"]["test_images"] == 40
+    assert result["quality"]["features"] == "pixels file"
+    assert quality.summary(result["quality"]) in printed
+    assert filled(run, monkeypatch, capsys, 30)[0]["quality"]["samples"] == 30
+    assert filled(run, monkeypatch, capsys, 0) == ({"steps": 1}, "")
+
+
+def test_quality_is_put_off_where_it_would_take_longer_than_the_training(tiny, monkeypatch, capsys):
+    # 100 images a second in training are 300 passes: 30,000 passes for each of 40 images take 4,000 seconds
+    run = drawing(tiny(1, eval_examples=40), real_images)
+    slow = run._replace(experiment=run.experiment._replace(cost=Cost(sample=30_000)))
+    result, printed = filled(slow, monkeypatch, capsys)
+    assert "quality" not in result
+    assert "not measured: drawing 40 would take about 1:06:40; fewer: --quality 20" in printed
+    assert "quality" in filled(slow, monkeypatch, capsys, seconds=4000.0)[0]
+    assert "quality" in filled(slow, monkeypatch, capsys, 40)[0]
+    assert "quality" in filled(slow, monkeypatch, capsys, training_images_per_second=None)[0]
+
+
+def test_quality_is_put_off_where_it_cannot_be_measured(tiny):
+    saved = Saved(first_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
+    assert quality.put_off(tiny(1, eval_examples=19), saved) == "19 test images are too few, it takes 20"
+    run = tiny(1)
+    assert quality.put_off(run, saved) is None
+    unlabelled = run._replace(data=run.data._replace(spec=run.data.spec._replace(num_classes=0)))
+    assert "digits has no labels" in str(quality.put_off(unlabelled, saved))
+    assert quality.put_off(unlabelled, saved, "file") is None
+
+
+@pytest.mark.slow
 def test_a_classifier_is_trained_once_and_then_read(tmp_path, monkeypatch):
     folder = tmp_path / ".features" / "digits"
     first = quality.train_classifier(DIGITS, folder, SMALL)

@@ -10,8 +10,8 @@ from vdm_jax.interop.faults import refuse, settings, unsupported
 from vdm_jax.schedules import Cosine
 from vdm_jax.tables import Table, from_betas, linear_betas, tabulate, to_betas
 
-KINDS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
-VARIANCES = {"fixed_small": "lower", "fixed_large": "upper"}
+KINDS: dict[str, Literal["eps", "x_0", "v"]] = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+VARIANCES: dict[str, Literal["lower", "upper"]] = {"fixed_small": "lower", "fixed_large": "upper"}
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 DEFAULTS = {  # diffusers', for fields that a scheduler_config.json does not name
     "num_train_timesteps": 1000,

@@ -111,7 +111,8 @@ def summary(result: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Evaluate the averaged parameters of a run's newest checkpoint on the test set: its numbers, and the ledger.
+    """Evaluate the averaged parameters of a run's newest checkpoint on the test set: its numbers, the ledger, and how
+    near samples are to test images.
 
     Writes report.json after every row, and ledger.png. Options of the ledger's rows are the run's own.
     """
@@ -123,22 +124,32 @@ class Options:
     rows: tuple[str, ...] | None = None
     """Rows of the ledger to evaluate, by the beginnings of their names ("bound" is every bound); all by default, none
     with "none"."""
+    quality: int | None = None
+    """Samples drawn to measure their quality; 0 draws none. By default as many as test images are evaluated, where that
+    takes no longer than the training did, and none where --rows are named."""
+    inception: str = ""
+    """A safetensors file of Inception-v3's weights, to measure quality by its features; by default a classifier's, which
+    is trained on the data set at hand, once."""
     workdir: str = "runs"
     """Folder of all runs."""
 
 
 def main() -> None:
     """The command."""
-    from vdm_jax.training import command, ledger
+    from vdm_jax.training import command, ledger, quality
 
     name, options = command.parse("evaluate", Options())
-    given = {key: value for key, value in dataclasses.asdict(options).items() if key != "rows" and value is not None}
+    own = {name: getattr(options, name) for name in ("eval_batch_size", "eval_examples", "workdir")}
+    given = {key: value for key, value in own.items() if value is not None}
     run = open_run(name, dataclasses.replace(stored_config(name, options.workdir), **given))
     chosen = ledger.choose(run.experiment, options.rows)
     saved = command.newest(run)
     result = report(run, saved)
     print(summary(result))
-    for path in [*ledger.fill(run, saved, chosen, result), run.folder / "report.json"]:
+    paths = ledger.fill(run, saved, chosen, result)
+    samples = 0 if options.quality is None and options.rows is not None else options.quality
+    quality.fill(run, saved, result, samples, options.inception)
+    for path in [*paths, run.folder / "report.json"]:
         print(f"  {path}")
 
 

@@ -48,9 +48,10 @@ def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path
 
 
 def _state(run: Run, params: Params) -> TrainState:
-    params = jax.tree.map(jnp.asarray, params)
-    state = TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.optimizer(run.config).init(params))
-    return jax.device_put(state, replicated(run.mesh))
+    def first(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.optimizer(run.config).init(params))
+
+    return jax.jit(first, out_shardings=replicated(run.mesh))(params)
 
 
 def _notes(run: Run, source: str) -> dict:

@@ -20,12 +20,15 @@ from vdm_jax.networks import inception
 from vdm_jax.networks.classifier import Classifier, ClassifierConfig
 from vdm_jax.training import command, loop
 from vdm_jax.training import run as runs
+from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.config import TrainConfig, to_json
 from vdm_jax.training.contract import DataSpec, Experiment, Params
 from vdm_jax.training.data import Dataset
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import mean_and_error, number_of_examples, report
+from vdm_jax.training.journal import clock, write_json
 from vdm_jax.training.keys import stream
+from vdm_jax.training.patience import ALWAYS, PASSES
 from vdm_jax.training.run import Run, on_one_device
 from vdm_jax.training.step import local_mesh
 
@@ -58,7 +61,7 @@ class ClassifierTraining(TrainConfig):
 
         def evaluate(params, key, batch):
             del key
-            said = network.apply({"params": params}, _to_unit(batch["image"], data.levels))
+            said: Any = network.apply({"params": params}, _to_unit(batch["image"], data.levels))
             right = (jnp.argmax(said.logits, axis=-1) == batch["label"]).astype(jnp.float32)
             return {"accuracy": right, "cross_entropy": _cross_entropy(said, batch["label"])}
 
@@ -205,6 +208,39 @@ def inception_extractor(path: Path, data: DataSpec) -> Extractor:
     return Extractor(f"2,048 features of Inception-v3 ({path.name})", see)
 
 
+def fill(run: Run, saved: Saved, result: dict[str, Any], samples: int | None = None, inception_file: str = "") -> None:
+    """Measure the quality of a run's samples, print it and add it to report.json.
+
+    Args:
+        run, saved: the model.
+        result: the report so far; gets the entry "quality".
+        samples: how many; 0 measures nothing; None is as many as test images are evaluated, and 10,000 at most, and
+            nothing where that would take longer than the training did, or cannot be.
+        inception_file: of Inception's weights; a classifier's features without.
+    """
+    if samples == 0:
+        return
+    if samples is None and (reason := put_off(run, saved, inception_file)):
+        print(f"  the quality of samples is not measured: {reason}", flush=True)
+        return
+    result["quality"] = quality(run, saved.state.ema, extractor(run, inception_file), samples or 0)
+    write_json(run.folder / "report.json", result)
+    print(summary(result["quality"]), flush=True)
+
+
+def put_off(run: Run, saved: Saved, inception_file: str = "") -> str | None:
+    """Why the quality of samples is not measured unless it is asked for; None if it is."""
+    number, rate = min(number_of_examples(run), MOST), saved.notes["training_images_per_second"]
+    if number < FEWEST:
+        return f"{number} test {run.data.spec.noun} are too few, it takes {FEWEST}"
+    if run.data.spec.levels and run.data.spec.num_classes < 2 and not inception_file:
+        return f"{run.data.spec.name} has no labels to train a classifier on; Inception's weights would do: --inception"
+    seconds = number * run.experiment.cost.sample / (PASSES * rate) if rate else 0.0
+    if seconds > max(ALWAYS, saved.notes["seconds"]):
+        return f"drawing {number:,} would take about {clock(seconds)}; fewer: --quality {max(FEWEST, number // 50)}"
+    return None
+
+
 def quality(run: Run, params: Params, by: Extractor, samples: int = 0) -> dict[str, Any]:
     """Draw samples and say how near they are to the test set, and how near as many training images are.
 
@@ -216,8 +252,9 @@ def quality(run: Run, params: Params, by: Extractor, samples: int = 0) -> dict[s
 
     Returns:
         "features", what they are; "test_images", how many; "samples", how many, and "frechet", "kernel", "precision"
-        and "recall" of them against the test images; "training_images", the same of training images: what a perfect
-        model would have; "agreement" where samples have a label: the share to which the classifier gives the same.
+        and "recall" of them against the test images; "training_images", the same of training images: about what a
+        perfect model would have (a classifier's features are a little kinder, or harsher, to what it learned from);
+        "agreement" where samples have a label: the share to which the classifier gives the same.
 
     Raises:
         UserError: fewer than 20 samples or test images.
