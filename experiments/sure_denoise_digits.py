@@ -3,10 +3,11 @@
     make train EXP=sure_denoise_digits
     make train EXP=clean_denoise_digits                           # the same network, told the clean digits
 
-Each training digit is seen in one noise, always the same. `denoised.png` has clean, noisy and denoised test digits;
-`samples.png` is drawn by Langevin dynamics, since a denoiser is a score.
+Each training digit is seen in one noise, always the same. The network is small and stops early: a large one learns those
+noises by heart, and its estimate of the risk goes below zero while the risk goes up. `denoised.png` has clean, noisy and
+denoised test digits; `samples.png` is drawn by Langevin dynamics, since a denoiser is a score.
 
-Cost: minutes on 2 idle CPU cores.
+Cost: a minute on 2 idle CPU cores. Expected: 18.0 dB on the test digits; told the clean ones, 18.6 (docs/results.md).
 """
 
 from experiments._denoiser import DenoiserConfig
@@ -15,17 +16,16 @@ from vdm_jax.networks.unet import UNetConfig
 CONFIG = DenoiserConfig(
     data="digits",
     network=UNetConfig(
-        channels=32,
-        multipliers=(1, 2),
+        channels=16,
+        multipliers=(1,),
         blocks=1,
         groups=8,
         attention_resolutions=(),
         middle_attention=False,
         dropout=0.1,
         embedding="log_snr",
-        position_bias=True,
     ),
-    steps=2_000,
+    steps=600,
     batch_size=64,
     learning_rate=1e-3,
     warmup_steps=100,

@@ -62,7 +62,13 @@ def files(layer: str) -> list[Path]:
 
 def test_every_equation_file_has_its_layer():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert {path.stem for path in PACKAGE.glob("*.py")} | folders == {"__init__", "networks", "training", "interop", *LAYERS}
+    assert {path.stem for path in PACKAGE.glob("*.py")} | folders == {
+        "__init__",
+        "networks",
+        "training",
+        "interop",
+        *LAYERS,
+    }
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -30,7 +30,8 @@ def _world():
     return exact.OptimalDenoiser(law), jax.random.normal(jax.random.key(5), (32, 2))
 
 
-@pytest.mark.parametrize("preserving", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("preserving", [True, False])
 def test_its_ends_are_the_ancestral_chain_and_euler_s_rule(preserving):
     best, z = _world()
     table = linear_betas(12, 1e-3, 0.6) if preserving else tabulate(VarianceExploding(0.01, 20.0), 12)

@@ -52,7 +52,7 @@ def test_the_level_after_churn_is_the_one_that_x_t_has():
         assert_mean(np.square(calls[25][0] / float(table(5).sigma)), 1.0)
 
 
-@pytest.mark.parametrize("low", [0.001, 0.05])
+@pytest.mark.parametrize("low", [0.001, pytest.param(0.05, marks=pytest.mark.slow)])
 def test_an_exploding_schedule_keeps_its_signal(low):
     # also where there is so little noise that alpha^2 + sigma^2 is nearly one
     for _, level in _told(jnp.ones((2, 1)), tabulate(VarianceExploding(low, 20.0), 6), order=1, churn=2.0):

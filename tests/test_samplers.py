@@ -456,7 +456,7 @@ def test_a_few_steps_of_a_long_table(steps):
     law, x_T = exact.gaussian([0.0], [[var]]), jnp.array([[1.3], [-0.4]])
     truth = np.sqrt(var / (var * table(1000).alpha ** 2 + table(1000).sigma ** 2)) * np.asarray(x_T)
     index = steps(1000, 20) if steps is even_steps else steps(table, 20)
-    second = 0.15 if steps is even_steps else 0.05
+    second = 0.15 if steps is even_steps else 0.08
     for name, bound in {"ddim": 0.25, "heun": second, "dpmpp": second}.items():
         ours = _run(name, exact.OptimalDenoiser(law), x_T, table.strided(index)).x_0
         loss = np.max(np.abs(ours / truth - 1))

@@ -102,7 +102,9 @@ def test_train_evaluate_sample_finish(command, tmp_path):
 
     for name in ("samples.png", "trajectory.png", "report.json"):
         (folder / name).unlink()
-    code, told = command(evaluate.main, "tiny", "--quality", "0")  # reads the run's own options: its network has another width
+    code, told = command(
+        evaluate.main, "tiny", "--quality", "0"
+    )  # reads the run's own options: its network has another width
     assert code == 0
     assert json.loads((folder / "report.json").read_text())["test"] == report["test"]
     code, told = command(sample.main, "tiny", "--num-samples", "9", "--seed", "4")
