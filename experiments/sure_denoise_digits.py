@@ -3,9 +3,9 @@
     make train EXP=sure_denoise_digits
     make train EXP=clean_denoise_digits                           # the same network, told the clean digits
 
-Each training digit is seen in one noise, always the same. The network is small and stops early: a large one learns those
-noises by heart, and its estimate of the risk goes below zero while the risk goes up. `denoised.png` has clean, noisy and
-denoised test digits; `samples.png` is drawn by Langevin dynamics, since a denoiser is a score.
+Each training digit is seen in one noise, always the same. The network is small and stops early: a large one learns
+those noises by heart, and its estimate of the risk goes below zero while the risk goes up. `denoised.png` has clean,
+noisy and denoised test digits; `samples.png` is drawn by Langevin dynamics, since a denoiser is a score.
 
 Cost: a minute on 2 idle CPU cores. Expected: 18.0 dB on the test digits; told the clean ones, 18.6 (docs/results.md).
 """

@@ -128,8 +128,8 @@ class Options:
     """Samples drawn to measure their quality; 0 draws none. By default as many as test images are evaluated, where that
     takes no longer than the training did, and none where --rows are named."""
     inception: str = ""
-    """A safetensors file of Inception-v3's weights, to measure quality by its features; by default a classifier's, which
-    is trained on the data set at hand, once."""
+    """A safetensors file of Inception-v3's weights, to measure quality by its features; by default a classifier's,
+    which is trained on the data set at hand, once."""
     workdir: str = "runs"
     """Folder of all runs."""
 
