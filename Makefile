@@ -57,6 +57,7 @@ figures: $(tools) ## draw the figures of docs anew
 	@$(python) -m docs.figures
 	@$(python) -m docs.failures
 	@$(python) -m docs.dynamics
+	@$(python) -m docs.samplers
 
 bench: $(tools) ## what things cost, as ratios measured in one run
 	@$(python) -m benchmarks.score_matching

@@ -91,8 +91,7 @@ class DDPM(TrainConfig):
             if self.sampling.guidance != 1.0:
                 denoiser = ClassifierFree(denoiser, Partial(predict, params, None, None), self.sampling.guidance)
             options = {"kind": self.kind, "clip": 1.0, "snapshots": self.snapshots}
-            chain, schedule = self.sampling.chain(table), Interpolated(table)
-            drawn = self.sampling.draw(denoiser, key_chain, x_T, chain, schedule, **options)
+            drawn = self.sampling.draw(denoiser, key_chain, x_T, table, Interpolated(table), **options)
             return pictures(drawn, data.levels, label)
 
         def evaluate(params, key, batch):

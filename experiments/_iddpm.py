@@ -65,7 +65,7 @@ class IDDPM(DDPM):
                 drawn = samplers.ancestral_learned(model, key_chain, x_T, chain, **options)
             else:
                 mean = Partial(lambda model, x_t, level: model(x_t, level)[0], model)
-                drawn = self.sampling.draw(mean, key_chain, x_T, chain, Interpolated(table), **options)
+                drawn = self.sampling.draw(mean, key_chain, x_T, table, Interpolated(table), **options)
             return pictures(drawn, data.levels)
 
         def evaluate(params, key, batch):

@@ -30,7 +30,8 @@ def truth(data: DataSpec) -> exact.Mixture:
 
 def grid(count: int, side: float = SIDE) -> jax.Array:
     """The middles of count x count equal squares, shape (count, count, 2)."""
-    middles = side * (2.0 * jnp.arange(count) + 1.0 - count) / count
+    edge = side * (1.0 - 1.0 / count)
+    middles = jnp.linspace(-edge, edge, count)
     return jnp.stack(jnp.meshgrid(middles, middles), axis=-1)
 
 

@@ -64,10 +64,10 @@ class Sampling:
         return each * (100 if self.sampler == "adaptive" else self.steps or num_steps)
 
     def draw(
-        self, denoiser, key, x_T, chain: Discrete, schedule: Schedule, *, kind, clip: float | None, snapshots: int
+        self, denoiser, key, x_T, table: Discrete, schedule: Schedule, *, kind, clip: float | None, snapshots: int
     ) -> samplers.Samples:
-        """Samples from x_T, with snapshots where the sampler has any."""
-        given = {"kind": kind, "clip": clip}
+        """Samples from x_T by the steps asked for of a table, or all of a grid; with snapshots where there are any."""
+        given, chain = {"kind": kind, "clip": clip}, self.chain(table) if isinstance(table, Table) else table
         if self.sampler == "adaptive":
             return samplers.adaptive(denoiser, key, x_T, schedule, tolerance=self.tolerance, **given)
         given["snapshots"] = min(snapshots, chain.num_steps)
@@ -78,7 +78,7 @@ class Sampling:
                 return samplers.ddim(denoiser, key, x_T, chain, eta=self.eta, **given)
             case "euler" | "heun":
                 order = 1 if self.sampler == "euler" else 2
-                return samplers.heun(denoiser, key, x_T, chain, order=order, churn=self.churn, **given)
+                return samplers.heun(denoiser, key, x_T, chain, order=order, churn=self.churn, whole=table, **given)
             case "dpmpp" | "dpmpp_sde":
                 stochastic = self.sampler == "dpmpp_sde"
                 return samplers.dpmpp(denoiser, key, x_T, chain, stochastic=stochastic, **given)

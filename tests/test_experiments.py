@@ -291,6 +291,7 @@ def test_an_image_has_one_noise_for_good():
     assert not np.array_equal(jax.random.key_data(_denoiser._own_keys(nearly))[0], keys[0])
 
 
+@pytest.mark.slow
 def test_sure_and_the_clean_loss_agree_on_average():
     """The risk of a denoiser that has not learned anything, and of one that has: by SURE as by the clean digits."""
     spec, key = SPECS["digits"], jax.random.key(0)
