@@ -134,6 +134,7 @@ def test_contrast_by_hand(shape):
     np.testing.assert_allclose(slope, half[0].mean() - half[1].mean(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_gradient_runs_through_the_chains():
     x, start = batch((3,)), batch((3,), count=8)
 

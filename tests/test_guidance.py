@@ -93,6 +93,7 @@ def test_labels_and_classifiers_guide_to_the_conditional_law(kind, scale):
                 assert_close(ours, _score(_mixture(CLASS), x_t, level), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_outside_of_the_interval_the_conditional_denoiser_speaks():
     level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
     every, one = (exact.OptimalDenoiser(law) for law in (_mixture(), _mixture(CLASS)))
@@ -163,6 +164,7 @@ def _guided(count, kind="eps", spread=_spread):
     return Reconstruction(best, _measure, jnp.broadcast_to(Y, (count, 1)), NOISE, spread, kind=kind)
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_measurement_of_normal_data_is_exact(kind):
     truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
@@ -248,6 +250,7 @@ def test_another_scale_is_that_much_more():
     assert_close(_ask(half, x_t, level) - free, 0.5 * (_ask(whole, x_t, level) - free), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_measurement_of_another_shape_is_refused():
     level, _ = _levels(-2.0, 1.0)
     wrong = Reconstruction(_guided(2).denoiser, _measure, jnp.ones(2), NOISE)

@@ -203,7 +203,7 @@ def test_the_end_is_the_denoiser_s():
 
 def test_the_corrector_s_drift_is_so_long_beside_its_noise():
     # where the score is as long as that of a conditional law, sqrt(D) / sigma
-    level, many, ratio = last(LEVELS), 20_000, 0.3
+    level, many, ratio = last(LEVELS), 200_000, 0.3
     sigma, direction = float(level.sigma), np.sqrt(3.0) * np.array([0.48, -0.6, 0.64])
     x = jnp.broadcast_to(batch((3,))[:1], (many, 3))
     constant = lambda x_t, level: jnp.broadcast_to(jnp.asarray(direction, x_t.dtype)[None], x_t.shape)  # noqa: E731

@@ -50,6 +50,7 @@ def _law(steps, rounds):
     return mean[1], cov[1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_law_it_has_is_the_recursion_s(rounds):
     x_0 = _draw(40_000, 12, rounds)

@@ -95,6 +95,7 @@ def test_no_snapshots_unless_asked_for():
     assert trajectory.x_t.shape == trajectory.x_hat.shape == (0, 5, 3)
 
 
+@pytest.mark.slow
 def test_clip_bounds_every_prediction():
     free, clipped, wide = _sample(snapshots=12), _sample(snapshots=12, clip=0.3), _sample(snapshots=12, clip=100.0)
     assert np.max(np.abs(free.trajectory.x_hat)) > 0.31
@@ -109,6 +110,7 @@ def test_kinds_draw_the_same_samples(kind):
     np.testing.assert_allclose(_sample(kind=kind).x_0, _sample(kind="eps").x_0, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_keys():
     np.testing.assert_array_equal(_sample(key=1).x_0, _sample(key=1).x_0)
     assert np.all(_sample(key=1).x_0 != _sample(key=2).x_0)
@@ -158,6 +160,7 @@ def _beta(lower):
     return jax.vmap(forward.posterior_variance)(step) if lower else beta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lower", "upper"])
 def test_variances_given_or_learned_are_those_of_the_name(name):
     truth = _sample(variance=name, snapshots=12)
@@ -262,6 +265,7 @@ def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
             np.testing.assert_allclose(level.log_snr, np.full(5, truth.log_snr), rtol=1e-5)
 
 
+@pytest.mark.slow
 @_each("dpmpp")
 def test_snapshots_are_states_and_what_is_said_of_them(name):
     full, two, none = (_run(name, denoiser(WORLD), X_T, TABLE, snapshots=k) for k in (12, 2, 0))

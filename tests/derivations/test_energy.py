@@ -120,6 +120,7 @@ def _estimates(count, repeats, lift=0.7):
     return jax.vmap(lambda x, w: energy.log_partition(lambda x: 0.5 * x**2 + lift, x, w))(x, log_weights)
 
 
+@pytest.mark.slow
 def test_EBM_1_partition_by_draws_is_low_on_average():
     truth = 0.5 * np.log(2 * np.pi) - 0.7
     # one draw: low by KL(q || p); of many: by Var(p/q) / 2N and O(1/N^2); the estimate of Z itself is never biased
@@ -198,6 +199,7 @@ def test_EBM_3_no_path_matters_in_symbols():
     assert_disproved(sp.diff(turning, b))
 
 
+@pytest.mark.slow
 def test_EBM_3_every_path_gives_the_law_back():
     law = LAWS["mixture"]()
     start, end = draws(law, jax.random.key(2), 8).reshape(2, 4, 2)
@@ -264,6 +266,7 @@ def _well(parameters, x):
     return a * x**4 - b * x**2 + c * x
 
 
+@pytest.mark.slow
 def test_EBM_4_draws_of_the_model_give_the_gradient():
     # Exact draws by inversion, chains too short to leave them: -log p's own gradient, by quadrature of Z.
     parameters = jnp.asarray([0.25, 0.8, 0.2])

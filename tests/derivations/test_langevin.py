@@ -64,6 +64,7 @@ def test_LAN_1_the_kernel():
     assert_close(kernel.var, 0.25)
 
 
+@pytest.mark.slow
 def test_LAN_1_a_chain_is_the_kernel_again_and_again():
     law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
     start = _draws(law, jax.random.key(1), 20_000)
@@ -168,6 +169,7 @@ def _chain(name, law, x, steps):
     return langevin.unadjusted(jax.vmap(law.score), jax.random.key(4), x, SIZE, steps)
 
 
+@pytest.mark.slow
 def test_LAN_2_metropolis_keeps_the_law():
     # At a step where the unadjusted chain is visibly too wide, begun at draws of the law
     law = exact.mixture(*LAW)
@@ -187,6 +189,7 @@ def test_LAN_2_metropolis_keeps_the_law():
         assert_mean(wide[:, 1], truth[1])
 
 
+@pytest.mark.slow
 def test_LAN_2_metropolis_is_in_detailed_balance():
     # Pairs (x, x') of a chain in its law are as likely the other way round; f(x) g(x') tells, if f and g differ
     law = exact.mixture(*LAW)
@@ -276,6 +279,7 @@ def _large(x):
     return np.asarray(x.sum(-1) > 0, np.float64)
 
 
+@pytest.mark.slow
 def test_LAN_3_far_modes_do_not_tell_their_weights():
     # Modes N(-c, v) and N(c, v) of weights w and 1 - w. Beside the second, p / N(x; c, v) is 1 - w + w ratio, and the
     # ratio exp(-2cx/v) goes to 0 as they part: with it all that the score has of w.
@@ -345,6 +349,7 @@ def test_LAN_3_chains_cross_as_their_law_does():
     assert mass @ right < 0.45  # still on its way to a half
 
 
+@pytest.mark.slow
 def test_LAN_3_unadjusted_and_metropolis_keep_the_weights_they_began_with():
     law = exact.mixture(*FAR)
     uniform = jax.random.uniform(jax.random.key(13), (2000, 2), minval=-8.0, maxval=8.0)
@@ -389,6 +394,7 @@ def _annealed_share(levels, rate, steps):
 FIRST = 20.0  # the noise that annealed chains begin with
 
 
+@pytest.mark.slow
 def test_LAN_3_annealed_chains_find_the_weights():
     law, levels = exact.mixture(*FAR), _levels(FIRST, 0.5, 20)
     start = FIRST * jax.random.normal(jax.random.key(16), (2000, 2))
@@ -403,6 +409,7 @@ def test_LAN_3_annealed_chains_find_the_weights():
     assert long > 0.795
 
 
+@pytest.mark.slow
 def test_LAN_3_annealed_chains_of_a_normal_law():
     # Of N(m, v) every step is affine, and so is the last denoising: a mean and a variance all the way
     m, var, rate, steps = 0.7, 0.5, 0.1, 5

@@ -87,6 +87,7 @@ def test_SM_1_is_zero_at_the_truth_alone():
     assert np.all(bent > 0)
 
 
+@pytest.mark.slow
 def test_SM_1_of_two_normal_laws_in_closed_form():
     y, m, n = sp.symbols("y m n", real=True)
     v, w = sp.symbols("v w", positive=True)
@@ -139,6 +140,7 @@ def test_SM_2_by_parts():
     assert_proved(expected(sp.simplify(carried_out), y, m, v), 1 / (2 * v))
 
 
+@pytest.mark.slow
 def test_SM_2_is_the_explicit_loss_less_a_constant():
     law, truth = _law(), _truth()
     x = draws(law, jax.random.key(2), 50_000)
@@ -206,6 +208,7 @@ def _downhill(x):
     return energy.score(_smooth_energy, x)
 
 
+@pytest.mark.slow
 def test_SM_2_trace_is_the_jacobians():
     for field, shape in ((_bent, (7, 3)), (_downhill, (7, 2, 3))):
         x = jax.random.normal(jax.random.key(3), shape)
@@ -266,6 +269,7 @@ def _along(x, v):
     return jax.jit(divergence.value_and_divergence, static_argnums=0)(_bent, x, v)
 
 
+@pytest.mark.slow
 def test_SM_3_all_signs_give_the_trace():
     # every vector of signs once: the mean over them is the trace, and its variance what is off the diagonal
     _, jacobian, implicit = _at_the_point()
@@ -305,6 +309,7 @@ def _variance(matrix, trace):
     return dims / (dims + 2) * (np.trace(matrix) ** 2 + 2 * square) - np.trace(matrix) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trace", ["rademacher", *(pytest.param(t, marks=pytest.mark.slow) for t in ("gaussian", "sphere"))]
 )
@@ -322,6 +327,7 @@ def test_SM_3_has_the_implicit_losss_mean(trace):
     assert_mean((np.asarray(few) - implicit) ** 2, variance / 4, resolution=0.01 * variance)
 
 
+@pytest.mark.slow
 def test_SM_3_the_reduced_form_need_not_vary_less():
     # Var = 2 |J|^2 reduced and 2 |J + s s^T / 2|^2 not: for s = -x of N(0, I), 2 D and 2 D - 2 |x|^2 + |x|^4 / 2
     x = sp.symbols("x_1 x_2 x_3", real=True)
@@ -348,6 +354,7 @@ def test_SM_3_the_reduced_form_need_not_vary_less():
     assert_mean((np.asarray(plain) + 2.0) ** 2, 2 * 12 * 0.5**2, resolution=0.1)
 
 
+@pytest.mark.slow
 def test_SM_3_differences_are_off_by_the_square_of_h():
     h, c = sp.Symbol("h"), sp.symbols("c:7")
     ahead, behind = (sum(c[k] * (sign * h) ** k / sp.factorial(k) for k in range(7)) for sign in (1, -1))
@@ -546,6 +553,7 @@ def test_SM_5_target_in_symbols():
     assert_proved(g**2 * (s + eps / g) ** 2 / 2, (eps - (-g * s)) ** 2 / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["score", "v", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("x_0", "eps"))]
 )
@@ -586,6 +594,7 @@ def test_SM_5_is_SM_4_with_normal_noise():
         assert_close(ours, factor * plain, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_SM_5_at_the_exact_denoiser_is_the_least_error():
     # 1/2 E |eps - E[eps|x_t]|^2 = SNR mmse / 2; and without a score at all D / 2: with the weight, of one size
     law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
@@ -604,6 +613,7 @@ def test_SM_5_at_the_exact_denoiser_is_the_least_error():
         assert_mean(blind, 0.5, resolution=0.01)
 
 
+@pytest.mark.slow
 def test_SM_5_over_a_table_is_the_simple_loss():
     table, steps = linear_betas(4, 0.05, 0.4), jnp.tile(jnp.arange(1, 5), 10_000)
     x_0, spoiled = draws(_law(), jax.random.key(24), 40_000), denoiser(_law(), shift=0.3)

@@ -48,6 +48,7 @@ DENOISERS = {"shrink": _shrink, "soft threshold": _soft, "coupled": _coupled}
 # SURE-1
 
 
+@pytest.mark.slow
 def test_SURE_1_by_steins_lemma():
     # y ~ N(x, sigma^2), any D: what the estimate is off by is a derivative, whose integral is that of the ends, 0
     x, y = sp.symbols("x y", real=True)
@@ -69,6 +70,7 @@ def _soft_risk(x, threshold, sigma):
     return sigma**2 * (1 + t**2 + (x**2 - 1 - t**2) * inside - edges)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", ["exact", "rademacher"])
 def test_SURE_1_has_the_risk_for_every_x(trace):
     # one x for all: no law of clean data comes into it
@@ -129,6 +131,7 @@ def test_SURE_1_estimated_divergence_has_no_bias(trace):
     assert_mean(sure.sure(_coupled, jax.random.key(4), y, SIGMA, trace=trace), exactly, resolution=0.02)
 
 
+@pytest.mark.slow
 def test_SURE_1_best_threshold_is_the_least_of_all():
     y = jnp.asarray(np.random.RandomState(0).randn(4, 10) * [[0.3], [1.0], [1.0], [4.0]])
 
@@ -170,6 +173,7 @@ def test_SURE_1_best_threshold_is_near_the_oracles():
 # SURE-2
 
 
+@pytest.mark.slow
 def test_SURE_2_best_affine_denoiser_is_wieners():
     # in symbols, of one dimension, for any law of mean m and variance v: only two moments of y come in
     c, b, m, y = sp.symbols("c b m y", real=True)
@@ -210,6 +214,7 @@ def _world():
     return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
+@pytest.mark.slow
 def test_SURE_2_no_denoiser_undercuts_tweedies():
     # E SURE(best + c h) = mmse + c^2 E h^2 for any h whatever: no direction leads down
     law, level = _world(), _level()
@@ -274,6 +279,7 @@ def test_SURE_3_in_symbols():
     assert_proved(estimate, 2 * sigma**2 + 2 * sigma**4 * implicit)
 
 
+@pytest.mark.slow
 def test_SURE_3_is_implicit_score_matching():
     # draw by draw, of a field that is no gradient; with estimated traces too, of the same directions
     y, key = jax.random.normal(jax.random.key(7), (10, 3)), jax.random.key(8)

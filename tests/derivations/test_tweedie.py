@@ -112,6 +112,7 @@ def test_TW_1_and_2_posterior_of_every_world(name):
         assert_close(ours, truth, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_TW_1_and_2_of_a_law_outside_the_library():
     # x uniform on [-1, 1]: q(x_t) is a difference of normal integrals, and the posterior a truncated normal law
     y = np.linspace(-2.0, 2.0, 9)
@@ -158,6 +159,7 @@ def test_TW_2_by_differentiating_twice():
     assert_proved((g**2 + g**4 * sp.diff(log_q, y, 2)) / a**2, -1 / sp.diff(joint, x, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trace", ["rademacher", *(pytest.param(t, marks=pytest.mark.slow) for t in ("gaussian", "sphere"))]
 )
@@ -186,6 +188,7 @@ def test_TW_2_signs_see_a_diagonal_at_once():
         assert_close(by_normals, truth, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_TW_2_total_variance():
     # Cov[x_0] = E Cov[x_0|x_t] + Cov E[x_0|x_t], and E tr Cov is the least squared error
     law, level = WORLDS["mixture"](), _levels()[0]
@@ -214,6 +217,7 @@ def test_TW_2_total_variance():
 # TW-3
 
 
+@pytest.mark.slow
 def test_TW_3_derivatives_of_the_log_partition():
     # p(eta|x) is proportional to w exp(eta x): its log-partition differentiated is its cumulants. Of two values, here
     # 0 and 1: others are a shift and a scale of them, that of x.
@@ -239,6 +243,7 @@ def test_TW_3_bases_make_laws():
     assert_close(gamma, stats.gamma(shape, scale=1 / rate).logpdf(x), rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_TW_3_of_normal_noise():
     # points in the plane: the posterior is finite, its cumulants sums over points; tensors to the fourth order
     law, var = exact.points([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3]), jnp.asarray(0.36)

@@ -64,6 +64,7 @@ def imported(call, tmp_path, pretrained):
     return tmp_path / "runs" / "ddpm_digits"
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, imported, pretrained):
     config = stored_config("ddpm_digits", str(tmp_path / "runs"))
     assert (config.network, config.kind, config.noise, config.num_steps) == (pretrained.network, "v", "cosine", 20)

@@ -43,6 +43,7 @@ def test_logits_are_a_linear_map_of_the_features():
     np.testing.assert_allclose(said.logits, said.features @ last[0]["kernel"] + last[0]["bias"][None], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_are_seen_one_by_one():
     network = Classifier(CONFIG)
     variables = moved(network, IMAGES)

@@ -85,10 +85,12 @@ def count_by_hand(n, levels, image):
     return total + 2 * rcu(n, 2) + msf(n, n) + crp(n) + rcu(n, 3)  # refine4
 
 
+@pytest.mark.slow
 def test_cifar_network_is_as_large_as_the_published_code_s():
     assert count(shapes(RefineNetConfig(), 3)) == 30_117_635 == count_by_hand(128, 10, 3)
 
 
+@pytest.mark.slow
 def test_small_network_s_size_follows_the_same_count():
     assert count(shapes(SMALL, 1)) == count_by_hand(4, 3, 1)
     assert count(shapes(replace(SMALL, num_levels=1), 1)) == count_by_hand(4, 1, 1)
@@ -195,7 +197,9 @@ def bilinear(h, height, width):
     return out
 
 
-@pytest.mark.parametrize("size", [(8, 8, 1), (28, 28, 1), (6, 12, 3), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "size", [(6, 12, 3), *(pytest.param(size, marks=pytest.mark.slow) for size in [(8, 8, 1), (28, 28, 1), (2, 2, 2)])]
+)
 def test_network_is_song_and_ermon_s(size):
     x, index = arguments(size)
     variables = perturbed(SMALL, size[2])
@@ -205,6 +209,7 @@ def test_network_is_song_and_ermon_s(size):
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "mean", "deviation", "atol"),
     [
@@ -223,6 +228,7 @@ def test_norm_has_float32_statistics_that_do_not_cancel(dtype, mean, deviation, 
     np.testing.assert_allclose(got, norm({"table": table}, np.float64(x), [2, 0, 1]), atol=atol)
 
 
+@pytest.mark.slow
 def test_norm_of_a_constant_is_its_bias_and_can_be_differentiated():
     x, index, module = jnp.full((2, 4, 4, 3), 7.0), jnp.array([0, 2]), InstanceNormPlus(3)
     variables = module.init(jax.random.key(0), x, index)
@@ -240,6 +246,7 @@ def test_norm_keeps_how_channels_means_differ_by_alpha():
     np.testing.assert_allclose(got[0], np.broadcast_to(want, (4, 4, 3)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scales_start_about_one_and_biases_at_zero():
     module = InstanceNormPlus(100)
     table = module.init(jax.random.key(0), jnp.zeros((1, 2, 2, 50)), jnp.zeros(1, jnp.int32))["params"]["table"]

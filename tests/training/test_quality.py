@@ -85,6 +85,7 @@ def test_samples_that_are_the_test_images(tiny):
     assert "agreement" not in result
 
 
+@pytest.mark.slow
 def test_samples_that_are_draws_of_the_test_images_or_noise(tiny):
     run = tiny(1, eval_batch_size=104)
     good = measured(drawing(run, real_images), samples=250)
@@ -159,6 +160,7 @@ def test_the_report_gets_the_quality(tiny, monkeypatch, capsys):
     assert filled(run, monkeypatch, capsys, 0) == ({"steps": 1}, "")
 
 
+@pytest.mark.slow
 def test_quality_is_put_off_where_it_would_take_longer_than_the_training(tiny, monkeypatch, capsys):
     # 100 images a second in training are 300 passes: 30,000 passes for each of 40 images take 4,000 seconds
     run = drawing(tiny(1, eval_examples=40), real_images)
