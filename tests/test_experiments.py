@@ -65,7 +65,16 @@ def soon_traced(network):
     return {"blocks": 1} if hasattr(network, "blocks") else {}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Those of which a like one is built anyway.
+LIKE_OTHERS = {
+    "ddpm_cifar_cond", "ddpm_fashion", "hvae_cifar", "vdm_cifar", "vdm_cifar_aug", "ncsn_cifar", "ncsn_mnist",
+    "clean_denoise_digits", "ae_mnist", "dae_digits",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in RECIPES]
+)
 def test_recipe_is_for_its_data(name):
     """Shapes alone: nothing is computed."""
     config, key = config_of(name), jax.random.key(0)
@@ -181,6 +190,7 @@ def test_every_row_of_a_hierarchy_s_ledger_is_a_number_an_image(name):
         assert points["x"].shape == points["y"].shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_rows_of_a_vae_s_ledger_agree():
     spec, key = SPECS["digits"], jax.random.key(0)
     experiment, batch = SMALL_VAE.build(spec), batch_of(spec, 4)
@@ -191,6 +201,7 @@ def test_rows_of_a_vae_s_ledger_agree():
     np.testing.assert_allclose(bits, nats["bound"] / (64 * np.log(2.0)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_em_one_network_rests_while_the_other_learns():
     config = dataclasses.replace(SMALL_VAE, turns=3, b1=0.0, learning_rate=0.01)
     spec, seen = SPECS["digits"], []

@@ -83,6 +83,7 @@ def test_the_path_is_the_same_chain(name, shape):
     assert np.all(np.diff(np.asarray(long.path), axis=0).any(axis=1).reshape(-1))  # it moves in every dimension
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_keys_and_neighbours(name):
     x = batch((3,))

@@ -55,6 +55,7 @@ def test_a_corrector_mends_a_long_step():
         assert_mean(ours**2, bare)
 
 
+@pytest.mark.slow
 def test_the_corrector_s_noise_is_not_the_predictor_s():
     # asked of data 0, the state at level s is the sum of both noises, each with its own variance
     table = tabulate(LinearLogSNR(4.0, -4.0), 3)

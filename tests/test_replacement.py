@@ -62,6 +62,7 @@ def test_the_law_it_has_is_the_recursion_s(rounds):
         assert_mean(x_0[:, 1], 1.2)
 
 
+@pytest.mark.slow
 def test_rounds_lessen_the_bias_and_steps_do_not():
     # by the recursion, which the chain obeys; the truth is the conditional law's 1.2 and 0.36
     bias = {(steps, rounds): _law(steps, rounds)[0] - 1.2 for steps in (50, 200, 800) for rounds in (1, 4, 16, 64)}

@@ -59,6 +59,7 @@ def test_trajectory_is_the_chain():
     assert len(np.unique(noise.round(4))) > 0.95 * noise.size  # fresh for every step, example and dimension
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snapshots", [0, 1, 2, 5, 12])
 def test_snapshots_are_states_of_the_chain(snapshots):
     full, some = _sample(snapshots=12), _sample(snapshots=snapshots)
@@ -78,6 +79,7 @@ def test_the_last_step_has_no_noise():
         np.testing.assert_array_equal(samples.x_0, samples.trajectory.x_hat[-1])
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_step_has_the_variance_asked_for():
     # from x_2 = 0 and predictions of 0, x_1 is the noise of its step alone; abar_1 = 0.7, abar_2 = 0.28
     table, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((1000, 50))

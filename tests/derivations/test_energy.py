@@ -325,6 +325,7 @@ EXACT = _gradient(M, 1 / K)
 STATIONARY = _gradient(M, 1 / K / (1 - ETA * K / 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_EBM_4_contrastive_divergence_is_short_of_the_gradient(num_steps):
     # After k steps from the data, with a = 1 - eta K: mean M + a^k (MU - M), variance a^2k S + 2 eta sum_{i<k} a^2i.

@@ -207,6 +207,7 @@ def test_LAN_2_metropolis_is_in_detailed_balance():
         assert_mean(turned("unadjusted"), np.zeros(2))
 
 
+@pytest.mark.slow
 def test_LAN_2_metropolis_accepts_what_it_should():
     # E min(1, p(y) k(x|y) / p(x) k(y|x)) over y, written out on a grid
     weights, means, variances = (np.asarray(part, np.float64).reshape(2, -1) for part in LAW)

@@ -119,6 +119,7 @@ def test_SURE_1_fails_where_the_denoiser_jumps():
     assert_mean(off, -2 * SIGMA**2 * 0.5 * stats.norm(0.4, SIGMA).pdf([-0.5, 0.5]).sum(), resolution=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trace", ["rademacher", *(pytest.param(t, marks=pytest.mark.slow) for t in ("gaussian", "sphere"))]
 )
@@ -154,6 +155,7 @@ def test_SURE_1_best_threshold_is_the_least_of_all():
     assert_close(sure.best_threshold(faint, SIGMA), [0.1, np.sum(np.square(faint)) - 40 * SIGMA**2], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_SURE_1_best_threshold_is_near_the_oracles():
     # Donoho and Johnstone's setting: 1,000 numbers of which 50 are not zero, noise 1. The oracle sees the clean ones.
     random = np.random.RandomState(1)

@@ -130,6 +130,7 @@ def test_TW_1_and_2_of_a_law_outside_the_library():
         assert_close(tweedie.posterior_covariance(score, x_t, level)[:, 0, 0], posterior.var(), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_TW_1_and_2_need_the_marginal_score():
     # the conditional law's score knows x_0: it gives that back, with nothing left to be unsure of
     law, level = WORLDS["mixture"](), _levels()[0]

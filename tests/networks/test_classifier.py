@@ -27,6 +27,7 @@ def ask(network, variables, *inputs):
     return jax.jit(network.apply, compiler_options=QUICK)(variables, *inputs)
 
 
+@pytest.mark.slow
 def test_every_class_is_alike_probable_at_first():
     network = Classifier(CONFIG)
     said = ask(network, jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), IMAGES), IMAGES)
@@ -51,6 +52,7 @@ def test_images_are_seen_one_by_one():
     np.testing.assert_allclose(ask(network, variables, IMAGES).logits, jnp.stack(alone), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sinusoidal", "log_snr"])
 def test_the_level_is_heard(kind):
     network, level = Classifier(dataclasses.replace(CONFIG, embedding=kind)), jnp.arange(4.0)
@@ -60,6 +62,7 @@ def test_the_level_is_heard(kind):
     assert float(jnp.abs(near - far)[1:].max(axis=1).min()) > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_is_off_but_in_training():
     network = Classifier(dataclasses.replace(CONFIG, dropout=0.5))
     variables = moved(network, IMAGES)

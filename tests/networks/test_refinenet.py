@@ -292,6 +292,7 @@ def test_examples_do_not_see_each_other():
     assert float(jnp.abs(before[0] - after[0]).max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_deepest_stage_sees_as_far_as_its_dilations_say():
     # A norm sees the whole image. Without norms: seven convolutions at full resolution; then, where a pixel is a pair
     # of them, two that are not dilated, four of dilation 2 and four of dilation 4.
