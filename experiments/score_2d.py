@@ -96,12 +96,9 @@ class Score2D(_plane.PlaneConfig):
         def score(x_t):
             return -denoiser(x_t, level) / level.sigma[:, None]
 
-        matched = (
-            score_matching.implicit(score, x_t)
-            if self.objective == "implicit"
-            else score_matching.sliced(score, key_v, x_t)
-        )
-        return level.sigma**2 * matched
+        if self.objective == "implicit":
+            return level.sigma**2 * score_matching.implicit(score, x_t)
+        return level.sigma**2 * score_matching.sliced(score, key_v, x_t)
 
     def fields(self, denoiser, law, table):
         """The learned score on the true one, at the cleanest level, and with more noise."""
@@ -115,9 +112,10 @@ class Score2D(_plane.PlaneConfig):
     def chains(self, denoiser, key, law, table):
         """Chains on the cleanest law alone, and annealed ones, of as many steps."""
         clean, steps = table(1), self.num_levels * self.sampling.steps
-        x, eta = jax.random.uniform(key, (SHOWN, 2), minval=-2.0, maxval=2.0), self.sampling.rate * clean.sigma**2
-        alone = langevin.unadjusted(ScoreOf(denoiser, clean), key, x, eta, steps, path=True).path
-        annealed = self.sampling(denoiser, key, (SHOWN, 2), table, "eps").path[self.num_levels // 2 :]
+        key_x, key_alone, key_annealed = jax.random.split(key, 3)
+        x, eta = jax.random.uniform(key_x, (SHOWN, 2), minval=-2.0, maxval=2.0), self.sampling.rate * clean.sigma**2
+        alone = langevin.unadjusted(ScoreOf(denoiser, clean), key_alone, x, eta, steps, path=True).path
+        annealed = self.sampling(denoiser, key_annealed, (SHOWN, 2), table, "eps").path[self.num_levels // 2 :]
         paths = {"annealed": annealed, "at the last level alone": alone[:: max(1, steps // 100)]}
         log_prob = jax.vmap(exact.marginal(law, clean).log_prob)
         return {title: _plane.landscape(log_prob, paths=states) for title, states in paths.items()}
