@@ -71,16 +71,14 @@ def best_threshold(y: X, sigma: Real | float) -> tuple[Scalar, Scalar]:
 
     Source: Donoho & Johnstone 1995, section 2.
     """
-    sizes = jnp.sort(jnp.abs(y).reshape(-1))
-    candidates = jnp.concatenate([jnp.zeros_like(sizes[:1]), sizes])
-    risks = _risks(sizes, jnp.asarray(sigma, y.dtype))
+    candidates = jnp.concatenate([jnp.zeros(1, y.dtype), jnp.sort(jnp.abs(y).reshape(-1))])
+    risks = _risks(candidates, jnp.asarray(sigma, y.dtype))
     best = jnp.argmin(risks)
     return candidates[best], risks[best]
 
 
-def _risks(sizes: Float[Array, " d"], sigma: Scalar) -> Float[Array, " d_plus_1"]:
-    """SURE at 0 and at each of the sorted sizes."""
-    count = jnp.arange(sizes.size + 1, dtype=sizes.dtype)
-    candidates = jnp.concatenate([jnp.zeros_like(sizes[:1]), sizes])
-    below = jnp.concatenate([jnp.zeros_like(sizes[:1]), jnp.cumsum(sizes**2)])
-    return below + (sizes.size - count) * candidates**2 + sigma**2 * (sizes.size - 2.0 * count)
+def _risks(candidates: Float[Array, " k"], sigma: Scalar) -> Float[Array, " k"]:
+    """SURE at each of 0 and the sorted sizes."""
+    dims = candidates.size - 1
+    count = jnp.arange(dims + 1, dtype=candidates.dtype)
+    return jnp.cumsum(candidates**2) + (dims - count) * candidates**2 + sigma**2 * (dims - 2.0 * count)
