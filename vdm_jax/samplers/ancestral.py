@@ -4,12 +4,11 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from vdm_jax import forward
 from vdm_jax.levels import Step
 from vdm_jax.reverse import PerStep, VarianceDenoiser, interpolated_variance
-from vdm_jax.samplers.chain import Samples, ask, check_snapshots, noise, read, run
+from vdm_jax.samplers.chain import Samples, ask, check_snapshots, descend, noise, read, run
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
 
@@ -97,22 +96,20 @@ def _ancestral(denoiser, key, x_T, table, given, kind, variance, clip, snapshots
         answer = ask(denoiser, x_t, step.t)
         prediction, fraction = answer if variance == "learned" else (answer, None)
         x_hat = read(prediction, x_t, step.t, kind, clip).x_hat
-        scale = _scale(step, variance, fraction if given is None else given[t - 1])
-        return forward.posterior(x_t, x_hat, step).mean + scale * noise(key, t, x_t), x_hat, memory
+        var = _variance(step, variance, fraction if given is None else given[t - 1])
+        return descend(x_t, x_hat, step, noise(key, t, x_t), var), x_hat, memory
 
     return run(visit, x_T, table, snapshots)
 
 
-def _scale(step: Step, variance, value) -> Real:
-    """The noise's standard deviation, by the variance's name, given a fraction or the variance; 0 in the last step."""
+def _variance(step: Step, variance, value) -> Real:
+    """The variance of a step by its name, given a fraction or the variance itself."""
     match variance:
         case "lower":
-            var = forward.posterior_variance(step)
+            return forward.posterior_variance(step)
         case "upper":
-            var = step.t.sigma**2 * step.one_minus_ratio
+            return step.t.sigma**2 * step.one_minus_ratio
         case "learned":
-            var = interpolated_variance(value, step)
+            return interpolated_variance(value, step)
         case _:
-            var = value
-    noisy = step.s.sigma > 0
-    return jnp.where(noisy, jnp.sqrt(jnp.where(noisy, var, 1.0)), 0.0)  # a root at 0 has no gradient
+            return value

@@ -12,7 +12,7 @@ from vdm_jax import forward
 from vdm_jax.levels import Level, Step
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
 
 
 class Trajectory(NamedTuple):
@@ -75,10 +75,11 @@ def read(prediction: Batch, x_t: Batch, level: Level, kind: Parameterization, cl
     return Prediction(x_hat, to_eps(x_hat, x_t, level, "x_0"))
 
 
-def descend(x_t: Batch, x_hat: Batch, step: Step, fresh: Batch) -> Batch:
-    """A draw of q(x_s | x_t, x_hat) with this noise; none where s is clean."""
+def descend(x_t: Batch, x_hat: Batch, step: Step, fresh: Batch, var: Real | None = None) -> Batch:
+    """A draw of q(x_s | x_t, x_hat) with this noise, or with another variance; without noise where s is clean."""
     law, noisy = forward.posterior(x_t, x_hat, step), step.s.sigma > 0
-    return law.mean + jnp.where(noisy, jnp.sqrt(jnp.where(noisy, law.var, 1.0)), 0.0) * fresh
+    scale = jnp.sqrt(jnp.where(noisy, law.var if var is None else var, 1.0))  # a root at 0 has no gradient
+    return law.mean + jnp.where(noisy, scale, 0.0) * fresh
 
 
 def noise(key: Key, t: Any, x_t: Batch) -> Batch:
