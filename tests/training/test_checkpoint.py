@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from tests.training.bits import assert_same_bits
 from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.errors import UserError, disk_is_full
+from vdm_jax.training.integrity import BadNumbers, look
 from vdm_jax.training.state import TrainState
 
 NOTES = {"config": {"a": [1, 2]}, "data": {"next_index": 7}, "seconds": 1.5}
@@ -103,6 +105,32 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path, damage):
         assert_same_bits(checkpoints.restore(numbered(0)).state, numbered(3))
 
 
+def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_passed_over(tmp_path):
+    folder, other = tmp_path / "checkpoints", tmp_path / "other"
+    fill(folder, {1: 3.0, 2: 2.0, 3: 1.0}, keep=3)
+    fill(other, {3: 1.0})
+    changed = numbered(3)._replace(ema={**numbered(3).ema, "b": numbered(3).ema["b"].at[2].add(1.0)})
+    with Checkpoints(other) as checkpoints:
+        checkpoints.save(4, changed, NOTES, 1.0)
+    shutil.rmtree(folder / "3" / "state")
+    shutil.copytree(other / "4" / "state", folder / "3" / "state")  # all is well with it but for one number
+    notes = folder / "2" / "notes" / "metadata"
+    notes.write_text(notes.read_text().replace('"next_index": 7', '"next_index": 8'))
+    with Checkpoints(folder) as checkpoints:
+        saved = checkpoints.restore(numbered(0))
+        assert saved.unreadable == [3, 2]
+        assert_same_bits(saved.state, numbered(1))
+        assert checkpoints.notes() == NOTES | {"checksum": look(numbered(3)).checksum}
+
+
+def test_a_state_with_a_number_that_is_not_finite_is_not_saved(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for bad in (jnp.nan, jnp.inf):
+            with pytest.raises(BadNumbers):
+                checkpoints.save(1, numbered(1)._replace(opt_state=(jnp.full((2, 2), bad),)), NOTES, 1.0)
+    assert steps(tmp_path) == []
+
+
 def test_when_none_can_be_read_the_message_says_so(tmp_path):
     fill(tmp_path, {1: 3.0, 2: 2.0})
     for step in (1, 2):
@@ -140,5 +168,7 @@ def test_a_full_disk_is_recognised_behind_other_errors():
 
 def test_notes_are_plain_json(tmp_path):
     fill(tmp_path, {1: 3.0})
-    assert json.loads((tmp_path / "1" / "notes" / "metadata").read_text()) == NOTES
+    written = json.loads((tmp_path / "1" / "notes" / "metadata").read_text())
+    assert NOTES.items() <= written.items()
+    assert written.keys() - NOTES.keys() == {"checksum", "seal"}
     assert np.isclose(json.loads((tmp_path / "1" / "metrics" / "metrics").read_text())["loss"], 3.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.training.bits import assert_same_bits
-from vdm_jax.training import data, loop, optimizer
+from vdm_jax.training import checkpoint, data, optimizer
 from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.errors import Stopped, UserError, disk_is_full
 from vdm_jax.training.journal import Journal
@@ -129,7 +129,8 @@ def first_poisoned(run, poison):
 
 
 def test_a_state_that_is_not_finite_is_never_saved_even_where_the_loss_is(tiny, monkeypatch):
-    monkeypatch.setattr(loop, "all_finite", lambda state: state.step < 10)
+    look = checkpoint.look
+    monkeypatch.setattr(checkpoint, "look", lambda state: look(state)._replace(finite=bool(state.step < 10)))
     run = tiny(checkpoint_every=5)
     with pytest.raises(UserError, match="state is not finite after step 10"):
         train(run)

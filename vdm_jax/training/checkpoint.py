@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vdm_jax.training.errors import UserError, disk_is_full
+from vdm_jax.training.integrity import BadNumbers, Damaged, look, sealed, unsealed
 from vdm_jax.training.state import TrainState
 
 
@@ -23,7 +24,7 @@ class Saved(NamedTuple):
 
     state: the train state.
     notes: JSON values: {"step", "config", "data": iterator state, "seconds": training time so far, and speeds}.
-    unreadable: newer steps that were passed over because they could not be read.
+    unreadable: newer steps that were passed over because they could not be read, or are not what was saved.
     """
 
     state: TrainState
@@ -73,11 +74,16 @@ class Checkpoints:
         return self.folder / str(step)
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any], loss: float) -> None:
-        """Save in the background; errors of the save before surface here.
+        """Save in the background, with a checksum; errors of the save before surface here.
 
         Raises:
+            BadNumbers: a number of the state is not finite; nothing is saved.
             OSError: the disk is full (see `errors.disk_is_full`).
         """
+        seen = look(state)
+        if not seen.finite:
+            raise BadNumbers
+        notes = sealed({**notes, "checksum": seen.checksum})
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         self._manager.save(step, args=items, metrics={"loss": loss}, force=True)
 
@@ -90,7 +96,8 @@ class Checkpoints:
         """The notes of the newest checkpoint that has any to read, or None."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+                items = ocp.args.Composite(notes=ocp.args.JsonRestore())
+                return unsealed(self._manager.restore(step, args=items)["notes"])
             except Exception:  # `restore` will say what is wrong with it
                 continue
         return None
@@ -126,7 +133,10 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
         saved = self._manager.restore(step, args=items)
-        return TrainState(*saved["state"]), saved["notes"]
+        state, notes = TrainState(*saved["state"]), unsealed(saved["notes"])
+        if look(state).checksum != notes.pop("checksum"):
+            raise Damaged("its arrays are not those that were written")
+        return state, notes
 
     def set_aside(self, steps: list[int]) -> None:
         """Move unreadable checkpoints out of the way, into `unreadable` beside the folder; nothing is deleted."""

@@ -13,7 +13,8 @@ from jax import Array
 from vdm_jax.training.baseline import histogram_bits_per_dim
 from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.contract import Batch, Params
-from vdm_jax.training.journal import clock, write_json
+from vdm_jax.training.files import write_json
+from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run, open_run, stored_config
 from vdm_jax.training.state import count

@@ -10,7 +10,7 @@ from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.config import to_json
 from vdm_jax.training.contract import Params
 from vdm_jax.training.errors import UserError
-from vdm_jax.training.journal import write_json
+from vdm_jax.training.files import LOCK, alone_in, write_json
 from vdm_jax.training.loop import new_batches
 from vdm_jax.training.run import Run, abstract_state, remove
 from vdm_jax.training.state import TrainState
@@ -37,11 +37,10 @@ def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path
     _check(run, params)
     if fresh:
         remove(run.folder)
-    if run.folder.exists() and any(run.folder.iterdir()):
+    if run.folder.exists() and any(path.name != LOCK for path in run.folder.iterdir()):
         raise UserError(f"There is a run in {run.folder}. Take another --workdir, or --fresh, which deletes that run.")
-    run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "config.json", {"experiment": run.name, "config": to_json(run.config)})
-    with Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+    with alone_in(run.folder), Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
         checkpoints.save(0, _state(run, params), _notes(run, source), loss=float("inf"))  # nobody has measured it
         checkpoints.wait()
     return run.folder

@@ -3,9 +3,10 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
+
+from vdm_jax.training.files import writing
 
 
 class Journal:
@@ -22,7 +23,8 @@ class Journal:
 
         path = folder / "metrics.jsonl"
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
-        path.write_text("".join(kept))
+        with writing(path) as unfinished:
+            unfinished.write_text("".join(kept))
         self._file = path.open("a")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         self._steps = steps
@@ -70,13 +72,6 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.replace(path)
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -21,8 +21,10 @@ from vdm_jax.training.command import newest, program
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import report
-from vdm_jax.training.journal import clock, write_json
+from vdm_jax.training.files import write_json, writing
+from vdm_jax.training.journal import clock
 from vdm_jax.training.loop import train
+from vdm_jax.training.pictures import finish
 from vdm_jax.training.run import Run, on_one_device, open_run, remove
 from vdm_jax.training.sample import Sampler
 
@@ -145,9 +147,7 @@ def draw(path: Path, rows: dict[str, np.ndarray], levels: int) -> Path:
             place.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=levels - 1)
             place.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return finish(figure, path)
 
 
 def main() -> None:
@@ -164,7 +164,8 @@ def main() -> None:
     first = runs[0].data
     test = first.test.take(np.arange(WIDE))["image"]
     rows = {"test images": test} | {run.name: rung.images for run, rung in zip(runs, rungs, strict=True)}
-    (folder / "ladder.md").write_text(table(rungs))
+    with writing(folder / "ladder.md") as unfinished:
+        unfinished.write_text(table(rungs))
     write_json(folder / "ladder.json", [rung.result for rung in rungs])
     print(table(rungs))
     for path in (folder / "ladder.md", folder / "ladder.json", draw(folder / "ladder.png", rows, first.spec.levels)):

@@ -11,8 +11,9 @@ from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.contract import Curve, Experiment, Params, Row
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import Evaluation, mean_and_error, number_of_examples, per_example
-from vdm_jax.training.journal import write_json
+from vdm_jax.training.files import write_json
 from vdm_jax.training.keys import stream
+from vdm_jax.training.pictures import finish
 from vdm_jax.training.run import Run
 
 
@@ -94,9 +95,7 @@ def draw(path: Path, name: str, curve: dict[str, Any]) -> Path:
     axes.fill_between(x, y - error, y + error, alpha=0.3, linewidth=0)
     axes.plot(x, y, linewidth=1.2)
     axes.set(xlabel=curve["x_label"], ylabel=curve["y_label"], title=f"{name}: {y.sum():.4g} in all")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return finish(figure, path)
 
 
 def header(rows: dict[str, Row], examples: int, noun: str) -> str:

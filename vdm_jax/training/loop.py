@@ -10,12 +10,14 @@ from vdm_jax.training import config as options
 from vdm_jax.training import data, optimizer
 from vdm_jax.training.checkpoint import Checkpoints, Saved
 from vdm_jax.training.errors import Stopped, UserError
-from vdm_jax.training.journal import Journal, write_json
+from vdm_jax.training.files import alone_in, write_json
+from vdm_jax.training.integrity import BadNumbers
+from vdm_jax.training.journal import Journal
 from vdm_jax.training.recent import NonFinite, Recent
 from vdm_jax.training.run import Run, abstract_state, first_state, on_one_device
 from vdm_jax.training.sample import Sampler
 from vdm_jax.training.speed import Speed
-from vdm_jax.training.state import TrainState, all_finite, count
+from vdm_jax.training.state import TrainState, count
 from vdm_jax.training.step import make_step, split
 from vdm_jax.training.stopping import stop_requests
 
@@ -38,14 +40,14 @@ def train(run: Run) -> Saved:
         the final state with its notes, as saved.
 
     Raises:
-        UserError: non-finite numbers, changed options, unreadable checkpoints.
+        UserError: non-finite numbers, changed options, unreadable checkpoints, another run in the folder.
         Stopped: SIGINT or SIGTERM came; the state is saved.
     """
-    last = run.config.steps
-    with stop_requests() as stop, Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+    last, folder = run.config.steps, run.folder
+    with stop_requests() as stop, alone_in(folder), Checkpoints(folder / "checkpoints", run.config.keep) as checkpoints:
         start = begin(run, checkpoints)
         first = int(start.state.step)
-        with Journal(run.folder, first, last) as journal:
+        with Journal(folder, first, last) as journal:
             loop = Loop(run, start, checkpoints, journal)
             for step in range(first + 1, last + 1):
                 loop.advance(step)
@@ -75,7 +77,6 @@ def begin(run: Run, checkpoints: Checkpoints) -> Start:
         for step in saved.unreadable:
             print(f"The checkpoint of step {step} cannot be read; moved to {run.folder / 'unreadable'}.", flush=True)
         print(f"Going on from step {int(saved.state.step)} of {config.steps}.", flush=True)
-    run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "config.json", {"experiment": run.name, "config": stored})
     if saved is not None:
         return Start(saved.state, batches, saved.notes["seconds"])
@@ -110,7 +111,6 @@ class Loop:
         self.state, self.batches = start.state, start.batches
         self.first = self.saved_step = int(start.state.step)
         self.sampler = Sampler(run)
-        self.finite = jax.jit(all_finite)
         self.recent = Recent()
         config = run.config
         self.step = make_step(
@@ -162,10 +162,11 @@ class Loop:
         if step == self.saved_step:
             return
         loss = self.look(self.recent.loss)
-        if not self.finite(self.state):
-            raise self.not_finite(f"The state is not finite after step {step}")
-        with self.speed.pause():  # copies the state; writing goes on in the background
-            self.checkpoints.save(step, self.state, self.notes(), loss)
+        try:
+            with self.speed.pause():  # copies the state; writing goes on in the background
+                self.checkpoints.save(step, self.state, self.notes(), loss)
+        except BadNumbers as error:
+            raise self.not_finite(f"The state is not finite after step {step}") from error
         self.saved_step = step
 
     def notes(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from vdm_jax.training.contract import Panel
+from vdm_jax.training.files import writing
 
 SMALLEST_SIDE = 48  # pixels an image is shown with at least
 GAP = 2
@@ -39,10 +40,8 @@ def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: 
 
     sheet = grid(images, levels)
     sheet = sheet if sheet.shape[-1] == 3 else sheet[..., 0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    Image.fromarray(sheet).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with writing(path) as unfinished:
+        Image.fromarray(sheet).save(unfinished, format="PNG")
 
 
 def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, title: str) -> Path:
@@ -57,7 +56,7 @@ def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.nda
             axes.scatter(*points[labels == label].T, s=9, label=str(label), color=f"C{label % 10}")
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set(title=title, aspect="equal")
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
@@ -67,7 +66,7 @@ def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
     figure, axes = plt.subplots(figsize=(5.0, 5.0), layout="constrained")
     _lines(axes, chains)
     axes.set(title=title, aspect="equal")
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
@@ -91,7 +90,7 @@ def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
             _lines(axes, panel.paths)
         side = np.abs(panel.x).max()
         axes.set(title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def _lines(axes, chains) -> None:
@@ -100,10 +99,11 @@ def _lines(axes, chains) -> None:
         axes.plot(*chain[-1], marker=".", color="black", markersize=5)
 
 
-def _finish(figure, path: Path) -> Path:
+def finish(figure, path: Path) -> Path:
+    """Write a figure of matplotlib as PNG, whole or not at all, and close it."""
     import matplotlib.pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
     plt.close(figure)
     return path

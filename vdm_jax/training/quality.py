@@ -26,7 +26,8 @@ from vdm_jax.training.contract import DataSpec, Experiment, Params
 from vdm_jax.training.data import Dataset
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import mean_and_error, number_of_examples, report
-from vdm_jax.training.journal import clock, write_json
+from vdm_jax.training.files import write_json
+from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
 from vdm_jax.training.patience import ALWAYS, PASSES
 from vdm_jax.training.run import Run, on_one_device

@@ -13,6 +13,7 @@ from vdm_jax.training.config import TrainConfig, from_json, validate
 from vdm_jax.training.contract import Experiment
 from vdm_jax.training.data import Dataset, load
 from vdm_jax.training.errors import UserError
+from vdm_jax.training.files import LOCK, alone_in
 from vdm_jax.training.planes import PLANES
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.step import local_mesh, replicated
@@ -106,11 +107,16 @@ def stored_config(name: str, workdir: str) -> TrainConfig:
 
 
 def remove(folder: Path) -> None:
-    """Delete a run's folder, and only if it is one.
+    """Empty a run's folder, and only if it is one.
 
     Raises:
-        UserError: it holds something else.
+        UserError: it holds something else, or a run is going in it.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+    if not folder.exists():
+        return
+    contents = [path for path in folder.iterdir() if path.name != LOCK]
+    if contents and not (folder / "config.json").exists():
         raise UserError(f"{folder} is not the folder of a run (no config.json in it); delete it yourself.")
-    shutil.rmtree(folder, ignore_errors=True)
+    with alone_in(folder):
+        for path in contents:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

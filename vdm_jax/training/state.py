@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from vdm_jax.training.contract import Experiment, Params
 from vdm_jax.training.keys import stream
@@ -35,12 +35,6 @@ def create(experiment: Experiment, optimizer: optax.GradientTransformation, seed
 def moving_average(ema: Params, params: Params, decay: float) -> Params:
     """decay * ema + (1 - decay) * params, written so that constant parameters stay exactly constant."""
     return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, params)
-
-
-def all_finite(state: TrainState) -> Bool[Array, ""]:
-    """Whether no number in the state is NaN or infinite."""
-    numbers = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in numbers]))
 
 
 def count(params: Params) -> int:

@@ -1,0 +1,70 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.files import LOCK, alone_in, write_json, writing
+from vdm_jax.training.run import remove
+
+ROOT = Path(__file__).parent.parent.parent
+HOLD = """
+import sys
+from pathlib import Path
+from vdm_jax.training.files import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with writing(path) as unfinished:
+        unfinished.write_text("one")
+        assert not path.exists()
+    with pytest.raises(UnicodeEncodeError), writing(path) as unfinished:
+        unfinished.write_text("half of tw\ud800")
+    assert path.read_text() == "one"
+    write_json(path, {"a": 1})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path):
+    path = tmp_path / "file.txt"
+    with writing(path) as unfinished:
+        unfinished.write_text("one")
+    unfinished.write_text("half of tw")
+    write_json(path, 1)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_one_process_alone_until_it_ends_however_it_does(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "holding\n"
+    (tmp_path / "config.json").write_text("{}")
+    message = rf"Another run is going in {tmp_path} \(process {holder.pid} on .*another --workdir"
+    with pytest.raises(UserError, match=message), alone_in(tmp_path):
+        pass
+    with pytest.raises(UserError, match=message):
+        remove(tmp_path)
+    assert (tmp_path / "config.json").exists()
+    holder.kill()
+    holder.communicate()
+    with alone_in(tmp_path), pytest.raises(UserError, match="Another run"), alone_in(tmp_path):
+        pass
+    remove(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_without_locks_on_the_file_system_nobody_is_refused(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass

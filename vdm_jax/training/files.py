@@ -1,0 +1,56 @@
+"""Files that are whole or not there, and a folder that one run has to itself."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.training.errors import UserError
+
+LOCK = "lock"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A path to write to, beside the real one, which it becomes once it is written: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.tmp")  # always the same: what a killed process left is written over
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with writing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Have a folder, made if absent, to oneself; whoever has it loses it with its process, however that ends.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"Another run is going in {folder} ({file.read().strip() or 'it does not say which'}). Wait for it, "
+                "stop it, or take another --workdir."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
