@@ -26,10 +26,11 @@ from vdm_jax.networks.mlp import MLPConfig
 from vdm_jax.networks.refinenet import RefineNetConfig
 from vdm_jax.networks.unet import UNetConfig
 from vdm_jax.training.contract import DataSpec
+from vdm_jax.training.devices import make_mesh
 from vdm_jax.training.optimizer import optimizer
 from vdm_jax.training.planes import PLANES
 from vdm_jax.training.state import create
-from vdm_jax.training.step import local_mesh, make_step
+from vdm_jax.training.step import make_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
@@ -112,7 +113,7 @@ def trained(config, spec, steps):
     """The state after so many updates on random images, and the experiment."""
     experiment = config.build(spec)
     state = create(experiment, optimizer(config), config.seed)
-    step = make_step(experiment, optimizer(config), local_mesh(1), seed=config.seed, ema_decay=config.ema_decay)
+    step = make_step(experiment, optimizer(config), make_mesh(1), seed=config.seed, ema_decay=config.ema_decay)
     losses = []
     for i in range(steps):
         state, metrics = step(state, batch_of(spec, 8, i % 4))
@@ -207,7 +208,7 @@ def test_in_em_one_network_rests_while_the_other_learns():
     spec, seen = SPECS["digits"], []
     experiment = config.build(spec)
     state = create(experiment, optimizer(config), 0)
-    step = make_step(experiment, optimizer(config), local_mesh(1), seed=0, ema_decay=0.0)
+    step = make_step(experiment, optimizer(config), make_mesh(1), seed=0, ema_decay=0.0)
     for _ in range(7):
         seen.append(jax.device_get(state.params))
         state, _ = step(state, batch_of(spec, 8))

@@ -8,8 +8,8 @@ import pytest
 
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import run as runs
+from vdm_jax.training.devices import make_mesh
 from vdm_jax.training.errors import readable_errors
-from vdm_jax.training.step import local_mesh
 
 HERE = Path(__file__).parent
 
@@ -20,7 +20,7 @@ def tiny(tmp_path):
 
     def make(devices=1, **options):
         config = dataclasses.replace(CONFIG, **{"workdir": str(tmp_path), **options})
-        return runs.open_run("tiny", config, local_mesh(devices))
+        return runs.open_run("tiny", config, make_mesh(devices))
 
     return make
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.derivations.check import assert_mean
 from vdm_jax.training import data, tfds_images
+from vdm_jax.training.augmentation import augmentations, flip_half, rotate, swap_channels
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.planes import PLANES
@@ -21,7 +22,7 @@ def numbered(size, batch=4, seed=0, flip=False):
     records = [
         {"image": np.full((3, 2, 1), i, np.uint8) + np.array([[[0], [100]]], np.uint8), "label": i} for i in range(size)
     ]
-    return data.train_iterator(data.Images(records, (3, 2, 1)), batch, seed, [data.flip_half] if flip else [])
+    return data.train_iterator(data.Images(records, (3, 2, 1)), batch, seed, [flip_half] if flip else [])
 
 
 def labels(iterator, batches):
@@ -157,7 +158,7 @@ def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_p
 def test_real_sets_are_read_without_tensorflow(name, shape):
     real = data.load(name)
     assert (real.spec.shape, real.spec.levels, real.spec.num_classes) == (shape, 256, 10)
-    batch = next(data.train_iterator(real.train, 64, 0, [data.flip_half]))
+    batch = next(data.train_iterator(real.train, 64, 0, [flip_half]))
     assert batch["image"].shape == (64, *shape)
     assert batch["image"].max() > 200
     assert len(set(batch["label"].tolist())) > 5
@@ -165,20 +166,20 @@ def test_real_sets_are_read_without_tensorflow(name, shape):
 
 
 def turned(augment, images, seed=0):
-    return augment({"image": images, "label": np.zeros(len(images))}, np.random.default_rng(seed))["image"]
+    return augment(images, np.random.default_rng(seed).random((len(images), images.shape[-1])))
 
 
 def test_rotations_are_the_four_and_alike_often():
     images = np.broadcast_to(np.arange(18, dtype=np.uint8).reshape(3, 3, 2), (4000, 3, 3, 2))
     quarters = [np.rot90(images[0], k) for k in range(4)]
-    counts = [sum(np.array_equal(image, quarter) for image in turned(data.rotate, images)) for quarter in quarters]
+    counts = [sum(np.array_equal(image, quarter) for image in turned(rotate, images)) for quarter in quarters]
     assert sum(counts) == 4000
     assert max(abs(count - 1000) for count in counts) < 4 * (4000 * 3 / 16) ** 0.5
 
 
 def test_channels_come_in_every_order_alike_often():
     images = np.broadcast_to(np.array([1, 2, 3], np.uint8), (6000, 2, 2, 3))
-    swapped = turned(data.swap_channels, images)
+    swapped = turned(swap_channels, images)
     assert (swapped == swapped[:, :1, :1]).all()  # one order for a whole image
     orders, counts = np.unique(swapped[:, 0, 0], axis=0, return_counts=True)
     assert len(orders) == 6
@@ -187,10 +188,14 @@ def test_channels_come_in_every_order_alike_often():
 
 def test_options_choose_the_augmentations_and_each_draws_for_itself():
     config = TrainConfig(flip=True, rotate=True, swap_channels=True)
-    assert data.augmentations(config) == [data.flip_half, data.rotate, data.swap_channels]
-    assert data.augmentations(TrainConfig()) == []
+    assert augmentations(config) == [
+        flip_half,
+        rotate,
+        swap_channels,
+    ]
+    assert augmentations(TrainConfig()) == []
     records = [{"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "label": 0}] * 400
-    batch = next(data.train_iterator(data.Images(records, (2, 2, 1)), 400, 0, [data.flip_half, data.flip_half]))
+    batch = next(data.train_iterator(data.Images(records, (2, 2, 1)), 400, 0, [flip_half, flip_half]))
     mirrored = (batch["image"][:, 0, 0, 0] == 1).sum()
     assert 120 < mirrored < 280  # two flips of one draw would undo each other
 

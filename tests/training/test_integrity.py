@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vdm_jax.training.devices import make_mesh, replicated
 from vdm_jax.training.integrity import Damaged, look, sealed, unsealed
-from vdm_jax.training.step import local_mesh, replicated
 
 ARRAYS = [
     jnp.asarray([[1.0, -0.0], [3e-45, 2.5]]),
@@ -36,7 +36,7 @@ def test_numbers_in_each_others_place_show():
 
 
 def test_devices_do_not_matter():
-    mesh, x = local_mesh(8), jax.random.normal(jax.random.key(0), (16, 24))
+    mesh, x = make_mesh(8), jax.random.normal(jax.random.key(0), (16, 24))
     rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("batch",), (None, "batch")))
     for sharding in (replicated(mesh), rows, columns):
         assert look(jax.device_put(x, sharding)) == look(x)

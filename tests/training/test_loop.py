@@ -8,11 +8,12 @@ import pytest
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import checkpoint, data, optimizer
 from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.devices import split
 from vdm_jax.training.errors import Stopped, UserError, disk_is_full
 from vdm_jax.training.journal import Journal
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import abstract_state, first_state
-from vdm_jax.training.step import make_step, split
+from vdm_jax.training.step import make_step
 
 
 def metrics(run):

@@ -7,8 +7,9 @@ import pytest
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import data, optimizer, state
 from vdm_jax.training.contract import Experiment
+from vdm_jax.training.devices import make_mesh, replicated, split
 from vdm_jax.training.run import first_state
-from vdm_jax.training.step import accumulated_gradient, local_mesh, make_step, replicated, split
+from vdm_jax.training.step import accumulated_gradient, make_step
 
 
 def steps(run, number=5, **options):
@@ -56,7 +57,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(devices):
         value = jnp.square(x @ params - batch["label"].astype(jnp.float32)).mean()
         return value, {"mean": x.mean()}
 
-    mesh = local_mesh(devices)
+    mesh = make_mesh(devices)
     rng = np.random.RandomState(0)
     batch = {"image": rng.randint(0, 17, (32, 5)), "label": rng.randint(0, 9, 32)}
     batch = jax.device_put(batch, split(mesh))
@@ -83,7 +84,7 @@ def test_one_update_by_hand():
         return jnp.square(params - 3.0).sum(), {}
 
     experiment = Experiment(lambda key: jnp.zeros(()), loss, None, None)
-    mesh, sgd = local_mesh(1), optax.sgd(0.1)
+    mesh, sgd = make_mesh(1), optax.sgd(0.1)
     start = jax.device_put(state.create(experiment, sgd, 0), replicated(mesh))
     step = make_step(experiment, sgd, mesh, seed=0, ema_decay=0.75)
     new, metrics = step(start, {"image": jnp.zeros((1, 1))})
@@ -101,7 +102,7 @@ def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():
         None,
         None,
     )
-    mesh, sgd = local_mesh(1), optax.sgd(0.1)
+    mesh, sgd = make_mesh(1), optax.sgd(0.1)
 
     def noise(seed, number=3):
         step = make_step(experiment, sgd, mesh, seed=seed, ema_decay=0.0)
@@ -119,7 +120,7 @@ def test_the_loss_is_told_the_number_of_updates_made():
     experiment = Experiment(
         lambda key: jnp.zeros(()), lambda params, key, batch, step: (params, {"at": step}), None, None
     )
-    mesh, sgd = local_mesh(1), optax.sgd(0.1)
+    mesh, sgd = make_mesh(1), optax.sgd(0.1)
     step = make_step(experiment, sgd, mesh, seed=0, ema_decay=0.0)
     current, told = jax.device_put(state.create(experiment, sgd, 0), replicated(mesh)), []
     for _ in range(3):

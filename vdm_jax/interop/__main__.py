@@ -11,8 +11,9 @@ import tyro
 from vdm_jax.interop.folder import Pretrained, load, save
 from vdm_jax.interop.recipe import describe, fit
 from vdm_jax.training import catalogue, command, importing
+from vdm_jax.training.devices import on_one_device
 from vdm_jax.training.errors import UserError
-from vdm_jax.training.run import on_one_device, open_run, stored_config
+from vdm_jax.training.run import open_run, stored_config
 
 FRESH = "Delete the run that is there."
 

@@ -49,6 +49,8 @@ class UNetConfig:
     """Add a learned feature map after the first convolution, so that positions differ."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic inside; parameters, statistics and output are float32."""
+    remat: bool = False
+    """Compute what is inside each block again on the way back instead of keeping it: less memory, more time."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images of shape (H, W, C) that this network cannot take.
@@ -93,12 +95,13 @@ class UNet(nn.Module):
         embedding = LevelEmbedding(cfg.embedding, cfg.channels, 4 * cfg.channels, cfg.num_classes, dtype)(
             condition, label
         )
+        block = nn.remat(UNet._block, static_argnums=(3, 4)) if cfg.remat else UNet._block
         h = self._enter(x, dtype)
         widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
         skips = [h]
         for level, width in enumerate(widths):
             for _ in range(cfg.blocks):
-                h = self._block(h, embedding, width, train)
+                h = block(self, h, embedding, width, train)
                 skips.append(h)
             if level + 1 < len(widths):
                 h = conv3x3(width, dtype, stride=2)(h)
@@ -106,7 +109,7 @@ class UNet(nn.Module):
         h = self._middle(h, embedding, widths[-1], train)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(cfg.blocks + 1):
-                h = self._block(jnp.concatenate([h, skips.pop()], axis=-1), embedding, width, train)
+                h = block(self, jnp.concatenate([h, skips.pop()], axis=-1), embedding, width, train)
             if level:
                 h = conv3x3(width, dtype)(upsample(h))
         h = nn.swish(normalise(h, cfg.groups))

@@ -11,9 +11,11 @@ FRESH = "Delete the run's folder first and start anew."
 
 
 def main() -> None:
-    """The command."""
+    """The command; where several processes are started alike, they train together."""
+    from vdm_jax.training import processes
     from vdm_jax.training.run import open_run, remove
 
+    processes.join()
     name, config, fresh = parse()
     run = open_run(name, config)
     if fresh:
@@ -59,6 +61,7 @@ def finished(run) -> bool:
 def train_and_report(run) -> None:
     """Train, evaluate, draw, and say what came out; what would take longer than the training is left to the user."""
     from vdm_jax.training.evaluate import report, summary
+    from vdm_jax.training.journal import say
     from vdm_jax.training.loop import train
     from vdm_jax.training.patience import too_long
     from vdm_jax.training.sample import draw_final
@@ -67,7 +70,7 @@ def train_and_report(run) -> None:
     if reason := too_long(run, saved):
         print(reason)
         return
-    print("Evaluating on the test set and drawing.", file=sys.stderr, flush=True)
+    say("Evaluating on the test set and drawing.")
     result = report(run, saved)
     pictures = draw_final(run, saved.state.ema)
     print(summary(result))

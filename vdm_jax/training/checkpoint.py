@@ -16,6 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vdm_jax.training.errors import UserError, disk_is_full
 from vdm_jax.training.integrity import BadNumbers, Damaged, look, sealed, unsealed
+from vdm_jax.training.processes import by_first
 from vdm_jax.training.state import TrainState
 
 
@@ -57,6 +58,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if error is not None and jax.process_count() > 1:  # to end a save together, all would have to be there
+            return
         try:
             self._manager.close()
         except Exception:
@@ -144,6 +147,10 @@ class Checkpoints:
         self._manager.reload()
 
     def _move_aside(self, steps: list[int]) -> None:
+        if steps:
+            by_first(lambda: self._rename(steps))
+
+    def _rename(self, steps: list[int]) -> None:
         for step in steps:
             target = self.folder.parent / "unreadable" / str(step)
             target.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ import tyro
 from vdm_jax.training import catalogue, environment
 from vdm_jax.training.checkpoint import Checkpoints, Saved
 from vdm_jax.training.errors import UserError, readable_errors
+from vdm_jax.training.processes import together_or_not_at_all
 from vdm_jax.training.run import Run, abstract_state
 
 Options = TypeVar("Options")
@@ -17,7 +18,7 @@ Options = TypeVar("Options")
 def execute(main: Callable[[], None]) -> None:
     """Run a command with a quiet environment and readable errors."""
     environment.prepare()
-    with readable_errors():
+    with together_or_not_at_all(), readable_errors():
         main()
 
 

@@ -9,7 +9,7 @@ from vdm_jax.training.errors import UserError
 
 FREE_TO_CHANGE = frozenset(
     "steps log_every checkpoint_every keep picture_every num_samples".split()
-    + "eval_batch_size eval_examples ledger sampling workdir".split()
+    + "eval_batch_size eval_examples ledger sampling shard workdir".split()
 )
 C = TypeVar("C", bound="TrainConfig")
 
@@ -49,6 +49,8 @@ class TrainConfig:
     """Decay of the parameters' moving average, which samples and evaluates; 0 is the parameters themselves."""
     accumulate: int = 1
     """Micro-batches an update: as many times less memory, the same result up to rounding."""
+    shard: bool = False
+    """Spread parameters, average and optimiser over the devices, each a part, for models too large for one device."""
     flip: bool = False
     """Mirror training images left to right, each with probability 1/2."""
     rotate: bool = False

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
-from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.augmentation import Augmentation
 from vdm_jax.training.contract import DataSpec
 from vdm_jax.training.planes import PLANES
 
@@ -18,7 +19,7 @@ DIGITS_TEST = 360  # of the 1,797 digits
 POINTS = (50_000, 10_000)  # of a plane, to train on and to test
 NumpyBatch = dict[str, np.ndarray]
 Record = dict[str, Any]
-Augmentation = Callable[[NumpyBatch, np.random.Generator], NumpyBatch]
+ALL = slice(None)
 
 
 class Images:
@@ -134,40 +135,27 @@ class ShuffledBatches:
         return np.concatenate([self._epoch(int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
-def flip_half(batch: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
-    """Mirror each image left to right with probability 1/2."""
-    mirrored = rng.random(len(batch["image"])) < 0.5
-    image = np.where(mirrored[:, None, None, None], batch["image"][:, :, ::-1], batch["image"])
-    return {**batch, "image": image}
-
-
-def rotate(batch: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
-    """Turn each (square) image by 0, 90, 180 or 270 degrees, all alike probable."""
-    quarters = rng.integers(4, size=len(batch["image"]))
-    turned = [np.rot90(image, k) for image, k in zip(batch["image"], quarters, strict=True)]
-    return {**batch, "image": np.stack(turned)}
-
-
-def swap_channels(batch: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
-    """Put each image's channels in one of all orders, all alike probable."""
-    image = batch["image"]
-    orders = rng.permuted(np.tile(np.arange(image.shape[-1]), (len(image), 1)), axis=1)
-    return {**batch, "image": np.take_along_axis(image, orders[:, None, None, :], axis=-1)}
-
-
-def augmentations(config: TrainConfig) -> list[Augmentation]:
-    """What a run does to its training images, in this order."""
-    chosen = {flip_half: config.flip, rotate: config.rotate, swap_channels: config.swap_channels}
-    return [function for function, wanted in chosen.items() if wanted]
-
-
 def train_iterator(
-    images: Images, batch_size: int, seed: int, augment: Sequence[Augmentation] = ()
+    images: Images,
+    batch_size: int,
+    seed: int,
+    augment: Sequence[Augmentation] = (),
+    rows: Int[np.ndarray, " rows"] | slice = ALL,
 ) -> grain.DatasetIterator:
-    """An endless iterator over shuffled batches that prefetches; `get_state` and `set_state` resume it exactly."""
-    batches = grain.MapDataset.source(ShuffledBatches(len(images), batch_size, seed)).map(images.take)
+    """An endless iterator over shuffled batches that prefetches; `get_state` and `set_state` resume it exactly.
+
+    Of each batch it gives only some rows, those of one process. Neither which examples are in a batch, nor what is done
+    to them, nor the iterator's state depends on that: a run may go on with another number of processes.
+    """
+    batches = grain.MapDataset.source(ShuffledBatches(len(images), batch_size, seed))
+    batches = batches.map(lambda indices: images.take(indices[rows]))
     for place, function in enumerate(augment):
-        batches = batches.random_map(function, seed=(seed + place) % 2**32)  # one seed would tie their draws together
+
+        def augmented(batch: NumpyBatch, rng: np.random.Generator, function=function) -> NumpyBatch:
+            uniform = rng.random((batch_size, images.shape[-1]))[rows]
+            return {**batch, "image": function(batch["image"], uniform)}
+
+        batches = batches.random_map(augmented, seed=(seed + place) % 2**32)  # one seed would tie their draws together
     threads = min(8, os.cpu_count() or 1)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 

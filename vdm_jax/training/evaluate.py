@@ -1,6 +1,7 @@
 """Every number of the test set, each example once: `python -m vdm_jax.training.evaluate EXPERIMENT`."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from jax import Array
 from vdm_jax.training.baseline import histogram_bits_per_dim
 from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.contract import Batch, Params
+from vdm_jax.training.devices import own_rows, put, replicated, split
 from vdm_jax.training.files import write_json
 from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run, open_run, stored_config
 from vdm_jax.training.state import count
-from vdm_jax.training.step import replicated, split
 
 Evaluation = Callable[[Params, Array, Batch], dict[str, Array]]
 LIBRARIES = ("vdm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -35,13 +36,15 @@ def per_example(
     """
     config, test = run.config, run.data.test
     whole, parts = replicated(run.mesh), split(run.mesh)
-    function = function or run.experiment.evaluate
-    evaluate = jax.jit(function, in_shardings=(whole, whole, parts), out_shardings=parts)
-    size = number_of_examples(run)
-    blocks = []
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def evaluate(params, key, batch):
+        return (function or run.experiment.evaluate)(jax.lax.with_sharding_constraint(params, whole), key, batch)
+
+    size, rows, blocks = number_of_examples(run), own_rows(run.mesh, config.eval_batch_size), []
     for number, first in enumerate(range(0, size, config.eval_batch_size)):
         indices = np.arange(first, first + config.eval_batch_size)
-        batch = jax.device_put(test.take(np.minimum(indices, size - 1)), parts)
+        batch = put(test.take(np.minimum(indices, size - 1)[rows]), parts)
         values = jax.device_get(evaluate(params, jax.random.fold_in(key, number), batch))
         blocks.append({name: value[indices < size] for name, value in values.items()})
         done(int(np.sum(indices < size)))

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from vdm_jax.training.errors import UserError
+from vdm_jax.training.processes import by_first, is_first
 
 LOCK = "lock"
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A path to write to, beside the real one, which it becomes once it is written: whole or not at all."""
+    """A path to write to, beside the real one, which it becomes once it is written: whole or not at all.
+
+    What processes other than the first write goes nowhere.
+    """
+    if not is_first():
+        yield Path(os.devnull)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")  # always the same: what a killed process left is written over
     try:
@@ -33,11 +40,18 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Have a folder, made if absent, to oneself; whoever has it loses it with its process, however that ends.
+    """Have a folder, made if absent, for this job alone; it loses it with its first process, however that ends.
 
     Raises:
-        UserError: another process has it.
+        UserError: another job has it.
     """
+    with contextlib.ExitStack() as held:
+        by_first(lambda: held.enter_context(_locked(folder)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:

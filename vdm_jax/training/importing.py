@@ -12,9 +12,8 @@ from vdm_jax.training.contract import Params
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.files import LOCK, alone_in, write_json
 from vdm_jax.training.loop import new_batches
-from vdm_jax.training.run import Run, abstract_state, remove
+from vdm_jax.training.run import Run, abstract_state, placement, remove
 from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import replicated
 
 SHOWN = 10
 
@@ -50,7 +49,7 @@ def _state(run: Run, params: Params) -> TrainState:
     def first(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.optimizer(run.config).init(params))
 
-    return jax.jit(first, out_shardings=replicated(run.mesh))(params)
+    return jax.jit(first, out_shardings=placement(run))(params)
 
 
 def _notes(run: Run, source: str) -> dict:

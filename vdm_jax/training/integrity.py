@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vdm_jax.training.devices import whole
+
 SEAL = "seal"
 
 
@@ -44,7 +46,7 @@ def look(tree: Any) -> Look:
 
 
 def _on_host(x: Array) -> np.ndarray:
-    return np.asarray(x.addressable_data(0) if x.is_fully_replicated else x)
+    return np.asarray(whole(x).addressable_data(0))
 
 
 def sealed(notes: dict[str, Any]) -> dict[str, Any]:

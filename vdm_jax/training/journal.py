@@ -1,16 +1,18 @@
 """What a run tells while it goes: metrics.jsonl, TensorBoard, and the terminal."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vdm_jax.training.files import writing
+from vdm_jax.training.processes import is_first
 
 
 class Journal:
-    """Metrics of one run, to its folder and to the terminal.
+    """Metrics of one run, to its folder and to the terminal, by the first of its processes.
 
     Args:
         folder: of the run.
@@ -21,14 +23,15 @@ class Journal:
     def __init__(self, folder: Path, start: int, steps: int):
         from tensorboardX import SummaryWriter
 
-        path = folder / "metrics.jsonl"
+        path = folder / "metrics.jsonl" if is_first() else Path(os.devnull)
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
         with writing(path) as unfinished:
             unfinished.write_text("".join(kept))
         self._file = path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        purge = start + 1 if start else None
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, write_to_disk=is_first())
         self._steps = steps
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and is_first()
         self._bar = tqdm(total=steps, initial=start, disable=not terminal, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "Journal":
@@ -51,7 +54,7 @@ class Journal:
             self._events.add_scalar(name, value, step)
         self._events.flush()
         if self._bar.disable:
-            self.say(self._line(step, values))
+            say(self._line(step, values))
         else:
             self._bar.set_postfix(loss=f"{values['loss']:.4g}")
 
@@ -62,8 +65,10 @@ class Journal:
             line += f"  {clock((self._steps - step) / rate)} left"
         return line
 
-    def say(self, text: str) -> None:
-        """A line to the terminal that does not break the progress bar."""
+
+def say(text: str) -> None:
+    """A line to the terminal, once for all processes, that does not break a progress bar."""
+    if is_first():
         tqdm.write(text, file=sys.stderr)
 
 

@@ -19,13 +19,14 @@ from vdm_jax.training import catalogue, ledger
 from vdm_jax.training.__main__ import finished
 from vdm_jax.training.command import newest, program
 from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.devices import on_one_device
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import report
 from vdm_jax.training.files import write_json, writing
 from vdm_jax.training.journal import clock
 from vdm_jax.training.loop import train
 from vdm_jax.training.pictures import finish
-from vdm_jax.training.run import Run, on_one_device, open_run, remove
+from vdm_jax.training.run import Run, open_run, remove
 from vdm_jax.training.sample import Sampler
 
 FRESH = "Delete these runs first and start anew."

@@ -8,17 +8,20 @@ import jax
 
 from vdm_jax.training import config as options
 from vdm_jax.training import data, optimizer
+from vdm_jax.training.augmentation import augmentations
 from vdm_jax.training.checkpoint import Checkpoints, Saved
+from vdm_jax.training.devices import on_one_device, own_rows, put, split
 from vdm_jax.training.errors import Stopped, UserError
 from vdm_jax.training.files import alone_in, write_json
 from vdm_jax.training.integrity import BadNumbers
-from vdm_jax.training.journal import Journal
+from vdm_jax.training.journal import Journal, say
+from vdm_jax.training.processes import Agreement
 from vdm_jax.training.recent import NonFinite, Recent
-from vdm_jax.training.run import Run, abstract_state, first_state, on_one_device
+from vdm_jax.training.run import Run, abstract_state, first_state, placement
 from vdm_jax.training.sample import Sampler
 from vdm_jax.training.speed import Speed
 from vdm_jax.training.state import TrainState, count
-from vdm_jax.training.step import make_step, split
+from vdm_jax.training.step import make_step
 from vdm_jax.training.stopping import stop_requests
 
 T = TypeVar("T")
@@ -48,14 +51,15 @@ def train(run: Run) -> Saved:
         start = begin(run, checkpoints)
         first = int(start.state.step)
         with Journal(folder, first, last) as journal:
-            loop = Loop(run, start, checkpoints, journal)
+            loop, agree = Loop(run, start, checkpoints, journal), Agreement(run.mesh)
             for step in range(first + 1, last + 1):
                 loop.advance(step)
                 loop.between_steps(step)
-                if stop.signum is not None and step < last:
+                signum = agree(stop.signum)
+                if signum and step < last:
                     loop.save(step)
                     checkpoints.wait()
-                    raise Stopped(f"Stopped and saved at step {step}. {GO_ON}", stop.signum)
+                    raise Stopped(f"Stopped and saved at step {step}. {GO_ON}", signum)
             loop.save(last)
         checkpoints.wait()
         return Saved(loop.state, loop.notes(), [])
@@ -99,8 +103,9 @@ def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any
 
 
 def new_batches(run: Run) -> grain.DatasetIterator:
-    """A fresh iterator over the run's training batches."""
-    return data.train_iterator(run.data.train, run.config.batch_size, run.config.seed, data.augmentations(run.config))
+    """A fresh iterator over this process's rows of the run's training batches."""
+    size, augment = run.config.batch_size, augmentations(run.config)
+    return data.train_iterator(run.data.train, size, run.config.seed, augment, own_rows(run.mesh, size))
 
 
 class Loop:
@@ -120,14 +125,15 @@ class Loop:
             seed=config.seed,
             ema_decay=config.ema_decay,
             accumulate=config.accumulate,
+            place=placement(run),
         )
         self.pipeline = data.images_per_second(lambda: new_batches(run), config.batch_size, seconds=0.3)
-        journal.say(greeting(run, self.pipeline))
+        say(greeting(run, self.pipeline))
         self.speed = Speed(self.first, start.seconds)
 
     def advance(self, step: int) -> None:
         """Dispatch one update; the devices may still be at work on it when this returns."""
-        batch = jax.device_put(next(self.batches), split(self.run.mesh))
+        batch = put(next(self.batches), split(self.run.mesh))
         self.state, metrics = self.step(self.state, batch)
         self.recent.add(step, metrics)
         self.journal.advance()

@@ -24,14 +24,14 @@ from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.config import TrainConfig, to_json
 from vdm_jax.training.contract import DataSpec, Experiment, Params
 from vdm_jax.training.data import Dataset
+from vdm_jax.training.devices import make_mesh, on_one_device
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import mean_and_error, number_of_examples, report
 from vdm_jax.training.files import write_json
 from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
 from vdm_jax.training.patience import ALWAYS, PASSES
-from vdm_jax.training.run import Run, on_one_device
-from vdm_jax.training.step import local_mesh
+from vdm_jax.training.run import Run
 
 FEWEST = 20  # samples that the kernel distance's ten blocks can be made of
 MOST = 10_000  # samples drawn where no number is asked for
@@ -157,7 +157,7 @@ def train_classifier(data: Dataset, folder: Path, options: ClassifierTraining | 
             is trained anew.
     """
     options = dataclasses.replace(options or classifier_options(data.spec), workdir=str(folder.parent))
-    mesh = local_mesh(1)
+    mesh = make_mesh(1)
     runs.validate(options, mesh.size)
     own = Run("classifier", options, folder, data, options.build(data.spec), mesh)
     if not _is_made_with(folder, options):

@@ -12,11 +12,12 @@ from vdm_jax.training import catalogue, optimizer, state
 from vdm_jax.training.config import TrainConfig, from_json, validate
 from vdm_jax.training.contract import Experiment
 from vdm_jax.training.data import Dataset, load
+from vdm_jax.training.devices import make_mesh, replicated, spread
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.files import LOCK, alone_in
 from vdm_jax.training.planes import PLANES
+from vdm_jax.training.processes import by_first
 from vdm_jax.training.state import TrainState
-from vdm_jax.training.step import local_mesh, replicated
 
 
 class Run(NamedTuple):
@@ -36,12 +37,12 @@ def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     Args:
         name: of the experiment, and of the run's folder in `config.workdir`.
         config: its options.
-        mesh: of devices; all local ones by default.
+        mesh: of devices; all there are by default.
 
     Raises:
         UserError: the options, the data or the model's fit to the data are at fault.
     """
-    mesh = mesh or local_mesh()
+    mesh = mesh or make_mesh()
     validate(config, mesh.size)
     data = load(config.data)
     check_kind(name, config, data)
@@ -67,11 +68,11 @@ def check_kind(name: str, config: TrainConfig, data: Dataset) -> None:
 
 
 def first_state(run: Run) -> TrainState:
-    """The run's state before its first update, on every device."""
+    """The run's state before its first update."""
     # Unoptimised: XLA takes ten times longer to compile hundreds of initialisers well than they take to run.
     create = jax.jit(
         lambda: _create(run),
-        out_shardings=replicated(run.mesh),
+        out_shardings=placement(run),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     return create()
@@ -79,18 +80,22 @@ def first_state(run: Run) -> TrainState:
 
 def abstract_state(run: Run) -> TrainState:
     """Shapes, dtypes and placement of the run's state."""
-    place = replicated(run.mesh)
-    shapes = jax.eval_shape(lambda: _create(run))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    whole, shapes = replicated(run.mesh), jax.eval_shape(lambda: _create(run))
+
+    def placed(x):
+        place = spread(run.mesh, x.shape) if run.config.shard else whole
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    return jax.tree.map(placed, shapes)
+
+
+def placement(run: Run) -> TrainState:
+    """Where each array of the run's state lies."""
+    return jax.tree.map(lambda x: x.sharding, abstract_state(run))
 
 
 def _create(run: Run) -> TrainState:
     return state.create(run.experiment, optimizer.optimizer(run.config), run.config.seed)
-
-
-def on_one_device(tree):
-    """The first device's copy of replicated arrays, for work that one device does alone."""
-    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def stored_config(name: str, workdir: str) -> TrainConfig:
@@ -118,5 +123,9 @@ def remove(folder: Path) -> None:
     if contents and not (folder / "config.json").exists():
         raise UserError(f"{folder} is not the folder of a run (no config.json in it); delete it yourself.")
     with alone_in(folder):
-        for path in contents:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        by_first(lambda: _delete(contents))
+
+
+def _delete(paths: list[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

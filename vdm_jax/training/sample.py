@@ -11,9 +11,10 @@ import numpy as np
 from vdm_jax.training import pictures
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import Params, Samples
+from vdm_jax.training.devices import on_one_device
 from vdm_jax.training.evaluate import per_example
 from vdm_jax.training.keys import stream
-from vdm_jax.training.run import Run, on_one_device, open_run, stored_config
+from vdm_jax.training.run import Run, open_run, stored_config
 
 SHOWN = 10  # test images in a picture of them
 

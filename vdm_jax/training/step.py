@@ -1,35 +1,21 @@
-"""One update as one `jit` over a mesh of all local devices: batch split, parameters replicated."""
+"""One update as one `jit` over a mesh of devices: batch split, parameters replicated or spread."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vdm_jax.training.contract import Batch, Experiment, Params
+from vdm_jax.training.devices import replicated, split
 from vdm_jax.training.keys import stream
 from vdm_jax.training.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
 Loss = Callable[[Params, Array, Batch, Array], tuple[Array, Metrics]]
-
-
-def local_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of the first so many local devices (all, by default), with the one axis "batch"."""
-    local = jax.local_devices()[:devices]
-    return jax.make_mesh((len(local),), ("batch",), axis_types=(AxisType.Auto,), devices=local)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def split(mesh: Mesh) -> NamedSharding:
-    """Every device holds its part of the first axis."""
-    return NamedSharding(mesh, PartitionSpec("batch"))
 
 
 def make_step(
@@ -40,25 +26,31 @@ def make_step(
     seed: int,
     ema_decay: float,
     accumulate: int = 1,
+    place: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled update (state, batch) -> (state, metrics); the state given to it is used up.
 
     Update i draws from the key folded with i, so that a resumed run repeats the noise of an uninterrupted one.
     The metrics are the loss, the gradient's global norm before clipping, and what the experiment's loss returns.
+    Where the state is spread over the devices (`place`, a sharding for each array; whole on each by default), they
+    gather the parameters for the gradient only, and each updates its part.
     """
+    whole, parts = replicated(mesh), split(mesh)
+    place = place or TrainState._make([whole] * 4)
     gradient = accumulated_gradient(experiment.loss, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream(seed, "train"), state.step)
-        grads, metrics = gradient(state.params, key, batch, state.step)
+        gathered = jax.lax.with_sharding_constraint(state.params, whole)
+        grads, metrics = gradient(gathered, key, batch, state.step)
+        grads = jax.lax.with_sharding_constraint(grads, place.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = moving_average(state.ema, params, ema_decay)
         metrics = {"grad_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    whole, parts = replicated(mesh), split(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, parts), out_shardings=(whole, whole))
+    return jax.jit(step, donate_argnums=0, in_shardings=(place, parts), out_shardings=(place, whole))
 
 
 def accumulated_gradient(loss: Loss, parts: int) -> Callable[[Params, Array, Batch, Array], tuple[Params, Metrics]]:

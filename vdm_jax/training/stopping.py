@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 
 class StopRequest:
-    """The signal that asked the run to stop, or None."""
+    """The signal that asked the run to stop, or 0."""
 
-    signum: int | None = None
+    signum: int = 0
 
 
 @contextlib.contextmanager

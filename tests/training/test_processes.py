@@ -1,0 +1,224 @@
+"""Several real processes on this machine that train one run together."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.experiments.tiny import CONFIG
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.loop import train
+from vdm_jax.training.processes import by_first, is_first, several
+
+HERE = Path(__file__).parent
+ENDLESS = ("--steps", "1000000", "--checkpoint-every", "20")
+
+
+@contextlib.contextmanager
+def started(number, workdir, *options, devices=1):
+    """`number` processes of the stand-in experiment with so many devices each; killed at the end, if they still go."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vdm_jax.training", "tiny", "--workdir", str(workdir), "--num-samples", "0"]
+    shared = {"PYTHONPATH": str(HERE.parent.parent), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    if number > 1:
+        shared |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(number)}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE}
+    all_ = [
+        subprocess.Popen([*command, *options], env={**os.environ, **shared, "JAX_PROCESS_ID": str(place)}, **pipe)
+        for place in range(number)
+    ]
+    try:
+        yield all_
+    finally:
+        for process in all_:
+            process.kill()
+            if not process.stdout.closed:
+                process.communicate()
+
+
+def ended(processes):
+    """What they said and their exit codes, once all have ended."""
+    told = [process.communicate(timeout=120)[0] for process in processes]
+    return told, [process.returncode for process in processes]
+
+
+def run_to_end(number, workdir, *options, devices=1):
+    with started(number, workdir, *options, devices=devices) as processes:
+        told, codes = ended(processes)
+    assert codes == [0] * number, told
+    return told
+
+
+def wait_for_step(workdir, step):
+    for _ in range(1200):
+        if any(int(path.name) >= step for path in (workdir / "tiny/checkpoints").glob("[0-9]*") if path.name.isdigit()):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint of step {step} in a minute")
+
+
+def last_notes(workdir):
+    """The notes of the newest checkpoint: its step, data position, and the checksum of all bits of the state."""
+    newest = max(int(path.name) for path in (workdir / "tiny/checkpoints").iterdir() if path.name.isdigit())
+    notes = json.loads((workdir / f"tiny/checkpoints/{newest}/notes/metadata").read_text())
+    return {name: notes[name] for name in ("step", "data", "checksum")}
+
+
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "tiny/metrics.jsonl").read_text().splitlines()]
+
+
+def bits_per_dim(workdir):
+    return json.loads((workdir / "tiny/report.json").read_text())["test"]["bits_per_dim"]
+
+
+def test_two_processes_make_the_bits_of_one_and_one_of_them_speaks(tiny, tmp_path):
+    told = run_to_end(2, tmp_path / "two", "--flip")
+    train(tiny(2, workdir=str(tmp_path / "one"), num_samples=0, flip=True))
+    assert last_notes(tmp_path / "two") == last_notes(tmp_path / "one")
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    assert "2 x cpu" in told[0]
+    assert "bits per dim" in told[0]
+    assert [line for line in told[1].splitlines() if "Gloo" not in line] == []
+
+
+def test_when_one_is_killed_the_other_ends_and_any_number_goes_on(tiny, tmp_path):
+    with started(2, tmp_path / "parts", *ENDLESS) as processes:
+        wait_for_step(tmp_path / "parts", 40)
+        processes[1].kill()
+        begin = time.monotonic()
+        told, codes = ended(processes)
+    assert time.monotonic() - begin < 30
+    assert codes == [1, -signal.SIGKILL]
+    assert "Process 0 of 2 has lost another" in told[0]
+    assert "start all processes again" in told[0]
+    assert "Traceback" not in told[0]
+    steps = str(last_notes(tmp_path / "parts")["step"] + 17)
+    assert "Going on from step" in run_to_end(1, tmp_path / "parts", "--steps", steps, devices=2)[0]
+    train(tiny(2, workdir=str(tmp_path / "whole"), num_samples=0, steps=int(steps)))
+    assert last_notes(tmp_path / "parts") == last_notes(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "parts/tiny").iterdir()) == [
+        "checkpoints", "config.json", "lock", "metrics.jsonl", "report.json", "tensorboard",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_as_two_and_as_one(tmp_path):
+    """To rounding: four devices add in another order than two."""
+    for number, steps in ((4, "20"), (2, "40"), (1, "60"), (4, "80")):
+        run_to_end(number, tmp_path / "many", "--steps", steps, "--shard")
+    run_to_end(1, tmp_path / "one", "--steps", "80")
+    np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
+    many, one = (bits_per_dim(tmp_path / name)["mean"] for name in ("many", "one"))
+    assert many == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_signal_to_any_of_four_stops_all_at_one_step(tmp_path, place):
+    with started(4, tmp_path, *ENDLESS) as processes:
+        wait_for_step(tmp_path, 20)
+        processes[place].send_signal(signal.SIGTERM)
+        told, codes = ended(processes)
+    assert codes == [128 + signal.SIGTERM] * 4, told
+    step = last_notes(tmp_path)["step"]
+    assert all(f"Stopped and saved at step {step}. The same command goes on from there." in text for text in told)
+    assert not any("Traceback" in text for text in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 2])
+def test_one_of_four_killed_ends_all_and_they_go_on_to_the_same_bits(tmp_path, place):
+    with started(4, tmp_path / "parts", *ENDLESS, "--shard") as processes:
+        wait_for_step(tmp_path / "parts", 60)
+        processes[place].kill()
+        _, codes = ended(processes)
+    assert codes[place] == -signal.SIGKILL
+    assert all(codes)
+    steps = str(last_notes(tmp_path / "parts")["step"] + 13)
+    for name in ("parts", "whole"):
+        run_to_end(4, tmp_path / name, "--steps", steps, "--shard")
+    assert last_notes(tmp_path / "parts") == last_notes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path):
+    run_to_end(2, tmp_path, "--steps", "40", "--shard")
+    notes = tmp_path / "tiny/checkpoints/40/notes/metadata"
+    notes.write_text(notes.read_text().replace('"step": 40', '"step": 41'))
+    told = run_to_end(2, tmp_path, "--steps", "45", "--shard")
+    assert "The checkpoint of step 40 cannot be read" in told[0]
+    assert "Going on from step 30 of 45." in told[0]
+
+
+@pytest.mark.slow
+def test_a_second_job_in_the_folder_is_refused_and_the_first_unharmed(tmp_path):
+    with started(2, tmp_path, *ENDLESS) as first:
+        wait_for_step(tmp_path, 20)
+        with started(2, tmp_path, *ENDLESS) as second:
+            told, codes = ended(second)
+        assert codes == [1, 1]
+        assert "Another run is going in" in told[0]
+        assert "The first process of this job cannot go on; see its message." in told[1]
+        assert [process.poll() for process in first] == [None, None]
+
+
+def test_what_processes_are_told_by():
+    assert not several({})
+    assert not several({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_NUM_PROCESSES": "1"})
+    assert several({"SLURM_STEP_NUM_TASKS": "8"})
+    assert several({"OMPI_COMM_WORLD_SIZE": "2"})
+    assert several({"TPU_WORKER_HOSTNAMES": "t0,t1"})
+    assert several({"VDM_JAX_DISTRIBUTED": "1"})
+
+
+def test_alone_the_first_acts_and_its_error_is_raised():
+    assert is_first()
+    acted = []
+    by_first(lambda: acted.append(1))
+    assert acted == [1]
+
+    def fail():
+        raise UserError("no room")
+
+    with pytest.raises(UserError, match="no room"):
+        by_first(fail)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_find_each_other_say_so(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "JAX_NUM_PROCESSES": "2"}
+    command = [sys.executable, "-m", "vdm_jax.training", "tiny", "--workdir", str(tmp_path)]
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "did not find each other" in done.stderr
+    assert "JAX_COORDINATOR_ADDRESS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_shares_of_a_batch_do_not_change_what_is_done_to_it():
+    from vdm_jax.training import data
+    from vdm_jax.training.augmentation import augmentations
+
+    config = dataclasses.replace(CONFIG, flip=True, rotate=True, swap_channels=True)
+    images = np.arange(50 * 12, dtype=np.uint16).reshape(50, 2, 2, 3)
+    records = [{"image": image, "label": place} for place, image in enumerate(images)]
+    held = data.Images(records, (2, 2, 3), np.uint16)
+
+    def batches(rows):
+        iterator = data.train_iterator(held, 16, 3, augmentations(config), rows)
+        return [next(iterator)["image"] for _ in range(5)]
+
+    whole, parts = batches(slice(None)), [batches(rows) for rows in (np.arange(5), np.arange(5, 16))]
+    np.testing.assert_array_equal(np.stack(whole), np.concatenate(parts, axis=1))
