@@ -117,6 +117,8 @@ class DDPM(TrainConfig):
             ValueError: names the option and its remedy.
         """
         classes = self.network.num_classes
+        if self.num_steps < 1:
+            raise ValueError("--num-steps must be at least 1")
         self.sampling.check(self.num_steps, classes)
         if classes not in (0, data.num_classes):
             raise ValueError(f"--network.num-classes is {classes}: {data.name} has {data.num_classes}, and 0 is none")

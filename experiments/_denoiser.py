@@ -45,6 +45,8 @@ class DenoiserConfig(TrainConfig):
         self.network.check(data.shape)
         if not self.sigma > 0.0 or self.probes < 1:
             raise ValueError("--sigma must be above 0 and --probes at least 1")
+        if self.network.num_classes:
+            raise ValueError("--network.num-classes: denoisers take no labels here")
         if self.fresh_noise and self.objective == "sure":
             raise ValueError(
                 "--fresh-noise would show --objective sure every image in many noises: take one of the two"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import exact
+from vdm_jax.networks.mlp import MLPConfig
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import DataSpec, Panel
 from vdm_jax.training.planes import PLANES
@@ -21,6 +22,18 @@ class PlaneConfig(TrainConfig):
     """A model of points in a plane."""
 
     points: ClassVar[bool] = True
+
+
+def check_network(config: MLPConfig) -> None:
+    """Refuse a network that points in a plane have no use for.
+
+    Raises:
+        ValueError: names the option and its remedy.
+    """
+    if config.width < 4 or config.width % 2:
+        raise ValueError(f"--network.width {config.width} must be even, and 4 or more")
+    if config.num_classes:
+        raise ValueError("--network.num-classes: models of points take no labels here")
 
 
 def truth(data: DataSpec) -> exact.Mixture:

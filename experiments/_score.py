@@ -27,10 +27,10 @@ class Noise:
         """In continuous time.
 
         Raises:
-            ValueError: sigma_max is not above sigma_min, or sigma_min not above 0.
+            ValueError: sigma_max is not above sigma_min, or one of them outside 1e-6..1e6.
         """
-        if not self.sigma_max > self.sigma_min > 0.0:
-            raise ValueError("--noise.sigma-max must be above --noise.sigma-min, and that above 0")
+        if not 1e6 >= self.sigma_max > self.sigma_min >= 1e-6:
+            raise ValueError("--noise.sigma-max must be above --noise.sigma-min, and both within 1e-6..1e6")
         return VarianceExploding(self.sigma_min, self.sigma_max)
 
     def table(self, num_levels: int) -> Table:

@@ -118,6 +118,8 @@ class VDM(TrainConfig):
         for option, least in {"eval_terms": 1, "num_steps": 0, "schedule_features": 0}.items():
             if getattr(self, option) < least:
                 raise ValueError(f"--{option.replace('_', '-')} must be at least {least}")
+        if self.network.num_classes:
+            raise ValueError("--network.num-classes: variational diffusion models take no labels here")
         if self.sampling.steps < 2 or self.sampling.spacing != "even":
             raise ValueError("--sampling.steps must be at least 2, and --sampling.spacing even: any steps will do here")
         self.sampling.check(self.sampling.steps)

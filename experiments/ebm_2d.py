@@ -44,6 +44,7 @@ class EBM2D(_plane.PlaneConfig):
 
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with, and the pictures."""
+        _plane.check_network(self.network)
         law, network = _plane.truth(data), MLP(self.network)
         nodes = _plane.grid(NODES, SIDE).reshape(-1, 2)
         log_weights = jnp.full(len(nodes), 2.0 * jnp.log(2.0 * SIDE / NODES))

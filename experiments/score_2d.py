@@ -48,6 +48,7 @@ class Score2D(_plane.PlaneConfig):
 
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with, and the pictures."""
+        _plane.check_network(self.network)
         law, network, table = _plane.truth(data), MLP(self.network), self.noise.table(self.num_levels)
 
         def init(key):

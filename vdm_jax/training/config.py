@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
-from typing import Any, ClassVar, Literal, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from vdm_jax.training.contract import DataSpec, Experiment
 from vdm_jax.training.errors import UserError
+from vdm_jax.training.limits import flag, is_a, malformed, out_of_range, wrong_kind
 
 FREE_TO_CHANGE = frozenset(
     "steps log_every checkpoint_every keep picture_every num_samples".split()
     + "eval_batch_size eval_examples ledger sampling shard workdir".split()
 )
+DEPTH = 3  # of lists in lists that an option may be
 C = TypeVar("C", bound="TrainConfig")
 
 
@@ -93,29 +96,12 @@ def validate(config: TrainConfig, devices: int) -> None:
     Raises:
         UserError: names every option at fault and its remedy.
     """
-    faults = [*_out_of_range(config), *_indivisible(config, devices)]
+    faults = malformed(config) or out_of_range(config) or _indivisible(config, devices)
     if faults:
         raise UserError("These options cannot work:\n" + "\n".join(f"  {fault}" for fault in faults))
 
 
-def _out_of_range(config: TrainConfig) -> list[str]:
-    at_least_1 = "steps batch_size eval_batch_size accumulate log_every checkpoint_every keep".split()
-    at_least_0 = "eval_examples warmup_steps weight_decay grad_clip grad_skip seed picture_every num_samples".split()
-    faults = [f"{flag(name)} must be at least 1" for name in at_least_1 if getattr(config, name) < 1]
-    faults += [f"{flag(name)} must be at least 0" for name in at_least_0 if not getattr(config, name) >= 0]
-    faults += [
-        f"{flag(name)} must be in [0, 1)" for name in ("b1", "b2", "ema_decay") if not 0 <= getattr(config, name) < 1
-    ]
-    if not 0 < config.learning_rate < float("inf"):
-        faults.append("--learning-rate must be positive and finite")
-    if config.seed >= 2**32:
-        faults.append("--seed must be below 2^32")
-    return faults
-
-
 def _indivisible(config: TrainConfig, devices: int) -> list[str]:
-    if min(config.batch_size, config.eval_batch_size, config.accumulate) < 1:
-        return []
     faults, part = [], devices * config.accumulate
     if config.batch_size % part:
         faults.append(
@@ -130,17 +116,12 @@ def _indivisible(config: TrainConfig, devices: int) -> list[str]:
     return faults
 
 
-def flag(field: str) -> str:
-    """The command-line option of a config field."""
-    return "--" + field.replace("_", "-")
-
-
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON values (tuples become lists, nested dataclasses objects)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_json(default: C, values: dict[str, Any]) -> C:
+def from_json(default: C, values: Any) -> C:
     """The config with which a run was started, read again.
 
     Args:
@@ -148,25 +129,64 @@ def from_json(default: C, values: dict[str, Any]) -> C:
         values: what `to_json` gave.
 
     Raises:
-        UserError: the run has options that the experiment no longer has.
+        UserError: the run has options that the experiment no longer has, or values that are none of theirs.
     """
-    gone = sorted(values.keys() - {field.name for field in dataclasses.fields(default)})
+    gone: list[str] = []
+    faults: list[str] = []
+    restored = _like(default, values, "", gone, faults)
     if gone:
         raise UserError(
-            f"This run was made with options that the experiment no longer has: {', '.join(gone)}. "
+            f"This run was made with options that the experiment no longer has: {', '.join(sorted(gone))}. "
             "Check out the code that made it, or start anew with --fresh."
         )
-    return dataclasses.replace(default, **{name: _like(getattr(default, name), v) for name, v in values.items()})
+    if faults:
+        raise UserError(
+            f"The run's config.json has values that are none of its options': {', '.join(faults)}. "
+            "Put them right, or start anew with --fresh."
+        )
+    return restored
 
 
-def _like(default: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(default) and isinstance(value, dict):
-        return dataclasses.replace(default, **{k: _like(getattr(default, k), v) for k, v in value.items()})  # pyright: ignore
-    return _as_tuple(value) if isinstance(value, list) else value
+def _like(default: Any, values: Any, prefix: str, gone: list[str], faults: list[str]) -> Any:
+    """A dataclass with values of JSON, those of nested ones included; notes what it does not know."""
+    if not isinstance(values, dict):
+        faults.append(f"{flag(prefix[:-1])} must be an object" if prefix else "it must be an object")
+        return default
+    hints, known, new = get_type_hints(type(default)), {field.name for field in dataclasses.fields(default)}, {}
+    gone += [f"{prefix}{name}" for name in values.keys() - known]
+    for name in values.keys() & known:
+        value, old = _as_tuple(values[name], DEPTH), getattr(default, name)
+        if dataclasses.is_dataclass(old):
+            new[name] = _like(old, value, f"{prefix}{name}.", gone, faults)
+        elif is_a(value, hints[name]):
+            new[name] = value
+        else:
+            faults.append(wrong_kind(prefix + name, hints[name]))
+    return dataclasses.replace(default, **new)
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+def _as_tuple(value: Any, depth: int) -> Any:
+    return tuple(_as_tuple(part, depth - 1) for part in value) if depth and isinstance(value, list) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run.
+
+    Raises:
+        UserError: no file, or none that can be read, or something else in it.
+    """
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("it is no file")
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read ({str(error)[:200]}). Copy it again, or start anew with --fresh, which deletes the "
+            "run."
+        ) from error
+    return value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
