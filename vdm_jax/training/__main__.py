@@ -1,7 +1,6 @@
 """Train an experiment, then evaluate it and draw: `python -m vdm_jax.training EXPERIMENT [options]`."""
 
 import dataclasses
-import json
 import sys
 from typing import Annotated
 
@@ -49,13 +48,16 @@ def parse():
 
 def finished(run) -> bool:
     """Whether the run has a report of as many steps as asked for, made with the same options."""
-    from vdm_jax.training.config import differences, to_json
+    from vdm_jax.training.config import differences, from_json, read_json, to_json
+    from vdm_jax.training.errors import UserError
 
-    report, config = run.folder / "report.json", run.folder / "config.json"
-    if not (report.exists() and config.exists()):
+    try:
+        stored = read_json(run.folder / "config.json")["config"]
+        steps = read_json(run.folder / "report.json")["steps"]
+        from_json(run.config, stored)
+    except (UserError, KeyError):  # not there, or damaged: the training writes them anew, or says what is wrong
         return False
-    changed = differences(json.loads(config.read_text())["config"], to_json(run.config))
-    return not changed and json.loads(report.read_text())["steps"] == run.config.steps
+    return not differences(stored, to_json(run.config)) and steps == run.config.steps
 
 
 def train_and_report(run) -> None:

@@ -36,7 +36,8 @@ def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path
     _check(run, params)
     if fresh:
         remove(run.folder)
-    if run.folder.exists() and any(path.name != LOCK for path in run.folder.iterdir()):
+    folder = run.folder
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(f"There is a run in {run.folder}. Take another --workdir, or --fresh, which deletes that run.")
     write_json(run.folder / "config.json", {"experiment": run.name, "config": to_json(run.config)})
     with alone_in(run.folder), Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:

@@ -1,7 +1,6 @@
 """How good the samples of a run are: their features beside those of real images, and the distances between."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from vdm_jax.networks.classifier import Classifier, ClassifierConfig
 from vdm_jax.training import command, loop
 from vdm_jax.training import run as runs
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.config import TrainConfig, to_json
+from vdm_jax.training.config import TrainConfig, read_json, to_json
 from vdm_jax.training.contract import DataSpec, Experiment, Params
 from vdm_jax.training.data import Dataset
 from vdm_jax.training.devices import make_mesh, on_one_device
@@ -162,10 +161,9 @@ def train_classifier(data: Dataset, folder: Path, options: ClassifierTraining | 
     own = Run("classifier", options, folder, data, options.build(data.spec), mesh)
     if not _is_made_with(folder, options):
         runs.remove(folder)
-    if not (folder / "report.json").exists():
+    if (accuracy := _accuracy(folder)) is None:
         print(f"Training a classifier on {data.spec.name}, once, for its features.", flush=True)
-        report(own, loop.train(own))
-    accuracy = json.loads((folder / "report.json").read_text())["test"]["accuracy"]["mean"]
+        accuracy = report(own, loop.train(own))["test"]["accuracy"]["mean"]
     params, network = on_one_device(command.newest(own).state.ema), Classifier(options.network)
 
     @jax.jit
@@ -178,9 +176,22 @@ def train_classifier(data: Dataset, folder: Path, options: ClassifierTraining | 
 
 
 def _is_made_with(folder: Path, options: ClassifierTraining) -> bool:
-    path = folder / "config.json"
-    free = {"workdir": ""}
-    return not path.exists() or json.loads(path.read_text())["config"] | free == to_json(options) | free
+    path, free = folder / "config.json", {"workdir": ""}
+    if not path.exists():
+        return True
+    try:
+        return {**read_json(path)["config"], **free} == to_json(options) | free
+    except (UserError, KeyError, TypeError):  # damaged
+        return False
+
+
+def _accuracy(folder: Path) -> float | None:
+    """Of the classifier in the folder, as its report has it; None where it has none, or is damaged."""
+    try:
+        value = read_json(folder / "report.json")["test"]["accuracy"]["mean"]
+    except (UserError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, float) and 0.0 <= value <= 1.0 else None
 
 
 def inception_extractor(path: Path, data: DataSpec) -> Extractor:
@@ -193,9 +204,11 @@ def inception_extractor(path: Path, data: DataSpec) -> Extractor:
     if not data.levels or data.shape[-1] not in (1, 3):
         raise UserError(f"Inception sees images of 1 or 3 channels, and {data.name} are none: leave --inception away.")
     try:
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        weights = inception.check_weights(load_file(path))
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("it is no file; name one")
+        weights = inception.check_weights(load(path.read_bytes()))
     except ImportError as error:
         raise UserError("Reading --inception's file needs safetensors: .venv/bin/pip install safetensors") from error
     except Exception as error:  # safetensors has its own error for what is not one of its files

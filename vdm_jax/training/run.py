@@ -1,6 +1,6 @@
 """A run: an experiment with its options, data, devices and folder."""
 
-import json
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from vdm_jax.training import catalogue, optimizer, state
-from vdm_jax.training.config import TrainConfig, from_json, validate
+from vdm_jax.training.config import TrainConfig, from_json, read_json, validate
 from vdm_jax.training.contract import Experiment
 from vdm_jax.training.data import Dataset, load
 from vdm_jax.training.devices import make_mesh, replicated, spread
@@ -102,21 +102,23 @@ def stored_config(name: str, workdir: str) -> TrainConfig:
     """The options a run was started with, from its config.json.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or its config.json cannot be read.
     """
     path = Path(workdir) / name / "config.json"
     default = catalogue.find(name)
-    if not path.exists():
+    if not os.path.exists(path):  # whatever the letters in --workdir
         raise UserError(f"There is no run in {path.parent}. Train first: `make train EXP={name}`.")
-    return from_json(default, json.loads(path.read_text())["config"])
+    return from_json(default, read_json(path).get("config"))
 
 
 def remove(folder: Path) -> None:
     """Empty a run's folder, and only if it is one.
 
     Raises:
-        UserError: it holds something else, or a run is going in it.
+        UserError: it holds something else, is a link or a file, or a run is going in it.
     """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is a link or a file, not the folder of a run; delete it yourself.")
     if not folder.exists():
         return
     contents = [path for path in folder.iterdir() if path.name != LOCK]

@@ -1,0 +1,288 @@
+"""Options, files and names that may hold anything: they work, or one message says what is wrong; nothing is written.
+
+Nothing but UserError may come out of them, or tyro's own message and SystemExit.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_type_hints
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+
+from tests.training.experiments.tiny import CONFIG as TINY
+from vdm_jax.training import __main__ as training
+from vdm_jax.training import catalogue, quality, tfds_images
+from vdm_jax.training import data as datasets
+from vdm_jax.training import run as runs
+from vdm_jax.training.config import TrainConfig, from_json, read_json, to_json
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.limits import malformed
+
+ROOT = Path(__file__).parents[2]
+FUZZ = settings(
+    deadline=5_000, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+RECIPES = ["ddpm_digits", "ddpm_digits_cond", "vdm_digits", "vae_digits", "hvae_digits", "ncsn_digits", "ebm_2d"]
+INTEGERS = st.sampled_from([-1, 0, 1, 2, 3, 1_001, 2**31 - 1, 2**31, 2**64, -(10**400), 10**400]) | st.integers()
+FLOATS = st.sampled_from([0.0, -1.0, 1.0, 1e308, -1e308, 1e-308, float("nan"), float("inf")]) | st.floats()
+OF_KIND = {int: INTEGERS, float: FLOATS, tuple[int, ...]: st.lists(INTEGERS, max_size=6).map(tuple)}
+JSON = st.recursive(
+    st.none() | st.booleans() | INTEGERS.filter(lambda i: abs(i) < 2**70) | FLOATS | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch):
+    """Data sets are read once for all tests."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(runs, "load", load)
+
+
+load = functools.cache(datasets.load)
+
+
+def config_of(recipe):
+    return importlib.import_module(f"experiments.{recipe}").CONFIG
+
+
+def leaves(config, prefix=()):
+    """Path and declared type of every option, nested ones included."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, (*prefix, field.name))
+        else:
+            yield (*prefix, field.name), hints[field.name]
+
+
+def changed(config, path, value):
+    first, *rest = path
+    return dataclasses.replace(config, **{first: changed(getattr(config, first), rest, value) if rest else value})
+
+
+def outcome(call):
+    """What a call returns, or the text of its UserError; anything else passes through and fails the test."""
+    try:
+        return call()
+    except UserError as error:
+        return str(error)
+
+
+NUMBERS = [(name, path, kind) for name in RECIPES for path, kind in leaves(config_of(name)) if kind in OF_KIND]
+
+
+@FUZZ
+@given(st.sampled_from(NUMBERS), st.data())
+def test_any_number_for_an_option(tmp_path, option, drawn):
+    """It builds, or is refused; with NaN, infinity or a number that no machine holds it never builds."""
+    name, path, kind = option
+    value = drawn.draw(OF_KIND[kind])
+    config = changed(config_of(name), path, value)
+    config = config if path == ("workdir",) else dataclasses.replace(config, workdir=str(tmp_path))
+    said = outcome(lambda: runs.open_run(name, config))
+    extreme = any(not abs(number) < 2**32 for number in (value if isinstance(value, tuple) else [value]))
+    assert isinstance(said, str if extreme else (str, runs.Run))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("ddpm_digits", "num_steps", 0, "--num-steps must be at least 1"),
+        ("ddpm_digits", "num_steps", 10**9, "--num-steps must be below 1000001"),
+        ("ddpm_digits", "network.channels", 0, "--network.channels must be at least 1"),
+        ("ddpm_digits", "network.groups", 0, "--network.groups must be at least 1"),
+        ("ddpm_digits", "network.blocks", 10**9, "--network.blocks must be below 1001"),
+        ("ddpm_digits", "network.multipliers", (), "--network.multipliers must be one number or more"),
+        ("ddpm_digits", "network.multipliers", (1, -2), "--network.multipliers must be at least 1"),
+        ("ddpm_digits", "network.dropout", 1.0, r"--network.dropout must be in \[0, 1\)"),
+        ("ddpm_digits", "label_dropout", float("nan"), r"--label-dropout must be in \[0, 1\)"),
+        ("ddpm_digits", "learning_rate", float("nan"), "--learning-rate must be positive and finite"),
+        ("ddpm_digits", "learning_rate", 1e308, "--learning-rate must be positive and finite"),
+        ("ddpm_digits", "eval_terms", -1, "--eval-terms must be at least 0"),
+        ("ddpm_digits", "snapshots", -1, "--snapshots must be at least 0"),
+        ("ddpm_digits", "ledger.steps", (10, 0), "--ledger.steps must be at least 1"),
+        ("ddpm_digits", "ledger.tolerance", 0.0, "--ledger.tolerance must be positive"),  # would solve for ever
+        ("ddpm_digits", "sampling.tolerance", 0.0, "--sampling.tolerance must be positive"),
+        ("ddpm_digits", "sampling.guidance", float("inf"), "--sampling.guidance must be below"),
+        ("ddpm_digits", "log_snr_max", 1e9, "--log-snr-max must be below 81"),
+        ("ddpm_digits", "weight_decay", float("inf"), "--weight-decay must be below"),
+        ("ddpm_digits", "flip", 1, "--flip must be true or false"),
+        ("ddpm_digits", "kind", "score", "--kind must be one of eps, x_0, v"),
+        ("ddpm_digits", "steps", "many", "--steps must be a whole number"),
+        ("ddpm_digits", "steps", True, "--steps must be a whole number"),
+        ("ddpm_digits", "workdir", "a\0b", "--workdir must be a folder's name"),
+        ("ddpm_digits", "workdir", "y" * 256, "--workdir must be a folder's name"),
+        ("vdm_digits", "gamma_0", float("nan"), "--gamma-0 must be at least -80"),
+        ("vdm_digits", "network.num_classes", 10, "--network.num-classes: .* take no labels"),
+        ("sure_denoise_digits", "network.num_classes", 10, "--network.num-classes: .* take no labels"),
+        ("ncsn_digits", "sampling.rate", 0.0, "--sampling.rate must be positive"),
+        ("ncsn_digits", "noise.sigma_min", 1e-308, r"both within 1e-6\.\.1e6"),
+        ("ebm_2d", "network.width", 7, "--network.width 7 must be even"),
+        ("score_2d", "network.num_classes", 2, "--network.num-classes: .* take no labels"),
+        ("score_2d", "num_levels", 0, "--num-levels must be at least 1"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_its_option(name, option, value, message):
+    with pytest.raises(UserError, match=message):
+        runs.open_run(name, changed(config_of(name), option.split("."), value))
+
+
+@FUZZ
+@given(st.sampled_from(RECIPES), st.data())
+def test_any_values_for_stored_options(recipe, drawn):
+    """They are the experiment's options, each of its kind, or refused."""
+    config = config_of(recipe)
+    path, _ = drawn.draw(st.sampled_from(list(leaves(config))))
+    stored = to_json(config)
+    place = stored
+    for part in path[: drawn.draw(st.integers(0, len(path) - 1))]:
+        place = place[part]
+    place[drawn.draw(st.sampled_from(sorted(place)) | st.text(max_size=9))] = drawn.draw(JSON)
+    restored = outcome(lambda: from_json(config, stored))
+    assert isinstance(restored, str) or not malformed(restored)
+
+
+def test_stored_options_of_another_kind_are_named():
+    for values in (None, [], 7, "options"):
+        with pytest.raises(UserError, match="it must be an object"):
+            from_json(TINY, values)
+    for values, message in [
+        ({"steps": "7"}, "--steps must be a whole number"),
+        ({"widths": [1]}, "--widths must be an object"),
+        ({"widths": {"hidden": 1.5}}, "--widths.hidden must be a whole number"),
+        ({"scales": [[1]]}, "--scales must be a list"),
+        ({"widths": {"depth": 3}}, "no longer has: widths.depth"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            from_json(TINY, values)
+
+
+HARD = ["", "{", "[]", "null", "[" * 100_000, '{"config": ' + "[" * 900 + "]" * 900 + "}", '{"a": ' + "9" * 5_000 + "}"]
+
+
+@pytest.mark.parametrize("text", [*HARD, "\ud800"])
+def test_a_config_json_that_is_hard_to_read(tmp_path, text):
+    (tmp_path / "ddpm_digits").mkdir()
+    (tmp_path / "ddpm_digits" / "config.json").write_text(text, errors="surrogatepass")
+    with pytest.raises(UserError, match=r"config.json .*--fresh"):
+        runs.stored_config("ddpm_digits", str(tmp_path))
+
+
+@FUZZ
+@given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_for_the_files_of_a_run(tmp_path, content):
+    """A damaged report or config means that the run is not finished, and a classifier's that there is none."""
+    run = SimpleNamespace(folder=tmp_path, config=TINY)
+    whole = {"config.json": {"config": to_json(TINY)}, "report.json": {"steps": TINY.steps}}
+    for name in whole:
+        for other, value in whole.items():
+            (tmp_path / other).write_text(json.dumps(value))
+        assert training.finished(run)
+        (tmp_path / name).write_bytes(content)
+        assert not training.finished(run)
+        outcome(lambda name=name: read_json(tmp_path / name))
+    (tmp_path / "report.json").write_bytes(content)
+    assert quality._accuracy(tmp_path) is None
+    (tmp_path / "config.json").write_bytes(content)
+    assert not quality._is_made_with(tmp_path, quality.classifier_options(runs.load("digits").spec))
+
+
+@pytest.mark.parametrize("accuracy", [None, "0.9", float("nan"), -1.0, 1e9, {"mean": 0.9}])
+def test_an_accuracy_that_is_none(tmp_path, accuracy):
+    (tmp_path / "report.json").write_text(json.dumps({"test": {"accuracy": {"mean": accuracy}}}))
+    assert quality._accuracy(tmp_path) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match="it is no file"):
+        read_json(tmp_path / "config.json")
+    assert not training.finished(SimpleNamespace(folder=tmp_path, config=TINY))
+    with pytest.raises(UserError, match=r"--inception .* it is no file"):
+        quality.inception_extractor(tmp_path / "config.json", runs.load("digits").spec)
+
+
+WORDS = st.sampled_from(
+    ["0", "-1", "nan", "inf", "1e400", "9" * 5_000, "None", "True", "", "--", "-h=", "\0", "\udcff"]
+)
+
+
+@settings(FUZZ, max_examples=30)
+@given(
+    st.sampled_from([path for path, _ in leaves(config_of("ddpm_digits"))]),
+    st.lists(WORDS | st.text(max_size=6), max_size=2),
+)
+def test_any_words_on_the_command_line(path, words):
+    """Options are read, or tyro says which is wrong and ends with 2; help alone ends with 0."""
+    assume(not {"-h", "--help"} & set(words))
+    arguments = ["program", "ddpm_digits", "--" + ".".join(path).replace("_", "-"), *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        try:
+            name, config, fresh = training.parse()
+        except SystemExit as stop:
+            said = stop.code
+        else:
+            said = name, isinstance(config, TrainConfig), fresh
+    assert said in (2, ("ddpm_digits", True, False))
+
+
+BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "_ddpm", "__init__", "ddpm_digits.py",
+             "os", "ddpm_digits ", "ｄdpm_digits", "\udcff"]  # fmt: skip
+
+
+@FUZZ
+@given(st.sampled_from(BAD_NAMES) | st.text())
+def test_any_name_for_an_experiment(name):
+    """It is a file of the folder of experiments, or is refused before anything is imported."""
+    assume(name not in catalogue.names())
+    before = set(sys.modules)
+    assert outcome(lambda: catalogue.find(name)).startswith("There is no experiment")
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*BAD_NAMES[:5], *BAD_NAMES[6:8], "../mnist", "mnist/..", "mnist/../../x", "huggingface:x", "hf:x", "kaggle:a/b",
+     "user:mnist", "mnist/data_dir=x", "mnist:1", "MNIST", "mnist\n"],
+)  # fmt: skip
+def test_a_name_that_is_no_data_sets_is_refused_unread(name, monkeypatch):
+    """TFDS would fetch code for a name with a namespace, and look for others where they lead."""
+    monkeypatch.setattr(tfds_images, "_builder", None)  # not called
+    with pytest.raises(UserError, match="There is no data set"):
+        tfds_images.open_set(name)
+
+
+def test_only_a_runs_own_folder_is_removed(tmp_path):
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "link"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("{}")
+    link.symlink_to(elsewhere)
+    (tmp_path / "file").write_text("mine")
+    for path in (link, tmp_path / "file"):
+        with pytest.raises(UserError, match="is a link or a file, not the folder of a run"):
+            runs.remove(path)
+    assert (elsewhere / "config.json").exists()
+    with pytest.raises(UserError, match=r"no config\.json in it"):
+        runs.remove(tmp_path)
+    inside = elsewhere / "checkpoints"
+    inside.symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    runs.remove(elsewhere)
+    assert not (elsewhere / "config.json").exists()
+    assert not inside.is_symlink()
+    assert (tmp_path / "kept").exists()  # a link in it is removed, not what it leads to
+    runs.remove(tmp_path / "nothing there")
+
