@@ -8,7 +8,7 @@ Only safetensors and JSON are read: no pickle, no code. A round trip changes no 
     Scheduler          scheduler_config.json, read by `from_scheduler_config`, written by `to_scheduler_config`
 
 `python -m vdm_jax.interop` makes a run of such a folder, and such a folder of a run. Files are read and written in
-`folder` and in that command alone; what is between is pure.
+`files`, `folder` and that command alone; what is between is pure.
 """
 
 from vdm_jax.interop.architecture import from_unet_config, to_unet_config

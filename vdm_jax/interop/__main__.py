@@ -8,6 +8,7 @@ from typing import Annotated
 import jax
 import tyro
 
+from vdm_jax.interop.faults import printable
 from vdm_jax.interop.folder import Pretrained, load, save
 from vdm_jax.interop.recipe import describe, fit
 from vdm_jax.training import catalogue, command, importing
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         write_out(options) if options.export else bring_in(options)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(printable(str(error))) from error
 
 
 def bring_in(options: Options) -> None:

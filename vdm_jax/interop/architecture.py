@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vdm_jax.interop.faults import refuse, settings, unsupported
-from vdm_jax.interop.fields import DEFAULTS, OURS
+from vdm_jax.interop.faults import misfits, refuse, settings, shown, unsupported
+from vdm_jax.interop.fields import DEFAULTS, KINDS, OURS
 from vdm_jax.networks.unet import UNetConfig
 
 Shape = tuple[int, int, int]
@@ -26,9 +26,10 @@ def from_unet_config(config: Mapping[str, Any]) -> tuple[UNetConfig, Shape]:
     Source: Ho et al. 2020, arXiv:2006.11239, appendix B, whose CIFAR-10 network is diffusers' google/ddpm-cifar10-32.
     """
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"_class_name is {config['_class_name']!r}: supported is 'UNet2DModel'")
+        raise ValueError(f"_class_name is {shown(config['_class_name'])}: supported is 'UNet2DModel'")
     given = settings("config.json", config, DEFAULTS)
-    refuse("config.json", [*unsupported(given, OURS), *_misfits(given)], REMEDY)
+    faults = misfits(given, KINDS)
+    refuse("config.json", [*unsupported(given, OURS), *(faults or _misfits(given))], REMEDY)
     widths, size = given["block_out_channels"], given["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     attends = _attends(given["down_block_types"])
@@ -39,7 +40,7 @@ def from_unet_config(config: Mapping[str, Any]) -> tuple[UNetConfig, Shape]:
         blocks=given["layers_per_block"],
         attention_resolutions=tuple(height // 2**i for i, attend in enumerate(attends) if attend),
         middle_attention=given["add_attention"],
-        dropout=given["dropout"],
+        dropout=float(given["dropout"]),
         groups=given["norm_num_groups"],
         out_channels=0 if same else given["out_channels"],
         num_classes=(given["num_class_embeds"] or 1) - 1,
@@ -86,24 +87,18 @@ def _attends(types: list[str]) -> list[bool]:
 
 def _misfits(given: Mapping[str, Any]) -> list[str]:
     """Faults of fields that depend on each other."""
-    down, up, widths, size = (
-        given[f] for f in "down_block_types up_block_types block_out_channels sample_size".split()
-    )
+    down, up, widths = (given[f] for f in "down_block_types up_block_types block_out_channels".split())
     groups, attention, head = (given[f] for f in "norm_num_groups attn_norm_num_groups attention_head_dim".split())
     known = all(name in ("DownBlock2D", "AttnDownBlock2D") for name in down)
     mirror = [name.replace("Down", "Up") for name in reversed(down)]
     heads = [width for width, attend in zip(widths, _attends(down), strict=False) if attend]
     heads += [widths[-1]] if given["add_attention"] else []
-    pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size)
     checks = {
         "down_block_types": (known and len(down) == len(widths), "DownBlock2D or AttnDownBlock2D for each resolution"),
         "up_block_types": (not known or list(up) == mirror, f"the mirror image of down_block_types, {mirror}"),
         "block_out_channels": (all(w % widths[0] == 0 for w in widths), "multiples of the first"),
-        "sample_size": (isinstance(size, int) or pair, "the images' side, or [height, width]: write it there"),
         "time_embedding_dim": (given["time_embedding_dim"] in (None, 4 * widths[0]), f"null or {4 * widths[0]}"),
-        "norm_num_groups": (isinstance(groups, int) and groups > 0, "a number of groups"),
         "attn_norm_num_groups": (attention in (None, groups), f"null or {groups}"),
         "attention_head_dim": (head is None or set(heads) <= {head}, "null, which is one head of all channels"),
-        "num_class_embeds": (given["num_class_embeds"] != 1, "null, or 2 and more: the last is no label"),
     }
-    return [f"{name} is {given[name]!r}: supported is {what}" for name, (fits, what) in checks.items() if not fits]
+    return [f"{name} is {shown(given[name])}: supported is {what}" for name, (fits, what) in checks.items() if not fits]

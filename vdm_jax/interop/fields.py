@@ -1,5 +1,7 @@
 """The fields of a `UNet2DModel`'s config.json: diffusers' defaults, and the values that our network has."""
 
+from vdm_jax.interop.faults import absent_or, list_of, number, whole
+
 DEFAULTS = {  # diffusers', for fields that a config.json does not name
     "sample_size": None,
     "in_channels": 3,
@@ -44,4 +46,24 @@ OURS = {  # what our network is, and cannot be otherwise; the first of each is w
     "norm_eps": (1e-6,),
     "resnet_time_scale_shift": ("default",),
     "class_embed_type": (None,),
+}
+WIDEST = 2**16  # channels, or pixels of a side
+KINDS = {  # of what OURS leaves open: a test, and what passes it
+    "sample_size": (
+        lambda v: whole(1, WIDEST)(v) or (list_of(whole(1, WIDEST), 2)(v) and len(v) == 2),
+        "the images' side, or [height, width]: write it there",
+    ),
+    "in_channels": (whole(1, WIDEST), "a number of channels"),
+    "out_channels": (whole(1, WIDEST), "a number of channels"),
+    "time_embedding_dim": (absent_or(whole(1, 4 * WIDEST)), "null, or four times the first of block_out_channels"),
+    "down_block_types": (list_of(lambda v: isinstance(v, str), 16), "a list of names"),
+    "up_block_types": (list_of(lambda v: isinstance(v, str), 16), "a list of names"),
+    "block_out_channels": (list_of(whole(1, WIDEST), 16), "a list of numbers of channels"),
+    "layers_per_block": (whole(1, 100), "1 to 100"),
+    "dropout": (lambda v: number(0, 1)(v) and v < 1, "a number in [0, 1)"),
+    "attention_head_dim": (absent_or(whole(1, WIDEST)), "null, which is one head of all channels"),
+    "norm_num_groups": (whole(1, WIDEST), "a number of groups"),
+    "attn_norm_num_groups": (absent_or(whole(1, WIDEST)), "null, or norm_num_groups"),
+    "add_attention": (lambda v: isinstance(v, bool), "true or false"),
+    "num_class_embeds": (absent_or(whole(2, 2**24)), "null, or 2 and more: the last is no label"),
 }

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialise
 
 from vdm_jax.interop.architecture import from_unet_config, to_unet_config
+from vdm_jax.interop.faults import printable
+from vdm_jax.interop.files import read, read_json
 from vdm_jax.interop.schedulers import Scheduler, from_scheduler_config, to_scheduler_config
 from vdm_jax.interop.tensors import Params, from_tensors, to_tensors
 from vdm_jax.networks.unet import UNetConfig
@@ -48,10 +50,10 @@ def load(path: str | Path, config: str | Path | None = None) -> Pretrained:
     """
     weights = _weights(Path(path))
     beside = Path(config) if config else weights.parent / CONFIG
-    network, shape = from_unet_config(_json(beside))
+    network, shape = from_unet_config(read_json(beside))
     params = from_tensors(network, shape, _tensors(weights))
-    place = next((found for found in _scheduler_places(weights) if found.exists()), None)
-    return Pretrained(network, shape, params, from_scheduler_config(_json(place)) if place else None)
+    place = next((found for found in _scheduler_places(weights) if os.path.exists(found)), None)
+    return Pretrained(network, shape, params, from_scheduler_config(read_json(place)) if place else None)
 
 
 def save(path: str | Path, pretrained: Pretrained) -> None:
@@ -68,14 +70,14 @@ def save(path: str | Path, pretrained: Pretrained) -> None:
         ValueError: a network that diffusers has not, parameters of another one, or a folder with something in it.
     """
     folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not empty: name a new folder, or empty it.")
     network, shape, params, scheduler = pretrained
     config = to_unet_config(network, shape)
     tensors = {name: np.ascontiguousarray(array) for name, array in to_tensors(network, shape, params).items()}
     data = serialise(tensors, metadata={"format": "pt"})
     unet = folder if scheduler is None else folder / "unet"
-    unet.mkdir(parents=True, exist_ok=True)
+    _make(unet)
     (unet / WEIGHTS).write_bytes(data)
     (unet / (WEIGHTS + DIGEST)).write_text(f"{hashlib.sha256(data).hexdigest()}  {WEIGHTS}\n")
     _write(unet / CONFIG, config)
@@ -86,9 +88,16 @@ def save(path: str | Path, pretrained: Pretrained) -> None:
         _write(folder / "model_index.json", {"_class_name": "DDPMPipeline", **modules})
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made ({error}): name another folder.") from error
+
+
 def _weights(path: Path) -> Path:
     """The file with the weights, at or under a path."""
-    if path.is_dir():
+    if os.path.isdir(path):  # no error, whatever the letters in it
         unet = path / "unet" if (path / "unet").is_dir() else path
         if (unet / WEIGHTS).exists():
             return unet / WEIGHTS
@@ -103,7 +112,7 @@ def _weights(path: Path) -> Path:
             f"{path} is a pickle, which may run any code when it is read: only .safetensors are read here. Where you "
             "trust it, write it anew: UNet2DModel.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)"
         )
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"There is nothing at {path}: name a folder or a .safetensors file.")
     return path
 
@@ -116,28 +125,16 @@ def _scheduler_places(weights: Path) -> list[Path]:
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    data, beside = path.read_bytes(), path.with_name(path.name + DIGEST)
-    if beside.exists() and beside.read_text().split()[:1] != [hashlib.sha256(data).hexdigest()]:
+    data, beside = read(path), path.with_name(path.name + DIGEST)
+    if os.path.exists(beside) and read(beside).split()[:1] != [hashlib.sha256(data).hexdigest().encode()]:
         raise ValueError(f"{path} has another SHA-256 than {beside.name} says: copy it again, or delete {beside}.")
     try:
         return parse(data)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # SafetensorError, KeyError, OverflowError and more: of nothing but these bytes
         raise ValueError(
-            f"{path} is no safetensors file of NumPy's types, or cut short or damaged: {error!r}. Copy it again, or "
-            "write it as float32."
+            f"{path} is no safetensors file of NumPy's types, or cut short or damaged: {printable(repr(error)[:300])}. "
+            "Copy it again, or write it as float32."
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise ValueError(f"There is no {path}, which describes the network: put it there, or name it (config).")
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): copy it again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object: copy it again.")
-    return value
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vdm_jax.interop.faults import refuse, settings, unsupported
+from vdm_jax.interop.faults import absent_or, list_of, misfits, number, refuse, settings, shown, unsupported, whole
 from vdm_jax.schedules import Cosine
 from vdm_jax.tables import Table, from_betas, linear_betas, tabulate, to_betas
 
@@ -36,6 +36,15 @@ SUPPORTED = {
     "variance_type": tuple(VARIANCES),
     "thresholding": (False,),
     "rescale_betas_zero_snr": (False,),
+}
+MOST = 1_000_000  # steps
+OPEN = {  # of the other fields that say something here: a test, and what passes it
+    "num_train_timesteps": (whole(1, MOST), f"1 to {MOST:,}"),
+    "beta_start": (number(0, 1), "a number in [0, 1]"),
+    "beta_end": (number(0, 1), "a number in [0, 1]"),
+    "trained_betas": (absent_or(list_of(number(0, 1), MOST)), "null, or a list of numbers in [0, 1]"),
+    "clip_sample": (lambda v: isinstance(v, bool), "true or false"),
+    "clip_sample_range": (number(1e-6, 1e6), "a number above 0"),
 }
 
 
@@ -98,22 +107,22 @@ def from_scheduler_config(config: Mapping[str, Any]) -> Scheduler:
         ValueError: a scheduler that we have not; names every field at fault, and what is supported.
     """
     if config.get("_class_name", "DDPMScheduler") != "DDPMScheduler":
-        raise ValueError(f"_class_name is {config['_class_name']!r}: supported is 'DDPMScheduler'")
+        raise ValueError(f"_class_name is {shown(config['_class_name'])}: supported is 'DDPMScheduler'")
     given = settings("scheduler_config.json", config, DEFAULTS)
     betas, steps = given["trained_betas"], given["num_train_timesteps"]
-    faults = unsupported(given, SUPPORTED)
-    if betas is not None and len(betas) != steps:
-        faults.append(f"trained_betas has {len(betas)} entries: supported is num_train_timesteps, {steps}")
+    faults = [*unsupported(given, SUPPORTED), *misfits(given, OPEN)]
+    if isinstance(betas, list) and len(betas) != steps:
+        faults.append(f"trained_betas has {len(betas)} entries: supported is num_train_timesteps, {shown(steps)}")
     refuse("scheduler_config.json", faults, "It cannot be read as a schedule of vdm_jax.tables.")
     return Scheduler(
         num_steps=steps,
         beta_schedule=given["beta_schedule"],
-        beta_start=given["beta_start"],
-        beta_end=given["beta_end"],
-        betas=None if betas is None else tuple(betas),
+        beta_start=float(given["beta_start"]),  # JSON may have written them as whole numbers
+        beta_end=float(given["beta_end"]),
+        betas=None if betas is None else tuple(map(float, betas)),
         kind=KINDS[given["prediction_type"]],
         variance=VARIANCES[given["variance_type"]],
-        clip=given["clip_sample_range"] if given["clip_sample"] else None,
+        clip=float(given["clip_sample_range"]) if given["clip_sample"] else None,
     )
 
 

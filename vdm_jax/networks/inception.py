@@ -74,7 +74,7 @@ def check_weights(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors that the network needs, in float32, of those in a file.
 
     Raises:
-        ValueError: lists what is missing, what is not known, and what has another shape.
+        ValueError: lists what is missing, what is not known, what has another shape, and what is not finite.
     """
     shapes = weight_shapes()
     given = {name for name in weights if not name.startswith(_UNUSED) and not name.endswith("num_batches_tracked")}
@@ -85,6 +85,8 @@ def check_weights(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
         for name in sorted(given & shapes.keys())
         if tuple(weights[name].shape) != shapes[name]
     ]
+    given &= shapes.keys()
+    faults += [f"{name}: not all finite" for name in sorted(given) if not np.isfinite(weights[name]).all()]
     if faults:
         faults[20:] = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
         shown = "".join(f"\n  {fault}" for fault in faults)
