@@ -2,15 +2,23 @@
 
 import difflib
 import importlib.util
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vdm_jax.training.errors import UserError, disk_is_full
 from vdm_jax.training.planes import PLANES
 
+NAME = re.compile(r"[a-z][a-z0-9_]{0,99}(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99})?(:\d+\.\d+\.\d+)?")  # set/config:version
+OURS = "tensorflow_datasets."  # whose classes a prepared set may name
 
-def open_set(name: str) -> tuple[tuple[int, int, int], int, Sequence[Any], Sequence[Any]]:
+
+def open_set(name: str) -> tuple[tuple[int, int, int], int, "Records", "Records"]:
     """Open an image set, preparing it first where it is not yet here.
 
     Args:
@@ -20,8 +28,10 @@ def open_set(name: str) -> tuple[tuple[int, int, int], int, Sequence[Any], Seque
         image shape, number of classes (0 without labels), training records, test records.
 
     Raises:
-        UserError: unknown set, not images of one size, or not here and not to be had.
+        UserError: unknown set, not images of one size, damaged, or not here and not to be had.
     """
+    if not NAME.fullmatch(name):  # TFDS fetches code for some others, such as "huggingface:..."
+        raise _unknown(name, PLANES)
     builder = _builder(name)
     shape, num_classes = _features(builder)
     if not builder.is_prepared():
@@ -29,26 +39,117 @@ def open_set(name: str) -> tuple[tuple[int, int, int], int, Sequence[Any], Seque
     missing = {"train", "test"} - builder.info.splits.keys()
     if missing:
         raise UserError(f"The data set {name!r} has no {' and no '.join(sorted(missing))} split; choose another.")
-    return shape, num_classes, builder.as_data_source(split="train"), builder.as_data_source(split="test")
+    train, test = (Records(builder, split, shape, num_classes) for split in ("train", "test"))
+    return shape, num_classes, train, test
+
+
+class Records:
+    """The examples of a split by index; damaged files are the user's to mend.
+
+    Args:
+        builder: TFDS's, of a set that is prepared.
+        split: "train" or "test".
+        shape: of every image.
+        num_classes: of the labels; 0 leaves them out.
+    """
+
+    def __init__(self, builder: Any, split: str, shape: tuple[int, int, int], num_classes: int):
+        self._what = f"{split!r} of the data set {builder.name!r}", builder.data_dir
+        self._shape, self._num_classes = shape, num_classes
+        try:
+            missing = [path.name for path in map(Path, builder.info.splits[split].filepaths) if not path.is_file()]
+            if missing:
+                raise FileNotFoundError(f"{len(missing)} files are missing, such as {missing[0]}")
+            self._source = builder.as_data_source(split=split)
+        except Exception as error:  # TFDS, array_record and protobuf each have their own
+            raise _damaged(*self._what, error) from error
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The examples at these indices, read at once.
+
+        Raises:
+            UserError: a file is missing, cut short or damaged, or an example is not what the set's description says.
+        """
+        try:
+            return [self._checked(example) for example in self._source.__getitems__(indices)]
+        except Exception as error:
+            raise _damaged(*self._what, error) from error
+
+    def _checked(self, example: dict[str, Any]) -> dict[str, Any]:
+        image, label = example["image"], int(example["label"]) if self._num_classes else 0
+        if image.shape != self._shape or image.dtype != np.uint8:
+            raise ValueError(f"an image of {image.dtype} {image.shape}, not uint8 {self._shape}")
+        if not 0 <= label < max(self._num_classes, 1):
+            raise ValueError(f"label {label} of {self._num_classes} classes")
+        return {"image": image, "label": label}
+
+
+def _damaged(what: str, folder: Any, error: Exception) -> UserError:
+    return UserError(
+        f"{what} cannot be read from {folder}: {_first_line(error)}.\n"
+        "  A file there is missing or damaged. Delete that folder and prepare the set anew, or copy it again; what a "
+        "run has\n  saved is kept, and the same command then goes on from there."
+    )
+
+
+def _unknown(name: str, known: Any) -> UserError:
+    near = difflib.get_close_matches(name[:100], ["digits", *known], n=3)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return UserError(
+        f"There is no data set {name[:100]!r}. {hint}Take digits, mnist, fashion_mnist, cifar10, or another image set "
+        f"of TFDS by its name; of points in a plane, {', '.join(PLANES)}."
+    )
+
+
+def _refuse_code(name: str) -> None:
+    """Refuse a prepared set whose description names classes that are not TFDS's own: TFDS would import any module.
+
+    Raises:
+        UserError: says which.
+    """
+    from tensorflow_datasets.core.utils.file_utils import list_data_dirs
+
+    folders = [Path(root) / re.split("[/:]", name)[0] for root in list_data_dirs(os.environ.get("TFDS_DATA_DIR"))]
+    layouts = ("*/features.json", "*/*/features.json")  # of versions; of configs and versions; links are followed
+    for path in (path for folder in folders for layout in layouts for path in folder.glob(layout)):
+        try:
+            strange = [each for each in _classes(json.loads(path.read_bytes())) if not each.startswith(OURS)]
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(f"The data set {name!r}", path.parent, error) from error
+        if strange:
+            raise UserError(
+                f"{path} names the class {strange[0][:100]!r}, which is not of TensorFlow Datasets: reading the set "
+                "would run code from elsewhere. Prepare the set anew from a source you trust."
+            )
+
+
+def _classes(value: Any) -> Iterator[str]:
+    """The Python classes that a description names, in each of the ways that TFDS reads."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key in ("pythonClassName", "python_class_name", "type") and isinstance(inner, str):
+            yield inner
+        yield from _classes(inner)
 
 
 def _builder(name: str) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+    _refuse_code(name)
     try:
         return tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record")
     except DatasetNotFoundError:
-        near = difflib.get_close_matches(
-            name, ["digits", *PLANES, *tfds.list_builders(with_community_datasets=False)], n=3
-        )
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(
-            f"There is no data set {name!r}. {hint}Take digits, mnist, fashion_mnist, cifar10, or another image set "
-            f"of TFDS by its name; of points in a plane, {', '.join(PLANES)}."
-        ) from None
+        raise _unknown(name, [*PLANES, *tfds.list_builders(with_community_datasets=False)]) from None
     except ModuleNotFoundError as error:  # some sets need TensorFlow to be described at all
         raise UserError(_remedies(name, "its description needs TensorFlow, which is not installed")) from error
+    except Exception as error:  # a version or a config that there is not, or a description that is damaged
+        raise UserError(
+            f"The data set {name!r} cannot be opened: {_first_line(error)}.\n  Take another of its versions or "
+            "configs, or none; or, where its files are damaged, prepare it anew or copy it again."
+        ) from error
 
 
 def _features(builder: Any) -> tuple[tuple[int, int, int], int]:
