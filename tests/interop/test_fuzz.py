@@ -19,7 +19,7 @@ from vdm_jax.interop.schedulers import DEFAULTS as NOISE
 from vdm_jax.networks import inception
 
 FUZZ = settings(
-    deadline=5_000, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=20_000, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 WILD = st.one_of(
     st.none(),

@@ -28,7 +28,7 @@ from vdm_jax.training.limits import malformed
 
 ROOT = Path(__file__).parents[2]
 FUZZ = settings(
-    deadline=5_000, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=20_000, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 RECIPES = ["ddpm_digits", "ddpm_digits_cond", "vdm_digits", "vae_digits", "hvae_digits", "ncsn_digits", "ebm_2d"]
 INTEGERS = st.sampled_from([-1, 0, 1, 2, 3, 1_001, 2**31 - 1, 2**31, 2**64, -(10**400), 10**400]) | st.integers()
@@ -163,6 +163,7 @@ def test_stored_options_of_another_kind_are_named():
         ({"widths": [1]}, "--widths must be an object"),
         ({"widths": {"hidden": 1.5}}, "--widths.hidden must be a whole number"),
         ({"scales": [[1]]}, "--scales must be a list"),
+        ({"scales": json.loads("[" * 990 + "]" * 990)}, "--scales must be a list"),
         ({"widths": {"depth": 3}}, "no longer has: widths.depth"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -285,4 +286,3 @@ def test_only_a_runs_own_folder_is_removed(tmp_path):
     assert not inside.is_symlink()
     assert (tmp_path / "kept").exists()  # a link in it is removed, not what it leads to
     runs.remove(tmp_path / "nothing there")
-
