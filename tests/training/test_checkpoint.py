@@ -80,7 +80,7 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
         assert checkpoints.latest is None
 
 
-@pytest.mark.parametrize("damage", ["array", "notes", "metrics", "metadata", "gone"])
+@pytest.mark.parametrize("damage", ["array", "notes", "metrics", "metadata", "description", "gone"])
 def test_an_unreadable_checkpoint_is_passed_over(tmp_path, damage):
     folder = tmp_path / "checkpoints"
     fill(folder, {1: 3.0, 2: 2.0, 3: 1.0})
@@ -92,7 +92,12 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path, damage):
             if path.is_file():
                 path.unlink()
     else:
-        name = {"notes": "notes/metadata", "metrics": "metrics/metrics", "metadata": "state/_METADATA"}[damage]
+        name = {
+            "notes": "notes/metadata",
+            "metrics": "metrics/metrics",
+            "metadata": "state/_METADATA",
+            "description": "_CHECKPOINT_METADATA",
+        }[damage]
         (newest / name).write_text('{"cut off')
     with Checkpoints(folder, 2) as checkpoints:
         saved = checkpoints.restore(numbered(0))
@@ -121,6 +126,18 @@ def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_passed_over(
         assert saved.unreadable == [3, 2]
         assert_same_bits(saved.state, numbered(1))
         assert checkpoints.notes() == NOTES | {"checksum": look(numbered(3)).checksum}
+
+
+def test_a_copy_under_another_number_is_passed_over(tmp_path):
+    """It would hide every later one."""
+    folder = tmp_path / "checkpoints"
+    fill(folder, {1: 3.0, 2: 2.0})
+    shutil.copytree(folder / "2", folder / "90")
+    (folder / "1²").mkdir()  # a digit to Python, and no number
+    with Checkpoints(folder) as checkpoints:
+        saved = checkpoints.restore(numbered(0))
+    assert saved.unreadable == [90]
+    assert_same_bits(saved.state, numbered(2))
 
 
 def test_a_state_with_a_number_that_is_not_finite_is_not_saved(tmp_path):

@@ -86,6 +86,8 @@ def test_metrics_beyond_the_checkpoint_are_cut_off_on_resume(tiny):
     train(run)
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 15, "loss": 9.0}\n{"step": 20, "lo')
+    damaged = (run.folder / "metrics.jsonl").read_bytes()
+    (run.folder / "metrics.jsonl").write_bytes(b'{"a": 1}\nx}\n[]\n\xff\n' + damaged)
     train(tiny(steps=20))
     assert [row["step"] for row in metrics(run)] == [5, 10, 15, 20]
     assert metrics(run)[2]["loss"] != 9.0

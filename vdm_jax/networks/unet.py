@@ -58,6 +58,8 @@ class UNetConfig:
         Raises:
             ValueError: says what does not fit, and what would.
         """
+        if self.channels < 4 or self.channels % 2:
+            raise ValueError(f"{self.channels} channels: take an even number, 4 or more, as the level's embedding has")
         check_pyramid(shape, self.multipliers, self.channels, self.groups)
 
 

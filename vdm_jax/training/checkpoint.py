@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import re
 import sys
 import time
 import traceback
@@ -18,6 +19,8 @@ from vdm_jax.training.errors import UserError, disk_is_full
 from vdm_jax.training.integrity import BadNumbers, Damaged, look, sealed, unsealed
 from vdm_jax.training.processes import by_first
 from vdm_jax.training.state import TrainState
+
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's
 
 
 class Saved(NamedTuple):
@@ -137,6 +140,8 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
         saved = self._manager.restore(step, args=items)
         state, notes = TrainState(*saved["state"]), unsealed(saved["notes"])
+        if int(state.step) != step:  # a copy, which would hide every later one
+            raise Damaged(f"it is that of step {int(state.step)}")
         if look(state).checksum != notes.pop("checksum"):
             raise Damaged("its arrays are not those that were written")
         return state, notes
@@ -181,9 +186,10 @@ def _loss(metrics: dict[str, float]) -> float:
 
 
 def _lost_its_loss(path: Path) -> bool:
-    if not path.name.isdigit():  # a save that is not finished
+    if not re.fullmatch("[0-9]+", path.name):  # a save that is not finished
         return False
     try:
-        return "loss" not in json.loads((path / "metrics" / "metrics").read_text())
-    except (OSError, ValueError):
+        metrics, described = (json.loads((path / name).read_bytes()) for name in ("metrics/metrics", METADATA))
+        return not (isinstance(metrics["loss"], (int, float)) and isinstance(described, dict))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True

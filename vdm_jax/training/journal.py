@@ -1,5 +1,6 @@
 """What a run tells while it goes: metrics.jsonl, TensorBoard, and the terminal."""
 
+import contextlib
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ class Journal:
         from tensorboardX import SummaryWriter
 
         path = folder / "metrics.jsonl" if is_first() else Path(os.devnull)
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= start]
+        kept = _lines_until(path, start)
         with writing(path) as unfinished:
             unfinished.write_text("".join(kept))
         self._file = path.open("a")
@@ -79,7 +80,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _complete_lines(path: Path) -> list[str]:
-    # A killed run may leave the last line half written.
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("}\n")]
+def _lines_until(path: Path, last: int) -> list[str]:
+    # A killed run may leave the last line half written; one that is damaged says nothing either.
+    kept = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            if line.endswith("\n") and json.loads(line)["step"] <= last:
+                kept.append(line)
+    return kept
