@@ -2,29 +2,36 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
+
+ECHO = 1.0  # seconds in which a signal is the same one again: `make` passes on what its whole process group got
 
 
 class StopRequest:
-    """The signal that asked the run to stop, or 0."""
+    """The signal that asked the run to stop, or 0, and when it came."""
 
     signum: int = 0
+    when: float = 0.0
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; a second one acts as it always does."""
+    """Note the first SIGINT or SIGTERM instead of dying of it; one more, later, acts as it always does."""
     request = StopRequest()
-
-    def note(signum, _frame) -> None:
-        request.signum = signum
-        restore()
-
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+    def note(signum, _frame) -> None:
+        now = time.monotonic()
+        if not request.signum:
+            request.signum, request.when = signum, now
+        elif now - request.when > ECHO:
+            restore()
+            signal.raise_signal(signum)
 
     for signum in before:
         signal.signal(signum, note)

@@ -1,0 +1,30 @@
+import signal
+
+import pytest
+
+from vdm_jax.training import stopping
+from vdm_jax.training.stopping import stop_requests
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
+    before = signal.getsignal(signum)
+    with stop_requests() as request:
+        assert request.signum == 0
+        signal.raise_signal(signum)
+        signal.raise_signal(signum)
+        assert request.signum == signum
+        assert signal.getsignal(signum) is not before
+    assert signal.getsignal(signum) is before
+
+
+def test_a_later_signal_acts_as_it_always_does(monkeypatch):
+    now = iter([10.0, 10.5, 11.5])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(now))
+    with stop_requests() as request:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert request.signum == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
