@@ -12,9 +12,11 @@ python := .venv/bin/python
 base  := .venv/.ready-$(ACCEL)
 tools := .venv/.ready-$(ACCEL)-test
 mutators := .venv/.ready-$(ACCEL)-mutants
+auditor := .venv/.ready-$(ACCEL)-audit
 
 .DEFAULT_GOAL := help
-.PHONY: help train sample eval test test-all lint format accuracy derivations mutants figures bench ladder import
+.PHONY: help train sample eval test test-all faults lint format audit accuracy derivations mutants figures bench
+.PHONY: ladder import
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -41,6 +43,9 @@ test: $(tools) ## the tests, but for the slow ones
 test-all: $(tools) ## all tests
 	@$(python) -m pytest -q -n auto $(ARGS)
 
+faults: $(tools) ## break real training runs in every way there is: nothing may be lost
+	@$(python) -m pytest -q tests/faults $(ARGS)
+
 lint: $(tools) ## ruff, formatting, types
 	@$(python) -m ruff check
 	@$(python) -m ruff format --check
@@ -49,6 +54,10 @@ lint: $(tools) ## ruff, formatting, types
 format: $(tools) ## put the code in its format
 	@$(python) -m ruff check --fix
 	@$(python) -m ruff format
+
+# Not part of lint, which works offline and judges the code alone: this asks a service whose answer changes by the day.
+audit: $(auditor) ## known vulnerabilities of the pinned versions (needs a network)
+	@$(python) -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 accuracy: $(tools) ## every kernel in float32 against 50 digits
 	@$(python) -m tests.accuracy $(ARGS)
@@ -76,3 +85,6 @@ $(tools): pyproject.toml constraints.txt
 
 $(mutators): pyproject.toml constraints.txt
 	@sh .ci/setup "test,mutants$(if $(extra),$(comma)$(extra))" $@ $(tools) $(base)
+
+$(auditor): pyproject.toml constraints.txt
+	@sh .ci/setup "audit$(if $(extra),$(comma)$(extra))" $@ $(base)

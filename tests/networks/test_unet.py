@@ -248,3 +248,24 @@ def test_out_channels_are_columns_of_the_last_layer():
     last = jax.tree.map(lambda leaf: leaf[..., 1:], both["params"]["Conv_3"])
     second = output(SMALL, {"params": {**both["params"], "Conv_3": last}}, x, t)
     np.testing.assert_allclose(pair[..., 1:], second, rtol=1e-5, atol=1e-5)
+
+
+def test_remat_changes_no_number_and_takes_less_memory():
+    """Dropout included. Names of parameters are the same: a run may begin without it and go on with it."""
+    config = replace(SMALL, multipliers=(1,), blocks=2, dropout=0.5, middle_attention=False)
+    x, condition = arguments(batch=16)
+    plain, less = UNet(config), UNet(replace(config, remat=True))
+    params = perturbed(plain, x, condition)
+    assert jax.tree.structure(initial(replace(config, remat=True), x, condition)) == jax.tree.structure(params)
+
+    def gradient(network):
+        def loss(params):
+            drawn = network.apply(params, x, condition, train=True, rngs={"dropout": jax.random.key(4)})
+            return jnp.square(drawn - 1.0).mean()
+
+        return unoptimised(jax.value_and_grad(loss)).lower(params).compile()
+
+    both = gradient(plain), gradient(less)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *(run(params) for run in both))
+    kept, again = (run.memory_analysis().temp_size_in_bytes for run in both)
+    assert again < 0.7 * kept
