@@ -17,9 +17,13 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; one more, later, acts as it always does."""
+    """Note the first SIGINT, SIGTERM or SIGHUP instead of dying of it; one more, later, acts as it always does.
+
+    One that is ignored, as under `nohup`, stays so.
+    """
     request = StopRequest()
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN}
 
     def restore() -> None:
         for signum, handler in before.items():
