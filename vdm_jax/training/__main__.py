@@ -1,6 +1,7 @@
 """Train an experiment, then evaluate it and draw: `python -m vdm_jax.training EXPERIMENT [options]`."""
 
 import dataclasses
+import signal
 import sys
 from typing import Annotated
 
@@ -83,6 +84,9 @@ def train_and_report(run) -> None:
 
 
 if __name__ == "__main__":
+    # Before and after training there is nothing to lose: Ctrl-C ends it at once, not with the traceback of an import.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from vdm_jax.training.command import execute
 
     execute(main)

@@ -21,7 +21,7 @@ def prepare() -> None:
 
     absl_logging.set_verbosity(absl_logging.ERROR)
     absl_logging.set_stderrthreshold(absl_logging.FATAL)
-    for name in ("absl", "jax", "orbax", "urllib3"):
+    for name in ("absl", "asyncio", "jax", "orbax", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.processes import by_first, is_first
@@ -43,7 +43,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Have a folder, made if absent, for this job alone; it loses it with its first process, however that ends.
 
     Raises:
-        UserError: another job has it.
+        UserError: another job has it, or what was to be done in it failed because it was removed.
     """
     with contextlib.ExitStack() as held:
         by_first(lambda: held.enter_context(_locked(folder)))
@@ -67,4 +67,17 @@ def _locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()
-        yield
+        try:
+            yield
+        except Exception as error:
+            if not is_there(file):
+                raise UserError(
+                    f"The folder {folder} was removed while a run was going in it; the run has stopped. The same "
+                    "command starts anew."
+                ) from error
+            raise
+
+
+def is_there(file: IO[str]) -> bool:
+    """Whether an open file still has a name."""
+    return os.fstat(file.fileno()).st_nlink > 0

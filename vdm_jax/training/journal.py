@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vdm_jax.training.files import writing
+from vdm_jax.training.files import is_there, writing
 from vdm_jax.training.processes import is_first
 
 
@@ -43,12 +43,22 @@ class Journal:
         self._events.close()
         self._file.close()
 
+    def check(self) -> None:
+        """See that the run's folder is still there.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        if not is_there(self._file):
+            raise FileNotFoundError(self._file.name)
+
     def advance(self) -> None:
         """One more step is done."""
         self._bar.update()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Write down the metrics of a step."""
+        self.check()
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():

@@ -167,6 +167,7 @@ class Loop:
         """Save a checkpoint, and never one with a number in it that is not finite."""
         if step == self.saved_step:
             return
+        self.journal.check()  # Orbax would make the folder again
         loss = self.look(self.recent.loss)
         try:
             with self.speed.pause():  # copies the state; writing goes on in the background
