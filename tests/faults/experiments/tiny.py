@@ -1,0 +1,5 @@
+"""The stand-in experiment of tests/training."""
+
+from tests.training.experiments.tiny import CONFIG
+
+__all__ = ["CONFIG"]

@@ -1,0 +1,66 @@
+"""Errors of the file system are told once, and a lost listener is no error."""
+
+import errno
+import gc
+import os
+import sys
+import threading
+
+import pytest
+
+from vdm_jax.training.errors import lasting_output, not_writable, readable_errors
+
+
+def behind(error):
+    """An error that hides another."""
+    hiding = RuntimeError("saving failed")
+    hiding.__cause__ = error
+    return hiding
+
+
+def test_what_may_not_be_written_is_recognised_behind_other_errors():
+    for code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        assert "/runs/x" in str(not_writable(behind(OSError(code, os.strerror(code), "/runs/x"))))
+    assert not_writable(ValueError("PERMISSION_DENIED: open: Permission denied [path='/runs/x']"))
+    assert not_writable(OSError(errno.ENOENT, "gone")) is None
+    assert not_writable(ValueError("no such option")) is None
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied", "/runs/x"), OSError(28, "full")])
+def test_it_is_said_once_whoever_meets_it_too(capsys, monkeypatch, error):
+    class Left:
+        def __del__(self):
+            raise error
+
+    def fail():
+        raise error
+
+    def fail_everywhere():
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        raise behind(error)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # so that they are put back
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    with pytest.raises(SystemExit) as end, readable_errors():
+        fail_everywhere()
+    Left()
+    gc.collect()
+    assert end.value.code == 1
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert "--workdir" in said
+
+
+def test_who_listens_no_more_ends_nothing(monkeypatch):
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        os.close(reads)
+        with lasting_output():
+            for _ in range(10_000):  # more than a pipe holds
+                print("a line")
+            sys.stdout.flush()
+        assert sys.stdout is stream
+        print("and another")

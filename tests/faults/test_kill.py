@@ -1,0 +1,49 @@
+"""kill -9 at random moments, many times over in one run's life."""
+
+import random
+import time
+
+import pytest
+
+from tests.faults.harness import ENDLESS, OPTIONS, Going, assert_same_run, newest, train, unfinished
+
+START = 3.5  # seconds that a process takes to its first step, about
+
+
+def kill_over_and_over(workdir, times, seed, options):
+    """Start and kill a run so many times: one in four while it starts, the others as it trains and saves.
+
+    Returns:
+        the newest checkpoint, and how many kills left one half written.
+    """
+    moments, inside = random.Random(seed), 0
+    folder = workdir / "tiny"
+    for number in range(times):
+        process = Going(workdir, "--num-samples", "0", *options)
+        if starts := number % 4 == 3:
+            time.sleep(moments.uniform(0.0, START))
+        else:
+            process.until_saved(beyond=newest(folder))
+            time.sleep(moments.uniform(0.0, 0.3))
+        process.kill()
+        assert "Traceback" not in process.told()[-3000:]
+        inside += bool(unfinished(folder / "checkpoints")) and not starts  # it may be of the kill before
+    return newest(folder), inside
+
+
+def test_killed_a_few_times_it_ends_in_the_same_bits(tmp_path, whole):
+    kill_over_and_over(tmp_path / "killed", 4, seed=1, options=(*OPTIONS, "--checkpoint-every", "1"))
+    train(tmp_path / "killed", *OPTIONS)
+    assert_same_run(tmp_path / "killed", whole, means=False)
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_it_ends_in_the_same_bits(tmp_path):
+    options = ("--checkpoint-every", "5", "--log-every", "5")
+    reached, inside = kill_over_and_over(tmp_path / "killed", 50, seed=0, options=(*ENDLESS, *options))
+    print(f"50 kills, {inside} of them inside a checkpoint, up to step {reached}")
+    last = ("--steps", str(reached + 50))
+    train(tmp_path / "killed", *last, *options)
+    train(tmp_path / "whole", *last, "--checkpoint-every", "1000000", "--log-every", "5")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    assert inside >= 5
