@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -46,8 +47,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 1):
         self.folder = folder.absolute()
-        self._without_loss = [int(path.name) for path in self.folder.glob("[0-9]*") if _lost_its_loss(path)]
-        self._move_aside(self._without_loss)  # Orbax would not even open the folder
+        steps = {int(path.name): path for path in self.folder.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name)}
+        damaged = [step for step, path in steps.items() if _lost_its_loss(path)]
+        newest = max(steps.keys() - set(damaged), default=-1)
+        self._half_deleted = [step for step in damaged if step < newest and not _has_its_files(steps[step])]
+        self._without_loss = [step for step in damaged if step not in self._half_deleted]
+        self._move_aside(damaged)  # Orbax would not even open the folder
         lowest_loss = policies.BestN(get_metric_fn=_loss, reverse=True, n=1)
         options = ocp.CheckpointManagerOptions(
             best_fn=_loss,  # without it the losses are not written down, and forgotten on resume
@@ -157,6 +162,9 @@ class Checkpoints:
 
     def _rename(self, steps: list[int]) -> None:
         for step in steps:
+            if step in self._half_deleted:  # an old one, when the run was killed
+                shutil.rmtree(self.path(step), ignore_errors=True)
+                continue
             target = self.folder.parent / "unreadable" / str(step)
             target.parent.mkdir(exist_ok=True)
             while target.exists():
@@ -185,9 +193,11 @@ def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
 
 
+def _has_its_files(path: Path) -> bool:
+    return all((path / name).exists() for name in ("metrics/metrics", METADATA))
+
+
 def _lost_its_loss(path: Path) -> bool:
-    if not re.fullmatch("[0-9]+", path.name):  # a save that is not finished
-        return False
     try:
         metrics, described = (json.loads((path / name).read_bytes()) for name in ("metrics/metrics", METADATA))
         return not (isinstance(metrics["loss"], (int, float)) and isinstance(described, dict))
