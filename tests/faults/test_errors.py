@@ -43,6 +43,7 @@ def test_it_is_said_once_whoever_meets_it_too(capsys, monkeypatch, error):
 
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # so that they are put back
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit) as end, readable_errors():
         fail_everywhere()
     Left()

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+CLOSED = "Event loop is closed"  # said of each of many writes, once the first has failed
+
 
 class UserError(Exception):
     """Something the user can put right; its message says what happened and what to do."""
@@ -89,20 +91,25 @@ def lasting_output() -> Iterator[None]:
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
     """Keep threads in the background, and what is cleared away at the end, from saying again what one message says."""
-    before = sys.unraisablehook, threading.excepthook
+    before = sys.unraisablehook, threading.excepthook, (show_last := sys.excepthook)
+
+    def known(error: BaseException) -> bool:
+        return bool(remedy(error)) or CLOSED in str(error)
 
     def quiet(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda seen: None if remedy(seen.exc_value) else show(seen)
+        return lambda seen: None if known(seen.exc_value) else show(seen)
 
-    sys.unraisablehook, threading.excepthook = map(quiet, before)
+    sys.unraisablehook, threading.excepthook = map(quiet, before[:2])
+    # tensorstore's threads come here
+    sys.excepthook = lambda kind, error, trace: None if known(error) else show_last(kind, error, trace)
     try:
         yield
     except SystemExit as end:
         if remedy(end):  # the error it came from; there is more of it to clear away at exit
-            before = sys.unraisablehook, threading.excepthook
+            before = sys.unraisablehook, threading.excepthook, sys.excepthook
         raise
     finally:
-        sys.unraisablehook, threading.excepthook = before
+        sys.unraisablehook, threading.excepthook, sys.excepthook = before
 
 
 @contextlib.contextmanager
