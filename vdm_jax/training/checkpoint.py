@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vdm_jax.training.errors import UserError, disk_is_full
 from vdm_jax.training.integrity import BadNumbers, Damaged, look, sealed, unsealed
-from vdm_jax.training.processes import by_first
+from vdm_jax.training.processes import by_first, meet
 from vdm_jax.training.state import TrainState
 
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's
@@ -52,6 +52,7 @@ class Checkpoints:
         newest = max(steps.keys() - set(damaged), default=-1)
         self._half_deleted = [step for step in damaged if step < newest and not _has_its_files(steps[step])]
         self._without_loss = [step for step in damaged if step not in self._half_deleted]
+        meet()  # all have looked before the first one acts
         self._move_aside(damaged)  # Orbax would not even open the folder
         lowest_loss = policies.BestN(get_metric_fn=_loss, reverse=True, n=1)
         options = ocp.CheckpointManagerOptions(

@@ -105,6 +105,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def meet() -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("meet")
+
+
 def by_first(act: Callable[[], object]) -> None:
     """Have the first process act on files while the others wait.
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that the loop grants between two steps."""
+"""SIGINT, SIGTERM and SIGHUP as a wish that the loop grants between two steps."""
 
 import contextlib
 import signal
