@@ -11,7 +11,7 @@ import numpy as np
 def in_turns(
     functions: dict[str, Callable[[], object]], rounds: int = 15, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, np.ndarray]:
-    """Seconds of each round, by name, after a first call that compiles; every other round goes backwards.
+    """Seconds of each round, by name, after a first call that compiles; each round has its own order.
 
     With time.process_time they are seconds of work, of all threads together: other programs then disturb less.
     """
@@ -19,9 +19,9 @@ def in_turns(
         jax.block_until_ready(function())
     seconds = {name: [] for name in functions}
     for turn in range(rounds):
-        for name, function in list(functions.items())[:: 1 if turn % 2 else -1]:
+        for name in np.random.RandomState(turn).permutation(list(functions)):
             begin = clock()
-            jax.block_until_ready(function())
+            jax.block_until_ready(functions[name]())
             seconds[name].append(clock() - begin)
     return {name: np.asarray(taken) for name, taken in seconds.items()}
 
