@@ -26,7 +26,7 @@ from vdm_jax.training.contract import DataSpec
 from vdm_jax.training.journal import Journal
 from vdm_jax.training.loop import Loop, begin
 from vdm_jax.training.run import open_run
-from vdm_jax.training.step import local_mesh, make_step, split
+from vdm_jax.training.step import local_mesh, make_step, replicated, split
 
 CIFAR = DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000)
 DIGITS = DataSpec("digits", (8, 8, 1), 17, 10, 1_437, 360)
@@ -81,7 +81,10 @@ def whole_steps(config: Any, spec: DataSpec, times: int) -> Callable[[], Any]:
     image = jax.random.randint(jax.random.key(1), shape, 0, spec.levels).astype(jnp.uint8)
     batch = jax.device_put({"image": image, "label": jnp.zeros(shape[0], jnp.int32)}, split(mesh))
     step = make_step(experiment, adam, mesh, seed=0, ema_decay=config.ema_decay)
-    return repeat(step, jax.jit(lambda: state.create(experiment, adam, 0))(), batch, times=times)
+    create = jax.jit(
+        lambda: state.create(experiment, adam, 0), out_shardings=replicated(mesh)
+    )  # else it compiles twice
+    return repeat(step, create(), batch, times=times)
 
 
 def parts(name: str, config: Any, spec: DataSpec, times: int, rounds: int) -> None:

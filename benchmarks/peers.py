@@ -27,7 +27,7 @@ from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.tables import even_steps, linear_betas
 from vdm_jax.training import state
 from vdm_jax.training.contract import Experiment
-from vdm_jax.training.step import local_mesh, make_step
+from vdm_jax.training.step import local_mesh, make_step, replicated, split
 
 DECAY, RATE, CALLS = 0.999, 2e-4, 50
 Ways = dict[str, Callable[[], Any]]
@@ -73,12 +73,14 @@ def ours(case: Case, params: Any, x: np.ndarray) -> Ways:
 
     none: Any = None
     experiment = Experiment(lambda key: jax.tree.map(jnp.copy, params), loss, none, none)
-    step = make_step(experiment, _adam(), local_mesh(1), seed=0, ema_decay=DECAY)
-    first = jax.jit(lambda: state.create(experiment, _adam(), 0))()
+    mesh = local_mesh(1)
+    step = make_step(experiment, _adam(), mesh, seed=0, ema_decay=DECAY)
+    first = jax.jit(lambda: state.create(experiment, _adam(), 0), out_shardings=replicated(mesh))()
     denoiser, noise = Partial(predict, params, None), jnp.asarray(x)
+    batch = jax.device_put({"image": noise}, split(mesh))
     short = table.strided(even_steps(1000, CALLS))
     return {
-        "step": repeat(step, first, {"image": noise}, times=case.steps),
+        "step": repeat(step, first, batch, times=case.steps),
         "ancestral": lambda: samplers.ancestral(denoiser, key, noise, table, clip=1.0).x_0,
         "ddim": lambda: samplers.ddim(denoiser, key, noise, short, clip=1.0).x_0,
     }
