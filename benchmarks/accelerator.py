@@ -20,7 +20,8 @@ import tyro
 from benchmarks.clock import in_turns, milliseconds, ratio, repeat
 from benchmarks.overhead import CIFAR
 from vdm_jax.training import catalogue, optimizer, state
-from vdm_jax.training.step import local_mesh, make_step, replicated, split
+from vdm_jax.training.devices import make_mesh, replicated, split
+from vdm_jax.training.step import make_step
 
 DTYPES = ("float32", "bfloat16")
 PEAKS = {  # by device kind: TFLOP/s for float32 and bfloat16
@@ -65,7 +66,7 @@ def prepared(options: Options, dtype: Any) -> tuple[Any, float]:
     recipe: Any = catalogue.find("ddpm_cifar")
     network = dataclasses.replace(recipe.network, channels=options.channels, dtype=dtype)
     config = dataclasses.replace(recipe, network=network, batch_size=options.batch_size)
-    experiment, adam, mesh = config.build(CIFAR), optimizer.optimizer(config), local_mesh(1)
+    experiment, adam, mesh = config.build(CIFAR), optimizer.optimizer(config), make_mesh(1)
     step = make_step(experiment, adam, mesh, seed=0, ema_decay=config.ema_decay)
     first = jax.jit(lambda: state.create(experiment, adam, 0), out_shardings=replicated(mesh))()
     image = jax.random.randint(jax.random.key(1), (options.batch_size, *CIFAR.shape), 0, 256).astype(jnp.uint8)

@@ -23,10 +23,11 @@ from vdm_jax.networks.unet import UNet
 from vdm_jax.training import catalogue, optimizer, state
 from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.contract import DataSpec
+from vdm_jax.training.devices import make_mesh, replicated, split
 from vdm_jax.training.journal import Journal
 from vdm_jax.training.loop import Loop, begin
 from vdm_jax.training.run import open_run
-from vdm_jax.training.step import local_mesh, make_step, replicated, split
+from vdm_jax.training.step import make_step
 
 CIFAR = DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000)
 DIGITS = DataSpec("digits", (8, 8, 1), 17, 10, 1_437, 360)
@@ -76,7 +77,7 @@ def steps(config: Any, spec: DataSpec, times: int) -> dict[str, Callable[[], Any
 
 def whole_steps(config: Any, spec: DataSpec, times: int) -> Callable[[], Any]:
     """So many of the trainer's steps, on one batch of random images."""
-    experiment, adam, mesh = config.build(spec), optimizer.optimizer(config), local_mesh(1)
+    experiment, adam, mesh = config.build(spec), optimizer.optimizer(config), make_mesh(1)
     shape = (config.batch_size, *spec.shape)
     image = jax.random.randint(jax.random.key(1), shape, 0, spec.levels).astype(jnp.uint8)
     batch = jax.device_put({"image": image, "label": jnp.zeros(shape[0], jnp.int32)}, split(mesh))
@@ -103,7 +104,7 @@ def loop(times: int = 20, rounds: int = 15) -> None:
     with tempfile.TemporaryDirectory() as folder:
         never = {"log_every": 10**9, "checkpoint_every": 10**9, "picture_every": 0, "steps": 10**6, "workdir": folder}
         config: Any = dataclasses.replace(catalogue.find("ddpm_digits"), **never)
-        run = open_run("ddpm_digits", config, local_mesh(1))
+        run = open_run("ddpm_digits", config, make_mesh(1))
         with Checkpoints(run.folder / "checkpoints") as checkpoints:
             start = begin(run, checkpoints)  # makes the folder
             with Journal(run.folder, 0, 1) as journal:

@@ -27,7 +27,8 @@ from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.tables import even_steps, linear_betas
 from vdm_jax.training import state
 from vdm_jax.training.contract import Experiment
-from vdm_jax.training.step import local_mesh, make_step, replicated, split
+from vdm_jax.training.devices import make_mesh, replicated, split
+from vdm_jax.training.step import make_step
 
 DECAY, RATE, CALLS = 0.999, 2e-4, 50
 Ways = dict[str, Callable[[], Any]]
@@ -73,7 +74,7 @@ def ours(case: Case, params: Any, x: np.ndarray) -> Ways:
 
     none: Any = None
     experiment = Experiment(lambda key: jax.tree.map(jnp.copy, params), loss, none, none)
-    mesh = local_mesh(1)
+    mesh = make_mesh(1)
     step = make_step(experiment, _adam(), mesh, seed=0, ema_decay=DECAY)
     first = jax.jit(lambda: state.create(experiment, _adam(), 0), out_shardings=replicated(mesh))()
     denoiser, noise = Partial(predict, params, None), jnp.asarray(x)

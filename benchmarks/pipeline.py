@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.clock import in_turns, ratio
 from benchmarks.overhead import narrow_cifar, whole_steps
 from vdm_jax.training import catalogue, data
+from vdm_jax.training.augmentation import augmentations
 from vdm_jax.training.data import Images
 
 SETS = ("digits", "mnist", "cifar10")
@@ -31,7 +32,7 @@ def batches(images: Images, config: Any, count: int) -> Callable[[], None]:
     """Reads so many batches from a fresh iterator."""
 
     def read() -> None:
-        iterator = data.train_iterator(images, config.batch_size, 0, data.augmentations(config))
+        iterator = data.train_iterator(images, config.batch_size, 0, augmentations(config))
         for _ in range(count):
             next(iterator)
         iterator.close()

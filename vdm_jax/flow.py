@@ -11,7 +11,6 @@ Source: Song et al. 2021, arXiv:2011.13456, section 4.3 and appendix D; Kingma e
 from functools import partial
 from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -185,6 +184,8 @@ def _velocity(denoiser, schedule, kind, t, x_t) -> Batch:
 
 def _solve(velocity, start, begin, end, tolerance, max_steps):
     """The state at `end`, NaN if max_steps did not suffice, and how often the velocity was asked."""
+    import diffrax  # a slow import, which the samplers and losses beside this file do not need
+
     ask = jax.jit(velocity)  # so that it is traced once, however often the solver mentions it
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, state, _: ask(t, state)),

@@ -43,6 +43,13 @@ def test_digits_split_is_fixed_and_complete():
     assert train["image"].max() == 16
 
 
+def test_digits_are_the_same_where_scikit_learn_keeps_them_elsewhere(monkeypatch):
+    rows = data._digit_rows()
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    assert (data._digit_rows() == rows).all()
+    assert rows.dtype == np.uint8
+
+
 def test_every_epoch_holds_every_example_once_in_a_new_order():
     epochs = labels(numbered(10), 15).reshape(6, 10)
     assert (np.sort(epochs) == np.arange(10)).all()

@@ -17,7 +17,7 @@ from vdm_jax.training.integrity import BadNumbers
 from vdm_jax.training.journal import Journal, say
 from vdm_jax.training.processes import Agreement
 from vdm_jax.training.recent import NonFinite, Recent
-from vdm_jax.training.run import Run, abstract_state, first_state, placement
+from vdm_jax.training.run import Run, abstract_state, first_state
 from vdm_jax.training.sample import Sampler
 from vdm_jax.training.speed import Speed
 from vdm_jax.training.state import TrainState, count
@@ -125,10 +125,10 @@ class Loop:
             seed=config.seed,
             ema_decay=config.ema_decay,
             accumulate=config.accumulate,
-            place=placement(run),
+            place=jax.tree.map(lambda x: x.sharding, start.state),
         )
         self.pipeline = data.images_per_second(lambda: new_batches(run), config.batch_size, seconds=0.3)
-        say(greeting(run, self.pipeline))
+        say(greeting(run, count(start.state.params), self.pipeline))
         self.speed = Speed(self.first, start.seconds)
 
     def advance(self, step: int) -> None:
@@ -205,9 +205,9 @@ class Loop:
         )
 
 
-def greeting(run: Run, pipeline: float) -> str:
-    """The first line of a run."""
-    spec, params = run.data.spec, count(abstract_state(run).params)
+def greeting(run: Run, params: int, pipeline: float) -> str:
+    """The first line of a run, of so many parameters and images a second of the pipeline."""
+    spec = run.data.spec
     size = "x".join(map(str, spec.shape))
     device = jax.devices()[0].device_kind
     return (

@@ -37,6 +37,8 @@ def join() -> None:
     if not several(os.environ):
         return
     number, place = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        print(f"Process {place} of {number} meets the others at {address}, for five minutes.", file=sys.stderr)
     try:
         jax.distributed.initialize(
             num_processes=None if number is None else int(number),
