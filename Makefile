@@ -68,7 +68,12 @@ figures: $(tools) ## draw the figures of docs anew
 	@$(python) -m docs.dynamics
 	@$(python) -m docs.samplers
 
-bench: $(tools) ## what things cost, as ratios measured in one run
+bench: $(tools) ## what things cost, as ratios measured in one run (leave the machine alone meanwhile)
+	@$(python) -m benchmarks.overhead
+	@$(python) -m benchmarks.peers
+	@$(python) -m benchmarks.startup
+	@$(python) -m benchmarks.pipeline digits
+	@$(python) -m benchmarks.convolutions
 	@$(python) -m benchmarks.score_matching
 
 derivations: $(tools) ## every derivation of the catalogue, one line an entry

@@ -23,19 +23,33 @@ HERE = Path(__file__).parent
 ENDLESS = ("--steps", "1000000", "--checkpoint-every", "20")
 
 
-@contextlib.contextmanager
-def started(number, workdir, *options, devices=1):
-    """`number` processes of the stand-in experiment with so many devices each; killed at the end, if they still go."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(number, workdir, *options, devices=1, told=None):
+    """`number` processes of the stand-in experiment with so many devices each; killed at the end, if they still go.
+
+    `told(place)` is what the environment says to each of the others; by default what a user would say by hand.
+    """
+    address = f"localhost:{free_port()}"
+
+    def by_hand(place):
+        return {
+            "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number), "JAX_PROCESS_ID": str(place)
+        }  # fmt: skip
+
+    told = told or by_hand
     command = [sys.executable, "-m", "vdm_jax.training", "tiny", "--workdir", str(workdir), "--num-samples", "0"]
     shared = {"PYTHONPATH": str(HERE.parent.parent), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    if number > 1:
-        shared |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(number)}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE}
     all_ = [
-        subprocess.Popen([*command, *options], env={**os.environ, **shared, "JAX_PROCESS_ID": str(place)}, **pipe)
+        subprocess.Popen(
+            [*command, *options], env={**os.environ, **shared, **(told(place) if number > 1 else {})}, **pipe
+        )
         for place in range(number)
     ]
     try:
@@ -53,8 +67,8 @@ def ended(processes):
     return told, [process.returncode for process in processes]
 
 
-def run_to_end(number, workdir, *options, devices=1):
-    with started(number, workdir, *options, devices=devices) as processes:
+def run_to_end(number, workdir, *options, devices=1, told=None):
+    with started(number, workdir, *options, devices=devices, told=told) as processes:
         told, codes = ended(processes)
     assert codes == [0] * number, told
     return told
@@ -150,6 +164,20 @@ def test_one_of_four_killed_ends_all_and_they_go_on_to_the_same_bits(tmp_path, p
     for name in ("parts", "whole"):
         run_to_end(4, tmp_path / name, "--steps", steps, "--shard")
     assert last_notes(tmp_path / "parts") == last_notes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_what_slurm_says_is_enough(tmp_path):
+    """The variables that srun gives to each task of a step; the address follows from them."""
+
+    def by_slurm(place):
+        step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2"}
+        return step | {"SLURM_NTASKS": "2", "SLURM_PROCID": str(place), "SLURM_LOCALID": str(place)}
+
+    job = os.getpid()
+    told = run_to_end(2, tmp_path, "--steps", "10", told=by_slurm)
+    assert "2 x cpu" in told[0]
+    assert "bits per dim" not in told[1]
 
 
 @pytest.mark.slow
