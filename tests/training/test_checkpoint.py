@@ -10,7 +10,7 @@ import pytest
 from tests.training.bits import assert_same_bits
 from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.errors import UserError, disk_is_full
-from vdm_jax.training.integrity import BadNumbers, look
+from vdm_jax.training.integrity import BadNumbers, decodes, look
 from vdm_jax.training.state import TrainState
 
 NOTES = {"config": {"a": [1, 2]}, "data": {"next_index": 7}, "seconds": 1.5}
@@ -126,6 +126,13 @@ def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_passed_over(
         assert saved.unreadable == [3, 2]
         assert_same_bits(saved.state, numbered(1))
         assert checkpoints.notes() == NOTES | {"checksum": look(numbered(3)).checksum}
+
+
+def test_arrays_that_do_not_decode_are_seen_without_restoring(tmp_path):
+    fill(tmp_path, {1: 3.0, 2: 2.0})
+    break_array(tmp_path, 2)
+    assert decodes(tmp_path / "1" / "state")
+    assert not decodes(tmp_path / "2" / "state")
 
 
 def test_a_copy_under_another_number_is_passed_over(tmp_path):

@@ -181,10 +181,18 @@ def test_what_slurm_says_is_enough(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path):
+@pytest.mark.parametrize("damage", ["notes", 0, 1])
+def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, damage):
+    """Also where only one process reads the part that is damaged."""
     run_to_end(2, tmp_path, "--steps", "40", "--shard")
-    notes = tmp_path / "tiny/checkpoints/40/notes/metadata"
-    notes.write_text(notes.read_text().replace('"step": 40', '"step": 41'))
+    newest = tmp_path / "tiny/checkpoints/40"
+    if damage == "notes":
+        notes = newest / "notes/metadata"
+        notes.write_text(notes.read_text().replace('"step": 40', '"step": 41'))
+    else:
+        arrays = (newest / f"state/ocdbt.process_{damage}/d").iterdir()
+        largest = max(arrays, key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     told = run_to_end(2, tmp_path, "--steps", "45", "--shard")
     assert "The checkpoint of step 40 cannot be read" in told[0]
     assert "Going on from step 30 of 45." in told[0]

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vdm_jax.training.errors import UserError, disk_is_full
-from vdm_jax.training.integrity import BadNumbers, Damaged, look, sealed, unsealed
-from vdm_jax.training.processes import by_first, meet
+from vdm_jax.training.integrity import BadNumbers, Damaged, decodes, look, sealed, unsealed
+from vdm_jax.training.processes import by_first, everyone, is_first, meet
 from vdm_jax.training.state import TrainState
 
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's
@@ -144,6 +144,8 @@ class Checkpoints:
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
+        if jax.process_count() > 1 and not everyone(not is_first() or decodes(self.path(step) / "state")):
+            raise Damaged("some of its arrays cannot be read")
         saved = self._manager.restore(step, args=items)
         state, notes = TrainState(*saved["state"]), unsealed(saved["notes"])
         if int(state.step) != step:  # a copy, which would hide every later one

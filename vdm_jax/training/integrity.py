@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,25 @@ def look(tree: Any) -> Look:
 
 def _on_host(x: Array) -> np.ndarray:
     return np.asarray(whole(x).addressable_data(0))
+
+
+def decodes(folder: Path) -> bool:
+    """Whether every array that Orbax wrote into a folder can be read, by this process alone.
+
+    Several processes that restore together each read a part, and wait for each other: were one of them to fail, the
+    others would not know.
+    """
+    import tensorstore
+
+    files = {"driver": "ocdbt", "base": folder.absolute().as_uri()}
+    try:
+        names = tensorstore.KvStore.open(files).result().list().result()
+        for name in (name.decode() for name in names if name.endswith(b"/.zarray")):
+            array = {"driver": "zarr", "kvstore": {**files, "path": name.removesuffix(".zarray")}}
+            tensorstore.open(array).result().read().result()
+    except ValueError:
+        return False
+    return True
 
 
 def sealed(notes: dict[str, Any]) -> dict[str, Any]:

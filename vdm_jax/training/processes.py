@@ -133,6 +133,11 @@ def by_first(act: Callable[[], object]) -> None:
         raise error
 
 
+def everyone(done: bool) -> bool:
+    """Whether all processes have done something that each does by itself."""
+    return done if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(done)).all())
+
+
 class Agreement:
     """What any process was asked, known to all of them at the same step, without waiting for it.
 
