@@ -65,13 +65,14 @@ def flip(path, moments):
     path.write_bytes(data)
 
 
-def flip_an_array(checkpoint):
-    arrays = max(files(checkpoint / "state"), key=lambda path: path.stat().st_size)
-    flip(arrays, random.Random(0))
+def spoil_arrays(checkpoint):
+    """A bit in every 50 bytes of the arrays' files; where a single one is, it may do no harm (see below)."""
+    for path in (checkpoint / "state").rglob("d/*"):
+        path.write_bytes(bytes(byte ^ (place % 50 == 0) for place, byte in enumerate(path.read_bytes())))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [truncate, lose_a_file, empty, zero, flip_an_array])
+@pytest.mark.parametrize("damage", [truncate, lose_a_file, empty, zero, spoil_arrays])
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_newest_are_damaged(copy, whole, damage, number):
     bad = checkpoints(copy / "tiny")[-number:]

@@ -46,12 +46,17 @@ def alone_in(folder: Path) -> Iterator[None]:
         UserError: another job has it, or what was to be done in it failed because it was removed.
     """
     with contextlib.ExitStack() as held:
-        by_first(lambda: held.enter_context(_locked(folder)))
+        by_first(lambda: held.enter_context(locked(folder)))
         yield
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """What `alone_in` does, for one process.
+
+    Raises:
+        UserError: as there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:

@@ -14,7 +14,7 @@ from vdm_jax.training.contract import Experiment
 from vdm_jax.training.data import Dataset, load
 from vdm_jax.training.devices import make_mesh, replicated, spread
 from vdm_jax.training.errors import UserError
-from vdm_jax.training.files import LOCK, alone_in
+from vdm_jax.training.files import LOCK, locked
 from vdm_jax.training.planes import PLANES
 from vdm_jax.training.processes import by_first
 from vdm_jax.training.state import TrainState
@@ -117,17 +117,18 @@ def remove(folder: Path) -> None:
     Raises:
         UserError: it holds something else, is a link or a file, or a run is going in it.
     """
+    by_first(lambda: _empty(folder))
+
+
+def _empty(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is a link or a file, not the folder of a run; delete it yourself.")
     if not folder.exists():
         return
     contents = [path for path in folder.iterdir() if path.name != LOCK]
-    if contents and not (folder / "config.json").exists():
+    foreign = {path.name for path in contents} - {"checkpoints"}  # which a run leaves when its folder is removed
+    if foreign and not (folder / "config.json").exists():
         raise UserError(f"{folder} is not the folder of a run (no config.json in it); delete it yourself.")
-    with alone_in(folder):
-        by_first(lambda: _delete(contents))
-
-
-def _delete(paths: list[Path]) -> None:
-    for path in paths:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    with locked(folder):
+        for path in contents:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
