@@ -46,7 +46,7 @@ def ways(
 def _model(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Any:
     model = diffusers.UNet2DModel.from_config(config)
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
-    return model.to(memory_format=torch.channels_last).eval()
+    return model.to(memory_format=torch.channels_last).train(False)
 
 
 def _training(model: Any, x_0: Any, steps: int) -> Callable[[], Any]:

@@ -359,6 +359,7 @@ def test_a_label_tells_as_much_as_its_guidance():
     np.testing.assert_array_equal(drawn(None, 1.0).images, one_by_one)
 
 
+@pytest.mark.slow
 def test_hidden_labels_are_nobody_s():
     spec, batch = SPECS["digits"], batch_of(SPECS["digits"], 8)
     relabelled = batch | {"label": batch["label"] + 3}

@@ -578,6 +578,7 @@ def test_ELBO_12_the_sum_tends_to_the_integral():
             assert gaps[-2] / gaps[-1] == pytest.approx(2.0, rel=0.06)  # O(1 / T)
 
 
+@pytest.mark.slow
 def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
     # the integral over time, for three shapes and any kind of prediction, is the one integral over the SNR
     law = _mixture()

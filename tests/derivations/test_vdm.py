@@ -39,6 +39,7 @@ def _world(schedule):
     return law, exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
 
 
+@pytest.mark.slow
 def test_FWD_7_learned_end_points_are_pinned():
     with jax.enable_x64(True):
         for spoil in (0.0, 0.5, 2.0):
@@ -65,6 +66,7 @@ def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
                 assert_mean(getattr(ours, name), getattr(truth, name).value, resolution=0.05)
 
 
+@pytest.mark.slow
 def test_ELBO_9_t_steps_of_a_learned_schedule():
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=1.0)
@@ -80,6 +82,7 @@ def test_ELBO_9_t_steps_of_a_learned_schedule():
                 assert_mean(getattr(ours, name), getattr(truth, name).value, resolution=0.1)
 
 
+@pytest.mark.slow
 def test_VDM_1_gradients_of_ends_and_shape():
     # The ends' gradient is the bound's, the shape's that of E[L^2] / 2D: by differentiating each by itself.
     with jax.enable_x64(True):

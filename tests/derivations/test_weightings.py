@@ -188,6 +188,7 @@ def _mixture_world():
     return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in WEIGHTS])
 def test_WEIGHT_2_a_weighted_loss_is_a_mixture_of_bounds(name):
     # Two roads to the same number. Left, the MMSE curve: of the exact denoiser E ||eps - eps_hat||^2 = SNR mmse. Right,

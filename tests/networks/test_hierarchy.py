@@ -62,6 +62,7 @@ def run(config, variables, x, z):
     return compiled(config, x is not None)(variables, x, z)
 
 
+@pytest.mark.slow
 def test_cifar_network_has_the_paper_s_39_million_parameters():
     config = HierarchyConfig()
     shapes = jax.eval_shape(
@@ -154,6 +155,7 @@ def test_generation_needs_no_parameter_of_the_posterior():
     np.testing.assert_array_equal(alone, run(SMALL, variables, None, latents(SMALL))[1])
 
 
+@pytest.mark.slow
 def test_each_level_depends_on_those_above_it_and_on_x():
     x, z, variables = images(), latents(SMALL), perturbed(SMALL)
 

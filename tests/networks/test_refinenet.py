@@ -258,6 +258,7 @@ def test_scales_start_about_one_and_biases_at_zero():
     assert abs(np.corrcoef(table[:, 0].ravel(), table[:, 1].ravel())[0, 1]) < 5 / 5000**0.5
 
 
+@pytest.mark.slow
 def test_level_reaches_the_output_only_as_a_row_of_the_norms_tables():
     x, _ = arguments()
     variables = perturbed(SMALL)

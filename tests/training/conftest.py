@@ -1,6 +1,7 @@
 """Runs of the stand-in experiment."""
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def tiny(tmp_path):
         return runs.open_run("tiny", config, make_mesh(devices))
 
     return make
+
+
+@pytest.fixture
+def heard():
+    """SIGINT and SIGTERM as in a terminal: a job in the background may have been started to ignore them."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture

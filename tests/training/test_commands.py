@@ -46,6 +46,7 @@ def final_state(tiny, workdir):
         return checkpoints.restore(abstract_state(run))
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
     process = start(tmp_path / "killed", "--steps", "1000000", "--checkpoint-every", "100", "--log-every", "10")
     wait_for_checkpoint(process, tmp_path / "killed", after=200)

@@ -10,6 +10,7 @@ from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import ladder
 
 
+@pytest.mark.slow
 def test_a_ladder_is_climbed_once(command, monkeypatch, tmp_path):
     arguments = ("tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path))
     code, told = command(ladder.main, *arguments, workdir=False)

@@ -43,6 +43,7 @@ def interrupt_at(monkeypatch, step, signum):
         pytest.param(signal.SIGTERM, 8, {"accumulate": 2, "schedule": "cosine"}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("heard")
 def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
     tiny, tmp_path, monkeypatch, devices, options, signum
 ):

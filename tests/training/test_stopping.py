@@ -7,6 +7,7 @@ from vdm_jax.training.stopping import stop_requests
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("heard")
 def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
     before = signal.getsignal(signum)
     with stop_requests() as request:
@@ -18,6 +19,7 @@ def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
     assert signal.getsignal(signum) is before
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_later_signal_acts_as_it_always_does(monkeypatch):
     now = iter([10.0, 10.5, 11.5])
     monkeypatch.setattr(stopping.time, "monotonic", lambda: next(now))
@@ -28,3 +30,10 @@ def test_a_later_signal_acts_as_it_always_does(monkeypatch):
             signal.raise_signal(signal.SIGINT)
         assert request.signum == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_so(heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under `nohup`, or in the background
+    with stop_requests() as request:
+        signal.raise_signal(signal.SIGINT)
+        assert request.signum == 0
