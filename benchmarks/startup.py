@@ -33,7 +33,7 @@ from vdm_jax.training.loop import Checkpoints, Journal, Loop, begin
 from vdm_jax.training.run import open_run
 mark("trainer")
 sys.argv = ["train", name, "--workdir", folder, "--steps", "1"]
-name, config, _ = command.parse()
+name, config, *_ = command.parse()
 mark("recipe and options")
 run = open_run(name, config)
 mark("data and model")

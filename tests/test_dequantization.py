@@ -149,6 +149,7 @@ def test_mean_and_scale_may_be_of_every_number():
     assert float(each.log_prob(y)) == pytest.approx(float(apart), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_same_jitted_mapped_on_many_devices_and_traced_once():
     keys, params = jax.random.split(jax.random.key(0), 8), jnp.stack([jnp.asarray([0.05, -1.0 - i]) for i in range(8)])
     alone = jnp.stack([_bound(p, k, samples=2) for p, k in zip(params, keys, strict=True)])

@@ -126,6 +126,7 @@ def test_gradients_are_finite():
     assert np.isfinite(jax.grad(loss)(0.9))
 
 
+@pytest.mark.slow
 def test_the_curve_adds_up_to_the_bound():
     x_0 = WORLD.sample(jax.random.key(2), (4, 3))
     _, key = jax.random.split(jax.random.key(0))  # the bound keeps the other half for its decoder

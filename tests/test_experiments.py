@@ -282,6 +282,7 @@ def test_the_levels_of_a_score_model_fall():
     np.testing.assert_allclose(levels.alpha, 1.0)
 
 
+@pytest.mark.slow
 def test_an_energy_s_log_density_integrates_to_one():
     experiment = dataclasses.replace(ebm_2d.CONFIG, network=MLPConfig(width=8, blocks=1, out_features=1)).build(
         SPECS["moons"]

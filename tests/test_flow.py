@@ -114,6 +114,7 @@ def test_evaluations_are_counted_and_the_denoiser_is_traced_once():
         assert len(traces) <= 2  # in strict promotion, and in diffrax's own standard one
 
 
+@pytest.mark.slow
 def test_probes_are_averaged_and_depend_on_the_key():
     same, other = _ask(key=1), _ask(key=2)
     np.testing.assert_array_equal(same.log_prob, _ask(key=1).log_prob)

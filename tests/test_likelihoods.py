@@ -86,6 +86,7 @@ def test_discretized_tends_to_the_density_times_the_bin():
         assert float(DiscretizedGaussian(mean, scale, 256).log_prob(x)) == pytest.approx(float(density), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_discretized_log_prob_picks_and_sums_the_masses():
     levels = 17
     mean, scale = jnp.asarray([[0.1, -0.5], [0.9, 2.0]]), jnp.asarray([[0.3, 0.1], [0.2, 0.5]])

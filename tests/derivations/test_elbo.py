@@ -594,6 +594,7 @@ def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
     assert max(variances) > 1.5 * min(variances)  # the variance is not invariant: that is what a learned shape lowers
 
 
+@pytest.mark.slow
 def test_ELBO_12_more_times_an_example_and_a_later_start():
     law, schedule = _mixture(), SHAPES[1]
     x_0 = draws(law, jax.random.key(0), 20_000)

@@ -75,6 +75,7 @@ def test_LIK_2_drift_by_its_definition(schedule, kind):
         assert_close(ours, log_alpha * x + 0.5 * level.sigma**2 * log_snr * score, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MARKED)
 def test_LIK_2_density_of_a_mixture(kind):
     with jax.enable_x64(True):
@@ -203,6 +204,7 @@ def test_LIK_2_signs_leave_nothing_to_chance_where_dimensions_are_apart():
         assert_close(ask(trace="rademacher").log_prob, ask(trace="exact").log_prob, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_LIK_2_in_float32_and_beside_any_neighbour():
     law = _mixture()
     x = draws(exact.marginal(law, DEEP(jnp.float32(0.0))), jax.random.key(0), 64)

@@ -124,6 +124,7 @@ def test_PAR_2_marginal_score_is_the_conditional_expectation():
             assert_close(to_score(x_hat, x_t, level, "x_0"), truth, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_erratum_marginal_score_is_not_minus_eps_over_sigma():
     # Printed for the marginal law: -eps / sigma with the eps that made x_t. The correct form passes the same check.
     world, level = _world(), level_from_log_snr(jnp.asarray(0.0))

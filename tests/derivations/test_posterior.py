@@ -248,6 +248,7 @@ def test_POST_7_the_model_s_normal_step_loses_less_the_smaller_the_step():
     np.testing.assert_allclose(np.array(losses[:-1]) / np.array(losses[1:]), 2.0, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_POST_8_two_divergences_differ_by_a_constant():
     # By E (m_q - m)^2 = Var m_q + (E m_q - m)^2, for any law of m_q: the second term alone knows the model's mean.
     p, m_1, m_2, m = sp.symbols("p m_1 m_2 m", real=True)

@@ -34,6 +34,7 @@ def test_TIME_1_each_number_is_uniform(how):
         assert stats.kstest(u[:, slot], "uniform").pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_TIME_2_weights_have_no_bias_in_float32():
     # Every number that float32's generator can give, once: the bins' frequencies are then no estimate. The mean of
     # weight f(bin) is the plain mean of f over bins, for T = 1000 and probabilities over eight orders of magnitude.
@@ -146,6 +147,7 @@ def _loss(key, batch, **options):
     return losses.denoising_loss(EXACT, key, x_0, TABLE, weight=_without_decoder, **options)
 
 
+@pytest.mark.slow
 def test_TIME_2_second_moments_come_near_the_best_proposal():
     first, root = _moments()
     best, even = root.mean() ** 2, _second_moment(np.full(50, 1 / 50), root)

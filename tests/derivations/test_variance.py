@@ -185,6 +185,7 @@ def _trained(a, b, x_t, level):
     return a * x_t, b * jnp.tanh(x_t) + 0.2
 
 
+@pytest.mark.slow
 def test_VAR_2_hybrid_gradient_of_the_mean_is_that_of_the_simple_loss():
     with jax.enable_x64(True):
         law, table, decoder = _mixture(), linear_betas(5, 0.1, 0.6), _normal_decoder

@@ -142,6 +142,7 @@ def test_position_bias_tells_positions_apart():
     assert asymmetry(bias) > 1e-2
 
 
+@pytest.mark.slow
 def test_label_reaches_the_output_and_null_class_exists():
     config = replace(SMALL, num_classes=3)
     x, t = arguments()

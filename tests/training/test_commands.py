@@ -70,6 +70,7 @@ def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
     assert reports[0]["test"] == reports[1]["test"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )

@@ -232,7 +232,7 @@ def test_any_words_on_the_command_line(path, words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)
         try:
-            name, config, fresh = training.parse()
+            name, config, fresh, _ = training.parse()
         except SystemExit as stop:
             said = stop.code
         else:

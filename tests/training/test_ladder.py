@@ -30,6 +30,7 @@ def test_a_ladder_is_climbed_once(command, monkeypatch, tmp_path):
     assert "start anew with --fresh" in refused
 
 
+@pytest.mark.slow
 def test_a_fresh_ladder_starts_anew(command, tmp_path):
     for steps in (6, 4):
         arguments = (f"tiny:{steps}", "--eval-examples", "16", "--workdir", str(tmp_path), "--fresh")

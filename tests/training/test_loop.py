@@ -112,6 +112,19 @@ def test_a_changed_option_is_refused_and_named(tiny):
     assert json.loads((tiny().folder / "config.json").read_text())["config"]["learning_rate"] == 0.001
 
 
+def test_a_changed_option_is_taken_where_that_is_asked_for(tiny, capsys):
+    train(tiny(steps=10))
+    run = tiny(steps=20, learning_rate=0.01)
+    assert int(train(run, changed=True).state.step) == 20
+    out = capsys.readouterr().out
+    assert "--learning-rate: 0.001 -> 0.01" in out
+    assert "Going on from step 10 of 20." in out
+    assert json.loads((run.folder / "config.json").read_text())["config"]["learning_rate"] == 0.01
+    train(tiny(steps=30, learning_rate=0.01))  # what the run is made with now
+    with pytest.raises(UserError, match="--steps: 30 made -> 5 asked for"):
+        train(tiny(steps=5, learning_rate=0.1), changed=True)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny):
     poison = next(n for n in range(3, 20) if 12 < first_poisoned(tiny(), n) < 38)
     run = tiny(poison=poison, checkpoint_every=4)

@@ -8,6 +8,7 @@ from typing import Annotated
 from vdm_jax.training import environment  # noqa: F401  imported first: it changes the environment
 
 FRESH = "Delete the run's folder first and start anew."
+CHANGED = "Go on with a run although its options have changed since it began."
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     from vdm_jax.training.run import open_run, remove
 
     processes.join()
-    name, config, fresh = parse()
+    name, config, fresh, changed = parse()
     run = open_run(name, config)
     if fresh:
         remove(run.folder)
@@ -26,11 +27,11 @@ def main() -> None:
             "--steps to go on, or start anew with --fresh, which deletes it."
         )
         return
-    train_and_report(run)
+    train_and_report(run, changed)
 
 
 def parse():
-    """The experiment's name, its config with the command line's options, and whether to start anew."""
+    """The experiment's name, its config with the command line's options, and whether to start anew or with others."""
     import tyro
 
     from vdm_jax.training import catalogue, command
@@ -40,11 +41,12 @@ def parse():
     fields = [
         ("config", Annotated[type(config), tyro.conf.arg(name="")], config),
         ("fresh", Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=FRESH)], False),
+        ("changed", Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=CHANGED)], False),
     ]
     options = dataclasses.make_dataclass("Options", fields, frozen=True)
     options.__doc__ = type(config).__doc__
     given = tyro.cli(options, args=sys.argv[2:], prog=f"{command.program('train')} {name}")
-    return name, given.config, given.fresh
+    return name, given.config, given.fresh, given.changed
 
 
 def finished(run) -> bool:
@@ -61,7 +63,7 @@ def finished(run) -> bool:
     return not differences(stored, to_json(run.config)) and steps == run.config.steps
 
 
-def train_and_report(run) -> None:
+def train_and_report(run, changed: bool = False) -> None:
     """Train, evaluate, draw, and say what came out; what would take longer than the training is left to the user."""
     from vdm_jax.training.evaluate import report, summary
     from vdm_jax.training.journal import say
@@ -69,7 +71,7 @@ def train_and_report(run) -> None:
     from vdm_jax.training.patience import too_long
     from vdm_jax.training.sample import draw_final
 
-    saved = train(run)
+    saved = train(run, changed)
     if reason := too_long(run, saved):
         print(reason)
         return

@@ -36,8 +36,12 @@ class Start(NamedTuple):
     seconds: float
 
 
-def train(run: Run) -> Saved:
+def train(run: Run, changed: bool = False) -> Saved:
     """Train a run to its last step, going on from its newest readable checkpoint.
+
+    Args:
+        run: the run.
+        changed: go on also where options have changed since.
 
     Returns:
         the final state with its notes, as saved.
@@ -48,7 +52,7 @@ def train(run: Run) -> Saved:
     """
     last, folder = run.config.steps, run.folder
     with stop_requests() as stop, alone_in(folder), Checkpoints(folder / "checkpoints", run.config.keep) as checkpoints:
-        start = begin(run, checkpoints)
+        start = begin(run, checkpoints, changed)
         first = int(start.state.step)
         with Journal(folder, first, last) as journal:
             loop, agree = Loop(run, start, checkpoints, journal), Agreement(run.mesh)
@@ -65,7 +69,7 @@ def train(run: Run) -> Saved:
         return Saved(loop.state, loop.notes(), [])
 
 
-def begin(run: Run, checkpoints: Checkpoints) -> Start:
+def begin(run: Run, checkpoints: Checkpoints, changed: bool = False) -> Start:
     """Go on from the newest readable checkpoint, or start at step 0 where there is none.
 
     Raises:
@@ -73,7 +77,7 @@ def begin(run: Run, checkpoints: Checkpoints) -> Start:
     """
     config, stored = run.config, options.to_json(run.config)
     batches = new_batches(run)
-    refuse_changes(run, checkpoints.notes(), stored)
+    refuse_changes(run, checkpoints.notes(), stored, changed)
     saved = checkpoints.restore(abstract_state(run))
     if saved is not None:
         batches.set_state(saved.notes["data"])
@@ -87,19 +91,27 @@ def begin(run: Run, checkpoints: Checkpoints) -> Start:
     return Start(first_state(run), batches, 0.0)
 
 
-def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any]) -> None:
-    """Raise UserError where the newest checkpoint was made with other options, or has more steps than asked for."""
+def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any], changed: bool) -> None:
+    """Raise UserError where the newest checkpoint was made with other options, or has more steps than asked for.
+
+    Where going on with other options was asked for (`changed`), say which, unless it has more steps.
+    """
     if notes is None:
         return
-    changed = options.differences(notes["config"], stored)
-    if notes["step"] > run.config.steps:
-        changed.append(f"--steps: {notes['step']} made -> {run.config.steps} asked for")
-    if changed:
-        lines = "\n  ".join(changed)
-        raise UserError(
-            f"The run in {run.folder} was made with other options (then -> now):\n  {lines}\n"
-            "Repeat the old ones to go on, take another --workdir, or start anew with --fresh, which deletes that run."
-        )
+    lines = options.differences(notes["config"], stored)
+    beyond = notes["step"] > run.config.steps
+    if beyond:
+        lines.append(f"--steps: {notes['step']} made -> {run.config.steps} asked for")
+    if not lines:
+        return
+    what = f"The run in {run.folder} was made with other options (then -> now):\n  " + "\n  ".join(lines)
+    if changed and not beyond:
+        print(what, flush=True)
+        return
+    raise UserError(
+        f"{what}\nRepeat the old ones to go on, take another --workdir, go on with the new ones by --changed, or start "
+        "anew with --fresh, which deletes that run."
+    )
 
 
 def new_batches(run: Run) -> grain.DatasetIterator:
@@ -200,8 +212,8 @@ class Loop:
         good = self.checkpoints.latest
         kept = f"The last good checkpoint is {self.checkpoints.path(good)}." if good else "No checkpoint was saved yet."
         return UserError(
-            f"{what}; training stopped. {kept}\nStart anew with --fresh and a lower --learning-rate, a smaller "
-            "--grad-clip or more --warmup-steps (the run as it is would only repeat itself)."
+            f"{what}; training stopped. {kept}\nGo on by --changed with a lower --learning-rate or a smaller "
+            "--grad-clip, or start anew with --fresh (the run as it is would only repeat itself)."
         )
 
 
