@@ -54,7 +54,7 @@ def bare_step(config: Any, average: bool) -> Callable[..., Any]:
         value, grads = jax.value_and_grad(loss)(params, *inputs)
         updates, moments = adam.update(grads, moments, params)
         params = optax.apply_updates(params, updates)
-        ema = state.moving_average(ema, params, config.ema_decay) if average else ema
+        ema = state.moving_average(ema, params, config.ema_decay, 0) if average else ema
         return (params, ema, moments), value
 
     return step

@@ -1,31 +1,69 @@
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vdm_jax.training.keys import PURPOSES, stream
 from vdm_jax.training.state import moving_average
 
 
-def test_average_has_geometric_weights():
-    decay, values = 0.8, np.linspace(-1.0, 2.0, 12, dtype=np.float32)
-    ema = jnp.asarray(values[0])
-    for value in values[1:]:
-        ema = moving_average(ema, jnp.asarray(value), decay)
-    age = np.arange(11)[::-1]
-    expected = decay**11 * values[0] + np.sum((1 - decay) * decay**age * values[1:])
-    np.testing.assert_allclose(ema, expected, rtol=1e-6)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def weights(number, decay, first=0):
+    """What each set of parameters weighs in the average after so many updates, the initial ones first.
+
+    The parameters of update i are the i-th unit vector, so that the average is the vector of weights.
+    """
+    units = jnp.eye(number + 1)
+
+    def update(ema, n):
+        return moving_average(ema, units[n + 1], decay, first + n), None
+
+    return jax.lax.scan(update, units[0], jnp.arange(number))[0]
+
+
+def test_late_in_a_run_the_average_has_the_plain_geometric_weights():
+    for decay in (0.8, 0.99, 0.9999):
+        late = math.ceil((10 * decay - 1) / (1 - decay))  # from here on (1 + n) / (10 + n) is larger than the decay
+        expected = np.append(decay**11, (1 - decay) * decay ** np.arange(11.0)[::-1])
+        for first in (late, 1_000_000, 2**31 - 1 - 11):
+            np.testing.assert_allclose(weights(11, decay, first), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99, 0.9999])
+def test_the_average_s_weights_sum_to_one(decay):
+    for number in (1, 10, 400):
+        assert math.fsum(np.asarray(weights(number, decay), np.float64)) == pytest.approx(1.0, abs=3e-7)
+
+
+def test_while_the_decay_warms_up_the_weights_are_ratios_of_binomial_coefficients():
+    # (1 - d_(j-1)) d_j ... d_(N-1) with d_n = (1 + n) / (10 + n)
+    for number in (1, 3, 37):
+        truth = [math.comb(j + 8, 8) / math.comb(number + 9, 9) for j in range(number + 1)]
+        assert sum(truth) == pytest.approx(1.0, abs=1e-15)
+        np.testing.assert_allclose(weights(number, 0.9999), truth, rtol=1e-5)
+
+
+def test_after_400_updates_at_a_large_decay_the_initial_parameters_weigh_nothing():
+    assert 0.9999**400 > 0.96  # of the plain average
+    assert float(weights(400, 0.9999)[0]) < 1e-17
+    late = np.asarray(weights(400, 0.9999), np.float64)
+    assert late @ np.arange(401.0) == pytest.approx(400 - 400 / 10, rel=1e-3)  # the mean age is a tenth of the run
 
 
 def test_average_of_constants_is_exactly_constant():
     params = {"a": jax.random.normal(jax.random.key(0), (1000,))}
     ema = params
-    for _ in range(50):
-        ema = jax.jit(moving_average, static_argnums=2)(ema, params, 0.9999)
+    for n in (*range(50), 10**6):
+        ema = jax.jit(moving_average, static_argnums=2)(ema, params, 0.9999, n)
     assert (ema["a"] == params["a"]).all()
 
 
 def test_zero_decay_is_the_parameters_themselves():
-    assert float(moving_average(jnp.float32(5.0), jnp.float32(0.5), 0.0)) == 0.5
+    for n in (0, 1000):
+        assert float(moving_average(jnp.float32(5.0), jnp.float32(0.5), 0.0, n)) == 0.5
 
 
 def test_streams_of_keys_never_meet():

@@ -90,9 +90,14 @@ def test_one_update_by_hand():
     new, metrics = step(start, {"image": jnp.zeros((1, 1))})
     assert int(new.step) == 1
     assert float(new.params) == pytest.approx(0.6)
-    assert float(new.ema) == pytest.approx(0.25 * 0.6)  # the average is taken after the update
+    assert float(new.ema) == pytest.approx(0.9 * 0.6)  # the average is taken after the update, its first decay is 0.1
     assert float(metrics["loss"]) == pytest.approx(9.0)
     assert float(metrics["grad_norm"]) == pytest.approx(6.0)
+    new, _ = step(new, {"image": jnp.zeros((1, 1))})
+    assert float(new.params) == pytest.approx(1.08)
+    assert float(new.ema) == pytest.approx(2 / 11 * 0.54 + 9 / 11 * 1.08)
+    new, _ = step(new._replace(step=jnp.asarray(26)), {"image": jnp.zeros((1, 1))})  # (1 + 26) / (10 + 26) = 0.75
+    assert float(new.ema) == pytest.approx(0.75 * (2 / 11 * 0.54 + 9 / 11 * 1.08) + 0.25 * 1.464)
 
 
 def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():

@@ -49,9 +49,12 @@ class TrainConfig:
     grad_skip: float = 0.0
     """Leave out updates whose gradient has a larger global norm than this; 0 leaves out none."""
     ema_decay: float = 0.999
-    """Decay of the parameters' moving average, which samples and evaluates; 0 is the parameters themselves."""
+    """Decay of the parameters' moving average, which is what is sampled from and evaluated; 0 is the parameters
+    themselves. It is warmed up: update n = 0, 1, ... has the decay min(ema_decay, (1 + n) / (10 + n)), so that a short
+    run does not report its initial parameters."""
     accumulate: int = 1
-    """Micro-batches an update: as many times less memory, the same result up to rounding."""
+    """Micro-batches an update, whose gradients are averaged: as many times less memory for activations. Each draws its
+    own noise and dropout, so a run differs from one with another number as it differs from one with another seed."""
     shard: bool = False
     """Spread parameters, average and optimiser over the devices, each a part, for models too large for one device."""
     flip: bool = False

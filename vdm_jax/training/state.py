@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Int
 
 from vdm_jax.training.contract import Experiment, Params
@@ -32,9 +33,26 @@ def create(experiment: Experiment, optimizer: optax.GradientTransformation, seed
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
-def moving_average(ema: Params, params: Params, decay: float) -> Params:
-    """decay * ema + (1 - decay) * params, written so that constant parameters stay exactly constant."""
-    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, params)
+def moving_average(ema: Params, params: Params, decay: float, updates: ArrayLike) -> Params:
+    """The moving average with one more set of parameters, its decay warmed up.
+
+        d ema + (1 - d) params        d = min(decay, (1 + n) / (10 + n))
+
+    Without the warm-up the initial parameters would weigh decay^N after N updates: 0.96 after 400 updates at 0.9999.
+    With it they weigh N! 9! / (N + 9)! at most, below 1e-6 from N = 15 on. From n = (10 decay - 1) / (1 - decay) on
+    the decay is the plain one.
+
+    Args:
+        ema: the average so far.
+        params: the parameters after this update.
+        decay: the largest decay; 0 is the parameters themselves.
+        updates: n, the number of updates made before this one.
+
+    Source: TensorFlow's `tf.train.ExponentialMovingAverage(decay, num_updates)`.
+    """
+    # In this form constant parameters stay exactly constant, and 1 - decay is not rounded in float32.
+    rate = jnp.maximum(1.0 - decay, 9.0 / (10.0 + jnp.asarray(updates, jnp.float32)))
+    return jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), ema, params)
 
 
 def count(params: Params) -> int:

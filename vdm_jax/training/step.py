@@ -46,7 +46,7 @@ def make_step(
         grads = jax.lax.with_sharding_constraint(grads, place.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = moving_average(state.ema, params, ema_decay)
+        ema = moving_average(state.ema, params, ema_decay, state.step)
         metrics = {"grad_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
