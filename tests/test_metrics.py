@@ -314,3 +314,41 @@ def test_features_of_a_device_are_taken_too():
         lambda a, b: frechet(moments(a), moments(b)),
     ):
         assert function(jax.numpy.asarray(x), jax.numpy.asarray(y)) == function(x, y)
+
+
+# Features that are not numbers
+
+METRICS = {
+    "moments": lambda a, b: (moments(a), moments(b)),
+    "update": lambda a, b: moments(normal(9, 4, 3)).update(a).update(b),
+    "frechet_extrapolated": lambda a, b: frechet_extrapolated(a, moments(b), KEY, 2),
+    "kernel_distance": lambda a, b: kernel_distance(a, b, KEY, 2),
+    "precision_recall": precision_recall,
+}
+
+
+@pytest.mark.parametrize("function", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e60])  # powers of the last overflow
+def test_features_that_are_not_finite_are_refused_with_their_number(function, bad):
+    good, spoiled = normal(0, 20, 3), normal(1, 30, 3)
+    spoiled[[4, 7, 7, 29], [0, 1, 2, 2]] = bad
+    for pair in ((good, spoiled), (spoiled, good)):
+        with pytest.raises(ValueError, match=r"3 of 30 rows of features are not finite"):
+            function(*pair)
+
+
+def test_moments_that_are_not_finite_have_no_distance():
+    good = with_moments([0.0, 0.0], np.eye(2))
+    for spoiled in (with_moments([0.0, np.nan], np.eye(2)), with_moments([0.0, 0.0], np.diag([1.0, np.inf]))):
+        for pair in ((good, spoiled), (spoiled, good)):
+            with pytest.raises(ValueError, match="moments of 10 examples are not finite"):
+                frechet(*pair)
+
+
+def test_large_features_have_the_distances_of_small_ones():
+    x, y, scale = normal(0, 40, 3), normal(1, 40, 3), 2.0**70
+    assert precision_recall(scale * x, scale * y) == precision_recall(x, y)
+    assert_close(frechet(moments(scale * x), moments(scale * y)) / scale**2, frechet(moments(x), moments(y)), rtol=1e-9)
+    # The cubic term is all there is of the kernel.
+    one, two = (kernel_distance(scale * k * x, scale * k * y, KEY, 4).mean for k in (1.0, 2.0))
+    assert_close(two / one, 64.0, rtol=1e-9)

@@ -5,7 +5,8 @@
 
 Features are the rows of any array (N, F): pixels, or what a network sees. A number is as good as its features, and
 comparable only with others of the same features and, for the Fréchet distance, of the same N. All of this runs on the
-host, in float64 and NumPy: in float32 a covariance is what is left of large sums of squares.
+host, in float64 and NumPy: in float32 a covariance is what is left of large sums of squares. Features that are not
+finite are refused with a ValueError that counts them.
 
 Source: Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801.01401; Kynkäänniemi et al. 2019,
     arXiv:1904.06991.
@@ -22,6 +23,7 @@ from vdm_jax.types import Key
 
 Features = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]  # (N, F), whatever the other set has
 _ROUNDING = 1e-12  # of the largest square: squared distances that differ by less are equal
+_LARGEST = 1e24  # of a feature: the twelfth power, the square of a kernel, is in float64's range
 
 
 class Moments(NamedTuple):
@@ -65,13 +67,21 @@ class Moments(NamedTuple):
         return Moments(count, self.mean + share * apart, scatter)
 
     def update(self, features: Features) -> "Moments":
-        """The moments with a block of features more, shape (N, F): however a stream is cut, they are the same."""
+        """The moments with a block of features more, shape (N, F): however a stream is cut, they are the same.
+
+        Raises:
+            ValueError: features of other dimensions, or not finite.
+        """
         return self.merge(moments(features))
 
 
 def moments(features: Features) -> Moments:
-    """The moments of a block of features, shape (N, F); N may be 0, to begin a stream with."""
-    x = np.asarray(features, np.float64)
+    """The moments of a block of features, shape (N, F); N may be 0, to begin a stream with.
+
+    Raises:
+        ValueError: features that are not finite.
+    """
+    x = _finite(features)
     mean = x.sum(axis=0) / max(len(x), 1)
     centred = x - mean[None]
     return Moments(len(x), mean, centred.T @ centred)
@@ -100,12 +110,15 @@ def frechet(one: Moments, other: Moments) -> float:
         the distance, at least 0.
 
     Raises:
-        ValueError: features of other dimensions, or fewer than two examples.
+        ValueError: features of other dimensions, fewer than two examples, or moments that are not finite.
 
     Source: Dowson & Landau 1982, "The Fréchet distance between multivariate normal distributions"; Heusel et al. 2017,
         arXiv:1706.08500.
     """
     _check_alike(one.mean, other.mean)
+    for part in (one, other):
+        if not (np.isfinite(part.mean).all() and np.isfinite(part.scatter).all()):
+            raise ValueError(f"the moments of {part.count} examples are not finite: take them of finite features")
     shift = np.sum((one.mean - other.mean) ** 2)
     spread = np.trace(one.covariance) + np.trace(other.covariance)
     fidelity = np.linalg.svd(_root(one.covariance).T @ _root(other.covariance), compute_uv=False).sum()
@@ -151,7 +164,7 @@ def frechet_extrapolated(features: Features, other: Moments, key: Key, parts: in
         parts: K, the most parts, at least 2.
 
     Raises:
-        ValueError: fewer than 2 parts, or parts of fewer than 2 examples.
+        ValueError: fewer than 2 parts, parts of fewer than 2 examples, or features that are not finite.
 
     Source: Chong & Forsyth 2020, arXiv:1911.07023, with disjoint parts for random subsets.
     """
@@ -191,7 +204,7 @@ def kernel_distance(one: Features, other: Features, key: Key, blocks: int = 10) 
         blocks: at least 2, of at least 2 examples each; memory grows with the square of a block.
 
     Raises:
-        ValueError: features of other dimensions, fewer than 2 blocks, or too few examples for them.
+        ValueError: features of other dimensions or not finite, fewer than 2 blocks, or too few examples for them.
 
     Source: Gretton et al. 2012, "A kernel two-sample test"; Binkowski et al. 2018, arXiv:1801.01401.
     """
@@ -243,7 +256,7 @@ def precision_recall(real: Features, drawn: Features, neighbours: int = 3, chunk
         chunk: examples whose distances to all others are held at once.
 
     Raises:
-        ValueError: features of other dimensions, k below 1, or no k others in one of the sets.
+        ValueError: features of other dimensions or not finite, k below 1, or no k others in one of the sets.
 
     Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, algorithm 1.
     """
@@ -251,7 +264,7 @@ def precision_recall(real: Features, drawn: Features, neighbours: int = 3, chunk
     least = min(len(real), len(drawn))
     if not 1 <= neighbours < least:
         raise ValueError(f"no {neighbours} neighbours among {least} examples: take 1 to {least - 1}")
-    real, drawn = np.asarray(real, np.float64), np.asarray(drawn, np.float64)
+    real, drawn = _finite(real), _finite(drawn)
     centre = real.mean(axis=0)[None]  # nearer to zero the squares lose less
     real, drawn = real - centre, drawn - centre
     return PrecisionRecall(_covered(real, drawn, neighbours, chunk), _covered(drawn, real, neighbours, chunk))
@@ -275,7 +288,19 @@ def _squares(x, y, chunk) -> Iterator[np.ndarray]:
 
 def _shuffled(features, key):
     order = np.asarray(jax.random.permutation(key, len(features)))
-    return np.asarray(features, np.float64)[order]
+    return _finite(features)[order]
+
+
+def _finite(features):
+    """Features in float64."""
+    x = np.asarray(features, np.float64)
+    bad = np.count_nonzero(~(np.abs(x) <= _LARGEST).all(axis=1))  # true for NaN
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(x)} rows of features are not finite, or larger than {_LARGEST:g}: look for NaN in the samples "
+            "and in the extractor's weights"
+        )
+    return x
 
 
 def _check_alike(one, other):
