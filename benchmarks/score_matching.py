@@ -33,7 +33,7 @@ def losses(dims: int):
         return jnp.asarray(one.apply(params, x, level))[:, 0]
 
     ways = {
-        "denoising": lambda s: score_matching.denoising(s, key, x, lambda x: Normal(x, jnp.asarray(0.1))),
+        "denoising": lambda s: score_matching.denoising(s, key, x, lambda x: Normal(x, var=jnp.asarray(0.1))),
         "sliced": lambda s: score_matching.sliced(s, key, x),
         "implicit": lambda s: score_matching.implicit(s, x),
     }

@@ -42,14 +42,14 @@ def blur() -> None:
 
     def encode(params, x):
         mean, log_var = encoder.apply({"params": params}, x)
-        return Normal(mean, jnp.exp(jnp.asarray(log_var)))
+        return Normal(mean, var=jnp.exp(jnp.asarray(log_var)))
 
     def decode(params, z):
         return decoder.apply({"params": params}, z)
 
     def loss(params, key):
         maps = Partial(encode, params["encoder"]), Partial(decode, params["decoder"])
-        return vae.bound(*maps, lambda mean: Normal(mean, jnp.float32(2.0)), key, data).total.mean()
+        return vae.bound(*maps, lambda mean: Normal(mean, var=jnp.float32(2.0)), key, data).total.mean()
 
     keys = jax.random.split(jax.random.key(0), 4)
     start = {
@@ -95,7 +95,7 @@ class Coupled(NamedTuple):
 
     def log_prob(self, x):
         """log p(x) in nats."""
-        return Normal(self.mean + jnp.tril(self.coupling, -1) @ x, jnp.exp(2.0 * self.log_scale)).log_prob(x)
+        return Normal(self.mean + jnp.tril(self.coupling, -1) @ x, var=jnp.exp(2.0 * self.log_scale)).log_prob(x)
 
 
 SIZE = 6
@@ -106,15 +106,17 @@ def two_levels(params, fixed: bool):
     """A ladder of two linear levels; with a fixed encoder z_1 = 0.8 x + noise, z_2 = 0.3 x + noise, as in diffusion."""
     if fixed:
         posteriors = [
-            lambda _, x: Normal(0.3 * x, jnp.full_like(x, 1 - 0.3**2)),
-            lambda z, x: Normal(0.8 * x, jnp.full_like(x, 1 - 0.8**2)),
+            lambda _, x: Normal(0.3 * x, var=jnp.full_like(x, 1 - 0.3**2)),
+            lambda z, x: Normal(0.8 * x, var=jnp.full_like(x, 1 - 0.8**2)),
         ]
     else:
         posteriors = [
-            lambda _, x: Normal(x @ params["q2"], jnp.broadcast_to(jnp.exp(params["v2"]), x.shape)),
-            lambda z, x: Normal(x @ params["q1"] + z @ params["q12"], jnp.broadcast_to(jnp.exp(params["v1"]), x.shape)),
+            lambda _, x: Normal(x @ params["q2"], var=jnp.broadcast_to(jnp.exp(params["v2"]), x.shape)),
+            lambda z, x: Normal(
+                x @ params["q1"] + z @ params["q12"], var=jnp.broadcast_to(jnp.exp(params["v1"]), x.shape)
+            ),
         ]
-    below = [lambda z: Normal(z @ params["p1"], jnp.broadcast_to(jnp.exp(params["w1"]), z.shape))]
+    below = [lambda z: Normal(z @ params["p1"], var=jnp.broadcast_to(jnp.exp(params["w1"]), z.shape))]
     return hvae.ladder((SIZE,), posteriors, below, lambda z: z @ params["decode"])
 
 

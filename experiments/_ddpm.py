@@ -151,4 +151,4 @@ class DDPM(TrainConfig):
 
 def _decoder(levels: int):
     """Ho et al.'s p(x_0 | x_1): around the predicted x_0, as wide as the noise of x_1."""
-    return lambda x_hat, x_1, level: DiscretizedGaussian(x_hat, level.sigma, levels)
+    return lambda x_hat, x_1, level: DiscretizedGaussian(x_hat, scale=level.sigma, levels=levels)

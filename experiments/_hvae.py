@@ -42,4 +42,4 @@ class HVAE(Hierarchical):
 
 
 def _normal(moments) -> Normal:
-    return Normal(moments[0], jnp.exp(moments[1]))
+    return Normal(moments[0], var=jnp.exp(moments[1]))

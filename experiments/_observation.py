@@ -73,7 +73,7 @@ class Observation:
             case _:
                 mean, scale = self._normal(output)
                 gaussian = density and self.law == "gaussian"
-                return Normal(mean, scale**2) if gaussian else DiscretizedGaussian(mean, scale, levels)
+                return Normal(mean, var=scale**2) if gaussian else DiscretizedGaussian(mean, scale=scale, levels=levels)
 
     def picture(self, output, levels: int) -> jax.Array:
         """The image in the middle of its law, on [-1, 1]: every pixel's mean, given its earlier channels' means."""

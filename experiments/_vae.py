@@ -34,7 +34,7 @@ class VAE(Hierarchical):
 
         def encode(params, key, _, x):
             mean, log_var = encoder.apply({"params": params}, x, **dropout(key))
-            return Normal(mean, jnp.exp(jnp.asarray(log_var)))
+            return Normal(mean, var=jnp.exp(jnp.asarray(log_var)))
 
         def decode(params, key, z):
             return decoder.apply({"params": params}, z, **dropout(key))

@@ -345,7 +345,7 @@ def divergences() -> Iterator[Check]:
     q = [(0.3, 1.0 + 2**-12), (0.0, 2.0), (1.0, 1.0), (3.0, 1e-3)]
     for (m, v), (n, w) in [(a, b) for a in p for b in q]:
         m, v, n, w = np.array([m, v, n, w], np.float32)
-        value = jax.jit(lambda *a: kl(Normal(a[0], a[1]), Normal(a[2], a[3])))(m, v, n, w)
+        value = jax.jit(lambda *a: kl(Normal(a[0], var=a[1]), Normal(a[2], var=a[3])))(m, v, n, w)
         r, d = mpf(float(v)) / mpf(float(w)), mpf(float(m)) - mpf(float(n))
         truth = (d**2 / mpf(float(w)) + r - 1 - mpmath.log(r)) / 2
         yield Check("KL of normals", np.asarray([value]), [truth], [f"N({m}, {v}) || N({n}, {w})"])
@@ -400,7 +400,7 @@ MEANS = (0.0, 0.3, -0.97, 1.0, 1.4)
 
 @partial(jax.jit, static_argnames="levels")
 def discretised(mean, scale, levels: int):
-    return DiscretizedGaussian(mean, scale, levels).log_masses()
+    return DiscretizedGaussian(mean, scale=scale, levels=levels).log_masses()
 
 
 def decoders() -> Iterator[Check]:

@@ -115,7 +115,7 @@ def test_float32_gradients_are_finite():
 
 
 def _log_prob(y):
-    return jax.vmap(Normal(jnp.zeros(y.shape[1:]), jnp.asarray(0.3)).log_prob)(y)
+    return jax.vmap(Normal(jnp.zeros(y.shape[1:]), var=jnp.asarray(0.3)).log_prob)(y)
 
 
 def _wide(params, x):
@@ -180,7 +180,7 @@ def test_encoder_bound_asks_the_decoder_at_z_0_with_the_prediction():
     # the three parts, from z_0 drawn again
     level, key = level_from_log_snr(jnp.float32(2.0)), jax.random.key(0)
     law = exact.gaussian([0.1, 0.2], [[0.5, 0.1], [0.1, 0.3]])
-    decoder = lambda x_hat, z, level: Normal(x_hat + 0.1 * z, level.sigma)  # noqa: E731
+    decoder = lambda x_hat, z, level: Normal(x_hat + 0.1 * z, var=level.sigma)  # noqa: E731
     for kind in ("x_0", "eps"):
         ours = dequantization.encoder_bound(
             _log_prob, exact.OptimalDenoiser(law, kind), key, X_0, level, decoder, kind=kind

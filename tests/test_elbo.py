@@ -26,7 +26,7 @@ KINDS = ("x_0", "eps", "v", "score")
 
 
 def _decoder(x_hat, x_1, level):
-    return Normal(x_hat, level.sigma**2)
+    return Normal(x_hat, var=level.sigma**2)
 
 
 def _bound(kind="eps", table=TABLE, key=0, batch=4, **options):
@@ -40,7 +40,7 @@ def test_prior_kl_is_the_kl_of_the_last_marginal():
         preserving, exploding = (make() for make in MAKE_TABLE.values())
         for table, log_var in [(preserving, 0.0), (exploding, 2 * float(np.log(5.0))), (preserving, 1.3)]:
             level = table(table.num_steps)
-            truth = kl(forward.marginal(x_0, level), Normal(jnp.zeros_like(x_0), jnp.asarray(np.exp(log_var))))
+            truth = kl(forward.marginal(x_0, level), Normal(jnp.zeros_like(x_0), var=jnp.asarray(np.exp(log_var))))
             assert float(elbo.prior_kl(x_0, level, log_var)) == pytest.approx(float(truth), rel=1e-10)
 
 
@@ -182,9 +182,14 @@ def test_continuous_bound_has_the_terms_of_its_ends():
         np.testing.assert_allclose(ours.prior, truth, rtol=1e-6)
         level = schedule(jnp.full(4, t_0))
         far = elbo.continuous_bound(
-            lambda x, lv: 0.0 * x, jax.random.key(0), x_0, schedule, lambda h, z, lv: Normal(0 * h, lv.sigma), t_0=t_0
+            lambda x, lv: 0.0 * x,
+            jax.random.key(0),
+            x_0,
+            schedule,
+            lambda h, z, lv: Normal(0 * h, var=lv.sigma),
+            t_0=t_0,
         ).reconstruction
-        truth = -jax.vmap(lambda x, s: Normal(0 * x, s).log_prob(x))(x_0, level.sigma)
+        truth = -jax.vmap(lambda x, s: Normal(0 * x, var=s).log_prob(x))(x_0, level.sigma)
         np.testing.assert_allclose(far, truth, rtol=1e-6)
 
 

@@ -66,7 +66,7 @@ def test_a_sampled_chain_has_the_marginal_of_every_level():
     x = jnp.full((100_000,), 1.5)
     for t in range(1, 5):
         law = forward.transition(x, TABLE.step(t - 1, t))
-        x = Normal(law.mean, law.var).sample(jax.random.key(t))
+        x = Normal(law.mean, var=law.var).sample(jax.random.key(t))
         truth = forward.marginal(jnp.asarray(1.5), TABLE(t))
         assert_moments(x, truth.mean, truth.var)
 
@@ -76,7 +76,7 @@ def test_a_sampled_pair_regresses_as_the_posterior_says():
     step, x_0 = TABLE.step(2, 4), jnp.asarray(0.8)
     key_s, key_t = jax.random.split(jax.random.key(5))
     marginal = forward.marginal(x_0, step.s)
-    x_s = Normal(jnp.full((200_000,), marginal.mean), marginal.var).sample(key_s)
+    x_s = Normal(jnp.full((200_000,), marginal.mean), var=marginal.var).sample(key_s)
     x_t = forward.transition(x_s, step).sample(key_t)
     law = jax.vmap(lambda x: forward.posterior(x, x_0, step))(x_t)
     rest = x_s - law.mean

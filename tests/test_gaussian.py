@@ -14,7 +14,7 @@ MEAN, VAR = np.array([0.3, -2.0, 5.0]), np.array([0.01, 1.0, 30.0])
 
 
 def _normal(mean, var):
-    return Normal(jnp.asarray(mean), jnp.asarray(var))
+    return Normal(jnp.asarray(mean), var=jnp.asarray(var))
 
 
 def test_sample_has_the_moments():
@@ -34,13 +34,13 @@ def test_sample_of_a_scalar_variance_has_the_shape_of_the_mean():
 
 def test_sample_has_the_distribution_function():
     # moments alone are blind to a law that has none: a test of them measures its own spread
-    p = Normal(jnp.full((20_000,), 0.3), jnp.asarray(4.0))
+    p = Normal(jnp.full((20_000,), 0.3), var=jnp.asarray(4.0))
     assert stats.kstest(p.sample(jax.random.key(2)), stats.norm(0.3, 2.0).cdf).pvalue > 1e-3
 
 
 def test_sample_of_a_point_mass_is_the_point():
     mean = jnp.asarray([1.5, -0.2])
-    assert np.array_equal(Normal(mean, jnp.asarray(0.0)).sample(jax.random.key(0)), mean)
+    assert np.array_equal(Normal(mean, var=jnp.asarray(0.0)).sample(jax.random.key(0)), mean)
 
 
 @pytest.mark.parametrize("var", [0.04, 1.0, 9.0])

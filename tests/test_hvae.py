@@ -12,11 +12,11 @@ X = jnp.asarray(np.random.RandomState(0).normal(size=(6, 2)), jnp.float32)
 
 
 def _unit(mean):
-    return Normal(mean, jnp.ones(mean.shape[:1]))
+    return Normal(mean, var=jnp.ones(mean.shape[:1]))
 
 
 def _likelihood(mean):
-    return Normal(mean, jnp.float32(0.5))
+    return Normal(mean, var=jnp.float32(0.5))
 
 
 def _three_levels(hears=(1.0, 1.0, 1.0)):

@@ -22,7 +22,7 @@ parametrize = pytest.mark.parametrize
 
 
 def _discretized(mean, scale, levels):
-    return DiscretizedGaussian(jnp.asarray(mean), jnp.asarray(scale), levels)
+    return DiscretizedGaussian(jnp.asarray(mean), scale=jnp.asarray(scale), levels=levels)
 
 
 @parametrize("levels", LEVELS)
@@ -42,7 +42,9 @@ def test_units_round_trip(levels):
 @parametrize("scale", SCALES)
 def test_discretized_masses_sum_to_one(levels, scale):
     means = jnp.asarray(MEANS)
-    log_masses = jax.jit(lambda m, s: DiscretizedGaussian(m, s, levels).log_masses())(means, jnp.asarray(scale))
+    log_masses = jax.jit(lambda m, s: DiscretizedGaussian(m, scale=s, levels=levels).log_masses())(
+        means, jnp.asarray(scale)
+    )
     assert log_masses.shape == (len(MEANS), levels)
     np.testing.assert_allclose(np.exp(np.asarray(log_masses, np.float64)).sum(-1), 1.0, atol=1e-6)
 
@@ -82,8 +84,10 @@ def test_discretized_tends_to_the_density_times_the_bin():
     with jax.enable_x64(True):
         x = to_unit(jnp.asarray([100, 128]), 256)
         mean, scale = jnp.asarray([0.0, 0.1]), jnp.asarray(0.7)
-        density = Normal(mean, scale**2).log_prob(x) + 2 * np.log(2 / 255)
-        assert float(DiscretizedGaussian(mean, scale, 256).log_prob(x)) == pytest.approx(float(density), rel=1e-5)
+        density = Normal(mean, var=scale**2).log_prob(x) + 2 * np.log(2 / 255)
+        assert float(DiscretizedGaussian(mean, scale=scale, levels=256).log_prob(x)) == pytest.approx(
+            float(density), rel=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -91,7 +95,7 @@ def test_discretized_log_prob_picks_and_sums_the_masses():
     levels = 17
     mean, scale = jnp.asarray([[0.1, -0.5], [0.9, 2.0]]), jnp.asarray([[0.3, 0.1], [0.2, 0.5]])
     index = jnp.asarray([[0, levels - 1], [1, levels // 2]])
-    law = DiscretizedGaussian(mean, scale, levels)
+    law = DiscretizedGaussian(mean, scale=scale, levels=levels)
     masses = np.take_along_axis(np.asarray(law.log_masses()), np.asarray(index)[..., None], -1)
     assert float(law.log_prob(to_unit(index, levels))) == pytest.approx(masses.sum(), rel=1e-6)
 
@@ -103,7 +107,7 @@ def test_discretized_gradient_lives_in_the_tails(distance):
         x, mean = to_unit(jnp.asarray(4), levels), -0.5 + distance * scale
 
         def log_prob(mean):
-            return DiscretizedGaussian(jnp.reshape(mean, (1,)), jnp.asarray(scale), levels).log_prob(
+            return DiscretizedGaussian(jnp.reshape(mean, (1,)), scale=jnp.asarray(scale), levels=levels).log_prob(
                 jnp.reshape(x, (1,))
             )
 
@@ -127,7 +131,7 @@ def test_discretized_gradient_of_the_open_edge():
             mean = jnp.asarray([-1 + 1 / 16 + distance * 0.1])
 
             def log_prob(mean):
-                return DiscretizedGaussian(mean, jnp.asarray(0.1), 17).log_prob(jnp.asarray([-1.0]))
+                return DiscretizedGaussian(mean, scale=jnp.asarray(0.1), levels=17).log_prob(jnp.asarray([-1.0]))
 
             truth = -np.exp(stats.norm.logpdf(distance) - stats.norm.logcdf(-distance)) / 0.1
             assert float(jax.grad(log_prob)(mean)[0]) == pytest.approx(truth, rel=1e-9)
@@ -137,7 +141,7 @@ def test_discretized_gradient_of_the_open_edge():
 def test_samples_follow_the_masses(decoder):
     centre = jnp.asarray([-0.9, 0.2])
     if decoder == "discretized":
-        law = DiscretizedGaussian(centre, jnp.asarray(0.6), 5)
+        law = DiscretizedGaussian(centre, scale=jnp.asarray(0.6), levels=5)
     else:
         law = Categorical(centre, level_from_log_snr(jnp.asarray(0.5)), 5)
     x = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000))
@@ -189,7 +193,7 @@ def test_distance_from_a_value_keeps_its_digits_in_float32():
     scale = np.float32(3e-4)
 
     def log_mass(dtype):
-        law = DiscretizedGaussian(jnp.asarray(mean, dtype), jnp.asarray(scale, dtype), 256)
+        law = DiscretizedGaussian(jnp.asarray(mean, dtype), scale=jnp.asarray(scale, dtype), levels=256)
         return law._log_mass(jnp.asarray(index + 1))
 
     with jax.enable_x64(True):
@@ -202,9 +206,9 @@ def test_gradients_of_a_wide_law_are_the_densitys():
     # bins far narrower than the law: d/dscale log N, whatever the branches that are not taken would give
     for scale in (1e2, 1e5, 1e8):
         x, mean = to_unit(jnp.asarray([60, 128]), 256), jnp.asarray([0.3, -0.4])
-        by_mean, by_scale = jax.grad(lambda m, s, x=x: DiscretizedGaussian(m, s, 256).log_prob(x), argnums=(0, 1))(
-            mean, jnp.asarray(scale, mean.dtype)
-        )
+        by_mean, by_scale = jax.grad(
+            lambda m, s, x=x: DiscretizedGaussian(m, scale=s, levels=256).log_prob(x), argnums=(0, 1)
+        )(mean, jnp.asarray(scale, mean.dtype))
         apart = np.asarray(x - mean, np.float64)
         np.testing.assert_allclose(by_mean, apart / scale**2, rtol=1e-3)
         np.testing.assert_allclose(by_scale, np.sum(apart**2 / scale**3 - 1 / scale), rtol=1e-5)

@@ -44,7 +44,7 @@ def test_posterior_by_bayes_rule_pointwise():
     mean, covariance = m.posterior(x)
     for z in RNG.normal(size=(5, 2)):
         joint = m.likelihood(m.decode(jnp.asarray(z)[None])[0]).log_prob(x[0])
-        joint += Normal(jnp.zeros(2), jnp.ones(())).log_prob(jnp.asarray(z))
+        joint += Normal(jnp.zeros(2), var=jnp.ones(())).log_prob(jnp.asarray(z))
         off = z - mean[0]
         log_q = -0.5 * (off @ np.linalg.solve(covariance, off) + np.log(np.linalg.det(2 * np.pi * covariance)))
         np.testing.assert_allclose(log_q, joint - m.log_prob(x[0]), rtol=1e-10)
@@ -67,7 +67,7 @@ def test_best_independent_encoder_is_the_least_divergence():
 
 def test_decoder_of_pairs_is_least_squares():
     z = jnp.asarray(RNG.normal(size=(50, 2)))
-    ours = linear.likeliest_decoder(Normal(z, jnp.zeros(())), jnp.asarray(DATA))
+    ours = linear.likeliest_decoder(Normal(z, var=jnp.zeros(())), jnp.asarray(DATA))
     fit, residual, *_ = np.linalg.lstsq(np.column_stack([z, np.ones(50)]), DATA, rcond=None)
     np.testing.assert_allclose(ours.weights.T, fit[:2], rtol=1e-9)
     np.testing.assert_allclose(ours.shift, fit[2], rtol=1e-9)

@@ -60,14 +60,16 @@ def test_one_prediction_through_four_kinds():
 
 def test_ddpm_loss_is_the_bound_with_one_term():
     def decoder(x_hat, x_1, level):
-        return Normal(x_hat, level.sigma**2)
+        return Normal(x_hat, var=level.sigma**2)
 
     ours = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, prior_log_var=0.2)
     theirs = elbo.bound(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, terms=1, prior_log_var=0.2)
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(a, b)
     standard = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder).prior
-    truth = jax.vmap(lambda x: kl(forward.marginal(x, TABLE(TABLE.num_steps)), Normal(0 * x, jnp.asarray(1.0))))(X_0)
+    truth = jax.vmap(lambda x: kl(forward.marginal(x, TABLE(TABLE.num_steps)), Normal(0 * x, var=jnp.asarray(1.0))))(
+        X_0
+    )
     np.testing.assert_allclose(standard, truth, rtol=1e-5)
 
 

@@ -17,7 +17,7 @@ WORLD = GaussianWorld(0.4, 0.6)
 
 
 def _decoder(x_hat, x_1, level):
-    return Normal(x_hat, level.sigma**2)
+    return Normal(x_hat, var=level.sigma**2)
 
 
 def _scaled(w, x_t, level):

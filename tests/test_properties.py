@@ -48,10 +48,10 @@ def _steps(*log_snrs):
 @given(seeds, shapes, dtypes, st.floats(-3, 3), st.floats(-3, 3))
 def test_kl_is_positive_and_zero_only_at_equality(seed, shape, dtype, log_var, log_ratio):
     (mean,) = _normals(seed, shape, dtype, 1)
-    p = Normal(mean, jnp.asarray(np.exp(log_var), dtype))
+    p = Normal(mean, var=jnp.asarray(np.exp(log_var), dtype))
     assert float(_kl(p, p)) == 0.0
-    assert float(_kl(p, Normal(mean + 0.01, p.var))) > 0.0
-    q = Normal(mean, p.var * jnp.asarray(np.exp(log_ratio), dtype))
+    assert float(_kl(p, Normal(mean + 0.01, var=p.var))) > 0.0
+    q = Normal(mean, var=p.var * jnp.asarray(np.exp(log_ratio), dtype))
     assert (float(_kl(p, q)) > 0.0) == bool(q.var != p.var)
     assert (float(_kl(q, p)) > 0.0) == bool(q.var != p.var)
 
@@ -224,4 +224,4 @@ def test_masses_of_decoders_sum_to_one(levels, centre, log_scale, log_snr):
 @jax.jit(static_argnames="levels")
 def _masses(centre, scale, log_snr, levels):
     categorical = Categorical(centre, level_from_log_snr(log_snr), levels)
-    return DiscretizedGaussian(centre, scale, levels).log_masses(), categorical.log_masses()
+    return DiscretizedGaussian(centre, scale=scale, levels=levels).log_masses(), categorical.log_masses()

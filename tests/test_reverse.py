@@ -26,7 +26,7 @@ def _model(f, x_t, level):
 
 
 def _decoder(x_hat, fraction, x_1, level):
-    return Normal(x_hat, level.sigma**2 * jnp.exp(fraction))
+    return Normal(x_hat, var=level.sigma**2 * jnp.exp(fraction))
 
 
 def _steps(dtype):
@@ -120,7 +120,7 @@ def test_a_step_drawn_by_the_caller():
         x_t = level.alpha * X_0[i] + level.sigma * eps[i]
         x_hat = WORLD.x_hat(x_t, level) + 0.1
         if i == 0:
-            truth = -Normal(x_hat, level.sigma**2 * np.exp(0.3)).log_prob(X_0[i])
+            truth = -Normal(x_hat, var=level.sigma**2 * np.exp(0.3)).log_prob(X_0[i])
         else:
             step = TABLE.step(int(t[i]) - 1, int(t[i]))
             ratio = 0.3 * jnp.log((step.t.sigma / step.s.sigma) ** 2)

@@ -39,7 +39,7 @@ def quartic(x):
 
 
 def noise(x):
-    return Normal(x, jnp.full((), 0.3, x.dtype))
+    return Normal(x, var=jnp.full((), 0.3, x.dtype))
 
 
 def net(w, x_t, level):

@@ -109,7 +109,7 @@ def _questions(world, x, level):
 
 
 def _law(mean, var):
-    return Normal(mean, jnp.broadcast_to(var, mean.shape))
+    return Normal(mean, var=jnp.broadcast_to(var, mean.shape))
 
 
 def _model(weights, shift, var):
@@ -160,8 +160,8 @@ def _constants(x):
 SMALL = partial(information.quadrature, nodes=15)
 # name -> (function of one row, rows). Random functions get their key first.
 SMOOTH: dict[str, tuple[Any, tuple]] = {
-    "gaussian.Normal": (lambda m, v, x: (Normal(m, v).log_prob(x), Normal(m, v).entropy()), (X, VAR, Y)),
-    "gaussian.kl": (lambda m, v, n, w: gaussian.kl(Normal(m, v), Normal(n, w)), (X, VAR, Y, VAR[::-1])),
+    "gaussian.Normal": (lambda m, v, x: (Normal(m, var=v).log_prob(x), Normal(m, var=v).entropy()), (X, VAR, Y)),
+    "gaussian.kl": (lambda m, v, n, w: gaussian.kl(Normal(m, var=v), Normal(n, var=w)), (X, VAR, Y, VAR[::-1])),
     "gaussian.variance_kl": (gaussian.variance_kl, (P,)),
     "levels.Level": (lambda lam: (level_from_log_snr(lam).snr, level_from_log_snr(lam).log_snr), (P,)),
     "levels.Step": (
@@ -208,7 +208,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (X, Y, P),
     ),
     "likelihoods.DiscretizedGaussian": (
-        lambda m, s, x: likelihoods.DiscretizedGaussian(m, s, 17).log_prob(jax.lax.stop_gradient(x)),
+        lambda m, s, x: likelihoods.DiscretizedGaussian(m, scale=s, levels=17).log_prob(jax.lax.stop_gradient(x)),
         (X, VAR, DRAWN),
     ),
     "likelihoods.Categorical": (
@@ -234,8 +234,8 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         lambda x, data: autoencoder.nearest_distance(x, data),
         (numbers(17, 4, 3), numbers(18, 5, 3)),
     ),
-    "vae.kl_to_prior": (lambda m, v: vae.kl_to_prior(Normal(m, v)), (X, VAR)),
-    "vae.kl_estimate": (lambda m, v, z: vae.kl_estimate(Normal(m, v), z), (X, VAR, Y)),
+    "vae.kl_to_prior": (lambda m, v: vae.kl_to_prior(Normal(m, var=v)), (X, VAR)),
+    "vae.kl_estimate": (lambda m, v, z: vae.kl_estimate(Normal(m, var=v), z), (X, VAR, Y)),
     "vae.importance_weighted": (vae.importance_weighted, (BATCH,)),
     "vae.aggregate_log_prob": (lambda m, v, z: vae.aggregate_log_prob(_law(m, v), z), (BATCH, VAR, BATCH[:, 0])),
     "vae.averaging_decoder": (
@@ -423,7 +423,7 @@ def _score(net, x):
 
 
 def _noise(x):
-    return Normal(x, jnp.full((), 0.3, x.dtype))
+    return Normal(x, var=jnp.full((), 0.3, x.dtype))
 
 
 def _network_energy(p, x):
@@ -435,12 +435,12 @@ def _minus_energy(p, x):
 
 
 def decoder(x_hat, x_1, level):
-    return Normal(x_hat, level.sigma**2)
+    return Normal(x_hat, var=level.sigma**2)
 
 
 def _encode(p, *given):
     *_, x = given  # of a ladder: what lies above, and x
-    return Normal(p * x[:, :2], jnp.exp(0.1 * x[:, 1:]))
+    return Normal(p * x[:, :2], var=jnp.exp(0.1 * x[:, 1:]))
 
 
 def _decode(p, z):
@@ -448,11 +448,11 @@ def _decode(p, z):
 
 
 def _likelihood(mean):
-    return Normal(mean, jnp.full((), 0.5, mean.dtype))
+    return Normal(mean, var=jnp.full((), 0.5, mean.dtype))
 
 
 def _below(p, z):
-    return Normal(p * z, jnp.ones_like(z))
+    return Normal(p * z, var=jnp.ones_like(z))
 
 
 def _vae(p):
@@ -490,7 +490,7 @@ def _encoded(net, k, x):
 
 
 def _learned_decoder(x_hat, fraction, x_1, level):
-    return Normal(x_hat, level.sigma**2 * jnp.exp(fraction))
+    return Normal(x_hat, var=level.sigma**2 * jnp.exp(fraction))
 
 
 # Functions of a denoiser, a key and a batch.
@@ -573,7 +573,7 @@ BATCHED: dict[str, Any] = {
 }
 # Integers in or out: no gradient.
 DISCRETE: dict[str, tuple[Any, tuple]] = {
-    "gaussian.Normal.sample": (lambda k, m, v: Normal(m, v).sample(k), (KEYS, X, VAR)),
+    "gaussian.Normal.sample": (lambda k, m, v: Normal(m, var=v).sample(k), (KEYS, X, VAR)),
     "tables.Table": (lambda t: (TABLE(t), TABLE.step(t - 1, t).log_snr_drop), (STEPS,)),
     "tables.Grid": (lambda t: (GRID(t), GRID.step(t - 1, t).log_snr_drop), (STEPS,)),
     "tables.to_betas": (lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_betas(TABLE)), (STEPS,)),
@@ -586,7 +586,7 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
     "likelihoods.from_unit": (lambda x: likelihoods.from_unit(x, 17), (X,)),
     "likelihoods.sample": (
         lambda k, m, lam: (
-            likelihoods.DiscretizedGaussian(m, lam**2, 17).sample(k),
+            likelihoods.DiscretizedGaussian(m, scale=lam**2, levels=17).sample(k),
             likelihoods.Categorical(m, level_from_log_snr(lam), 17).sample(k),
         ),
         (KEYS, X, P),

@@ -25,7 +25,9 @@ def test_gradients_agree_in_expectation_with_either_kl():
     def slope(key, **options):
         def total(shift):
             q = MODEL.encoder(X)
-            return vae.bound(lambda _: Normal(q.mean + shift, q.var), *ARGUMENTS[1:], key, X, **options).total.mean()
+            return vae.bound(
+                lambda _: Normal(q.mean + shift, var=q.var), *ARGUMENTS[1:], key, X, **options
+            ).total.mean()
 
         return jax.grad(total)(jnp.float32(0.3))
 
@@ -66,10 +68,10 @@ def test_importance_weights_are_averaged_and_not_summed():
 
 
 def test_information_of_codes_that_never_overlap_is_log_n():
-    q = Normal(100.0 * jnp.arange(6.0)[:, None], jnp.ones((6, 1)))
+    q = Normal(100.0 * jnp.arange(6.0)[:, None], var=jnp.ones((6, 1)))
     split = vae.information_split(q, jax.random.key(0), samples=3)
     np.testing.assert_allclose(split.mutual_information, np.log(6.0), rtol=1e-5)
-    one = Normal(jnp.zeros((6, 1)), jnp.ones((6, 1)))
+    one = Normal(jnp.zeros((6, 1)), var=jnp.ones((6, 1)))
     np.testing.assert_allclose(vae.information_split(one, jax.random.key(0)).mutual_information, 0.0, atol=1e-6)
 
 
@@ -78,7 +80,7 @@ def test_traced_once_and_a_learned_likelihood_has_a_gradient():
 
     def likelihood(var, mean):
         traces.append(mean.shape)
-        return Normal(mean, var)
+        return Normal(mean, var=var)
 
     def total(var, key):
         return vae.bound(*ARGUMENTS[:2], Partial(likelihood, var), key, X).total.mean()

@@ -19,7 +19,7 @@ X_0 = jnp.asarray(np.random.RandomState(0).randn(64, 2), jnp.float32)
 
 
 def _decoder(x_hat, x_1, level):
-    return Normal(x_hat, level.sigma**2)
+    return Normal(x_hat, var=level.sigma**2)
 
 
 def test_parameterisations_agree():

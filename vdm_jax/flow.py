@@ -127,7 +127,7 @@ def _flow_log_prob(denoiser, key, x, schedule, t_0, prior_log_var, tolerance, *,
 
     start = (x, jnp.zeros(x.shape[:1], x.dtype))
     (x_1, grown), evaluations = _solve(velocity, start, t_0, jnp.ones_like(t_0), tolerance, max_steps)
-    prior = Normal(jnp.zeros_like(x[0]), jnp.exp(jnp.asarray(prior_log_var, x.dtype)))
+    prior = Normal(jnp.zeros_like(x[0]), var=jnp.exp(jnp.asarray(prior_log_var, x.dtype)))
     return FlowLikelihood(jax.vmap(prior.log_prob)(x_1) + dims * grown, x_1, evaluations)
 
 

@@ -19,7 +19,7 @@ def marginal(x_0: X, level: Level) -> Normal:
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 4.
     """
-    return Normal(level.alpha * x_0, level.sigma**2)
+    return Normal(level.alpha * x_0, var=level.sigma**2)
 
 
 def transition(x_s: X, step: Step) -> Normal:
@@ -35,7 +35,7 @@ def transition(x_s: X, step: Step) -> Normal:
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 2; Kingma et al. 2021, arXiv:2107.00630, equation 2.
     """
-    return Normal(step.t.alpha / step.s.alpha * x_s, step.t.sigma**2 * step.one_minus_ratio)
+    return Normal(step.t.alpha / step.s.alpha * x_s, var=step.t.sigma**2 * step.one_minus_ratio)
 
 
 def bridge(x_r: X, x_t: X, first: Step, second: Step) -> Normal:
@@ -55,7 +55,7 @@ def bridge(x_r: X, x_t: X, first: Step, second: Step) -> Normal:
     gain = second.t.alpha / second.s.alpha
     after = second.t.sigma**2 * second.one_minus_ratio
     total = after + gain**2 * before.var
-    return Normal((after * before.mean + gain * before.var * x_t) / total, before.var * after / total)
+    return Normal((after * before.mean + gain * before.var * x_t) / total, var=before.var * after / total)
 
 
 class PosteriorCoefficients(NamedTuple):
@@ -105,7 +105,7 @@ def posterior(x_t: X, x_0: X, step: Step) -> Normal:
     Source: Ho et al. 2020, arXiv:2006.11239, equation 7; Kingma et al. 2021, arXiv:2107.00630, appendix A.
     """
     c_1, c_2, _ = posterior_coefficients(step)
-    return Normal(c_1 * x_t + c_2 * x_0, posterior_variance(step))
+    return Normal(c_1 * x_t + c_2 * x_0, var=posterior_variance(step))
 
 
 def posterior_from_eps(x_t: X, eps: X, step: Step) -> Normal:
@@ -123,7 +123,7 @@ def posterior_from_eps(x_t: X, eps: X, step: Step) -> Normal:
     """
     s, t = step.s, step.t
     mean = s.alpha / t.alpha * (x_t - t.sigma * step.one_minus_ratio * eps)
-    return Normal(mean, posterior_variance(step))
+    return Normal(mean, var=posterior_variance(step))
 
 
 def posterior_from_score(x_t: X, score: X, step: Step) -> Normal:
@@ -141,7 +141,7 @@ def posterior_from_score(x_t: X, score: X, step: Step) -> Normal:
     """
     s, t = step.s, step.t
     mean = s.alpha / t.alpha * (x_t + t.sigma**2 * step.one_minus_ratio * score)
-    return Normal(mean, posterior_variance(step))
+    return Normal(mean, var=posterior_variance(step))
 
 
 def posterior_variance(step: Step) -> Real:

@@ -237,7 +237,7 @@ def imagine(hierarchy: Hierarchy, key: Key, n: int, *, temperature: float = 1.0)
 def _imagine(hierarchy, key, n, temperature):
     def from_prior(i, q, p):
         del q
-        return draw(Normal(p.mean, temperature**2 * p.var), jax.random.fold_in(key, i))
+        return draw(Normal(p.mean, var=temperature**2 * p.var), jax.random.fold_in(key, i))
 
     return hierarchy(n, from_prior)[1]
 
@@ -372,7 +372,7 @@ def _cost(likelihood, output, x) -> PerExample:
 
 def _standard(zero: Array, x: Batch | int) -> Normal:
     n, dtype = (x, zero.dtype) if isinstance(x, int) else (x.shape[0], x.dtype)
-    return Normal(jnp.zeros((n, *zero.shape), dtype), jnp.ones((n,), dtype))
+    return Normal(jnp.zeros((n, *zero.shape), dtype), var=jnp.ones((n,), dtype))
 
 
 def _callables(laws, conditionals, decoder):

@@ -55,7 +55,7 @@ def kernel(x: X, score: X, step_size: Real) -> Normal:
 
     Source: Rossky et al. 1978; Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
-    return Normal(x + step_size * score, 2.0 * step_size)
+    return Normal(x + step_size * score, var=2.0 * step_size)
 
 
 def unadjusted(

@@ -76,7 +76,7 @@ class Linear(NamedTuple):
 
     def likelihood(self, mean: Vector) -> Normal:
         """p(x|z) of one example."""
-        return Normal(mean, self.var)
+        return Normal(mean, var=self.var)
 
     def log_prob(self, x: Vector) -> Scalar:
         """log p(x) = log N(x; b, W W^T + v I) of one example in nats, exactly."""
@@ -100,7 +100,7 @@ class Linear(NamedTuple):
         Source: Lucas et al. 2019, arXiv:1911.02469.
         """
         mean, _ = self.posterior(x)
-        return Normal(mean, jnp.broadcast_to(1.0 / jnp.diagonal(self._precision()), mean.shape))
+        return Normal(mean, var=jnp.broadcast_to(1.0 / jnp.diagonal(self._precision()), mean.shape))
 
     def _precision(self) -> Float[Array, "k k"]:
         inner = _dot(self.weights.T, self.weights) / self.var

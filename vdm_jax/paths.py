@@ -66,7 +66,7 @@ def _consistency_bound(denoiser, key, x_0, table, decoder, kind, prior_log_var) 
     first = draw(x_0, 1)
     carry = (x_0, first, jnp.zeros(batch, x_0.dtype))
     (_, (_, q_T, _), consistency), _ = jax.lax.scan(visit, carry, jnp.arange(2, table.num_steps + 1))
-    law = Normal(jnp.zeros_like(x_0[0]), jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
+    law = Normal(jnp.zeros_like(x_0[0]), var=jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
     prior = jax.vmap(lambda q: kl(q, law))(q_T)
     return Bound(prior, reconstruction(denoiser, key_1, x_0, first[0].t, decoder, kind), consistency)
 
@@ -112,7 +112,7 @@ def _joint_log_ratio(denoiser, key, x_0, table, decoder, kind, prior_log_var) ->
         return (x_t, total + jnp.where(t == 1, decoded, reverse) - jax.vmap(Normal.log_prob)(q, x_t)), None
 
     (x_T, total), _ = jax.lax.scan(visit, (x_0, jnp.zeros(batch, x_0.dtype)), steps)
-    prior = Normal(jnp.zeros_like(x_0[0]), jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
+    prior = Normal(jnp.zeros_like(x_0[0]), var=jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
     return total + jax.vmap(prior.log_prob)(x_T)
 
 

@@ -139,7 +139,9 @@ class InterpolatedDecoder:
         """The law of x_0 given x_1."""
         del x_1
         low = jnp.sqrt(forward.posterior_variance(self.table.step(1, 2)))
-        return DiscretizedGaussian(x_hat, low * jnp.exp(fraction * jnp.log(level.sigma / low)), self.levels)
+        return DiscretizedGaussian(
+            x_hat, scale=low * jnp.exp(fraction * jnp.log(level.sigma / low)), levels=self.levels
+        )
 
 
 def learned_bound(

@@ -303,4 +303,4 @@ def alternate(
 
 
 def _prior(z: Z) -> Normal:
-    return Normal(jnp.zeros_like(z), jnp.ones((), z.dtype))
+    return Normal(jnp.zeros_like(z), var=jnp.ones((), z.dtype))

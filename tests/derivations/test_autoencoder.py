@@ -214,7 +214,7 @@ def test_AE_2_training_is_denoising_score_matching():
     law = LAWS["mixture"]()
     x, key = draws(law, jax.random.key(2), 50_000), jax.random.key(3)
     noisy, denoisers = exact.marginal(law, _level()), _denoisers(law)
-    conditional = jax.vmap(lambda x, y: jax.grad(Normal(x, jnp.asarray(SIGMA**2)).log_prob)(y))
+    conditional = jax.vmap(lambda x, y: jax.grad(Normal(x, var=jnp.asarray(SIGMA**2)).log_prob)(y))
 
     def score(denoiser, y):
         return (denoiser(y) - y) / SIGMA**2

@@ -21,7 +21,7 @@ def _float64():
 
 
 def _normal(mean, var):
-    return Normal(jnp.asarray([mean]), jnp.asarray(var))
+    return Normal(jnp.asarray([mean]), var=jnp.asarray(var))
 
 
 def _density(law, at):
@@ -31,7 +31,9 @@ def _density(law, at):
 def _decoder(x, z):
     """N(x; SLOPE z + SHIFT, NOISE) at numbers x, z or grids of them."""
     x, z = jnp.broadcast_arrays(jnp.asarray(x, jnp.float64), jnp.asarray(z, jnp.float64))
-    return np.exp(jax.vmap(lambda x, z: Normal(SLOPE * z[None] + SHIFT, jnp.asarray(NOISE)).log_prob(x[None]))(x, z))
+    return np.exp(
+        jax.vmap(lambda x, z: Normal(SLOPE * z[None] + SHIFT, var=jnp.asarray(NOISE)).log_prob(x[None]))(x, z)
+    )
 
 
 def test_erratum_the_decoder_is_a_law_of_x():
@@ -70,7 +72,7 @@ def _conditional(y, i, j=None):
     covariance = _joint_covariance()
     gain = 0.0 if j is None else covariance[i, j] / covariance[j, j]
     var = covariance[i, i] - (0.0 if j is None else gain * covariance[j, i])
-    return Normal(gain * y[jnp.asarray([j or 0])], jnp.asarray(var)).log_prob(y[jnp.asarray([i])])
+    return Normal(gain * y[jnp.asarray([j or 0])], var=jnp.asarray(var)).log_prob(y[jnp.asarray([i])])
 
 
 def _mass(log_density):
@@ -124,7 +126,7 @@ def test_erratum_generation_draws_from_the_prior():
         return _normal(SLOPE * (x - SHIFT) / (SLOPE**2 + NOISE), posterior_var)
 
     def decoded(law):
-        return Normal(SLOPE * law.mean + SHIFT, SLOPE**2 * law.var + NOISE)
+        return Normal(SLOPE * law.mean + SHIFT, var=SLOPE**2 * law.var + NOISE)
 
     # decoded() is the integral of p(x|z) over the law of z
     grid, x = np.linspace(-12.0, 12.0, 6001), np.array([-1.0, 0.2, 3.0])

@@ -48,11 +48,11 @@ def _table(num_steps):
 
 def _gaussian_decoder(x_hat, x_1, level):
     """p(x_0|x_1) with the exact posterior variance of WORLD."""
-    return Normal(x_hat, WORLD.var_x_0(level))
+    return Normal(x_hat, var=WORLD.var_x_0(level))
 
 
 def _discretized(x_hat, x_1, level):
-    return DiscretizedGaussian(x_hat, level.sigma, 17)
+    return DiscretizedGaussian(x_hat, scale=level.sigma, levels=17)
 
 
 def _finite_world():
@@ -130,7 +130,7 @@ def test_ELBO_4_prior_vanishes_with_the_signal():
         assert values[-1] < 1e-5
         # against log q / p along draws of q
         level = from_betas(np.full(10, 0.02))(10)
-        q, p = forward.marginal(x, level), Normal(jnp.zeros(2), jnp.asarray(1.0))
+        q, p = forward.marginal(x, level), Normal(jnp.zeros(2), var=jnp.asarray(1.0))
         draws = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
         assert_mean(jax.vmap(q.log_prob)(draws) - jax.vmap(p.log_prob)(draws), elbo.prior_kl(x, level))
 
@@ -142,11 +142,13 @@ def test_ELBO_5_decoders_are_laws_of_the_data(decoder):
         centre = jnp.asarray([0.3])
         if decoder == "gaussian":
             grid = jnp.linspace(-8.0, 8.0, 4001)
-            log_p = jax.vmap(lambda x: Normal(centre, level.sigma**2).log_prob(x[None]))(grid)
+            log_p = jax.vmap(lambda x: Normal(centre, var=level.sigma**2).log_prob(x[None]))(grid)
             assert_close(np.trapezoid(np.exp(log_p), grid), 1.0, rtol=1e-10)
             return
         law = (
-            DiscretizedGaussian(centre, level.sigma, 17) if decoder == "discretized" else Categorical(centre, level, 17)
+            DiscretizedGaussian(centre, scale=level.sigma, levels=17)
+            if decoder == "discretized"
+            else Categorical(centre, level, 17)
         )
         grid = to_unit(jnp.arange(17), 17)
         masses = np.exp(jax.vmap(lambda x: law.log_prob(x[None]))(grid))
@@ -168,7 +170,10 @@ def test_ELBO_6_kl_of_equal_variances():
     assert_proved(expected(log_normal(x, m, v) - log_normal(x, n, w), x, m, v), closed)
     assert_proved(closed.subs(w, v), (m - n) ** 2 / (2 * v))
     with jax.enable_x64(True):
-        first, second = Normal(jnp.asarray([0.5]), jnp.asarray(0.4)), Normal(jnp.asarray([-0.25]), jnp.asarray(1.75))
+        first, second = (
+            Normal(jnp.asarray([0.5]), var=jnp.asarray(0.4)),
+            Normal(jnp.asarray([-0.25]), var=jnp.asarray(1.75)),
+        )
         truth = closed.subs({m: R(1, 2), v: R(2, 5), n: R(-1, 4), w: R(7, 4)})
         assert_close(kl(first, second), truth, rtol=1e-14)
 
@@ -462,7 +467,7 @@ def test_erratum_consistency_term_averages_over_the_bridge():
         # ELBO-3 without its reconstruction, which both have
         truth = information.optimal_bound(law, table)
         x_1 = information.quadrature(
-            lambda x: kl(forward.transition(x, second), Normal(jnp.zeros(1), jnp.asarray(1.0))),
+            lambda x: kl(forward.transition(x, second), Normal(jnp.zeros(1), var=jnp.asarray(1.0))),
             exact.marginal(law, table(1)),
         ).value
         bound = float(truth.prior.value + truth.diffusion.value - x_1)
@@ -495,7 +500,7 @@ def test_ELBO_3_gap_is_the_sum_of_its_divergences():
     with jax.enable_x64(True):
         law, table = _mixture(), tabulate(LinearLogSNR(5.0, -2.0), 5)
         gap = information.optimal_bound(law, table).total.value - information.entropy(law).value
-        end, prior = exact.marginal(law, table(5)), Normal(jnp.zeros(1), jnp.asarray(1.0))
+        end, prior = exact.marginal(law, table(5)), Normal(jnp.zeros(1), var=jnp.asarray(1.0))
         divergences = information.quadrature(lambda x: end.log_prob(x) - prior.log_prob(x), end).value
         divergences += sum(_reverse_divergence(law, table.step(t - 1, t)) for t in range(2, 6))
         assert_close(gap, divergences, rtol=1e-8)
@@ -626,8 +631,8 @@ def test_ELBO_13_bits_per_dimension():
         assert_close(elbo.bits_per_dim(jnp.asarray(density), 12, bin_width=2 / 255), 8.0, rtol=1e-14)
         # a smooth law: density times bin is nearly the probability of the bin
         x, mean, scale = to_unit(jnp.asarray([100, 140]), 256), jnp.zeros(2), jnp.asarray(0.5)
-        discrete = elbo.bits_per_dim(-DiscretizedGaussian(mean, scale, 256).log_prob(x), 2)
-        smooth = elbo.bits_per_dim(-Normal(mean, scale**2).log_prob(x), 2, bin_width=2 / 255)
+        discrete = elbo.bits_per_dim(-DiscretizedGaussian(mean, scale=scale, levels=256).log_prob(x), 2)
+        smooth = elbo.bits_per_dim(-Normal(mean, var=scale**2).log_prob(x), 2, bin_width=2 / 255)
         np.testing.assert_allclose(discrete, smooth, rtol=1e-5)
 
 
@@ -640,7 +645,7 @@ def test_erratum_the_half_belongs_to_the_whole_kl():
     assert_disproved(integral, m**2 / 2 + v - 1 - sp.log(v))
     with jax.enable_x64(True):
         mean, var = np.array([0.5, -1.0]), np.array([0.3, 2.0])
-        q, p = Normal(jnp.asarray(mean), jnp.asarray(var)), Normal(jnp.zeros(2), jnp.asarray(1.0))
+        q, p = Normal(jnp.asarray(mean), var=jnp.asarray(var)), Normal(jnp.zeros(2), var=jnp.asarray(1.0))
         rest = var.sum() - 2 - np.log(var).sum()
         assert_close(kl(q, p), (mean @ mean + rest) / 2, rtol=1e-12)
         draws = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))

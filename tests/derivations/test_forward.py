@@ -159,12 +159,12 @@ def test_FWD_4_the_last_marginal_becomes_the_prior():
     # ... and abar_T = (1 - beta)^T to 0 with T
     assert_proved(sp.limit((1 - BETAS[0]) ** steps, steps, sp.oo))
     # the library: at rational levels, along Ho et al.'s table, and its rate with beta fixed
-    prior = Normal(jnp.zeros(1), jnp.asarray(1.0))
+    prior = Normal(jnp.zeros(1), var=jnp.asarray(1.0))
     for levels in LEVELS:
         level, truth = exact_step(*levels).t, at_levels(divergence, levels, x_0=sp.Rational(7, 10))
         assert_close(elbo.prior_kl(jnp.asarray([0.7]), level), truth, rtol=1e-13)
         assert_close(kl(forward.marginal(jnp.asarray([0.7]), level), prior), truth, rtol=1e-13)
-    x, prior = jnp.asarray([1.0, -1.0, 0.3]), Normal(jnp.zeros(3), jnp.asarray(1.0))
+    x, prior = jnp.asarray([1.0, -1.0, 0.3]), Normal(jnp.zeros(3), var=jnp.asarray(1.0))
     along = [float(kl(forward.marginal(x, linear_betas()(t)), prior)) for t in (1, 10, 100, 400, 700, 1000)]
     assert np.all(np.diff(along) < 0)
     assert along[0] > 10

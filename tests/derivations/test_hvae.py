@@ -46,12 +46,12 @@ def _regression(i, given):
 
 
 def _kernel(gain, var, y):
-    return Normal(gain * y, jnp.full(y.shape, var))
+    return Normal(gain * y, var=jnp.full(y.shape, var))
 
 
 def _sum_kernel(gains, var, above, x):
     mean = gains[0] * x if above is None else gains[0] * above + gains[1] * x
-    return Normal(mean, jnp.full(x.shape, var))
+    return Normal(mean, var=jnp.full(x.shape, var))
 
 
 def _link(gain, var):
@@ -63,7 +63,7 @@ def _decoder(z):
 
 
 def _likelihood(mean):
-    return Normal(mean, jnp.asarray(NOISES[0]))
+    return Normal(mean, var=jnp.asarray(NOISES[0]))
 
 
 DOWN = (2, 1)  # p(z_2|z_3), p(z_1|z_2): the top first
@@ -317,7 +317,7 @@ WIDTH = 0.7
 
 
 def _row(mean, log_var):
-    return Normal(mean, jnp.broadcast_to(jnp.exp(log_var)[None], mean.shape))
+    return Normal(mean, var=jnp.broadcast_to(jnp.exp(log_var)[None], mean.shape))
 
 
 def _upper(parameters, above, x):
@@ -332,7 +332,7 @@ def _lower(parameters, above, x):
 
 
 def _between(above):
-    return Normal(0.5 * above, jnp.full(above.shape, WIDTH))
+    return Normal(0.5 * above, var=jnp.full(above.shape, WIDTH))
 
 
 def _deaf(z):
@@ -357,7 +357,7 @@ def _points(count):
 
 
 def _wide(mean):
-    return Normal(mean, jnp.asarray(1.0))
+    return Normal(mean, var=jnp.asarray(1.0))
 
 
 @jax.jit
@@ -482,7 +482,7 @@ def _last(z):
 
 
 def _law_of_x(x_hat, z, level):
-    return Normal(x_hat, 0.3 + level.sigma**2)
+    return Normal(x_hat, var=0.3 + level.sigma**2)
 
 
 def _read(output):

@@ -267,15 +267,15 @@ def test_POST_8_two_divergences_differ_by_a_constant():
         terms = jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(law.points)
         return shares @ terms
 
-    models = [Normal(jnp.asarray([m]), jnp.asarray(v)) for m in (-1.0, 0.0, 0.4) for v in (0.1, 0.5, 3.0)]
+    models = [Normal(jnp.asarray([m]), var=jnp.asarray(v)) for m in (-1.0, 0.0, 0.4) for v in (0.1, 0.5, 3.0)]
     differences = np.array([conditional(model) - marginal(model) for model in models])
     assert_close(differences, np.full(9, differences[0]), rtol=1e-9)
     # one minimiser, whatever the variance: E[mu_q | x_t]
     best = shares @ jax.vmap(lambda x_0: forward.posterior(x_t, x_0, step).mean)(law.points)
     for divergence in (marginal, conditional):
-        slope = jax.grad(lambda m, d=divergence: d(Normal(m, jnp.asarray(0.5))))(best)
+        slope = jax.grad(lambda m, d=divergence: d(Normal(m, var=jnp.asarray(0.5))))(best)
         assert_close(slope, jnp.zeros(1), atol=1e-9)
-        curvature = jax.grad(jax.grad(lambda m, d=divergence: d(Normal(m[None], jnp.asarray(0.5)))))(best[0])
+        curvature = jax.grad(jax.grad(lambda m, d=divergence: d(Normal(m[None], var=jnp.asarray(0.5)))))(best[0])
         assert_close(curvature, 1 / 0.5, rtol=1e-9)
     assert_close(exact.reverse(law, x_t, step).mean, best, rtol=1e-12)
 
@@ -286,7 +286,7 @@ def test_POST_8_the_constant_is_what_x_s_still_tells_of_x_0():
     small = lambda f, law: information.quadrature(f, law, nodes=101)  # noqa: E731
 
     def difference(x_t):
-        model, kernel = Normal(x_t, jnp.asarray(0.7)), exact.reverse(law, x_t, step)
+        model, kernel = Normal(x_t, var=jnp.asarray(0.7)), exact.reverse(law, x_t, step)
         shares = jnp.exp(law.given(x_t, step.t).log_weights)
         conditional = shares @ jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(law.points)
         return conditional - small(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value

@@ -411,14 +411,14 @@ class At(NamedTuple):
 
 # q(y|x): as the library sees it, and its density and score by hand
 KERNELS = {
-    "normal": (lambda x: Normal(x, jnp.asarray(0.25)), lambda x: stats.norm(x, 0.5), lambda x, y: (x - y) / 0.25),
+    "normal": (lambda x: Normal(x, var=jnp.asarray(0.25)), lambda x: stats.norm(x, 0.5), lambda x, y: (x - y) / 0.25),
     "logistic": (
         lambda x: Logistic(x, jnp.asarray(0.4)),
         lambda x: stats.logistic(x, 0.4),
         lambda x, y: -np.tanh((y - x) / 0.8) / 0.4,
     ),
     "neither additive nor even": (
-        lambda x: Normal(0.8 * x + 0.3 * x**2, 0.1 + 0.2 * x**2),
+        lambda x: Normal(0.8 * x + 0.3 * x**2, var=0.1 + 0.2 * x**2),
         lambda x: stats.norm(0.8 * x + 0.3 * x**2, np.sqrt(0.1 + 0.2 * x**2)),
         lambda x, y: -(y - 0.8 * x - 0.3 * x**2) / (0.1 + 0.2 * x**2),
     ),
@@ -586,7 +586,7 @@ def test_SM_5_is_SM_4_with_normal_noise():
 
     def noise(example):
         x, eps, (alpha, sigma) = example.reshape(3, 2)
-        return At(Normal(alpha * x, sigma**2), alpha * x + sigma * eps)
+        return At(Normal(alpha * x, var=sigma**2), alpha * x + sigma * eps)
 
     plain = score_matching.denoising(_bent, key, jnp.concatenate([x_0, eps, scales], 1), noise)
     for weight, factor in ((lambda level: jnp.ones_like(level.sigma), 1.0), (None, levels.sigma**2)):
@@ -663,7 +663,9 @@ def test_SM_2_and_3_and_4_cost():
             "implicit": lambda x, net=net: score_matching.implicit(net, x),
             "sliced": lambda x, net=net: score_matching.sliced(net, key, x),
             "finite_difference": lambda x, e=height: score_matching.finite_difference(e, key, x, 0.1),
-            "denoising": lambda x, net=net: score_matching.denoising(net, key, x, lambda x: Normal(x, jnp.ones(()))),
+            "denoising": lambda x, net=net: score_matching.denoising(
+                net, key, x, lambda x: Normal(x, var=jnp.ones(()))
+            ),
         }
         found[dims] = {name: _products(jax.make_jaxpr(program)(x).jaxpr) / 2 for name, program in programs.items()}
     print(found)

@@ -76,7 +76,7 @@ def _exact_bound(model, q, x):
 def _some_law(count=2):
     """A q of the two z of each of some examples that is no posterior."""
     mean, var = np.array([0.7, -0.4]), np.array([0.5, 0.2])
-    return Normal(jnp.asarray(np.tile(mean, (count, 1))), jnp.asarray(np.tile(var, (count, 1))))
+    return Normal(jnp.asarray(np.tile(mean, (count, 1))), var=jnp.asarray(np.tile(var, (count, 1))))
 
 
 def _fixed(q, x):
@@ -93,7 +93,7 @@ def _bent(z):
 
 
 def _bent_likelihood(mean):
-    return Normal(mean, jnp.asarray(0.2))
+    return Normal(mean, var=jnp.asarray(0.2))
 
 
 def _bent_costs(x):
@@ -141,7 +141,7 @@ def test_VAE_1_draws_of_the_prior_hardly_ever_land():
     decoder, prior, z, cell = _on_plane(model, X[0])
     evidence, variances = _evidence(model).logpdf(X[0]), {}
     for name, law in {
-        "prior": Normal(jnp.zeros((1, 2)), jnp.ones((1, 2))),
+        "prior": Normal(jnp.zeros((1, 2)), var=jnp.ones((1, 2))),
         "wide": best._replace(var=1.5 * best.var),
         "posterior": best,
     }.items():
@@ -179,7 +179,7 @@ def test_VAE_2_bound_is_the_evidence_and_a_divergence(name):
     ours_mean, ours_cov = model.posterior(x)
     assert_close(ours_mean, mean, rtol=1e-12)
     assert_close(ours_cov, cov, rtol=1e-12, atol=1e-15)
-    for q in (_some_law(), model.encoder(x), Normal(jnp.zeros((2, 2)), jnp.ones((2, 2)))):
+    for q in (_some_law(), model.encoder(x), Normal(jnp.zeros((2, 2)), var=jnp.ones((2, 2)))):
         gaps = [_gaussian_kl(*law, m, cov) for law, m in zip(_laws(q), mean, strict=True)]
         assert_close(_exact_bound(model, q, x) - np.array(gaps), -_evidence(model).logpdf(X), rtol=1e-12)
     # and the library's estimates have this mean
@@ -213,7 +213,7 @@ def test_VAE_2_equality_at_the_posterior_alone(name):
         assert_close(gap, np.full(2, lost), rtol=1e-10)
         assert lost > 0.01
     for factor, shift in ((0.8, 0.0), (1.2, 0.0), (1.0, 0.1), (1.0, -0.1)):
-        other = Normal(best.mean + shift, factor * best.var)
+        other = Normal(best.mean + shift, var=factor * best.var)
         assert np.all(_exact_bound(model, other, x) > _exact_bound(model, best, x) + 1e-3)
 
 
@@ -225,7 +225,7 @@ def test_VAE_2_whatever_the_decoder():
     log_posterior = -cost + stats.norm.logpdf(GRID) - np.log(evidence)
     for mean, var in ((0.3, 0.5), (-1.0, 0.1)):
         q = stats.norm.pdf(GRID, mean, var**0.5)
-        law = Normal(jnp.asarray([mean]), jnp.asarray([var]))
+        law = Normal(jnp.asarray([mean]), var=jnp.asarray([var]))
         bound = _integral(q * cost) + vae.kl_to_prior(law)
         gap = _integral(q * (stats.norm.logpdf(GRID, mean, var**0.5) - log_posterior))
         assert_close(bound - gap, -np.log(evidence), rtol=1e-10)
@@ -240,11 +240,11 @@ def test_VAE_3_three_forms_of_one_bound():
     x, mean, var = jnp.asarray([0.1, 0.9]), 0.3, 0.5
     cost, prior, q = _bent_costs(x), stats.norm.pdf(GRID), stats.norm.pdf(GRID, mean, var**0.5)
     jensen = _integral(q * (np.log(q) - np.log(prior) + cost))  # E of the log, turned into a cost
-    assert_close(_integral(q * cost) + vae.kl_to_prior(Normal(jnp.asarray([mean]), jnp.asarray([var]))), jensen)
+    assert_close(_integral(q * cost) + vae.kl_to_prior(Normal(jnp.asarray([mean]), var=jnp.asarray([var]))), jensen)
     assert jensen > -np.log(_integral(np.exp(-cost) * prior))  # Jensen: the log of E is more
 
     count, key = 100_000, jax.random.key(0)
-    law = Normal(jnp.full((count, 1), mean), jnp.full((count, 1), var))
+    law = Normal(jnp.full((count, 1), mean), var=jnp.full((count, 1), var))
     arguments = Partial(_fixed, law), _bent, _bent_likelihood, key, jnp.broadcast_to(x, (count, 2))
     ours, ratio = vae.bound(*arguments), vae.bound(*arguments, sampled_kl=True)
     assert_close(ours.reconstruction, ratio.reconstruction, rtol=1e-15)
@@ -259,7 +259,7 @@ def test_VAE_3_three_forms_of_one_bound():
 def test_VAE_3_more_draws_come_nearer_to_the_evidence():
     x, count = jnp.asarray([0.1, 0.9]), 10_000
     evidence = _integral(np.exp(-_bent_costs(x)) * stats.norm.pdf(GRID))
-    law = Normal(jnp.full((count, 1), 0.3), jnp.full((count, 1), 0.8))
+    law = Normal(jnp.full((count, 1), 0.3), var=jnp.full((count, 1), 0.8))
     arguments, gaps = (Partial(_fixed, law), _bent, _bent_likelihood), []
     for samples in (1, 4, 32):
         ours = vae.importance_bound(
@@ -286,7 +286,7 @@ def test_VAE_4_kl_to_the_prior():
     assert_proved(expected(log_normal(z, m, v) - log_normal(z, 0, 1), z, m, v), one)
     # of k numbers: the sum, (||mu||^2 + tr Sigma - k - log |Sigma|) / 2
     mean, var = np.array([0.5, -1.0, 0.0]), np.array([0.3, 2.0, 1.0])
-    q = Normal(jnp.asarray(mean), jnp.asarray(var))
+    q = Normal(jnp.asarray(mean), var=jnp.asarray(var))
     truth = sum(float(one.subs({m: a, v: b})) for a, b in zip(mean, var, strict=True))
     assert_close(vae.kl_to_prior(q), truth, rtol=1e-13)
     assert_close(vae.kl_to_prior(q), _gaussian_kl(mean, np.diag(var), np.zeros(3), np.eye(3)), rtol=1e-13)
@@ -312,7 +312,7 @@ def test_VAE_5_draws_have_the_law():
     white = (drawn - q.mean) / jnp.sqrt(q.var)
     assert stats.kstest(np.asarray(white).ravel(), "norm").pvalue > 1e-3
     # the noise does not move with mean and variance: that is what gradients go through
-    other = Normal(q.mean + 1.7, 4.0 * q.var)
+    other = Normal(q.mean + 1.7, var=4.0 * q.var)
     assert_close((vae.draw(other, jax.random.key(0)) - other.mean) / jnp.sqrt(other.var), white, rtol=1e-9, atol=1e-11)
     assert_mean(white[:-1] * white[1:], np.zeros(2))  # each example has noise of its own
 
@@ -324,7 +324,7 @@ def test_VAE_5_two_gradients_of_one_bound():
 
     def law(parameters, x=None):
         mean, log_deviation = parameters
-        return Normal(mean, jnp.exp(2 * log_deviation))
+        return Normal(mean, var=jnp.exp(2 * log_deviation))
 
     parameters = q.mean, 0.5 * jnp.log(q.var)
     one = jax.tree.map(lambda leaf: leaf[:1], parameters)
@@ -358,7 +358,7 @@ def test_VAE_5_two_gradients_of_one_bound():
 def test_VAE_5_score_function_needs_no_slope():
     # E 1[z > 0] under N(m, 1) is Phi(m): its derivative is the density at m, which no draw's own slope tells.
     mean, count = 0.4, 100_000
-    law = Normal(jnp.full((count, 1), mean), jnp.ones((count, 1)))
+    law = Normal(jnp.full((count, 1), mean), var=jnp.ones((count, 1)))
 
     def total(m, gradient):
         q = law._replace(mean=m)
@@ -386,7 +386,7 @@ def _pairs():
 def test_VAE_6_a_decoder_on_pairs_is_least_squares():
     z, x = _pairs()
     solution, rest, *_ = np.linalg.lstsq(np.c_[z, np.ones(40)], x, rcond=None)
-    pairs = Normal(jnp.asarray(z), jnp.zeros((40, 2)))
+    pairs = Normal(jnp.asarray(z), var=jnp.zeros((40, 2)))
     ours = linear.likeliest_decoder(pairs, jnp.asarray(x))
     assert_close(ours.weights, solution[:2].T, rtol=1e-11)
     assert_close(ours.shift, solution[2], rtol=1e-11)
@@ -411,7 +411,7 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
 def test_VAE_6_uncertain_codes_count_their_variance():
     # With q's variance: the slope of the *expected* cost is zero, by the exact mean of the quadratic.
     z, x = map(jnp.asarray, _pairs())
-    q = Normal(z, jnp.broadcast_to(jnp.asarray([0.3, 0.1]), z.shape))
+    q = Normal(z, var=jnp.broadcast_to(jnp.asarray([0.3, 0.1]), z.shape))
     ours = linear.likeliest_decoder(q, x)
     for slope in jax.grad(lambda model: _exact_bound(model, q, x).sum())(ours):
         assert_close(slope, np.zeros(slope.shape), atol=1e-9)
@@ -444,7 +444,7 @@ def _overlapping():
     """Five examples of three numbers, and codes of two, some of which overlap."""
     random = np.random.RandomState(3)
     mean = np.array([[0.0, 0.0], [0.4, 0.1], [2.0, -1.0], [2.1, -1.2], [-3.0, 3.0]])
-    return jnp.asarray(random.randn(5, 3)), Normal(jnp.asarray(mean), jnp.asarray(random.uniform(0.1, 0.5, (5, 2))))
+    return jnp.asarray(random.randn(5, 3)), Normal(jnp.asarray(mean), var=jnp.asarray(random.uniform(0.1, 0.5, (5, 2))))
 
 
 def test_VAE_8_the_best_mean_is_an_average():
@@ -462,7 +462,7 @@ def test_VAE_8_the_best_mean_is_an_average():
             other = best + random.randn(3)
             assert_close(loss(other) - loss(best), weights.sum() * np.sum((other - best) ** 2), rtol=1e-10)
     # two codes in one place: halfway between their examples; a lonely one: its own
-    same = Normal(jnp.zeros((2, 2)), jnp.full((2, 2), 0.3))
+    same = Normal(jnp.zeros((2, 2)), var=jnp.full((2, 2), 0.3))
     assert_close(vae.averaging_decoder(same, data[:2], jnp.asarray([0.4, -0.2])), data[:2].mean(0), rtol=1e-14)
     assert_close(vae.averaging_decoder(q, data, jnp.asarray([-3.0, 3.0])), data[4], rtol=1e-10)
 
@@ -471,11 +471,11 @@ def test_VAE_8_what_is_left_is_orthogonal_to_every_decoder():
     # over x_n of the data and z ~ q(z|x_n): E (x - E[x|z]) g(z) = 0, so that no decoder can lower the bound
     data, q = _overlapping()
     n = jnp.arange(100_000) % 5
-    z = vae.draw(Normal(q.mean[n], q.var[n]), jax.random.key(0))
+    z = vae.draw(Normal(q.mean[n], var=q.var[n]), jax.random.key(0))
     best = jax.vmap(lambda z: vae.averaging_decoder(q, data, z))(z)
 
     def costs(mean):
-        return np.asarray(vae.decoding_cost(lambda z: mean, lambda m: Normal(m, jnp.asarray(0.5)), z, data[n]))
+        return np.asarray(vae.decoding_cost(lambda z: mean, lambda m: Normal(m, var=jnp.asarray(0.5)), z, data[n]))
 
     left = np.asarray(data[n] - best)
     for g in (jnp.ones(len(z)), z[:, 0], jnp.tanh(3 * z[:, 1])):
@@ -595,7 +595,7 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
 def test_VAE_11_kl_splits_into_information_and_mismatch():
     # Six examples, codes of one number: each part by sums over a grid of z.
     mean, var = np.array([-1.5, -1.2, 0.0, 0.1, 0.8, 2.0]), np.array([0.3, 0.2, 0.5, 0.1, 0.4, 0.2])
-    q = Normal(jnp.asarray(mean[:, None]), jnp.asarray(var[:, None]))
+    q = Normal(jnp.asarray(mean[:, None]), var=jnp.asarray(var[:, None]))
     density = stats.norm.pdf(GRID, mean[:, None], np.sqrt(var)[:, None])
     log_q = stats.norm.logpdf(GRID, mean[:, None], np.sqrt(var)[:, None])
     log_all = np.log(density.mean(0) + 1e-300)
@@ -614,10 +614,10 @@ def test_VAE_11_kl_splits_into_information_and_mismatch():
 
 
 def test_VAE_11_codes_that_tell_all_or_nothing():
-    names = Normal(100.0 * jnp.arange(5.0)[:, None], jnp.ones((5, 1)))  # each example has a code of its own: log N
+    names = Normal(100.0 * jnp.arange(5.0)[:, None], var=jnp.ones((5, 1)))  # each example has a code of its own: log N
     split = vae.information_split(names, jax.random.key(0), samples=100)
     assert_close(split.mutual_information, np.full(5, np.log(5)), rtol=1e-12)
-    nothing = Normal(jnp.full((5, 1), 0.7), jnp.full((5, 1), 0.4))
+    nothing = Normal(jnp.full((5, 1), 0.7), var=jnp.full((5, 1), 0.4))
     split = vae.information_split(nothing, jax.random.key(0), samples=20_000)
     assert_close(split.mutual_information, np.zeros(5), atol=1e-12)
     assert float(split.marginal_kl.mean()) == pytest.approx(float(split.kl.mean()), rel=0.02)  # all of it is mismatch

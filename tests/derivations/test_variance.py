@@ -44,7 +44,7 @@ def _with_fraction(law, fractions, kind="eps", shift=0.0):
 
 def _normal_decoder(x_hat, fraction, x_1, level):
     """Wider where the fraction is larger."""
-    return Normal(x_hat, level.sigma**2 * jnp.exp(fraction))
+    return Normal(x_hat, var=level.sigma**2 * jnp.exp(fraction))
 
 
 @jax.jit
@@ -102,9 +102,9 @@ def test_VAR_1_the_divergence_of_any_variance(kind, schedule):
             eps_hat = (x_t - step.t.alpha * x_hat) / step.t.sigma
             for ratio in (log_ratio, log_ratio[0]):
                 posterior = forward.posterior(x_t, x_0, step)
-                model = Normal(forward.posterior(x_t, x_hat, step).mean, posterior.var * jnp.exp(ratio))
+                model = Normal(forward.posterior(x_t, x_hat, step).mean, var=posterior.var * jnp.exp(ratio))
                 two = (target(x_0, eps, step.t, kind), target(x_hat, eps_hat, step.t, kind))
-                truth = kl(Normal(posterior.mean, jnp.full(3, posterior.var)), model)
+                truth = kl(Normal(posterior.mean, var=jnp.full(3, posterior.var)), model)
                 assert_close(reverse.reverse_kl(*two, ratio, step, kind), truth, rtol=1e-10)
 
 
@@ -113,7 +113,7 @@ def test_VAR_1_the_divergence_is_a_mean_of_log_ratios():
     step, x_0, x_hat = table.step(2, 3), jnp.asarray([0.5, -1.0]), jnp.asarray([0.1, -0.8])
     x_t, f = jnp.asarray([0.2, 0.9]), jnp.asarray([0.3, -0.4])
     q = forward.posterior(x_t, x_0, step)
-    p = Normal(forward.posterior(x_t, x_hat, step).mean, reverse.interpolated_variance(f, step))
+    p = Normal(forward.posterior(x_t, x_hat, step).mean, var=reverse.interpolated_variance(f, step))
     log_ratio = jnp.log(p.var / q.var)
     x_s = draws(q, jax.random.key(0), 50_000)
     ratios = jax.vmap(q.log_prob)(x_s) - jax.vmap(p.log_prob)(x_s)
@@ -130,11 +130,11 @@ def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(kind, terms):
         x_0 = draws(law, jax.random.key(0), 8)
         ours = reverse.learned_bound(
             _with_fraction(law, jnp.zeros(7), kind, 0.1), jax.random.key(1), x_0, table,
-            lambda h, f, z, lv: Normal(h, lv.sigma**2), kind=kind, terms=terms,
+            lambda h, f, z, lv: Normal(h, var=lv.sigma**2), kind=kind, terms=terms,
         )  # fmt: skip
         spoiled = lambda x_t, level: _with_fraction(law, jnp.zeros(7), kind, 0.1)(x_t, level)[0]  # noqa: E731
         truth = elbo.bound(
-            spoiled, jax.random.key(1), x_0, table, lambda h, z, lv: Normal(h, lv.sigma**2), kind=kind, terms=terms
+            spoiled, jax.random.key(1), x_0, table, lambda h, z, lv: Normal(h, var=lv.sigma**2), kind=kind, terms=terms
         )
         for term, other in zip(ours, truth, strict=True):
             assert_close(term, other, rtol=1e-9)
@@ -155,14 +155,14 @@ def test_VAR_1_the_bound_is_the_mean_over_paths():
             chain = jax.vmap(Normal.sample)(after, jax.random.split(jax.random.key(t), count))
             x_hat, f = model(chain, jax.tree.map(lambda leaf: jnp.full(count, leaf), step.t))
             if t == 1:
-                law_s = jax.vmap(lambda h, g, st=step: Normal(h, st.t.sigma**2 * jnp.exp(g)))(x_hat, f)
+                law_s = jax.vmap(lambda h, g, st=step: Normal(h, var=st.t.sigma**2 * jnp.exp(g)))(x_hat, f)
             else:
                 beta = step.t.sigma**2 * step.one_minus_ratio
                 low = beta * (step.s.sigma / step.t.sigma) ** 2
                 means = jax.vmap(lambda x, h, st=step: forward.posterior(x, h, st).mean)(chain, x_hat)
-                law_s = Normal(means, beta**f * low ** (1 - f))
+                law_s = Normal(means, var=beta**f * low ** (1 - f))
             cost += jax.vmap(Normal.log_prob)(after, chain) - jax.vmap(Normal.log_prob)(law_s, before)
-        cost -= jax.vmap(lambda x: Normal(jnp.zeros(1), jnp.asarray(1.0)).log_prob(x))(chain)
+        cost -= jax.vmap(lambda x: Normal(jnp.zeros(1), var=jnp.asarray(1.0)).log_prob(x))(chain)
         ours = reverse.learned_bound(model, jax.random.key(9), x_0, table, _normal_decoder, kind="x_0").total
         assert_mean(cost - ours, 0.0, resolution=0.03)
         # and it bounds the model's own -log p(x_0), which by the same chain backwards is normal
@@ -174,7 +174,7 @@ def test_VAR_1_the_bound_is_the_mean_over_paths():
             slope = c_1 + c_2 * (at[1] - at[0])
             noise = reverse.interpolated_variance(fractions[t], step) if t > 1 else step.t.sigma**2 * np.exp(0.7)
             mean, var = slope * mean + c_2 * at[0], slope**2 * var + noise
-        truth = -Normal(jnp.asarray([mean]), jnp.asarray(var)).log_prob(jnp.asarray([0.9]))
+        truth = -Normal(jnp.asarray([mean]), var=jnp.asarray(var)).log_prob(jnp.asarray([0.9]))
         assert float(ours.mean() - 4 * ours.std() / count**0.5) > float(truth)
 
 
@@ -324,7 +324,7 @@ def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
 
                 def at(x_t):
                     kernel = exact.reverse(law, x_t, step)
-                    model = Normal(kernel.mean, var)
+                    model = Normal(kernel.mean, var=var)
                     return information.quadrature(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel, 101).value
 
                 return information.quadrature(at, noisy, 101).value
@@ -487,5 +487,5 @@ def test_VAR_1_the_decoder_s_width_lies_between_its_two_variances():
         decoder, x_hat = reverse.InterpolatedDecoder(table, 17), jnp.asarray([0.2, -0.4])
         for f in (0.0, 0.4, 1.0):
             law = decoder(x_hat, jnp.full(2, f), x_hat, table(1))
-            truth = DiscretizedGaussian(x_hat, jnp.full(2, np.sqrt(betas[0] ** f * second ** (1 - f))), 17)
+            truth = DiscretizedGaussian(x_hat, scale=jnp.full(2, np.sqrt(betas[0] ** f * second ** (1 - f))), levels=17)
             assert_close(law.log_masses(), truth.log_masses(), rtol=1e-11)

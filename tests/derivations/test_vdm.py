@@ -225,7 +225,7 @@ def test_LIK_1_more_paths_come_nearer_to_the_models_likelihood():
         law, table = exact.gaussian([0.4], [[0.5]]), tabulate(LinearLogSNR(3.0, -5.0), 4)
 
         def decoder(x_hat, x_1, level):
-            return Normal(x_hat, jnp.asarray(0.1))
+            return Normal(x_hat, var=jnp.asarray(0.1))
 
         x_0 = jnp.full((4000, 1), 0.9)
         truth = _chain(law, table, 0.1)(0.9)

@@ -243,7 +243,7 @@ def _straight(s, t):
 
 
 def _decoder(x_hat, x_1, level):
-    return Normal(x_hat, level.sigma**2)
+    return Normal(x_hat, var=level.sigma**2)
 
 
 def test_WEIGHT_2_where_the_weight_falls_every_bound_counts():

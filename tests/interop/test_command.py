@@ -98,7 +98,7 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
         return UNet(pretrained.network).apply({"params": pretrained.params}, x_t, level.t - 1.0)
 
     def decoder(x_hat, x_1, level):
-        return DiscretizedGaussian(x_hat, level.sigma, 17)
+        return DiscretizedGaussian(x_hat, scale=level.sigma, levels=17)
 
     x_0 = to_unit(jnp.asarray(load_data("digits").test.take(np.arange(8))["image"]), 17)
     key = jax.random.fold_in(stream(0, "evaluate"), 0)
