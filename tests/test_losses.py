@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,9 +68,7 @@ def test_ddpm_loss_is_the_bound_with_one_term():
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(a, b)
     standard = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder).prior
-    truth = jax.vmap(lambda x: kl(forward.marginal(x, TABLE(TABLE.num_steps)), Normal(0 * x, var=jnp.asarray(1.0))))(
-        X_0
-    )
+    truth = jax.vmap(lambda x: kl(forward.marginal(x, TABLE(TABLE.num_steps)), Normal(0 * x, var=jnp.asarray(1.0))))(X_0)
     np.testing.assert_allclose(standard, truth, rtol=1e-5)
 
 
@@ -150,12 +149,6 @@ def test_probabilities_of_another_table_are_refused():
 
 
 def test_probabilities_that_change_do_not_compile_anew():
-    traces = []
-
-    def net(x_t, level):
-        traces.append(1)
-        return NET(x_t, level)
-
+    net = chex.assert_max_traces(lambda x_t, level: NET(x_t, level), n=1)
     for p in (PROBABILITIES, PROBABILITIES[::-1]):
         losses.denoising_loss(net, jax.random.key(0), X_0, TABLE, probabilities=p)
-    assert len(traces) == 1

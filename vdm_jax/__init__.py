@@ -5,6 +5,7 @@ Index of equations: catalogue entry -> what it says -> function. `docs/derivatio
 Levels and schedules (FWD-6, FWD-7)
     alpha, sigma, lambda of x_t ............................ levels.Level, levels.level_from_log_snr
     s < t and the log-SNR lost between them ................ levels.Step, levels.step_from_log_snr
+    one level for every example of a batch ................. levels.for_batch
     continuous t in [0, 1] ................................. schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
                                                              VarianceExploding, Learned
     noise from t_0 on, or an error ......................... schedules.check_begins_noisy
@@ -57,6 +58,7 @@ The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
     prior + reconstruction + sum of consistency terms ...... paths.consistency_bound
     prior + reconstruction + sum of diffusion terms ........ elbo.bound, elbo.Bound
     KL(q(x_T | x_0) || p(x_T)), -E log p(x_0 | x_1) ........ elbo.prior_kl, elbo.reconstruction
+    log p(x_0 | x_1) of a batch ............................ elbo.decoded_log_prob
     KL(q(x_s | x_t, x_0) || p(x_s | x_t)), its weights ..... elbo.diffusion_kl, elbo.diffusion_weight
     T -> infinity: the integral, its weights ............... elbo.continuous_bound, elbo.diffusion_rate
     the diffusion term, slice by slice of time ............. elbo.diffusion_curve
@@ -74,7 +76,8 @@ With what weight (WEIGHT-1, WEIGHT-2)
                                                              sigmoid, uniform_time
     as a mixture of bounds of noisy data ................... weightings.mixture
 The reverse step's variance (VAR-1 .. VAR-4)
-    between beta~ and beta, learned ........................ reverse.interpolated_variance, variance_fraction
+    between beta~ and beta, learned ........................ reverse.interpolated_variance, variance_fraction,
+                                                             evaluate_variance
     its divergence, its bound .............................. reverse.reverse_kl, reverse.learned_bound
     L_vlb, L_hybrid ........................................ reverse.vlb_loss, reverse.hybrid_loss
     the best there is, and its limits ...................... reverse.matched_variance, analytic_variance, eps_power,

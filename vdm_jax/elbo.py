@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax import forward
+from vdm_jax.compilation import compiled, scan
 from vdm_jax.gaussian import variance_kl
 from vdm_jax.levels import Level, Step
 from vdm_jax.likelihoods import Likelihood
@@ -31,9 +32,10 @@ from vdm_jax.types import (
     Real,
     Scalar,
     X,
+    evaluate,
     per_example,
-    pytree_callable,
     unknown_parameterization,
+    wide,
 )
 
 
@@ -63,7 +65,7 @@ def prior_kl(x_0: X, level: Level, log_var: Scalar | float = 0.0) -> Scalar:
 
     Source: Ho et al. 2020, arXiv:2006.11239, L_T; Kingma et al. 2021, arXiv:2107.00630, equation 7.
     """
-    signal = 0.5 * jnp.sum((level.alpha * x_0) ** 2) * jnp.exp(-jnp.asarray(log_var, x_0.dtype))
+    signal = 0.5 * jnp.sum((level.alpha * x_0) ** 2) * jnp.exp(-jnp.asarray(log_var, wide(x_0.dtype)))
     return signal + x_0.size * variance_kl(2.0 * level.log_sigma - log_var)
 
 
@@ -156,9 +158,9 @@ def denoising_error(denoiser: Denoiser, key: Key, x_0: Batch, level: Level, kind
         ValueError: unknown kind.
     """
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
-    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level)
+    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
     truth = jax.vmap(partial(target, kind=kind))(x_0, eps, level)
-    return per_example(jnp.square(truth - denoiser(x_t, level)))
+    return per_example(jnp.square(truth - evaluate(denoiser, x_t, level)))
 
 
 def reconstruction(
@@ -180,8 +182,28 @@ def reconstruction(
     Source: Ho et al. 2020, arXiv:2006.11239, L_0; Kingma et al. 2021, arXiv:2107.00630, appendix D.
     """
     x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, jax.random.split(key, x_0.shape[0]))
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_1, level), x_1, level)
-    return jax.vmap(lambda x, h, z, lv: -decoder(h, z, lv).log_prob(x))(x_0, x_hat, x_1, level)
+    x_1 = x_1.astype(x_0.dtype)
+    x_hat = jax.vmap(partial(to_x_0, kind=kind))(evaluate(denoiser, x_1, level), x_1, level)
+    return -decoded_log_prob(decoder, x_0, x_hat, x_1, level)
+
+
+def decoded_log_prob(decoder: Decoder, x_0: Batch, x_hat: Batch, x_1: Batch, level: Level) -> PerExample:
+    """log p(x_0 | x_1) of a batch, in nats; `level` has fields of shape (B,).
+
+    Raises:
+        TypeError: the decoder returns no distribution.
+    """
+
+    def log_prob(x, h, z, lv):
+        distribution = decoder(h, z, lv)
+        if not isinstance(distribution, Likelihood):
+            raise TypeError(
+                f"the decoder returned {type(distribution).__name__}: it must return a distribution with log_prob, "
+                "such as likelihoods.DiscretizedGaussian or gaussian.Normal"
+            )
+        return distribution.log_prob(x)
+
+    return jax.vmap(log_prob)(x_0, x_hat, x_1, level)
 
 
 class Bound(NamedTuple):
@@ -209,6 +231,7 @@ class Curve(NamedTuple):
     nats: Float[Array, "K b"]
 
 
+@compiled(static=("terms",))
 def bound(
     denoiser: Denoiser,
     key: Key,
@@ -218,7 +241,7 @@ def bound(
     *,
     kind: Parameterization = "eps",
     terms: int | None = None,
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> Bound:
     """One unbiased estimate per example of the bound on -log p(x_0) (ELBO-3, ELBO-10).
 
@@ -247,11 +270,6 @@ def bound(
         raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term, or None for all")
     if terms is None or table.num_steps == 1:
         terms = table.num_steps - 1
-    return _bound(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, terms, prior_log_var)
-
-
-@partial(jax.jit, static_argnames=("kind", "terms"))
-def _bound(denoiser, key, x_0, table, decoder, kind, terms, prior_log_var) -> Bound:
     key_1, key_terms = jax.random.split(key)
     diffusion = _discrete_terms(denoiser, key_terms, x_0, table, kind, terms).nats.sum(0)
     prior = jax.vmap(lambda x: prior_kl(x, table(table.num_steps), prior_log_var))(x_0)
@@ -271,7 +289,7 @@ def _discrete_terms(denoiser, key, x_0, table, kind, terms) -> Curve:
         nats = share * jax.vmap(partial(diffusion_weight, kind=kind))(step) * error
         return None, Curve(step.t.log_snr, nats)
 
-    return jax.lax.scan(visit, None, jnp.arange(terms))[1]
+    return scan(visit, None, jnp.arange(terms))[1]
 
 
 def _spread_steps(key, index, terms, num_steps, batch):
@@ -283,6 +301,11 @@ def _spread_steps(key, index, terms, num_steps, batch):
     return jnp.minimum(2 + jnp.floor(u * (num_steps - 1)).astype(jnp.int32), num_steps)
 
 
+def _check_start(schedule: Schedule, t_0: float) -> None:
+    check_begins_noisy(schedule, t_0, jnp.float32)
+
+
+@compiled(static=("terms", "t_0"), check=_check_start)
 def continuous_bound(
     denoiser: Denoiser,
     key: Key,
@@ -293,7 +316,7 @@ def continuous_bound(
     kind: Parameterization = "eps",
     terms: int = 1,
     t_0: float = 0.0,
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> Bound:
     """One unbiased estimate per example of the bound as T -> infinity (ELBO-12).
 
@@ -317,23 +340,18 @@ def continuous_bound(
 
     Source: Kingma et al. 2021, arXiv:2107.00630, section 5.1.
     """
-    _check_continuous(schedule, terms, t_0, x_0.dtype)
-    arguments = (pytree_callable(denoiser), key, x_0, schedule, pytree_callable(decoder))
-    return _continuous_bound(*arguments, kind, terms, t_0, prior_log_var)
-
-
-@partial(jax.jit, static_argnames=("kind", "terms", "t_0"))
-def _continuous_bound(denoiser, key, x_0, schedule, decoder, kind, terms, t_0, prior_log_var) -> Bound:
+    if terms < 1:
+        raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
     key_1, key_terms = jax.random.split(key)
     diffusion = _continuous_terms(denoiser, key_terms, x_0, schedule, kind, terms, t_0).nats.sum(0)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), x.dtype)), prior_log_var))(x_0)
-    level = schedule(jnp.full(x_0.shape[:1], t_0, x_0.dtype))
+    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), wide(x.dtype))), prior_log_var))(x_0)
+    level = schedule(jnp.full(x_0.shape[:1], t_0, wide(x_0.dtype)))
     return Bound(prior, reconstruction(denoiser, key_1, x_0, level, decoder, kind), diffusion)
 
 
 def _continuous_terms(denoiser, key, x_0, schedule, kind, terms, t_0) -> Curve:
     key_t, key_eps = jax.random.split(key)
-    start = jax.random.uniform(key_t, x_0.shape[:1], x_0.dtype)
+    start = jax.random.uniform(key_t, x_0.shape[:1], wide(x_0.dtype))
 
     def visit(_, index):
         t = t_0 + (1.0 - t_0) * (start + index.astype(start.dtype)) / terms
@@ -342,15 +360,15 @@ def _continuous_terms(denoiser, key, x_0, schedule, kind, terms, t_0) -> Curve:
         nats = (1.0 - t_0) / terms * jax.vmap(partial(diffusion_rate, kind=kind))(level, slope) * error
         return None, Curve(level.log_snr, nats)
 
-    return jax.lax.scan(visit, None, jnp.arange(terms))[1]
+    return scan(visit, None, jnp.arange(terms))[1]
 
 
-def _check_continuous(schedule, terms, t_0, dtype) -> None:
-    if terms < 1:
-        raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
-    check_begins_noisy(schedule, t_0, dtype)
+def _check_curve(schedule: Discrete | Schedule, t_0: float) -> None:
+    if not isinstance(schedule, Discrete):
+        _check_start(schedule, t_0)
 
 
+@compiled(static=("terms", "t_0"), check=_check_curve)
 def diffusion_curve(
     denoiser: Denoiser,
     key: Key,
@@ -380,13 +398,10 @@ def diffusion_curve(
     if isinstance(schedule, Discrete):
         if not 1 <= terms <= schedule.num_steps - 1:
             raise ValueError(f"terms is {terms}: this schedule has {schedule.num_steps - 1} diffusion terms")
-        return _discrete_curve(pytree_callable(denoiser), key, x_0, schedule, kind, terms)
-    _check_continuous(schedule, terms, t_0, x_0.dtype)
-    return _continuous_curve(pytree_callable(denoiser), key, x_0, schedule, kind, terms, t_0)
-
-
-_discrete_curve = jax.jit(_discrete_terms, static_argnames=("kind", "terms"))
-_continuous_curve = jax.jit(_continuous_terms, static_argnames=("kind", "terms", "t_0"))
+        return _discrete_terms(denoiser, key, x_0, schedule, kind, terms)
+    if terms < 1:
+        raise ValueError(f"terms is {terms}: the curve needs at least one slice")
+    return _continuous_terms(denoiser, key, x_0, schedule, kind, terms, t_0)
 
 
 def bits_per_dim(nats: Real, num_dims: int, bin_width: float = 1.0) -> Real:

@@ -1,11 +1,11 @@
 """Noise levels: how much signal and how much noise x_t holds, and the pair s < t that a reverse step joins."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vdm_jax.types import Real
+from vdm_jax.types import Batch, Real
 
 
 class Level(NamedTuple):
@@ -61,6 +61,11 @@ class Step(NamedTuple):
     def one_minus_ratio(self) -> Real:
         """1 - r, exact as s -> t where 1 - SNR(t)/SNR(s) would cancel."""
         return -jnp.expm1(-self.log_snr_drop)
+
+
+def for_batch(level: Any, x: Batch) -> Any:
+    """A level, or a step, of scalars as one whose fields have shape (B,): the same for every example of x."""
+    return jax.tree.map(lambda field: jnp.broadcast_to(field, x.shape[:1]), level)
 
 
 def level_from_log_snr(log_snr: Real, t: Real | float | None = None) -> Level:

@@ -1,23 +1,24 @@
-"""What one trains: one-step estimates of the bound and of its reweightings, per example.
+"""Training losses: one-step estimates of the bound and of its reweightings, per example.
 
-Each draws one step t per example, makes x_t, asks the denoiser, and returns terms of shape (B,); the caller reduces.
-All are compiled, trace once per shape, and can be differentiated with respect to whatever the denoiser closes over
-(`jax.tree_util.Partial(net.apply, params)`).
+Each samples one step t per example, computes x_t, evaluates the denoiser, and returns terms of shape (B,); the caller
+reduces. All are compiled once per shape, and can be differentiated with respect to any array inside the denoiser: the
+parameters of `jax.tree_util.Partial(net.apply, params)`. A plain function that closes over parameters gives the same
+values, but is compiled again whenever they change.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.compilation import compiled
 from vdm_jax.elbo import Bound, Decoder, bound, denoising_error
 from vdm_jax.levels import Step
 from vdm_jax.tables import Table
 from vdm_jax.times import Placement, to_steps, uniforms, warp
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar
 
 
 class DenoisingLoss(NamedTuple):
@@ -46,6 +47,7 @@ class DenoisingLoss(NamedTuple):
         return self.importance * self.term
 
 
+@compiled()
 def denoising_loss(
     denoiser: Denoiser,
     key: Key,
@@ -84,8 +86,17 @@ def denoising_loss(
     if probabilities is not None and probabilities.shape != (table.num_steps,):
         raise ValueError(f"{table.num_steps} steps need as many probabilities, got shape {probabilities.shape}")
     how = "spread" if spread else how
-    weight = pytree_callable(weight or _one)
-    return _denoising_loss(pytree_callable(denoiser), key, x_0, table, kind, weight, how, probabilities)
+    key_t, key_eps = jax.random.split(key)
+    u = uniforms(key_t, x_0.shape[0], how)
+    if probabilities is None:
+        t, importance = to_steps(u, table.num_steps), jnp.ones_like(u)
+    else:
+        _, index, importance = warp(u, probabilities)
+        t = index + 1
+    step = table.step(t - 1, t)
+    error = denoising_error(denoiser, key_eps, x_0, step.t, kind)
+    weights = jnp.ones_like(error) if weight is None else jax.vmap(weight)(step)
+    return DenoisingLoss(t, error, weights, importance.astype(error.dtype))
 
 
 def simple_loss(
@@ -108,7 +119,7 @@ def ddpm_loss(
     decoder: Decoder,
     *,
     kind: Parameterization = "eps",
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> Bound:
     """L_DDPM, the bound itself, with (T - 1) times one random diffusion term for their sum (ELBO-6, ELBO-10).
 
@@ -117,21 +128,3 @@ def ddpm_loss(
     Source: Ho et al. 2020, arXiv:2006.11239, equation 5.
     """
     return bound(denoiser, key, x_0, table, decoder, kind=kind, terms=1, prior_log_var=prior_log_var)
-
-
-@partial(jax.jit, static_argnames=("kind", "how"))
-def _denoising_loss(denoiser, key, x_0, table, kind, weight, how, probabilities) -> DenoisingLoss:
-    key_t, key_eps = jax.random.split(key)
-    u = uniforms(key_t, x_0.shape[0], how)
-    if probabilities is None:
-        t, importance = to_steps(u, table.num_steps), jnp.ones_like(x_0, shape=x_0.shape[:1])
-    else:
-        _, index, importance = warp(u, probabilities)
-        t = index + 1
-    step = table.step(t - 1, t)
-    error = denoising_error(denoiser, key_eps, x_0, step.t, kind)
-    return DenoisingLoss(t, error, jax.vmap(weight)(step), importance.astype(error.dtype))
-
-
-def _one(step: Step) -> Real:
-    return jnp.ones_like(step.log_snr_drop)

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from vdm_jax.levels import Level
-from vdm_jax.types import Batch, Parameterization, Real, X, unknown_parameterization
+from vdm_jax.levels import Level, for_batch
+from vdm_jax.types import Batch, Parameterization, Real, X, evaluate, unknown_parameterization
 
 
 def _power(level: Level) -> Real:
@@ -149,5 +148,5 @@ class ScoreOf:
 
     def __call__(self, x_t: Batch) -> Batch:
         """The score of a batch, shape (B, *x)."""
-        levels = jax.tree.map(lambda part: jnp.broadcast_to(part, x_t.shape[:1]), self.level)
-        return to_score(self.denoiser(x_t, levels), x_t, self.level, self.kind)
+        prediction = evaluate(self.denoiser, x_t, for_batch(self.level, x_t))
+        return to_score(prediction, x_t, self.level, self.kind)

@@ -31,6 +31,8 @@ from vdm_jax.types import (
     Real,
     Scalar,
     X,
+    check_prediction,
+    evaluate,
     per_example,
     pytree_callable,
 )
@@ -47,6 +49,28 @@ class VarianceDenoiser(Protocol):
     """
 
     def __call__(self, x_t: Batch, level: Any, /) -> tuple[Batch, Batch]: ...
+
+
+def evaluate_variance(denoiser: VarianceDenoiser, x_t: Batch, level: Level) -> tuple[Batch, Batch]:
+    """The prediction and the variance fraction of a batch, both checked as in `types.evaluate`.
+
+    Raises:
+        TypeError: the denoiser returned something else than two arrays.
+    """
+    fractions = []
+
+    def first(x_t, level):
+        output = denoiser(x_t, level)
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise TypeError(
+                f"the denoiser returned a {type(output).__name__}: with learned variances it returns "
+                "(prediction, fraction)"
+            )
+        fractions.append(output[1])
+        return output[0]
+
+    prediction = evaluate(first, x_t, level)
+    return prediction, check_prediction(fractions[0], x_t, "denoiser's fraction")
 
 
 @runtime_checkable
@@ -139,9 +163,7 @@ class InterpolatedDecoder:
         """The law of x_0 given x_1."""
         del x_1
         low = jnp.sqrt(forward.posterior_variance(self.table.step(1, 2)))
-        return DiscretizedGaussian(
-            x_hat, scale=low * jnp.exp(fraction * jnp.log(level.sigma / low)), levels=self.levels
-        )
+        return DiscretizedGaussian(x_hat, scale=low * jnp.exp(fraction * jnp.log(level.sigma / low)), levels=self.levels)
 
 
 def learned_bound(

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import ArrayLike
 
+from vdm_jax.compilation import ARGUMENT_CHECKS
 from vdm_jax.levels import Level, Step, level_from_log_snr
 from vdm_jax.types import Real
 
@@ -243,6 +244,16 @@ def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> Non
     with jax.ensure_compile_time_eval():
         if not 0.0 <= float(t_0) < 1.0 or not float(schedule(jnp.asarray(t_0, dtype)).sigma) > 0.0:
             raise ValueError(f"t_0 is {t_0}: it must be in [0, 1) and have noise, which {schedule} has later")
+
+
+def _check_schedule(name: str, value: Any) -> None:
+    if hasattr(value, "num_steps"):
+        raise TypeError(f"{name} is a discrete schedule: tables.Interpolated(table) makes a continuous one of it")
+    if not isinstance(value, Schedule):
+        raise TypeError(f"{name} is a {type(value).__name__}: it must be a continuous schedule, such as LinearLogSNR()")
+
+
+ARGUMENT_CHECKS[Schedule] = _check_schedule
 
 
 def _preserving(alpha, sigma, t) -> Level:

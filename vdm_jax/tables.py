@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import ArrayLike, Float
 
+from vdm_jax.compilation import ARGUMENT_CHECKS
 from vdm_jax.levels import Level, Step, level_from_log_snr
 from vdm_jax.schedules import Continuous, Schedule
 from vdm_jax.types import Steps
@@ -163,6 +164,21 @@ class Interpolated(Continuous):
         position = jnp.asarray(t) * (self.table.num_steps - 1)
         cell = jnp.clip(jnp.floor(position), 0, self.table.num_steps - 2)
         return 1 + cell.astype(jnp.int32), position - cell
+
+
+def _check_discrete(name: str, value: Any) -> None:
+    if isinstance(value, Discrete):
+        return
+    found, remedy = f"a {type(value).__name__}", "it must be a discrete schedule, such as tables.linear_betas(1000)"
+    if isinstance(value, Schedule):
+        found, remedy = "a continuous schedule", "tables.tabulate(schedule, num_steps) makes a discrete one of it"
+    elif hasattr(value, "shape") or isinstance(value, (list, tuple)):
+        found, remedy = "an array", "tables.from_betas(betas) makes a discrete schedule of one-step variances"
+    raise TypeError(f"{name} is {found}: {remedy}")
+
+
+ARGUMENT_CHECKS[Discrete] = _check_discrete
+ARGUMENT_CHECKS[Table] = _check_discrete
 
 
 def tabulate(schedule: Schedule, num_steps: int, max_beta: float = 0.999) -> Table:

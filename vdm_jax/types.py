@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Float, Int, PRNGKeyArray, UInt32
+
+from vdm_jax.compilation import ARGUMENT_CHECKS
 
 X = Float[Array, "*x"]  # one example, of any shape
 Batch = Float[Array, "b *x"]  # examples stacked along the first axis
@@ -27,15 +30,78 @@ Energy = Callable[[Any], Any]  # (B, *x) -> (B,), of each example by itself
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """What stands where a network stands: `denoiser(x_t, level) -> prediction`.
+    """A network, or whatever takes its place: `denoiser(x_t, level) -> prediction`.
 
     It takes a *batch* x_t, shape (B, *x), and a `Level` whose fields have shape (B,), and returns its prediction,
-    shape (B, *x), in one of the four parameterisations. A batch and not one example, so that labels and dropout masks
-    closed over by the callable stay per example. A Flax network comes in as `jax.tree_util.Partial(net.apply, params)`;
-    an exact denoiser of a known law goes in the same place.
+    shape (B, *x), in one of the four parameterizations. It takes a batch and not one example, so that labels and
+    dropout masks closed over by the callable stay per example.
+
+    Pass a Flax network as `jax.tree_util.Partial(net.apply, params)`. Any other pytree works too (an Equinox module, an
+    exact denoiser of a known distribution), and so does a plain function, which is compiled again whenever a variable
+    that it closes over changes. A network must not change its own state when it is evaluated: pass dropout keys and
+    batch statistics as arguments of the `Partial`.
     """
 
     def __call__(self, x_t: Batch, level: Any, /) -> Batch: ...
+
+
+def evaluate(network: Callable, x: Batch, *conditioning: Any, name: str = "denoiser") -> Batch:
+    """The prediction of a network for a batch, checked: one floating-point number for each of x.
+
+    Args:
+        network: (x, *conditioning) -> prediction.
+        x: shape (B, *x).
+        conditioning: passed on, such as a `Level`.
+        name: of the network in messages.
+
+    Returns:
+        Shape (B, *x), in float32 or a wider type.
+
+    Raises:
+        ValueError: the prediction has another shape, or the network changed its own state.
+        TypeError: the prediction is no floating-point array.
+    """
+    network = jax.tree.map(lambda leaf: leaf, network)  # a copy that a stateful module may change
+    before = jax.tree.leaves(network)
+    prediction = network(x, *conditioning)
+    after = jax.tree.leaves(network)
+    if len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True)):
+        raise ValueError(
+            f"the {name} changes its own state when it is evaluated (a dropout key, batch statistics), and the change "
+            "would be lost: put it in evaluation mode, or pass the state as an argument, "
+            "Partial(apply, params, dropout_key)"
+        )
+    return check_prediction(prediction, x, name)
+
+
+def check_prediction(prediction: Any, x: Batch, name: str = "denoiser") -> Batch:
+    """A prediction for x, in float32 or a wider type; errors as in `evaluate`."""
+    shape, dtype = getattr(prediction, "shape", None), getattr(prediction, "dtype", None)
+    if shape is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        kind = type(prediction).__name__ if dtype is None else dtype
+        raise TypeError(f"the {name} returned {kind}: it must return a floating-point array of x_t's shape {x.shape}")
+    if shape != x.shape:
+        raise ValueError(f"the {name} returned shape {shape} for x_t of shape {x.shape}: the two must be equal")
+    return prediction.astype(wide(prediction.dtype, x.dtype))
+
+
+def wide(*dtypes: Any) -> Any:
+    """The floating type that levels, times and sums have beside data of these types: float32, or wider."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.float32, jnp.result_type(*dtypes))
+
+
+def _check_batch(name: str, x: Any) -> None:
+    shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+    if shape is None or dtype is None:
+        raise TypeError(f"{name} is a {type(x).__name__}: it must be a floating-point array of shape (B, *x)")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} has dtype {dtype}: convert integer data by likelihoods.to_unit(values, levels)")
+    if len(shape) == 0 or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}: a batch has shape (B, *x) with at least one example")
+
+
+ARGUMENT_CHECKS[Batch] = _check_batch
 
 
 def pytree_callable(function: Callable) -> Callable:

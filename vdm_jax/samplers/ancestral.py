@@ -1,18 +1,17 @@
 """Ancestral sampling: every step a draw of the learned reverse kernel, as the bound has it (SAM-2)."""
 
-from functools import partial
 from typing import Literal
 
-import jax
-
 from vdm_jax import forward
-from vdm_jax.levels import Step
-from vdm_jax.reverse import PerStep, VarianceDenoiser, interpolated_variance
-from vdm_jax.samplers.chain import Samples, ask, check_snapshots, descend, noise, read, run
+from vdm_jax.compilation import compiled
+from vdm_jax.levels import Step, for_batch
+from vdm_jax.reverse import PerStep, VarianceDenoiser, evaluate_variance, interpolated_variance
+from vdm_jax.samplers.chain import Samples, check_snapshots, convert, descend, noise, run
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, evaluate
 
 
+@compiled(static=("clip", "snapshots"))
 def ancestral(
     denoiser: Denoiser,
     key: Key,
@@ -58,9 +57,10 @@ def ancestral(
     if given is not None and given.ndim > 1:
         given = given[:, None]  # one for all of the batch
     name = variance if isinstance(variance, str) else "given"
-    return _ancestral(pytree_callable(denoiser), key, x_T, table, given, kind, name, clip, snapshots)
+    return _ancestral(denoiser, key, x_T, table, given, kind, name, clip, snapshots)
 
 
+@compiled(static=("clip", "snapshots"))
 def ancestral_learned(
     denoiser: VarianceDenoiser,
     key: Key,
@@ -87,15 +87,16 @@ def ancestral_learned(
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 4.
     """
     check_snapshots(snapshots, table)
-    return _ancestral(pytree_callable(denoiser), key, x_T, table, None, kind, "learned", clip, snapshots)
+    return _ancestral(denoiser, key, x_T, table, None, kind, "learned", clip, snapshots)
 
 
-@partial(jax.jit, static_argnames=("kind", "variance", "clip", "snapshots"))
 def _ancestral(denoiser, key, x_T, table, given, kind, variance, clip, snapshots) -> Samples:
     def visit(x_t, memory, step, t):
-        answer = ask(denoiser, x_t, step.t)
-        prediction, fraction = answer if variance == "learned" else (answer, None)
-        x_hat = read(prediction, x_t, step.t, kind, clip).x_hat
+        if variance == "learned":
+            prediction, fraction = evaluate_variance(denoiser, x_t, for_batch(step.t, x_t))
+        else:
+            prediction, fraction = evaluate(denoiser, x_t, for_batch(step.t, x_t)), None
+        x_hat = convert(prediction, x_t, step.t, kind, clip).x_hat
         var = _variance(step, variance, fraction if given is None else given[t - 1])
         return descend(x_t, x_hat, step, noise(key, t, x_t), var), x_hat, memory
 

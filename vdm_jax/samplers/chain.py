@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
-from vdm_jax.levels import Level, Step
+from vdm_jax.compilation import scan
+from vdm_jax.levels import Level, Step, for_batch
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, evaluate
 
 
 class Trajectory(NamedTuple):
@@ -58,16 +59,11 @@ def predict(
     Raises:
         ValueError: unknown kind.
     """
-    return read(ask(denoiser, x_t, level), x_t, level, kind, clip)
+    return convert(evaluate(denoiser, x_t, for_batch(level, x_t)), x_t, level, kind, clip)
 
 
-def ask(denoiser: Denoiser, x_t: Batch, level: Level) -> Any:
-    """What a denoiser says of a batch that is all of one level."""
-    return denoiser(x_t, jax.tree.map(lambda field: jnp.full((x_t.shape[0],), field), level))
-
-
-def read(prediction: Batch, x_t: Batch, level: Level, kind: Parameterization, clip: float | None) -> Prediction:
-    """x_hat and eps of what a denoiser said; args and errors as in `predict`."""
+def convert(prediction: Batch, x_t: Batch, level: Level, kind: Parameterization, clip: float | None) -> Prediction:
+    """x_hat and eps of a denoiser's prediction; args and errors as in `predict`."""
     x_hat = to_x_0(prediction, x_t, level, kind)
     if clip is None:
         return Prediction(x_hat, to_eps(prediction, x_t, level, kind))
@@ -105,12 +101,12 @@ def run(visit: Callable, x_T: Batch, table: Discrete, snapshots: int = 0, memory
     def move(carry, t):
         x_t, memory, kept = carry
         x_s, x_hat, memory = visit(x_t, memory, table.step(t - 1, t), t)
-        kept = jax.tree.map(lambda buffer, new: buffer.at[slots[t]].set(new), kept, (x_t, x_hat))
+        kept = jax.tree.map(lambda buffer, new: buffer.at[slots[t]].set(new.astype(buffer.dtype)), kept, (x_t, x_hat))
         return (x_s, memory, kept), None
 
     empty = jnp.zeros((snapshots + 1, *x_T.shape), x_T.dtype)
     steps = jnp.arange(table.num_steps, 0, -1)
-    (x_0, _, (x_t, x_hat)), _ = jax.lax.scan(move, (x_T, memory, (empty, empty)), steps)
+    (x_0, _, (x_t, x_hat)), _ = scan(move, (x_T, memory, (empty, empty)), steps)
     return Samples(x_0, Trajectory(jnp.asarray(times), x_t[:-1], x_hat[:-1]))
 
 

@@ -1,19 +1,23 @@
 """DDIM: the same denoiser with less noise in the chain, down to none; and without noise, backwards (SAM-2)."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from vdm_jax.compilation import compiled, scan
 from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
 
 
+def _check_eta(eta: Real | float) -> None:
+    if not isinstance(eta, Tracer) and not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta is {eta}: it must be in [0, 1], from no noise to all of it")
+
+
+@compiled(static=("clip", "snapshots"), check=_check_eta)
 def ddim(
     denoiser: Denoiser,
-    key: Key,
+    key: Key | None,
     x_T: Batch,
     table: Discrete,
     *,
@@ -29,7 +33,7 @@ def ddim(
 
     Args:
         denoiser: predicts `kind`; called once a step, with the whole batch.
-        key: for the noise; not looked at where eta is 0.
+        key: for the noise; may be None where eta is 0.
         x_T: draws of the prior, shape (B, *x).
         table: the schedule; `table.strided(...)` takes fewer steps.
         kind: what the denoiser predicts.
@@ -41,29 +45,25 @@ def ddim(
         `Samples`.
 
     Raises:
-        ValueError: unknown kind, eta not in [0, 1], or snapshots not in 0..T.
+        ValueError: unknown kind, eta not in [0, 1] or above 0 without a key, or snapshots not in 0..T.
 
     Source: Song, Meng & Ermon 2020, arXiv:2010.02502, equations 12 and 16.
     """
-    if not isinstance(eta, Tracer) and not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}: it must be in [0, 1], from no noise to all of it")
     check_snapshots(snapshots, table)
-    return _ddim(pytree_callable(denoiser), key, x_T, table, jnp.asarray(eta, x_T.dtype), kind, clip, snapshots)
 
-
-@partial(jax.jit, static_argnames=("kind", "clip", "snapshots"))
-def _ddim(denoiser, key, x_T, table, eta, kind, clip, snapshots) -> Samples:
     def visit(x_t, memory, step, t):
         found = predict(denoiser, x_t, step.t, kind, clip)
         kept = (1.0 - eta**2) + eta**2 * step.snr_ratio  # sigma_s^2 - eta^2 sigma_q^2 over sigma_s^2
         noisy = step.s.sigma > 0
         direction, scale = (jnp.sqrt(jnp.where(noisy, part, 1.0)) for part in (kept, step.one_minus_ratio))
-        x_s = step.s.sigma * (direction * found.eps + eta * scale * noise(key, t, x_t))
+        fresh = 0.0 if key is None else eta * scale * noise(key, t, x_t)
+        x_s = step.s.sigma * (direction * found.eps + fresh)
         return step.s.alpha * found.x_hat + x_s, found.x_hat, memory
 
     return run(visit, x_T, table, snapshots)
 
 
+@compiled()
 def ddim_inverse(denoiser: Denoiser, x_0: Batch, table: Discrete, *, kind: Parameterization = "eps") -> Batch:
     """`ddim` without noise, backwards: from data to the latent x_T that it came from, or would have.
 
@@ -85,17 +85,12 @@ def ddim_inverse(denoiser: Denoiser, x_0: Batch, table: Discrete, *, kind: Param
 
     Source: Song, Meng & Ermon 2020, arXiv:2010.02502, section 4.3.
     """
-    return _ddim_inverse(pytree_callable(denoiser), x_0, table, kind)
-
-
-@partial(jax.jit, static_argnames="kind")
-def _ddim_inverse(denoiser, x_0, table, kind) -> Batch:
     first = table(1)
-    x_1 = first.alpha * x_0
-    x_1 = x_1 + first.sigma * predict(denoiser, x_1, first, kind).eps
+    x_1 = (first.alpha * x_0).astype(x_0.dtype)
+    x_1 = (x_1 + first.sigma * predict(denoiser, x_1, first, kind).eps).astype(x_0.dtype)
 
     def move(x_s, t):
         found, level = predict(denoiser, x_s, table(t - 1), kind), table(t)
         return level.alpha * found.x_hat + level.sigma * found.eps, None
 
-    return jax.lax.scan(move, x_1, jnp.arange(2, table.num_steps + 1))[0]
+    return scan(move, x_1, jnp.arange(2, table.num_steps + 1))[0]
