@@ -1,16 +1,20 @@
+import json
+
 import numpy as np
 import pytest
 
 from vdm_jax.training import data
 from vdm_jax.training.baseline import histogram_bits_per_dim
+from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.contract import DataSpec
 from vdm_jax.training.data import Dataset, Images
-from vdm_jax.training.evaluate import mean_and_error, per_example, report, summary
+from vdm_jax.training.evaluate import mean_and_error, per_example, plus_minus, report, summary
 from vdm_jax.training.keys import stream
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import first_state
 
 KEY = stream(0, "evaluate")
+NOTES = {"seconds": 1.0, "training_images_per_second": None, "pipeline_images_per_second": 1.0}
 
 
 def test_every_test_example_once_and_in_order(tiny):
@@ -55,6 +59,22 @@ def test_mean_and_standard_error():
     result = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0], np.float32))
     assert result["mean"] == pytest.approx(3.0)
     assert result["standard_error"] == pytest.approx(np.sqrt(14 / 3 / 4))
+
+
+def test_one_example_has_a_mean_and_no_error(tiny):
+    assert mean_and_error(np.array([2.5])) == {"mean": 2.5, "standard_error": None}
+    run = tiny(steps=1, eval_examples=1)
+    result = report(run, Saved(first_state(run), NOTES, []))
+    assert result["test"]["error"]["standard_error"] is None
+    assert f"{result['test']['error']['mean']:.4f} ± n/a" in summary(result)
+    assert json.loads((run.folder / "report.json").read_text(), parse_constant=pytest.fail) == result
+
+
+def test_an_infinite_mean_has_no_error():
+    result = mean_and_error(np.array([1.0, np.inf]))
+    assert result == {"mean": np.inf, "standard_error": None}
+    assert plus_minus(result) == "inf ± n/a"
+    assert plus_minus({"mean": None, "standard_error": 1.0}, 2, 6, 5) == "   n/a ±  1.00"  # as read from a report
 
 
 def test_histogram_by_hand():

@@ -1,7 +1,10 @@
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vdm_jax.training.errors import UserError
@@ -30,6 +33,18 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     write_json(path, {"a": 1})
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_numbers_that_json_cannot_hold_are_null(tmp_path):
+    value = {
+        "nan": float("nan"),
+        "list": [1.5, -math.inf, (np.float64("inf"), {"deep": np.float64(2.0)})],
+        "n": 1,
+        "none": None,
+    }
+    write_json(tmp_path / "file.json", value)
+    read = json.loads((tmp_path / "file.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"nan": None, "list": [1.5, None, [None, {"deep": 2.0}]], "n": 1, "none": None}
 
 
 def test_what_a_killed_process_left_is_written_over(tmp_path):

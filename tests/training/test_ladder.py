@@ -70,5 +70,7 @@ def test_numbers_that_a_model_lacks_are_dashes():
         "experiment": "ae", "test": {"reconstruction_error": {"mean": 0.25, "standard_error": 0.01}}, "ledger": {},
         "parameters": 1234, "steps": 10, "seconds": 61.0,
     }  # fmt: skip
-    text = ladder.table([ladder.Rung(result, np.zeros((1, 2, 2, 1)))])
-    assert text.splitlines()[-1] == "| ae | - | - | 0.2500 ± 0.0100 | 1,234 | 10 | 1:01 |"
+    rung = ladder.Rung(result, np.zeros((1, 2, 2, 1)))
+    assert ladder.table([rung]).splitlines()[-1] == "| ae | - | - | 0.2500 ± 0.0100 | 1,234 | 10 | 1:01 |"
+    result["test"]["reconstruction_error"]["standard_error"] = None
+    assert ladder.table([rung]).splitlines()[-1] == "| ae | - | - | 0.2500 ± n/a | 1,234 | 10 | 1:01 |"

@@ -68,6 +68,17 @@ def test_rows_are_means_over_all_examples_with_their_errors(tiny, capsys):
     assert paths[0].read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_one_image_there_is_a_ledger_without_errors(tiny, capsys):
+    run = with_ledger(tiny(1, eval_examples=1))
+    paths, result = filled(run)
+    mean = float(_squares(None, None, run.data.test.take(np.arange(1)))[0])
+    assert result["ledger"]["bound, near"]["nats"] == {"mean": pytest.approx(mean), "standard_error": None}
+    assert f"{mean:10.3f} ±     n/a  {mean / DIMS / np.log(2):8.4f} ±    n/a  it and more" in capsys.readouterr().out
+    assert result["curve"]["standard_error"] == [None] * 8
+    assert json.loads((run.folder / "report.json").read_text(), parse_constant=pytest.fail) == result
+    assert [path.name for path in paths] == ["ledger.png"]
+
+
 def test_devices_do_not_matter(tiny):
     one, eight = (filled(with_ledger(tiny(devices)))[1]["ledger"] for devices in (1, 8))
     for name in ROWS:

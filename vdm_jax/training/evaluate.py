@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,11 +56,19 @@ def number_of_examples(run: Run) -> int:
     return min(run.config.eval_examples or len(run.data.test), len(run.data.test))
 
 
-def mean_and_error(values: np.ndarray) -> dict[str, float]:
-    """Mean and its standard error, in float64."""
+def mean_and_error(values: np.ndarray) -> dict[str, float | None]:
+    """Mean and its standard error, in float64; the error is None for one value, or where the mean is not finite."""
     values = values.astype(np.float64)
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return {"mean": float(values.mean()), "standard_error": float(error)}
+    mean = float(values.mean())
+    if len(values) < 2 or not np.isfinite(mean):
+        return {"mean": mean, "standard_error": None}
+    return {"mean": mean, "standard_error": float(values.std(ddof=1) / np.sqrt(len(values)))}
+
+
+def plus_minus(value: Mapping[str, float | None], digits: int = 4, width: int = 0, error_width: int = 0) -> str:
+    """A mean and its standard error to be printed, "n/a" where one of them is None."""
+    parts = ("n/a" if x is None else f"{x:.{digits}f}" for x in (value["mean"], value["standard_error"]))
+    return " ± ".join(f"{part:>{size}}" for part, size in zip(parts, (width, error_width), strict=True))
 
 
 def report(run: Run, saved: Saved) -> dict[str, Any]:
@@ -102,7 +110,7 @@ def summary(result: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name in [*result["test"], "pixel histogram"])
     for name, value in result["test"].items():
-        lines.append(f"  {name.replace('_', ' '):{width}}  {value['mean']:.4f} ± {value['standard_error']:.4f}")
+        lines.append(f"  {name.replace('_', ' '):{width}}  {plus_minus(value)}")
     if result["histogram_bits_per_dim"] is not None and "bits_per_dim" in result["test"]:
         lines.append(f"  {'pixel histogram':{width}}  {result['histogram_bits_per_dim']:.4f}  bits/dim to beat")
     if result["training_images_per_second"]:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,23 @@ def writing(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with writing(path) as unfinished:
-        unfinished.write_text(json.dumps(value, indent=2) + "\n")
+        unfinished.write_text(json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN and no infinity: such numbers are null."""
+    return json.dumps(_finite_or_null(value), indent=indent, allow_nan=False)
+
+
+def _finite_or_null(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _finite_or_null(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_finite_or_null(part) for part in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 @contextlib.contextmanager

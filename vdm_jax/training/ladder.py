@@ -21,7 +21,7 @@ from vdm_jax.training.command import newest, program
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.devices import on_one_device
 from vdm_jax.training.errors import UserError
-from vdm_jax.training.evaluate import report
+from vdm_jax.training.evaluate import plus_minus, report
 from vdm_jax.training.files import write_json, writing
 from vdm_jax.training.journal import clock
 from vdm_jax.training.loop import train
@@ -131,8 +131,8 @@ def table(rungs: list[Rung]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: dict[str, float] | None) -> str:
-    return "-" if value is None else f"{value['mean']:.4f} ± {value['standard_error']:.4f}"
+def _number(value: dict[str, float | None] | None) -> str:
+    return "-" if value is None else plus_minus(value)
 
 
 def draw(path: Path, rows: dict[str, np.ndarray], levels: int) -> Path:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.contract import Curve, Experiment, Params, Row
 from vdm_jax.training.errors import UserError
-from vdm_jax.training.evaluate import Evaluation, mean_and_error, number_of_examples, per_example
+from vdm_jax.training.evaluate import Evaluation, mean_and_error, number_of_examples, per_example, plus_minus
 from vdm_jax.training.files import write_json
 from vdm_jax.training.keys import stream
 from vdm_jax.training.pictures import finish
@@ -90,7 +90,7 @@ def draw(path: Path, name: str, curve: dict[str, Any]) -> Path:
     """A picture of a curve, its standard error as a band."""
     import matplotlib.pyplot as plt
 
-    x, y, error = (np.asarray(curve[part]) for part in ("x", "mean", "standard_error"))
+    x, y, error = (np.asarray(curve[part], np.float64) for part in ("x", "mean", "standard_error"))
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     axes.fill_between(x, y - error, y + error, alpha=0.3, linewidth=0)
     axes.plot(x, y, linewidth=1.2)
@@ -108,8 +108,7 @@ def header(rows: dict[str, Row], examples: int, noun: str) -> str:
 def line(name: str, entry: dict[str, Any], rows: dict[str, Row]) -> str:
     """A row of the table."""
     width = _width(rows)
-    (nats, nats_error), (bits, bits_error) = (entry[unit].values() for unit in ("nats", "bits_per_dim"))
-    numbers = f"{nats:10.3f} ± {nats_error:7.3f}  {bits:8.4f} ± {bits_error:6.4f}"
+    numbers = f"{plus_minus(entry['nats'], 3, 10, 7)}  {plus_minus(entry['bits_per_dim'], 4, 8, 6)}"
     return f"  {name:{width}}  {numbers}  {entry['what']}"
 
 

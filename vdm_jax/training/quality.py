@@ -25,7 +25,7 @@ from vdm_jax.training.contract import DataSpec, Experiment, Params
 from vdm_jax.training.data import Dataset
 from vdm_jax.training.devices import make_mesh, on_one_device
 from vdm_jax.training.errors import UserError
-from vdm_jax.training.evaluate import mean_and_error, number_of_examples, report
+from vdm_jax.training.evaluate import mean_and_error, number_of_examples, plus_minus, report
 from vdm_jax.training.files import write_json
 from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
@@ -320,7 +320,7 @@ def distances(real: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
 def summary(result: dict[str, Any]) -> str:
     """Quality in a few lines: the samples beside the training images."""
     floor = result["training_images"]
-    kernel, least = (f"{d['kernel']['mean']:.4f} ± {d['kernel']['standard_error']:.4f}" for d in (result, floor))
+    kernel, least = (plus_minus(part["kernel"]) for part in (result, floor))
     rows = [
         (f"against {result['test_images']:,} test images", f"{result['samples']:,} samples",
          f"{floor['samples']:,} training images"),
