@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from vdm_jax.training.files import is_there, writing
+from vdm_jax.training.files import is_there, json_text, writing
 from vdm_jax.training.processes import is_first
 
 
@@ -22,15 +24,12 @@ class Journal:
     """
 
     def __init__(self, folder: Path, start: int, steps: int):
-        from tensorboardX import SummaryWriter
-
         path = folder / "metrics.jsonl" if is_first() else Path(os.devnull)
         kept = _lines_until(path, start)
         with writing(path) as unfinished:
             unfinished.write_text("".join(kept))
         self._file = path.open("a")
-        purge = start + 1 if start else None
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, write_to_disk=is_first())
+        self._events = _Events(folder / "tensorboard", start) if is_first() else None
         self._steps = steps
         terminal = sys.stderr.isatty() and is_first()
         self._bar = tqdm(total=steps, initial=start, disable=not terminal, unit="step", dynamic_ncols=True)
@@ -39,9 +38,10 @@ class Journal:
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.close()
-        self._events.close()
-        self._file.close()
+        with contextlib.ExitStack() as closing:  # the others too, where one fails
+            for each in (self._file, self._events, self._bar):
+                if each is not None:
+                    closing.callback(each.close)
 
     def check(self) -> None:
         """See that the run's folder is still there.
@@ -59,11 +59,10 @@ class Journal:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Write down the metrics of a step."""
         self.check()
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
+        if self._events is not None:
+            self._events.scalars(step, values)
         if self._bar.disable:
             say(self._line(step, values))
         else:
@@ -75,6 +74,42 @@ class Journal:
             line += f"  {rate:.3g} steps/s  {values['images_per_second']:,.0f} images/s"
             line += f"  {clock((self._steps - step) / rate)} left"
         return line
+
+
+class _Events:
+    """An events file of TensorBoard, written in the caller's thread: errors of the thread that tensorboardX's
+    SummaryWriter writes in cannot be caught.
+
+    Args:
+        folder: of the run's events files.
+        start: the step the run goes on from; TensorBoard forgets what earlier files hold beyond it.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        event: Any = event_pb2  # classes that are made at run time
+        summary: Any = summary_pb2
+        self._event, self._summary = event.Event, summary.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010}.{os.uname().nodename}.{start}"
+        self._records = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+        if start:
+            self._write(step=start + 1, session_log=event.SessionLog(status=event.SessionLog.START))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step."""
+        value = [self._summary.Value(tag=name, simple_value=number) for name, number in values.items()]
+        self._write(step=step, summary=self._summary(value=value))
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _write(self, **what: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
 
 
 def say(text: str) -> None:
