@@ -83,7 +83,7 @@ mutants: $(mutators) ## change the equations one place at a time: the tests must
 	@$(python) -m tests.mutants $(ARGS)
 
 $(base): pyproject.toml constraints.txt
-	@sh .ci/setup "$(extra)" $@
+	@sh .ci/setup "train$(if $(extra),$(comma)$(extra))" $@
 
 $(tools): pyproject.toml constraints.txt
 	@sh .ci/setup "test$(if $(extra),$(comma)$(extra))" $@ $(base)

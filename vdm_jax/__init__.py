@@ -53,6 +53,7 @@ Decoders p(x | z_0) (ELBO-5)
     two values, a mixture of discretised logistics ......... likelihoods.Bernoulli, likelihoods.LogisticMixture
     log mass of N(0, 1) in an interval ..................... likelihoods.log_interval
     0..levels-1 <-> [-1, 1] ................................ likelihoods.to_unit, likelihoods.from_unit
+    whether x is among the values .......................... likelihoods.on_grid
 The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
     log p(x_0:T) - log q(x_1:T | x_0) ...................... paths.joint_log_ratio
     prior + reconstruction + sum of consistency terms ...... paths.consistency_bound
@@ -133,3 +134,98 @@ bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -
 Randomness comes in as a key. `vdm_jax.networks` has Flax networks to put in the denoiser's place, `vdm_jax.training`
 trains them, and `vdm_jax.interop` reads and writes the weights of diffusers' U-Nets.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdm_jax import (
+        autoencoder,
+        compilation,
+        dequantization,
+        divergence,
+        elbo,
+        energy,
+        exact,
+        flow,
+        forward,
+        gaussian,
+        guidance,
+        hvae,
+        information,
+        interop,
+        langevin,
+        levels,
+        likelihoods,
+        linear,
+        losses,
+        metrics,
+        networks,
+        parameterization,
+        paths,
+        reverse,
+        samplers,
+        schedules,
+        score_matching,
+        sure,
+        tables,
+        times,
+        training,
+        tweedie,
+        types,
+        vae,
+        vdm,
+        weightings,
+    )
+
+__version__ = "0.1.0"
+
+# Modules are imported on first use: `import vdm_jax; vdm_jax.elbo.bound`.
+__all__ = [
+    "autoencoder",
+    "compilation",
+    "dequantization",
+    "divergence",
+    "elbo",
+    "energy",
+    "exact",
+    "flow",
+    "forward",
+    "gaussian",
+    "guidance",
+    "hvae",
+    "information",
+    "interop",
+    "langevin",
+    "levels",
+    "likelihoods",
+    "linear",
+    "losses",
+    "metrics",
+    "networks",
+    "parameterization",
+    "paths",
+    "reverse",
+    "samplers",
+    "schedules",
+    "score_matching",
+    "sure",
+    "tables",
+    "times",
+    "training",
+    "tweedie",
+    "types",
+    "vae",
+    "vdm",
+    "weightings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"vdm_jax.{name}")
+    raise AttributeError(f"module 'vdm_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

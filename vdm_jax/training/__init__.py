@@ -15,3 +15,13 @@ folder with metrics, checkpoints, pictures and a report.
     pictures    sample grids and the trajectory
     patience    whether the report is put off because it would outlast the training
 """
+
+import importlib.util
+import sys
+
+_NEEDED = ("grain", "matplotlib", "optax", "orbax", "tensorboardX", "tensorflow_datasets", "tqdm", "tyro")
+
+if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    _message = f"vdm_jax.training needs {', '.join(_missing)}, which are not installed: pip install 'vdm_jax[train]'"
+    # `python -m vdm_jax.training` prints one line, and no traceback.
+    raise SystemExit(_message) if sys.argv[0] == "-m" else ImportError(_message)
