@@ -1,7 +1,9 @@
 # One command each; the first use of any of them sets up .venv by itself. `make help` lists them.
 EXP   ?= ddpm_digits
 ARGS  ?=
-ACCEL ?= cpu
+# Which JAX: what an earlier command has installed, else what the machine has.
+ACCEL ?= $(or $(patsubst .venv/.ready-%,%,$(firstword $(wildcard $(foreach accel,cuda13 cuda12 tpu cpu,.venv/.ready-$(accel))))),$(shell sh .ci/accelerator))
+ACCEL := $(ACCEL)
 WEIGHTS ?=
 # experiments of `make ladder`, with numbers of steps that take the same time
 LADDER ?= ae_digits:5000 dae_digits:5000 vae_digits:4800 hvae_digits:2300 ddpm_digits:2700 vdm_digits:1900
@@ -20,7 +22,7 @@ auditor := .venv/.ready-$(ACCEL)-audit
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
-	@echo 'EXP=name (default $(EXP)), ARGS="--steps 500 ...", ACCEL=cpu, cuda13 or tpu; options: make train ARGS=--help'
+	@echo 'EXP=name (default $(EXP)), ARGS="--steps 500 ...", ACCEL=cpu, cuda13, cuda12 or tpu (default: what is found); options: make train ARGS=--help'
 
 train: $(base) ## train an experiment, or go on with it; then evaluate and draw
 	@$(python) -m vdm_jax.training $(EXP) $(ARGS)
