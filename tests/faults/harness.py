@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.signals import heard
 from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training.checkpoint import Checkpoints, Saved
@@ -40,13 +41,11 @@ class Going:
     def __init__(
         self, workdir, *options, command="vdm_jax.training", experiment="tiny", under=(), environment=None, **streams
     ):
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background: a child would inherit it
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.folder = Path(workdir) / experiment
         self.log = Path(f"{workdir}.{len(list(Path(workdir).parent.glob(f'{Path(workdir).name}.*.log')))}.log")
         line = [*under, sys.executable, "-m", command, experiment, "--workdir", str(workdir), *options]
         variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "1000", **(environment or {})}
-        with self.log.open("w") as log:
+        with self.log.open("w") as log, heard():
             places = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, **streams}
             self.popen = subprocess.Popen(
                 line, cwd=HERE, env={**os.environ, **variables}, start_new_session=True, **places

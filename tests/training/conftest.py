@@ -1,12 +1,12 @@
 """Runs of the stand-in experiment."""
 
 import dataclasses
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import signals
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import run as runs
 from vdm_jax.training.devices import make_mesh
@@ -28,13 +28,9 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def heard():
-    """SIGINT and SIGTERM as in a terminal: a job in the background may have been started to ignore them."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+    """Signals act as in a terminal, also under `nohup` and in the background."""
+    with signals.heard():
+        yield
 
 
 @pytest.fixture

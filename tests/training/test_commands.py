@@ -74,6 +74,7 @@ def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
+@pytest.mark.usefixtures("heard")
 def test_a_signal_saves_says_how_to_go_on_and_sets_the_exit_code(tiny, tmp_path, signum, code):
     process = start(tmp_path, "--steps", "1000000", "--checkpoint-every", "100", "--log-every", "1000")
     wait_for_checkpoint(process, tmp_path)

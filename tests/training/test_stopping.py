@@ -6,7 +6,7 @@ from vdm_jax.training import stopping
 from vdm_jax.training.stopping import stop_requests
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("heard")
 def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
     before = signal.getsignal(signum)
