@@ -124,7 +124,7 @@ def _flow_rows(row, decoder, data, kind, options) -> dict[str, Row]:
 
     def truncated(denoiser, schedule, key, x_0):
         def law(level):
-            return lambda x: TruncatedNormal(x, data.levels, jnp.zeros(()), level.sigma / level.alpha)
+            return lambda x: TruncatedNormal(x, levels=data.levels, mean=jnp.zeros(()), scale=level.sigma / level.alpha)
 
         return within_bins(denoiser, schedule, key, x_0, jnp.zeros(()), law)
 

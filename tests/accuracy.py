@@ -21,7 +21,7 @@ from mpmath import mpf
 from vdm_jax import elbo, forward, parameterization, schedules, tables
 from vdm_jax.gaussian import Normal, kl, variance_kl
 from vdm_jax.levels import Level, Step, level_from_log_snr, step_from_log_snr
-from vdm_jax.likelihoods import Categorical, DiscretizedGaussian
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, LogisticMixture, to_unit
 
 LIMIT = 1e-6
 LOG_SNR = "log SNR (of at least 1)"
@@ -435,6 +435,77 @@ def categorical() -> Iterator[Check]:
             yield Check("categorical: sum of masses", np.array([masses.sum()]), [mpf(1)], [place])
 
 
+def beside_edges(rng: np.random.RandomState, edge: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Means as adverse as float32 has them: the numbers next to an edge, or some scales from it, or anywhere."""
+    near = edge.astype(np.float32)
+    aside = np.nextafter(near, rng.choice(np.float32([-9, 9]), edge.size))
+    some = edge + scale * rng.randn(edge.size)
+    where = [near, aside, some, rng.uniform(-3.0, 3.0, edge.size)]
+    return np.choose(rng.randint(0, 4, edge.size), where).astype(np.float32)
+
+
+def edges(levels: int, count: int = 60) -> Iterator[Check]:
+    """Decoders far narrower than a bin, on its edges: their log mass is all in the difference of mean and edge."""
+    rng = np.random.RandomState(levels)
+    k = np.append(rng.randint(0, levels, count), [0, levels - 1] * 5)
+    edge = (2 * k + rng.choice([-1, 1], k.size) - (levels - 1)) / (levels - 1)
+    scale = np.float32(10.0 ** rng.uniform(-6, 1, k.size))
+    rows = beside_edges(rng, edge, scale), scale, k
+
+    def log_mass(mean, scale, k):
+        return DiscretizedGaussian(mean, scale=scale, levels=levels).log_prob(to_unit(k, levels))
+
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass, (0, 1))))(*rows)
+    rows = list(zip(*rows, strict=True))
+    truths = [mpmath.log(mass(mpf(float(m)), mpf(float(s)), int(i), levels)) for m, s, i in rows]
+    places = [f"{levels} levels, mean {m}, scale {s}, value {i}" for m, s, i in rows]
+    yield Check("decoder: log mass at an edge (of at least 1)", np.asarray(values), truths, places, 1.0)
+    yield finite("decoder: gradient at an edge", np.stack(slopes), places * 2)
+    yield from mixture_edges(rng, levels, count)
+
+
+def mixture_edges(rng: np.random.RandomState, levels: int, count: int) -> Iterator[Check]:
+    """One logistic, its three channels in a row: the edges are less the regression on the channels before."""
+    k = rng.randint(0, levels, (count, 3))
+    log_scale = rng.uniform(-70.0, 2.3, (count, 3)).astype(np.float32)
+    coefficient = np.tanh(rng.randn(count, 3)).astype(np.float32)
+    value = (2 * k - (levels - 1)) / (levels - 1)
+    edge = value + rng.choice([-1, 1], k.shape) / (levels - 1)
+    for c, j, pair in ((1, 0, 0), (2, 0, 1), (2, 1, 2)):
+        edge[:, c] -= coefficient[:, pair] * value[:, j]
+    mean = beside_edges(rng, edge.ravel(), np.exp(log_scale).ravel()).reshape(k.shape)
+
+    def log_mass(mean, log_scale, coefficient, k):
+        law = LogisticMixture(jnp.zeros(1), mean[:, None], log_scale[:, None], levels, coefficient[:, None])
+        return law.log_prob(to_unit(k, levels))
+
+    rows = mean, log_scale, coefficient, k
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass, (0, 1, 2))))(*rows)
+    rows = list(zip(*rows, strict=True))
+    truths = [logistic_truth(*row, levels) for row in rows]
+    places = [f"{levels} levels, mean {m}, log scale {s}, values {i}" for m, s, _, i in rows]
+    yield Check("mixture: log mass at an edge (of at least 1)", np.asarray(values), truths, places, 1.0)
+    yield finite("mixture: gradient at an edge", np.stack(slopes), [p for p in places for _ in range(3)] * 3)
+
+
+def logistic_truth(mean, log_scale, coefficient, k, levels: int) -> mpf:
+    """The log mass of a pixel of three channels under one logistic."""
+    n, total = levels - 1, mpf(0)
+    x = [mpf(2 * int(i) - n) / n for i in k]
+    a, b, c = (mpf(float(number)) for number in coefficient)
+    for m, s, v, i, shift in zip(mean, log_scale, x, k, (0, a * x[0], b * x[0] + c * x[1]), strict=True):
+        apart, scale = v - mpf(float(m)) - shift, mpmath.exp(mpf(float(s)))
+        low = -mpmath.inf if i == 0 else (apart - mpf(1) / n) / scale
+        high = mpmath.inf if i == n else (apart + mpf(1) / n) / scale
+        low, high = (-high, -low) if low > 0 else (low, high)  # on the side where it does not cancel
+        total += mpmath.log(logistic(high) - logistic(low))
+    return total
+
+
+def logistic(x: mpf) -> mpf:
+    return mpf(int(x > 0)) if mpmath.isinf(x) else 1 / (1 + mpmath.exp(-x))
+
+
 def bits() -> Iterator[Check]:
     nats = np.float32([1e-3, 1.0, 5000.0])
     values = jax.jit(lambda n: elbo.bits_per_dim(n, 3072))(nats)
@@ -482,6 +553,7 @@ SOURCES: dict[str, Callable[[], Iterator[Check]]] = {
     "divergences": divergences,
     "conversions": conversions,
     "decoders": decoders,
+    **{f"edges of {n} bins": (lambda n=n: edges(n)) for n in (2, 3, 17, 256, 65536)},
     "bits": bits,
     "gradients": gradients,
 }

@@ -7,7 +7,8 @@ from mpmath import mpf
 
 from tests import accuracy
 
-LONG = ("tables of 1000 steps", "tables of 100000 steps")  # those of 4000 stand for them from day to day
+# Those of 4000 steps and of 256 bins stand for them from day to day.
+LONG = ("tables of 1000 steps", "tables of 100000 steps", *(f"edges of {n} bins" for n in (2, 3, 17, 65536)))
 
 
 @pytest.mark.parametrize("source", [pytest.param(s, marks=[pytest.mark.slow] * (s in LONG)) for s in accuracy.SOURCES])

@@ -3,6 +3,7 @@
 The theorems are in `derivations/test_likelihood.py`.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,14 +19,14 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.levels import level_from_log_snr
 from vdm_jax.likelihoods import to_unit
 
-HALF = 1 / 255  # of a bin of 256 levels
+HALF = 1 / 256  # of a bin of 257 levels, of which 0 is one
 # mean and scale in halves of a bin: from a point to uniform, at an edge, and outside
 LAWS = [(0.0, 1e-3), (0.0, 0.3), (0.4, 1.0), (0.0, 1e5), (1.0, 0.01), (-1.5, 0.2), (3.0, 0.5), (-0.3, 30.0)]
 
 
 def _law(mean, scale, x=0.0, dtype=jnp.float32, count=1):
     x = jnp.full((count,), x, dtype)
-    return TruncatedNormal(x, 256, jnp.asarray(mean * HALF, dtype), jnp.asarray(scale * HALF, dtype))
+    return TruncatedNormal(x, levels=257, mean=jnp.asarray(mean * HALF, dtype), scale=jnp.asarray(scale * HALF, dtype))
 
 
 def _truth(law):
@@ -35,12 +36,12 @@ def _truth(law):
 
 @jax.jit
 def _log_probs(law, y):
-    return jax.vmap(lambda each: law._replace(levels=256).log_prob(each))(y[:, None])
+    return jax.vmap(lambda each: law.log_prob(each))(y[:, None])
 
 
 @jax.jit
 def _draws(law):
-    return law._replace(levels=256).sample(jax.random.key(0))
+    return law.sample(jax.random.key(0))
 
 
 @pytest.mark.parametrize(("mean", "scale"), LAWS)
@@ -67,7 +68,10 @@ def test_draws_in_float32_have_the_law(mean, scale):
 def test_a_draw_stays_in_the_bin_of_its_value():
     for levels in (2, 3, 256):
         x = to_unit(jnp.arange(levels), levels)
-        for law in (Uniform(x, levels), TruncatedNormal(x, levels, jnp.zeros(()), jnp.asarray(1 / (levels - 1)))):
+        for law in (
+            Uniform(x, levels),
+            TruncatedNormal(x, levels=levels, mean=jnp.zeros(()), scale=jnp.asarray(1 / (levels - 1))),
+        ):
             y = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 200)), np.float64)
             off = np.abs(y - np.linspace(-1.0, 1.0, levels))
             assert 0.9 < off.max() * (levels - 1) < 1 + 1e-7 * levels  # to the rounding of y
@@ -89,7 +93,7 @@ def test_draws_have_the_gradient_of_their_quantile():
 
         @jax.jit
         def draw(mean, scale):
-            return TruncatedNormal(jnp.zeros(1), 256, mean, scale).sample(jax.random.key(3))[0]
+            return TruncatedNormal(jnp.zeros(1), levels=257, mean=mean, scale=scale).sample(jax.random.key(3))[0]
 
         for law in (_law(mean, scale, dtype=jnp.float64) for mean, scale in LAWS):
             ours = jax.grad(draw, (0, 1))(law.mean, law.scale)
@@ -98,14 +102,14 @@ def test_draws_have_the_gradient_of_their_quantile():
                 continue
             for number, which in enumerate(("mean", "scale")):
                 h = 1e-4 * min(float(law.scale), HALF)
-                ends = [_truth(law._replace(**{which: getattr(law, which) + step})).ppf(u) for step in (h, -h)]
+                ends = [_truth(replace(law, **{which: getattr(law, which) + step})).ppf(u) for step in (h, -h)]
                 np.testing.assert_allclose(ours[number], (ends[0] - ends[1]) / (2 * h), rtol=1e-4, atol=1e-6)
 
 
 def test_float32_gradients_are_finite():
     @jax.jit
     def cost(mean, scale):
-        law = TruncatedNormal(jnp.zeros(2000), 256, mean, scale)
+        law = TruncatedNormal(jnp.zeros(2000), levels=257, mean=mean, scale=scale)
         y = law.sample(jax.random.key(0))
         return jnp.sum(y) + law.log_prob(y)
 
@@ -119,7 +123,7 @@ def _log_prob(y):
 
 
 def _wide(params, x):
-    return TruncatedNormal(x, 5, params[0], jnp.exp(params[1]))
+    return TruncatedNormal(x, levels=5, mean=params[0], scale=jnp.exp(params[1]))
 
 
 X_0 = to_unit(jnp.asarray([[0, 3], [2, 2], [4, 1]]), 5)
@@ -141,10 +145,11 @@ def test_more_samples_are_the_mean_of_the_ratios():
 
 
 def test_mean_and_scale_may_be_of_every_number():
-    each = TruncatedNormal(X_0[0], 5, jnp.asarray([0.1, -0.2]), jnp.asarray([0.05, 2.0]))
+    each = TruncatedNormal(X_0[0], levels=5, mean=jnp.asarray([0.1, -0.2]), scale=jnp.asarray([0.05, 2.0]))
     y = each.sample(jax.random.key(0))
     apart = sum(
-        TruncatedNormal(X_0[0, i : i + 1], 5, each.mean[i], each.scale[i]).log_prob(y[i : i + 1]) for i in range(2)
+        TruncatedNormal(X_0[0, i : i + 1], levels=5, mean=each.mean[i], scale=each.scale[i]).log_prob(y[i : i + 1])
+        for i in range(2)
     )
     assert float(each.log_prob(y)) == pytest.approx(float(apart), rel=1e-6)
 

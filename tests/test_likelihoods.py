@@ -10,9 +10,18 @@ import pytest
 from scipy import stats
 
 from tests.derivations.check import assert_mean
+from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import level_from_log_snr
-from vdm_jax.likelihoods import Bernoulli, Categorical, DiscretizedGaussian, LogisticMixture, from_unit, to_unit
+from vdm_jax.likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiscretizedGaussian,
+    LogisticMixture,
+    from_unit,
+    on_grid,
+    to_unit,
+)
 
 LEVELS = [2, 17, 256]
 SCALES = [1e-3, 0.01, 0.1, 1.0, 30.0]
@@ -36,6 +45,108 @@ def test_units_round_trip(levels):
     assert np.array_equal(from_unit(unit + nudge, levels), values)
     assert np.array_equal(from_unit(unit - nudge, levels), values)
     assert np.array_equal(from_unit(jnp.asarray([-7.0, 7.0]), levels), [0, levels - 1])
+
+
+@parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+@parametrize("levels", [2, 3, 17, 100, 256, 65536])
+def test_values_are_on_the_grid_however_they_are_rounded(levels, dtype):
+    if float(jnp.finfo(dtype).eps) * (levels - 1) > 2.0:
+        pytest.skip("neighboring values are the same number in this dtype")
+    index = np.arange(levels)
+    makers = (
+        lambda i: np.asarray(to_unit(jnp.asarray(i), levels)),
+        lambda i: 2.0 * (i / (levels - 1)) - 1.0,
+        lambda i: i.astype(np.float32) / np.float32((levels - 1) / 2) - np.float32(1.0),
+        lambda i: np.linspace(-1.0, 1.0, levels),
+    )
+    with jax.enable_x64(dtype == jnp.float64):
+        for make in makers:
+            x = jnp.asarray(make(index), dtype)
+            assert np.array_equal(on_grid(x, levels), np.ones(levels))
+            assert np.array_equal(from_unit(x, levels), index)
+
+
+@parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_data_in_another_range_are_off_the_grid(dtype):
+    index = np.arange(256)
+    with jax.enable_x64(dtype == jnp.float64):
+        for x in (index / 255, index * 1.0, index / 128 - 1, (index / 255 - 0.5) / 0.25):
+            with pytest.raises(ValueError, match=r"numbers are none of the 256 values.*to_unit\(values, 256\)"):
+                on_grid(jnp.asarray(x, dtype), 256)
+        every_other = jax.jit(lambda x: on_grid(x, 256))(jnp.asarray(index / 255, dtype))
+        assert np.array_equal(np.isnan(every_other), index % 2 == 0)  # the others are values on [-1, 1] as well
+
+
+Z = jnp.asarray([0.3, -0.2])
+DECODERS = {
+    "discretized": lambda p, x: DiscretizedGaussian(p, scale=jnp.float32(0.1), levels=17).log_prob(x),
+    "categorical": lambda p, x: Categorical(p, level_from_log_snr(jnp.float32(3.0)), 17).log_prob(x),
+    "mixture": lambda p, x: LogisticMixture(
+        jnp.zeros((2, 3)), p[:, None, None] * jnp.ones((2, 1, 3)), jnp.zeros((2, 1, 3)), 17
+    ).log_prob(x[:, None]),
+    "uniform": lambda p, x: p.sum() + Uniform(x, 17).log_prob(Z),
+    "uniform's sample": lambda p, x: (p * Uniform(x, 17).sample(jax.random.key(0))).sum(),
+    "truncated": lambda p, x: TruncatedNormal(x, levels=17, mean=p, scale=jnp.float32(1.0)).log_prob(Z),
+    "truncated's sample": lambda p, x: (
+        TruncatedNormal(x, levels=17, mean=p, scale=jnp.float32(1.0)).sample(jax.random.key(0)).sum()
+    ),
+}
+
+
+@parametrize("decoder", DECODERS)
+def test_decoders_take_values_on_their_grid_only(decoder):
+    log_prob = DECODERS[decoder]
+    traced = jax.jit(jax.value_and_grad(log_prob))  # no check can see x
+    for value in (0.1, -1.01, 200.0, float("nan")):
+        x = jnp.asarray([0.5, value])
+        with pytest.raises(ValueError, match=rf"1 of 2 numbers .* 17 values on \[-1, 1\], such as {value}"):
+            log_prob(Z, x)
+        number, slope = traced(Z, x)
+        assert np.isnan(number)
+        assert np.isnan(slope[1]) or decoder in ("uniform", "uniform's sample", "truncated's sample")
+    number, slope = traced(Z, x.at[1].set(-0.25))
+    assert np.all(np.isfinite([number, *slope]))
+
+
+def test_integers_become_unit_and_nothing_else_does():
+    for bad, error in (
+        (np.linspace(0.0, 255.0, 5), TypeError),
+        (np.float32([0.0, 1.0]), TypeError),
+        (np.array([0, 256]), ValueError),
+        (np.array([-1, 3]), ValueError),
+    ):
+        with pytest.raises(error, match=r"0\.\.255"):
+            to_unit(bad, 256)
+    traced = jax.jit(lambda i: to_unit(i, 17))(jnp.asarray([-1, 0, 16, 17]))
+    np.testing.assert_array_equal(traced, [np.nan, -1.0, 1.0, np.nan])
+    assert np.array_equal(to_unit(np.array([False, True]), 2), [-1.0, 1.0])
+
+
+def test_decoders_compute_in_float32_where_their_parameters_have_fewer_digits():
+    x, z = to_unit(jnp.asarray([100, 128]), 256), jnp.asarray([-0.2, 0.01], jnp.bfloat16)
+    level = level_from_log_snr(jnp.float32(6.0))
+    mixture = LogisticMixture(z[:, None] * 0.0, z[:, None, None], z[:, None, None] - 3.0, 256)
+    for law in (
+        DiscretizedGaussian(z, scale=jnp.asarray(0.05, jnp.bfloat16), levels=256),
+        Categorical(z, level, 256),
+        mixture,
+    ):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if hasattr(leaf, "astype") else leaf, law)
+        given = x[:, None] if isinstance(law, LogisticMixture) else x
+        ours = law.log_prob(given.astype(jnp.bfloat16))
+        assert ours.dtype == jnp.float32
+        assert float(ours) == float(wide.log_prob(given))
+
+
+def test_samples_of_laws_that_are_not_numbers_are_not_numbers():
+    bad, key, level = jnp.asarray([0.0, jnp.nan]), jax.random.key(0), level_from_log_snr(jnp.float32(0.0))
+    for law in (
+        DiscretizedGaussian(bad, scale=jnp.float32(0.1), levels=17),
+        Categorical(bad, level, 17),
+        Bernoulli(bad),
+        LogisticMixture(jnp.zeros((2, 1)), bad[:, None, None], jnp.zeros((2, 1, 1)), 17),
+    ):
+        assert np.array_equal(np.isnan(law.sample(key).ravel()), [False, True])
 
 
 @parametrize("levels", LEVELS)
@@ -241,7 +352,7 @@ def test_bernoulli_is_the_other_decoders_at_two_levels():
 @parametrize("value", [0.0, 0.5, 2.0, float("nan")])
 def test_bernoulli_takes_binary_data_only(value):
     x, law = jnp.asarray([1.0, value]), Bernoulli(jnp.asarray([0.3, -0.2]))
-    with pytest.raises(ValueError, match=r"values -1 and 1 only: binarise x, to_unit\(values, 2\)"):
+    with pytest.raises(ValueError, match=r"-1 and 1 only.*to_unit\(values, 2\)"):
         law.log_prob(x)
     log_prob = jax.jit(lambda logits, x: Bernoulli(logits).log_prob(x))  # nobody can look at x
     assert np.isnan(log_prob(law.logits, x))

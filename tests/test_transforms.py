@@ -321,10 +321,11 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     ),
     "elbo.bits_per_dim": (lambda nats: elbo.bits_per_dim(nats, 7, 0.5), (P,)),
     "likelihoods.log_interval": (likelihoods.log_interval, (X, VAR)),
-    "dequantization.Uniform": (lambda x: dequantization.Uniform(x, 17).log_prob(x), (X,)),
     "dequantization.TruncatedNormal": (
-        lambda x, m, v, u: dequantization.TruncatedNormal(x, 17, 0.05 * m, v).log_prob(x + 0.05 * u),
-        (X, P, VAR, Y),
+        lambda m, v, u, x: dequantization.TruncatedNormal(
+            jax.lax.stop_gradient(x), levels=17, mean=0.05 * m, scale=v
+        ).log_prob(x + 0.05 * u),
+        (P, VAR, Y, DRAWN),
     ),
     "reverse.interpolated_variance": (
         lambda f, s, t: reverse.interpolated_variance(f, step_from_log_snr(s, t)),
@@ -480,8 +481,13 @@ def _measured(x):
 
 
 def _dequantized(net, k, x):
+    x_0 = likelihoods.to_unit(likelihoods.from_unit(x, 17), 17).astype(x.dtype)
     return dequantization.dequantized_bound(
-        lambda y: -jnp.sum(net(y, _levels_of(y)) ** 2, axis=1), k, x, lambda x: dequantization.Uniform(x, 17), samples=2
+        lambda y: -jnp.sum(net(y, _levels_of(y)) ** 2, axis=1),
+        k,
+        x_0,
+        lambda x: dequantization.Uniform(x, 17),
+        samples=2,
     )
 
 
@@ -584,6 +590,8 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
     "tables.to_gammas": (lambda t: tables.to_gammas(TABLE)[t - 1], (STEPS,)),
     "likelihoods.to_unit": (lambda i: likelihoods.to_unit(i, 17), (STEPS,)),
     "likelihoods.from_unit": (lambda x: likelihoods.from_unit(x, 17), (X,)),
+    "likelihoods.on_grid": (lambda x: likelihoods.on_grid(x, 17), (DRAWN,)),
+    "dequantization.Uniform": (lambda x: dequantization.Uniform(x, 17).log_prob(x), (DRAWN,)),
     "likelihoods.sample": (
         lambda k, m, lam: (
             likelihoods.DiscretizedGaussian(m, scale=lam**2, levels=17).sample(k),
@@ -731,7 +739,7 @@ def check_slope(function, *args):
 def test_gradient_is_the_slope(name):
     function, rows = SMOOTH[name]
     args = [row[0] for row in rows]
-    if name.startswith("likelihoods"):  # the data are on a grid
+    if name.startswith(("likelihoods", "dequantization")):  # the data are on a grid
         check_slope(lambda *a: function(*a, args[-1].astype(jnp.float64)), *args[:-1])
     else:
         check_slope(function, *args)

@@ -10,8 +10,9 @@ ends too: what mass p has outside of all bins is lost.
 """
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from vdm_jax import forward
 from vdm_jax.elbo import Decoder
 from vdm_jax.gaussian import LOG_2PI, Normal
 from vdm_jax.levels import Level
-from vdm_jax.likelihoods import log_interval
+from vdm_jax.likelihoods import _from_integer, log_interval, on_grid
 from vdm_jax.parameterization import to_x_0
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X, pytree_callable
 
@@ -42,53 +43,67 @@ class Uniform(NamedTuple):
     levels: int
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x)."""
-        return self.x + (jax.random.uniform(key, self.x.shape, self.x.dtype) - 0.5) * (2.0 / (self.levels - 1))
+        """A draw, shape (*x).
+
+        Raises:
+            ValueError: as `likelihoods.on_grid`.
+        """
+        x = on_grid(self.x, self.levels) * self.x
+        return x + (jax.random.uniform(key, self.x.shape, self.x.dtype) - 0.5) * (2.0 / (self.levels - 1))
 
     def log_prob(self, y: X) -> Scalar:
-        """log q(y | x) = -D log w for y in the bin, in nats."""
-        return y.size * jnp.log(jnp.asarray((self.levels - 1) / 2.0, y.dtype))
+        """log q(y | x) = -D log w for y in the bin, in nats. Raises ValueError as `sample`."""
+        return on_grid(self.x, self.levels).mean() * y.size * jnp.log(jnp.asarray((self.levels - 1) / 2.0, y.dtype))
 
 
-class TruncatedNormal(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TruncatedNormal:
     """y ~ N(x + mean, scale^2), kept within the bin of x (LIK-4).
 
     With mean 0 and the scale sigma / alpha of a model's first level, y is what the model was trained on, all but the
     tails: no network is needed. With mean and scale learned, or given by a network, it is variational dequantisation,
     and the bound is trained on them as on the model; both have gradients through `sample`. As the scale grows it
-    becomes `Uniform`.
+    becomes `Uniform`. Only x may be given without its name.
 
     Fields:
         x: quantised, on [-1, 1], shape (*x).
-        levels: number of values.
+        levels: number of values; static.
         mean: of y - x before the truncation, scalar or (*x); may lie outside of the bin, not by many scales.
-        scale: positive, scalar or (*x).
+        scale: standard deviation before the truncation, positive, scalar or (*x).
 
     Source: Zheng et al. 2023, arXiv:2305.03935 (fixed); Ho et al. 2019, arXiv:1902.00275 (variational).
     """
 
-    x: X
-    levels: int
-    mean: Real
-    scale: Real
+    x: Any  # arrays; JAX itself rebuilds a pytree with whatever it likes in their place
+    _: KW_ONLY
+    levels: int = field(metadata={"static": True})
+    mean: Any
+    scale: Any
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x)."""
+        """A draw, shape (*x).
+
+        Raises:
+            ValueError: as `likelihoods.on_grid`.
+        """
+        x = on_grid(self.x, self.levels) * self.x
         low, high = (jnp.broadcast_to(edge, self.x.shape) for edge in self._edges())
         u = jax.random.uniform(key, low.shape, low.dtype) + 0.5 * jnp.finfo(low.dtype).eps  # neither 0 nor 1
-        return self.x + (self.mean + self.scale * _quantile(u, low, high))
+        return x + (self.mean + self.scale * _quantile(u, low, high))
 
     def log_prob(self, y: X) -> Scalar:
-        """log q(y | x) for y in the bin, in nats."""
+        """log q(y | x) for y in the bin, in nats. Raises ValueError as `sample`."""
         low, high = self._edges()
-        z = (y - self.x - self.mean) / self.scale
-        mass = log_interval(0.5 * (low + high), high - low)
+        z = (y - on_grid(self.x, self.levels) * self.x - self.mean) / self.scale
+        mass = log_interval(self.mean / self.scale, 2.0 / ((self.levels - 1) * self.scale), jnp.minimum(-low, high))
         return jnp.sum(-0.5 * (z**2 + LOG_2PI) - jnp.log(self.scale) - mass)
 
     def _edges(self) -> tuple[Real, Real]:
         """Of the bin, in scales from the mean."""
-        half = jnp.asarray(1.0 / (self.levels - 1), self.x.dtype)
-        return (-half - self.mean) / self.scale, (half - self.mean) / self.scale
+        low, high = (-_from_integer(self.mean, jnp.asarray(side), self.levels) for side in (-1, 1))
+        bins = (self.levels - 1) * self.scale
+        return low / bins, high / bins
 
 
 @jax.custom_jvp

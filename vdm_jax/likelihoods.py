@@ -1,10 +1,12 @@
 """Decoders p(x | z_0): the law of the data given the last latent.
 
-Each is a NamedTuple with `log_prob(x)`, in nats and summed over one example, and `sample(key)`. A Gaussian decoder is
-`gaussian.Normal` itself. The others live on quantised data: `levels` values, evenly spaced on [-1, 1].
+Each is a pytree with `log_prob(x)`, in nats and summed over one example, and `sample(key)`. A Gaussian decoder is
+`gaussian.Normal` itself. The others live on quantized data: `levels` values, evenly spaced on [-1, 1]. Any other x is
+an error, a ValueError where x is concrete and NaN where it is traced.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.scipy import special
 from jax.scipy.special import erfc
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from vdm_jax.gaussian import LOG_2PI
 from vdm_jax.levels import Level
-from vdm_jax.types import Key, Real, Scalar, X
+from vdm_jax.types import Key, Real, Scalar, X, wide
 
+_OFF_GRID = 2.0**-6  # half bins: farther from a value than this, and than rounding, x is off the grid
 _ROOT_HALF = float(np.sqrt(0.5))
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
 
@@ -29,36 +32,91 @@ class Likelihood(Protocol):
     def log_prob(self, x: X) -> Scalar: ...
 
 
-def to_unit(values: Integer[Array, "*x"], levels: int) -> X:
-    """Quantised data 0..levels-1 as numbers on [-1, 1], in the default float dtype."""
-    return values.astype(jax.dtypes.canonicalize_dtype(np.float64)) * (2.0 / (levels - 1)) - 1.0
+def to_unit(values: Array | np.ndarray, levels: int) -> X:
+    """Quantized data 0..levels-1 as numbers on [-1, 1], in the default float dtype.
+
+    Args:
+        values: integers or booleans, shape (*x).
+        levels: number of values, at least 2.
+
+    Raises:
+        TypeError: the values are no integers. ValueError: they are concrete and outside 0..levels-1; NaN where traced.
+    """
+    if not (jnp.issubdtype(values.dtype, jnp.integer) or values.dtype == bool):
+        raise TypeError(
+            f"to_unit takes integers 0..{levels - 1}, got {values.dtype}: whole numbers need .astype(int), "
+            "and numbers on [0, 1] become 2 * x - 1"
+        )
+    if not isinstance(values, Tracer) and not np.all((np.asarray(values) >= 0) & (np.asarray(values) < levels)):
+        low, high = np.min(np.asarray(values)), np.max(np.asarray(values))
+        raise ValueError(f"the values go from {low} to {high}: with levels={levels} they must be 0..{levels - 1}")
+    x = values.astype(jax.dtypes.canonicalize_dtype(np.float64))
+    return jnp.where((x >= 0) & (x <= levels - 1), x * (2.0 / (levels - 1)) - 1.0, jnp.nan)
 
 
 def from_unit(x: X, levels: int) -> Integer[Array, "*x"]:
-    """The nearest quantised value 0..levels-1 of numbers on [-1, 1]; outside, the nearest end."""
+    """The nearest quantized value 0..levels-1 of numbers on [-1, 1]; outside, the nearest end."""
+    x = x.astype(wide(x.dtype))
     return jnp.clip(jnp.round((x + 1.0) * (0.5 * (levels - 1))), 0, levels - 1).astype(jnp.int32)
 
 
-class DiscretizedGaussian(NamedTuple):
+def on_grid(x: X, levels: int) -> Real:
+    """1 for every number that is one of `levels` values on [-1, 1], up to rounding in its dtype; NaN for any other.
+
+    A factor of log-probabilities, which makes those of numbers off the grid, and their gradients, NaN.
+
+    Args:
+        x: shape (*x).
+        levels: number of values, at least 2.
+
+    Raises:
+        ValueError: x is concrete, and numbers are off the grid.
+    """
+    if not isinstance(x, Tracer):
+        with jax.ensure_compile_time_eval():
+            bad = np.asarray(x)[~np.asarray(_is_value(jnp.asarray(x), levels))]
+        if bad.size:
+            raise ValueError(
+                f"{bad.size} of {x.size} numbers are none of the {levels} values on [-1, 1], such as {bad[0]!s}: "
+                f"make x by to_unit(values, {levels}) of integers 0..{levels - 1}"
+            )
+    return jnp.where(_is_value(x, levels), 1.0, jnp.nan)
+
+
+def _is_value(x: X, levels: int) -> Bool[Array, "*x"]:
+    rounding = 2.0 * float(jnp.finfo(x.dtype).eps) * (levels - 1)
+    x = x.astype(wide(x.dtype))
+    return jnp.abs(_from_value(x, from_unit(x, levels), levels)) <= min(max(_OFF_GRID, rounding), 0.5)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DiscretizedGaussian:
     """P(x) = integral of N(mean, scale^2) over the bin of x; the edge bins reach to infinity (ELBO-5).
 
-    The bin of a value v is v +- 1/(levels - 1). The `levels` masses sum to 1 for any mean and scale.
+    The bin of a value v is v +- 1/(levels - 1). The `levels` masses sum to 1 for any mean and scale. Only the mean may
+    be given without its name, since `gaussian.Normal` has a variance where this has a standard deviation.
 
     Fields:
         mean: shape (*x).
         scale: standard deviation, scalar or (*x), positive.
-        levels: number of values on [-1, 1], at least 2.
+        levels: number of values on [-1, 1], at least 2; static.
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 13.
     """
 
-    mean: X
-    scale: X
-    levels: int
+    mean: Any  # arrays; JAX itself rebuilds a pytree with whatever it likes in their place
+    _: KW_ONLY
+    scale: Any
+    levels: int = field(metadata={"static": True})
 
     def log_prob(self, x: X) -> Scalar:
-        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x)."""
-        return jnp.sum(self._log_mass(from_unit(x, self.levels)))
+        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x).
+
+        Raises:
+            ValueError: as `on_grid`.
+        """
+        return jnp.sum(on_grid(x, self.levels) * self._log_mass(from_unit(x, self.levels)))
 
     def log_masses(self) -> Float[Array, "*x levels"]:
         """The log-probability of every value, shape (*x, levels)."""
@@ -69,14 +127,22 @@ class DiscretizedGaussian(NamedTuple):
     def sample(self, key: Key) -> X:
         """A draw on the grid: the normal's, rounded to its bin. Shape (*x)."""
         z = self.mean + self.scale * jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return to_unit(from_unit(z, self.levels), self.levels).astype(z.dtype)
+        return _rounded(z, self.levels)
 
     def _log_mass(self, index: Integer[Array, "*x"]) -> X:
-        # In units of half a bin every value and edge is an integer, so neighbouring bins share their edge exactly.
-        unit = 1.0 / ((self.levels - 1) * self.scale)
-        middle = -_from_value(self.mean, index, self.levels) * unit
-        mass = jnp.where(index == 0, _log_cdf(middle + unit), log_interval(middle, 2.0 * unit))
-        return jnp.where(index == self.levels - 1, _log_cdf(unit - middle), mass)
+        # In half bins the value and its edges are integers: the mean's distance from the nearer edge, small where the
+        # law sits on it, is as exact as that from the value.
+        mean, scale = _widened(self.mean, self.scale)
+        centre = 2 * index - (self.levels - 1)
+        apart = _from_integer(mean, centre, self.levels)
+        side = jnp.where(apart < 0.0, -1, 1)
+        to_edge = -side * _from_integer(mean, centre + side, self.levels)
+        bins = (self.levels - 1) * scale
+        first, last = index == 0, index == self.levels - 1
+        # The one edge of a bin at an end may be the farther of the two.
+        to_inner = jnp.where(first == (side > 0), to_edge, 1.0 + side * apart)
+        closed = log_interval(apart / bins, 2.0 / bins, to_edge / bins)
+        return jnp.where(first | last, _log_cdf(to_inner / bins), closed)
 
 
 class Categorical(NamedTuple):
@@ -102,19 +168,24 @@ class Categorical(NamedTuple):
     logits: Float[Array, "*x levels"] | None = None
 
     def log_prob(self, x: X) -> Scalar:
-        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x)."""
-        index = from_unit(x, self.levels)[..., None]
-        return jnp.sum(jnp.take_along_axis(self.log_masses(), index, axis=-1))
+        """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*x).
+
+        Raises:
+            ValueError: as `on_grid`.
+        """
+        masses = jnp.take_along_axis(self.log_masses(), from_unit(x, self.levels)[..., None], axis=-1)
+        return jnp.sum(on_grid(x, self.levels) * masses[..., 0])
 
     def log_masses(self) -> Float[Array, "*x levels"]:
         """The log-probability of every value, shape (*x, levels)."""
         # Squares relative to the nearest value's: their large common part would round away the differences. In units
         # of half a bin z - alpha v is (z - v) + (1 - alpha) v, and a step between values is 2 alpha.
-        nearest = from_unit(self.z, self.levels)
-        lost = -jnp.expm1(self.level.log_alpha) * (2 * nearest - (self.levels - 1)).astype(self.z.dtype)
-        offset = (_from_value(self.z, nearest, self.levels) + lost)[..., None]
-        between = jnp.arange(self.levels, dtype=nearest.dtype).reshape((1,) * self.z.ndim + (-1,)) - nearest[..., None]
-        far = 2.0 * self.level.alpha * between.astype(self.z.dtype)
+        (z,) = _widened(self.z)
+        nearest = from_unit(z, self.levels)
+        lost = -jnp.expm1(self.level.log_alpha) * (2 * nearest - (self.levels - 1)).astype(z.dtype)
+        offset = (_from_value(z, nearest, self.levels) + lost)[..., None]
+        between = jnp.arange(self.levels, dtype=nearest.dtype).reshape((1,) * z.ndim + (-1,)) - nearest[..., None]
+        far = 2.0 * self.level.alpha * between.astype(z.dtype)
         unit = 1.0 / ((self.levels - 1) * self.level.sigma)
         likelihood = -0.5 * (far * unit) * ((far - 2.0 * offset) * unit)
         return jax.nn.log_softmax(likelihood if self.logits is None else likelihood + self.logits, axis=-1)
@@ -122,13 +193,14 @@ class Categorical(NamedTuple):
     def mean(self) -> X:
         """The expectation of x, shape (*x)."""
         # No matrix product: on an accelerator its default precision would not do.
-        values = jnp.broadcast_to(_grid(self.levels, self.z.dtype), (*self.z.shape, self.levels))
-        return jnp.sum(jnp.exp(self.log_masses()) * values, axis=-1)
+        masses = jnp.exp(self.log_masses())
+        return jnp.sum(masses * jnp.broadcast_to(_grid(self.levels, masses.dtype), masses.shape), axis=-1)
 
     def sample(self, key: Key) -> X:
         """A draw on the grid, shape (*x)."""
-        index = jax.random.categorical(key, self.log_masses(), axis=-1)
-        return _grid(self.levels, self.z.dtype)[index]
+        log_masses = self.log_masses()
+        x = _grid(self.levels, self.z.dtype)[jax.random.categorical(key, log_masses, axis=-1)]
+        return jnp.where(jnp.isnan(log_masses[..., 0]), jnp.nan, x)
 
 
 class Bernoulli(NamedTuple):
@@ -151,7 +223,7 @@ class Bernoulli(NamedTuple):
         binary = jnp.abs(x) == 1.0
         if not isinstance(x, Tracer) and not np.all(np.abs(np.asarray(x)) == 1.0):
             raise ValueError(
-                "a Bernoulli decoder takes values -1 and 1 only: binarise x, to_unit(values, 2) of 0 and 1"
+                "a Bernoulli decoder takes values -1 and 1 only: binarize x, to_unit(values, 2) of 0 and 1"
             )
         return jnp.sum(jax.nn.log_sigmoid(jnp.where(binary, x, jnp.nan) * self.logits))
 
@@ -166,7 +238,7 @@ class Bernoulli(NamedTuple):
     def sample(self, key: Key) -> X:
         """A draw of -1 and 1, shape (*x)."""
         one = jax.random.bernoulli(key, jax.nn.sigmoid(self.logits))
-        return jnp.where(one, 1.0, -1.0).astype(self.logits.dtype)
+        return jnp.where(jnp.isnan(self.logits), jnp.nan, jnp.where(one, 1.0, -1.0)).astype(self.logits.dtype)
 
 
 class LogisticMixture(NamedTuple):
@@ -200,13 +272,14 @@ class LogisticMixture(NamedTuple):
         """log P(x) in nats, a scalar; x on the grid of [-1, 1], shape (*pixels, C).
 
         Raises:
-            ValueError: as many coefficients as C channels have pairs are needed, and there are not.
+            ValueError: as `on_grid`; or as many coefficients as C channels have pairs are needed, and there are not.
         """
+        logits, log_scales = _widened(self.logits, self.log_scales)
         index = from_unit(x, self.levels)
-        unit = jnp.exp(-self.log_scales) / (self.levels - 1)  # half a bin, in scales
-        middle, first = self._from_means(index) * unit, index[..., None] == 0
-        masses = _log_logistic(middle, unit, first, index[..., None] == self.levels - 1)
-        joint = jax.nn.log_softmax(self.logits, axis=-1) + jnp.sum(masses, axis=-2)
+        unit = jnp.exp(-log_scales) / (self.levels - 1)  # half a bin, in scales
+        first, last = index[..., None] == 0, index[..., None] == self.levels - 1
+        masses = _log_logistic(self._from_means(index, -1) * unit, self._from_means(index, 1) * unit, unit, first, last)
+        joint = jax.nn.log_softmax(logits, axis=-1) + jnp.sum(on_grid(x, self.levels)[..., None] * masses, axis=-2)
         return jnp.sum(special.logsumexp(joint, axis=-1))
 
     def sample(self, key: Key) -> X:
@@ -225,16 +298,18 @@ class LogisticMixture(NamedTuple):
         x = jnp.zeros_like(mean)
         for c in range(mean.shape[-1]):
             drawn = mean[..., c] + jnp.sum(coefficients[..., _pairs(c)] * x[..., :c], axis=-1)
-            x = x.at[..., c].set(to_unit(from_unit(drawn, self.levels), self.levels).astype(x.dtype))
+            x = x.at[..., c].set(_rounded(drawn, self.levels))
         return x
 
-    def _from_means(self, index: Integer[Array, "*pixels c"]) -> Float[Array, "*pixels c k"]:
-        # (x_c - m_ck) (levels - 1), in half bins, to the last digit, as `_from_value` has it: x is an integer there,
-        # and the upper halves of means and coefficients make a sum that is exact before it cancels.
-        x = (2 * index - (self.levels - 1)).astype(self.means.dtype)
-        (high, low), (upper, lower) = _halves(self.means), _halves(self._coefficients())
-        exact = x[..., None] - (self.levels - 1) * high - _regression(upper, x)
-        return exact - ((self.levels - 1) * low + _regression(lower, x))
+    def _from_means(self, index: Integer[Array, "*pixels c"], side: int) -> Float[Array, "*pixels c k"]:
+        # The bin's lower (-1) or upper (1) edge less m_ck in half bins, to the last digit, as `_from_integer` has it: x
+        # and its edges are integers there, and so are sums over the digits of means and coefficients.
+        means, coefficients = _widened(self.means, self._coefficients())
+        x = (2 * index - (self.levels - 1)).astype(means.dtype)
+        apart = x[..., None] + float(side)
+        for mean, coefficient in zip(_digits(means, self.levels), _digits(coefficients, self.levels), strict=True):
+            apart = apart - ((self.levels - 1) * mean + _regression(coefficient, x))
+        return apart
 
     def _coefficients(self) -> Float[Array, "*pixels pairs k"]:
         *pixels, channels, components = self.means.shape
@@ -252,20 +327,42 @@ def _grid(levels: int, dtype) -> Float[Array, " levels"]:
     return jnp.linspace(-1.0, 1.0, levels, dtype=dtype)
 
 
+def _widened(*arrays: Any) -> list[Array]:
+    """The arrays in one float type, float32 or wider."""
+    dtype = wide(*arrays)
+    return [jnp.asarray(array, dtype) for array in arrays]
+
+
+def _rounded(x: X, levels: int) -> X:
+    """The nearest of the values on [-1, 1]; NaN stays NaN."""
+    return jnp.where(jnp.isnan(x), x, to_unit(from_unit(x, levels), levels).astype(x.dtype))
+
+
 def _from_value(x: X, index: Integer[Array, "*x"], levels: int) -> X:
-    """(x - v) (levels - 1): how far x lies from value number `index`, in half bins, to the last digit.
+    """(x - v) (levels - 1): how far x lies from value number `index`, in half bins, to the last digit."""
+    return _from_integer(x, 2 * index - (levels - 1), levels)
 
-    A product with levels - 1 would round before the difference cancels; with the upper half of x's digits it is exact.
+
+def _from_integer(x: Real, half_bins: Array, levels: int) -> Real:
+    """x (levels - 1) - half_bins: how far x lies from a value (of the parity of levels - 1) or an edge, in half bins.
+
+    A product with levels - 1 would round before the difference cancels; those with the digits of x are exact.
     """
-    high, low = _halves(x)
-    centre = (2 * index - (levels - 1)).astype(x.dtype)
-    return ((levels - 1) * high - centre) + (levels - 1) * low
+    apart = -half_bins.astype(x.dtype)
+    for digit in _digits(x, levels):
+        apart = apart + (levels - 1) * digit
+    return apart
 
 
-def _halves(x: Real) -> tuple[Real, Real]:
-    """x as a multiple of 2^-11, whose products with small integers are exact, and the rest."""
-    high = jnp.round(x * 2.0**11) / 2.0**11
-    return high, x - high
+def _digits(x: Real, levels: int) -> list[Real]:
+    """x as a sum of digits, from large to small, whose products with integers up to `levels` are exact."""
+    size = (levels - 1).bit_length()
+    step = max(jnp.finfo(x.dtype).nmant - 4 - size, 5)  # bits a digit; products may be summed up to 32 times [-1, 1]
+    digits = []
+    for i in range(1, 1 + -(-(2 * size + 10) // step)):  # until the rounding of what is left is of no account
+        digits.append(jnp.round(x * 2.0 ** (i * step)) / 2.0 ** (i * step))
+        x = x - digits[-1]
+    return [*digits, x]
 
 
 def _pairs(channel: int) -> slice:
@@ -279,15 +376,15 @@ def _regression(coefficients: Float[Array, "*p pairs k"], x: Float[Array, "*p c"
     return jnp.stack([jnp.sum(coefficients[..., _pairs(c), :] * x[..., :c, None], axis=-2) for c in channels], axis=-2)
 
 
-def _log_logistic(middle: Real, half: Real, first: Array, last: Array) -> Real:
-    """The log-mass of a logistic between m - h and m + h, or up to infinity on either side.
+def _log_logistic(low: Real, high: Real, half: Real, first: Array, last: Array) -> Real:
+    """The log-mass of a logistic between two edges, 2 half apart, or up to infinity on either side.
 
-        sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - e^(a - b))
+        sigmoid(high) - sigmoid(low) = sigmoid(high) sigmoid(-low) (1 - e^(low - high))
 
     Every logarithm is negative, so nothing cancels; each is left out where its edge is at infinity.
     """
-    below = jnp.where(last, 0.0, jax.nn.log_sigmoid(middle + half))
-    above = jnp.where(first, 0.0, jax.nn.log_sigmoid(half - middle))
+    below = jnp.where(last, 0.0, jax.nn.log_sigmoid(high))
+    above = jnp.where(first, 0.0, jax.nn.log_sigmoid(-low))
     return below + above + jnp.where(first | last, 0.0, _log1mexp(2.0 * half))
 
 
@@ -298,19 +395,24 @@ def _log1mexp(x: Real) -> Real:
     return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 0.7, x))))
 
 
-def log_interval(middle: X, width: Real) -> X:
+def log_interval(middle: X, width: Real, near: Real | None = None) -> X:
     """log(Phi(m + w/2) - Phi(m - w/2)), right and differentiable from w -> 0 to the far tails.
 
     Three forms, none of which cancels where it is used: quadrature of the density over a narrow interval, the mass
     outside of one that holds 0, and else a difference scaled by the density at the near edge.
+
+    Args:
+        middle, width: m and w > 0, elementwise.
+        near: w/2 - |m|, how far inside of the nearer edge 0 lies, where it is known better than by subtraction.
     """
     middle = -jnp.abs(middle)  # the law is symmetric: look at the lower tail
-    low, high = middle - 0.5 * width, middle + 0.5 * width
+    high = middle + 0.5 * width if near is None else near
     narrow, around = width * (1.0 - middle) < 1.0, high > 0.0
     # Each form is evaluated only where it is meant to be: elsewhere, at a safe point, lest its gradient overflow.
     quadrature = _log_quadrature(jnp.where(narrow, middle, 0.0), jnp.where(narrow, width, 0.5))
-    tail = _log_tail(jnp.where(narrow | around, -1.5, middle), jnp.where(narrow | around, 1.0, width))
-    outside = 0.5 * (erfc(_ROOT_HALF * high) + erfc(-_ROOT_HALF * low))
+    safe = narrow | around
+    tail = _log_tail(jnp.where(safe, -1.0, high), jnp.where(safe, 1.0, width))
+    outside = 0.5 * (erfc(_ROOT_HALF * high) + erfc(_ROOT_HALF * (width - high)))
     centre = jnp.log1p(-jnp.where(around & ~narrow, outside, 0.0))
     return jnp.where(narrow, quadrature, jnp.where(around, centre, tail))
 
@@ -324,10 +426,10 @@ def _erfcx(x: X) -> X:
     return jnp.where(large, series / (far * float(np.sqrt(np.pi))), special.erfcx(jnp.where(large, 0.0, x)))
 
 
-def _log_tail(middle: X, width: Real) -> X:
+def _log_tail(high: X, width: Real) -> X:
     # Phi(x) = exp(-x^2 / 2) _erfcx(-x / sqrt 2) / 2 at both edges, the density at the upper one taken out
-    high, low = middle + 0.5 * width, middle - 0.5 * width
-    scaled = _erfcx(-_ROOT_HALF * high) - jnp.exp(middle * width) * _erfcx(-_ROOT_HALF * low)
+    low = high - width
+    scaled = _erfcx(-_ROOT_HALF * high) - jnp.exp(0.5 * (high + low) * width) * _erfcx(-_ROOT_HALF * low)
     return -0.5 * high**2 + jnp.log(0.5 * scaled)
 
 

@@ -273,7 +273,7 @@ def test_LIK_3_uniform_dequantisation_loses_the_kl():
 @pytest.mark.parametrize(("mean", "scale"), [(0.0, 0.05), (0.1, 0.3), (-0.2, 3.0), (-0.5, 0.12), (0.4, 0.03)])
 def test_LIK_4_truncated_normal_is_a_law_of_its_bin(mean, scale):
     with jax.enable_x64(True):
-        law = TruncatedNormal(jnp.asarray([0.5]), 5, jnp.asarray(mean), jnp.asarray(scale))
+        law = TruncatedNormal(jnp.asarray([0.5]), levels=5, mean=jnp.asarray(mean), scale=jnp.asarray(scale))
         truth = stats.truncnorm((-0.25 - mean) / scale, (0.25 - mean) / scale, 0.5 + mean, scale)
         grid = jnp.linspace(0.251, 0.749, 99)[:, None]
         assert_close(jax.vmap(law.log_prob)(grid), truth.logpdf(grid)[:, 0], rtol=1e-11, atol=1e-11)
@@ -290,7 +290,7 @@ def test_LIK_4_learned_dequantisation_closes_the_gap():
         world = _World(0.25)
 
         def law(params, x):
-            return TruncatedNormal(x, world.levels, params[0], jnp.exp(params[1]))
+            return TruncatedNormal(x, levels=world.levels, mean=params[0], scale=jnp.exp(params[1]))
 
         def bound(params, key, count=256):
             return dequantization.dequantized_bound(world.log_prob, key, world.batch(count), Partial(law, params))
@@ -392,7 +392,7 @@ def test_LIK_4_noise_kept_within_its_bin_is_nearly_the_encoder():
             )
             - truth
             for dequantizer in (
-                lambda x: TruncatedNormal(x, 4, jnp.zeros(()), scale),
+                lambda x: TruncatedNormal(x, levels=4, mean=jnp.zeros(()), scale=scale),
                 partial(Uniform, levels=4),
             )
         )
