@@ -164,7 +164,7 @@ def _continuous(schedule, **options):
         (LinearLogSNR(), {"terms": 0}, "at least one diffusion term"),
         (LinearLogSNR(), {"t_0": 1.0}, "t_0 is 1.0"),
         (LinearLogSNR(), {"t_0": -0.1}, "t_0 is -0.1"),
-        (LinearBeta(), {}, "have noise, which LinearBeta"),
+        (LinearBeta(), {}, "LinearBeta.* has no noise at t = 0.0"),
     ],
 )
 def test_a_continuous_bound_that_makes_no_sense_is_refused(schedule, options, message):

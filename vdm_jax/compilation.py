@@ -213,6 +213,20 @@ def _varying(body: Callable, carry: Any, xs: Any) -> Any:
         carry = jax.tree.map(lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x, carry, wanted)
 
 
+def varying_like(value: jax.Array, *others: Any) -> jax.Array:
+    """The same value, as one that varies over those axes of a `jax.shard_map` that any array of the others varies over.
+
+    A custom gradient needs it where what comes back to a value varies and the value itself does not.
+
+    Args:
+        value: an array.
+        others: pytrees.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(others) if isinstance(leaf, jax.Array)]
+    axes = tuple(frozenset().union(*map(_axes, arrays)) - _axes(value))
+    return jax.lax.pcast(value, axes, to="varying") if axes else value
+
+
 def _axes(value: Any) -> frozenset[str]:
     """The axes of a `shard_map` that an array, or its abstract value, varies over."""
     kind = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)

@@ -9,7 +9,7 @@ Terms act on one example; `bound` (ELBO-3) and `continuous_bound` (ELBO-12, T ->
 """
 
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from vdm_jax.types import (
     Real,
     Scalar,
     X,
+    check_values,
     evaluate,
     per_example,
     unknown_parameterization,
@@ -187,23 +188,28 @@ def reconstruction(
     return -decoded_log_prob(decoder, x_0, x_hat, x_1, level)
 
 
-def decoded_log_prob(decoder: Decoder, x_0: Batch, x_hat: Batch, x_1: Batch, level: Level) -> PerExample:
-    """log p(x_0 | x_1) of a batch, in nats; `level` has fields of shape (B,).
+def decoded_log_prob(decoder: Any, x_0: Batch, *given: Any) -> PerExample:
+    """log p(x_0 | ...) of a batch, in nats.
+
+    Args:
+        decoder: a `Decoder`, or one that takes other arguments.
+        x_0: shape (B, *x).
+        given: what the decoder takes, each with a leading axis B: x_hat, x_1 and the level of a `Decoder`.
 
     Raises:
-        TypeError: the decoder returns no distribution.
+        TypeError: the decoder returns no distribution. ValueError: its log-probability is not one number an example.
     """
 
-    def log_prob(x, h, z, lv):
-        distribution = decoder(h, z, lv)
+    def log_prob(x, *given):
+        distribution = decoder(*given)
         if not isinstance(distribution, Likelihood):
             raise TypeError(
                 f"the decoder returned {type(distribution).__name__}: it must return a distribution with log_prob, "
                 "such as likelihoods.DiscretizedGaussian or gaussian.Normal"
             )
-        return distribution.log_prob(x)
+        return check_values(distribution.log_prob(x), (), "log_prob of the decoder's distribution")
 
-    return jax.vmap(log_prob)(x_0, x_hat, x_1, level)
+    return jax.vmap(log_prob)(x_0, *given)
 
 
 class Bound(NamedTuple):

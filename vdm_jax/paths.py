@@ -1,7 +1,8 @@
 """The variational bound along a whole path x_1..x_T drawn from q, where `elbo` draws one level at a time.
 
 `consistency_bound` (ELBO-2) and `joint_log_ratio` (ELBO-1) have the expectation of `elbo.bound`; `importance_bound`
-lies nearer to the truth, the nearer the more paths it takes (LIK-1).
+lies nearer to the truth, the nearer the more paths it takes (LIK-1). A path is kept in float32 or a wider type; the
+denoiser gets its states in the type of x_0.
 """
 
 from functools import partial
@@ -10,14 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax import forward
-from vdm_jax.elbo import Bound, Decoder, reconstruction
+from vdm_jax.compilation import compiled, scan
+from vdm_jax.elbo import Bound, Decoder, decoded_log_prob, reconstruction
 from vdm_jax.gaussian import Normal, kl
+from vdm_jax.levels import for_batch
 from vdm_jax.parameterization import to_x_0
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Scalar, evaluate, wide
 from vdm_jax.vae import importance_weighted
 
 
+@compiled()
 def consistency_bound(
     denoiser: Denoiser,
     key: Key,
@@ -26,7 +30,7 @@ def consistency_bound(
     decoder: Decoder,
     *,
     kind: Parameterization = "eps",
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> Bound:
     """One unbiased estimate per example of the bound's first decomposition (ELBO-2), along one path drawn from q.
 
@@ -41,36 +45,47 @@ def consistency_bound(
 
     Source: Luo 2022, arXiv:2208.11970, equations 37 to 45, corrected.
     """
-    return _consistency_bound(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, prior_log_var)
-
-
-@partial(jax.jit, static_argnames="kind")
-def _consistency_bound(denoiser, key, x_0, table, decoder, kind, prior_log_var) -> Bound:
-    batch = x_0.shape[0]
     key_1, key_path = jax.random.split(key)
+    start = x_0.astype(wide(x_0.dtype))
 
-    def draw(x_s, t):
-        step = jax.tree.map(lambda field: jnp.full((batch,), field), table.step(t - 1, t))
-        q = jax.vmap(forward.transition)(x_s, step)
-        return step, q, jax.vmap(Normal.sample)(q, jax.random.split(jax.random.fold_in(key_path, t), batch))
+    def move(x_s, t):
+        step = for_batch(table.step(t - 1, t), x_0)
+        q, x_t = _transition(x_s, step, jax.random.fold_in(key_path, t))
+        return step, q, x_t
 
     def visit(carry, t):
-        x_r, (step_s, q_s, x_s), total = carry  # r, s, t are neighbours: q_s = q(x_s | x_r)
-        step_t, q_t, x_t = draw(x_s, t)
+        x_r, (step_s, q_s, x_s), total = carry  # r, s, t are neighbors: q_s = q(x_s | x_r)
+        step_t, q_t, x_t = move(x_s, t)
         bridge = jax.vmap(forward.bridge)(x_r, x_t, step_s, step_t)
-        x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_t, step_t.t), x_t, step_t.t)
-        model = jax.vmap(forward.posterior)(x_t, x_hat, step_t)
+        model = jax.vmap(forward.posterior)(x_t, _x_hat(denoiser, x_t, x_0, step_t.t, kind), step_t)
         term = jax.vmap(kl)(bridge, model) - jax.vmap(kl)(bridge, q_s)
         return (x_s, (step_t, q_t, x_t), total + term), None
 
-    first = draw(x_0, 1)
-    carry = (x_0, first, jnp.zeros(batch, x_0.dtype))
-    (_, (_, q_T, _), consistency), _ = jax.lax.scan(visit, carry, jnp.arange(2, table.num_steps + 1))
-    law = Normal(jnp.zeros_like(x_0[0]), var=jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
-    prior = jax.vmap(lambda q: kl(q, law))(q_T)
+    first = move(start, 1)
+    carry = (start, first, jnp.zeros(x_0.shape[:1], start.dtype))
+    (_, (_, q_T, _), consistency), _ = scan(visit, carry, jnp.arange(2, table.num_steps + 1))
+    p_T = _prior(start, prior_log_var)
+    prior = jax.vmap(lambda q: kl(q, p_T))(q_T)
     return Bound(prior, reconstruction(denoiser, key_1, x_0, first[0].t, decoder, kind), consistency)
 
 
+def _transition(x_s: Batch, step, key: Key) -> tuple[Normal, Batch]:
+    """q(x_t | x_s) of each example, and x_t sampled from it."""
+    q = jax.vmap(forward.transition)(x_s, step)
+    return q, jax.vmap(Normal.sample)(q, jax.random.split(key, x_s.shape[0])).astype(x_s.dtype)
+
+
+def _x_hat(denoiser, x_t, x_0, level, kind) -> Batch:
+    """The prediction of x_0 from a state of the path, which the denoiser gets in the type of x_0."""
+    prediction = evaluate(denoiser, x_t.astype(x_0.dtype), level)
+    return jax.vmap(partial(to_x_0, kind=kind))(prediction, x_t, level)
+
+
+def _prior(x: Batch, log_var) -> Normal:
+    return Normal(jnp.zeros_like(x[0]), var=jnp.exp(jnp.asarray(log_var, x.dtype)))
+
+
+@compiled()
 def joint_log_ratio(
     denoiser: Denoiser,
     key: Key,
@@ -79,7 +94,7 @@ def joint_log_ratio(
     decoder: Decoder,
     *,
     kind: Parameterization = "eps",
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> PerExample:
     """log p(x_{0:T}) - log q(x_{1:T} | x_0) along one path x_1..x_T drawn from q (ELBO-1).
 
@@ -90,32 +105,29 @@ def joint_log_ratio(
 
     Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585; Ho et al. 2020, arXiv:2006.11239, equation 3.
     """
-    return _joint_log_ratio(pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, prior_log_var)
+    return _joint_log_ratio(denoiser, key, x_0, table, decoder, kind, prior_log_var)
 
 
-@partial(jax.jit, static_argnames="kind")
 def _joint_log_ratio(denoiser, key, x_0, table, decoder, kind, prior_log_var) -> PerExample:
-    steps = jnp.arange(1, table.num_steps + 1)
-    batch = x_0.shape[0]
+    start = x_0.astype(wide(x_0.dtype))
 
     def visit(carry, t):
         x_s, total = carry
-        step = jax.tree.map(lambda field: jnp.full((batch,), field), table.step(t - 1, t))
-        keys = jax.random.split(jax.random.fold_in(key, t), batch)
-        q = jax.vmap(forward.transition)(x_s, step)
-        x_t = jax.vmap(Normal.sample)(q, keys)
-        x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(x_t, step.t), x_t, step.t)
-        decoded = jax.vmap(lambda x, h, z, lv: decoder(h, z, lv).log_prob(x))(x_0, x_hat, x_t, step.t)
-        law = jax.vmap(forward.posterior)(x_t, x_hat, step)
-        law = law._replace(var=jnp.where(t == 1, 1.0, law.var))  # a point at t = 1, where the decoder stands: no NaN
-        reverse = jax.vmap(Normal.log_prob)(law, x_s)
+        step = for_batch(table.step(t - 1, t), x_0)
+        q, x_t = _transition(x_s, step, jax.random.fold_in(key, t))
+        x_hat = _x_hat(denoiser, x_t, x_0, step.t, kind)
+        decoded = decoded_log_prob(decoder, x_0, x_hat, x_t, step.t)
+        p = jax.vmap(forward.posterior)(x_t, x_hat, step)
+        p = Normal(p.mean, var=jnp.where(t == 1, 1.0, p.var))  # a point at t = 1, where the decoder stands: no NaN
+        reverse = jax.vmap(Normal.log_prob)(p, x_s)
         return (x_t, total + jnp.where(t == 1, decoded, reverse) - jax.vmap(Normal.log_prob)(q, x_t)), None
 
-    (x_T, total), _ = jax.lax.scan(visit, (x_0, jnp.zeros(batch, x_0.dtype)), steps)
-    prior = Normal(jnp.zeros_like(x_0[0]), var=jnp.exp(jnp.asarray(prior_log_var, x_0.dtype)))
-    return total + jax.vmap(prior.log_prob)(x_T)
+    carry = (start, jnp.zeros(x_0.shape[:1], start.dtype))
+    (x_T, total), _ = scan(visit, carry, jnp.arange(1, table.num_steps + 1))
+    return total + jax.vmap(_prior(start, prior_log_var).log_prob)(x_T)
 
 
+@compiled(static=("samples",))
 def importance_bound(
     denoiser: Denoiser,
     key: Key,
@@ -125,14 +137,14 @@ def importance_bound(
     *,
     samples: int,
     kind: Parameterization = "eps",
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> PerExample:
     """The K-sample importance-weighted bound on -log p(x_0), nats (LIK-1).
 
         -log p(x_0) <= -E log 1/K sum_k p(x_{0:T}^k) / q(x_{1:T}^k | x_0)
 
-    K = 1 is the bound itself; it falls with K, to -log p(x_0) of the model of T steps. Each path asks the network T
-    times. Averaged over K inside the logarithm: without its -log K a sum would claim log K nats too many.
+    K = 1 is the bound itself; it falls with K, to -log p(x_0) of the model of T steps. Each path evaluates the
+    network T times. Averaged over K inside the logarithm: without its -log K a sum would claim log K nats too many.
 
     Args:
         samples: K, at least 1. The others, and errors, as in `elbo.bound`.
@@ -147,14 +159,8 @@ def importance_bound(
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}: the bound needs at least one path")
-    arguments = (pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder))
-    return _importance_bound(*arguments, samples, kind, prior_log_var)
 
-
-@partial(jax.jit, static_argnames=("samples", "kind"))
-def _importance_bound(denoiser, key, x_0, table, decoder, samples, kind, prior_log_var) -> PerExample:
     def path(key):
         return _joint_log_ratio(denoiser, key, x_0, table, decoder, kind, prior_log_var)
 
-    log_ratios = jax.lax.map(path, jax.random.split(key, samples))
-    return importance_weighted(log_ratios)
+    return importance_weighted(jax.lax.map(path, jax.random.split(key, samples)))

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
-from vdm_jax.elbo import Bound, Likelihood, _spread_steps, diffusion_weight, prior_kl
+from vdm_jax.compilation import compiled, scan
+from vdm_jax.elbo import Bound, _spread_steps, decoded_log_prob, diffusion_weight, prior_kl
 from vdm_jax.gaussian import variance_kl
 from vdm_jax.levels import Level, Step
-from vdm_jax.likelihoods import DiscretizedGaussian
+from vdm_jax.likelihoods import DiscretizedGaussian, Likelihood
 from vdm_jax.parameterization import target, to_eps, to_x_0
 from vdm_jax.tables import Discrete
 from vdm_jax.times import draw_steps
@@ -34,7 +35,7 @@ from vdm_jax.types import (
     check_prediction,
     evaluate,
     per_example,
-    pytree_callable,
+    wide,
 )
 
 PerStep = Float[Array, "T *y"]  # step t's at index t - 1: a number, or one for every dimension
@@ -163,9 +164,12 @@ class InterpolatedDecoder:
         """The law of x_0 given x_1."""
         del x_1
         low = jnp.sqrt(forward.posterior_variance(self.table.step(1, 2)))
-        return DiscretizedGaussian(x_hat, scale=low * jnp.exp(fraction * jnp.log(level.sigma / low)), levels=self.levels)
+        return DiscretizedGaussian(
+            x_hat, scale=low * jnp.exp(fraction * jnp.log(level.sigma / low)), levels=self.levels
+        )
 
 
+@compiled(static=("terms",))
 def learned_bound(
     denoiser: VarianceDenoiser,
     key: Key,
@@ -175,7 +179,7 @@ def learned_bound(
     *,
     kind: Parameterization = "eps",
     terms: int | None = None,
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> Bound:
     """`elbo.bound` of a model with a learned variance: one unbiased estimate per example (ELBO-3, VAR-1).
 
@@ -201,51 +205,48 @@ def learned_bound(
         raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term, or None for all")
     if terms is None or table.num_steps == 1:
         terms = table.num_steps - 1
-    return _learned_bound(
-        pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), kind, terms, prior_log_var
-    )
-
-
-@partial(jax.jit, static_argnames=("kind", "terms"))
-def _learned_bound(denoiser, key, x_0, table, decoder, kind, terms, prior_log_var) -> Bound:
     key_1, key_terms = jax.random.split(key)
-    key_t, key_eps = jax.random.split(key_terms)
+    diffusion = _learned_terms(denoiser, key_terms, x_0, table, kind, terms)
+    prior = jax.vmap(lambda x: prior_kl(x, table(table.num_steps), prior_log_var))(x_0)
+    level = table(jnp.ones(x_0.shape[:1], jnp.int32))
+    keys = jax.random.split(key_1, x_0.shape[0])
+    x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, keys).astype(x_0.dtype)
+    prediction, fraction = evaluate_variance(denoiser, x_1, level)
+    x_hat = jax.vmap(partial(to_x_0, kind=kind))(prediction, x_1, level)
+    return Bound(prior, -decoded_log_prob(decoder, x_0, x_hat, fraction, x_1, level), diffusion)
+
+
+def _learned_terms(denoiser, key, x_0, table, kind, terms) -> PerExample:
+    key_t, key_eps = jax.random.split(key)
     batch, num_steps = x_0.shape[0], table.num_steps
 
     def visit(total, index):
         step = _pair(table, _spread_steps(key_t, index, terms, num_steps, batch))
         eps = jax.random.normal(jax.random.fold_in(key_eps, index), x_0.shape, x_0.dtype)
-        _, truth, (prediction, fraction) = _ask(denoiser, x_0, eps, step.t, kind)
-        return total + _variational(truth, prediction, fraction, step, kind), None
+        prediction, fraction = evaluate_variance(denoiser, _noisy(x_0, eps, step.t), step.t)
+        return total + _variational(_target(x_0, eps, step.t, kind), prediction, fraction, step, kind), None
 
-    diffusion, _ = jax.lax.scan(visit, jnp.zeros(batch, x_0.dtype), jnp.arange(terms))
-    prior = jax.vmap(lambda x: prior_kl(x, table(num_steps), prior_log_var))(x_0)
-    level = table(jnp.ones(batch, jnp.int32))
-    x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, jax.random.split(key_1, batch))
-    prediction, fraction = denoiser(x_1, level)
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(prediction, x_1, level)
-    share = (num_steps - 1) / terms if terms else 0.0
-    return Bound(prior, _reconstruction(decoder, x_0, x_hat, fraction, x_1, level), share * diffusion)
+    total = scan(visit, jnp.zeros(batch, wide(x_0.dtype)), jnp.arange(terms))[0]
+    return (num_steps - 1) / terms * total if terms else total
 
 
 def _pair(table, t) -> Step:
     return table.step(t - 1, t)
 
 
-def _ask(denoiser, x_0, eps, level, kind):
-    """x_t, what should be predicted of it, and the denoiser's answer."""
-    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level)
-    return x_t, jax.vmap(partial(target, kind=kind))(x_0, eps, level), denoiser(x_t, level)
+def _noisy(x_0, eps, level) -> Batch:
+    """x_t in the type of x_0."""
+    return jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
+
+
+def _target(x_0, eps, level, kind) -> Batch:
+    return jax.vmap(partial(target, kind=kind))(x_0, eps, level)
 
 
 def _variational(truth, prediction, fraction, step, kind) -> PerExample:
     return jax.vmap(lambda y, p, f, st: reverse_kl(y, p, f * _log_range(st), st, kind))(
         truth, prediction, fraction, step
     )
-
-
-def _reconstruction(decoder, x_0, x_hat, fraction, x_1, level) -> PerExample:
-    return jax.vmap(lambda x, h, f, z, lv: -decoder(h, f, z, lv).log_prob(x))(x_0, x_hat, fraction, x_1, level)
 
 
 class VariationalLoss(NamedTuple):
@@ -291,6 +292,7 @@ class HybridLoss(NamedTuple):
         return self.importance * (self.squared_error + self.vlb_weight * self.vlb)
 
 
+@compiled()
 def vlb_loss(
     denoiser: VarianceDenoiser,
     key: Key,
@@ -320,17 +322,16 @@ def vlb_loss(
         `VariationalLoss`, each field (B,), nats.
 
     Raises:
-        ValueError: unknown kind, or a table of one step.
+        ValueError: unknown kind, a table of one step, or t or importance of another shape than (B,).
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 3.3.
     """
-    _check_steps(table)
-    importance = jnp.ones(x_0.shape[0], x_0.dtype) if importance is None else importance
-    arguments = (pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), t)
-    steps, _, vlb = _one_step(*arguments, kind=kind, spread=spread, held=False)
-    return VariationalLoss(steps, vlb, importance)
+    importance = _importance(importance, x_0)
+    t, _, vlb = _one_step(denoiser, key, x_0, table, decoder, t, kind=kind, spread=spread, held=False)
+    return VariationalLoss(t, vlb, importance)
 
 
+@compiled()
 def hybrid_loss(
     denoiser: VarianceDenoiser,
     key: Key,
@@ -339,7 +340,7 @@ def hybrid_loss(
     decoder: VarianceDecoder,
     *,
     kind: Parameterization = "eps",
-    vlb_weight: float = 1e-3,
+    vlb_weight: Scalar | float = 1e-3,
     spread: bool = False,
     t: Int[Array, " b"] | None = None,
     importance: PerExample | None = None,
@@ -358,35 +359,41 @@ def hybrid_loss(
         `HybridLoss`, each field (B,).
 
     Raises:
-        ValueError: unknown kind, or a table of one step.
+        ValueError: unknown kind, a table of one step, or t or importance of another shape than (B,).
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 16.
     """
-    _check_steps(table)
-    ones = jnp.ones(x_0.shape[0], x_0.dtype)
-    arguments = (pytree_callable(denoiser), key, x_0, table, pytree_callable(decoder), t)
-    steps, squared_error, vlb = _one_step(*arguments, kind=kind, spread=spread, held=True)
-    return HybridLoss(steps, squared_error, vlb, vlb_weight * ones, ones if importance is None else importance)
+    importance = _importance(importance, x_0)
+    t, squared_error, vlb = _one_step(denoiser, key, x_0, table, decoder, t, kind=kind, spread=spread, held=True)
+    return HybridLoss(t, squared_error, vlb, vlb_weight * jnp.ones_like(vlb), importance)
 
 
-def _check_steps(table) -> None:
+def _importance(given, x_0) -> PerExample:
+    """The importance weights, 1 unless given, as float32 or a wider type."""
+    if given is None:
+        return jnp.ones(x_0.shape[:1], wide(x_0.dtype))
+    if given.shape != x_0.shape[:1]:
+        raise ValueError(f"importance has shape {given.shape}: it must be {x_0.shape[:1]}, one weight for each example")
+    return given.astype(wide(given.dtype))
+
+
+def _one_step(denoiser, key, x_0, table, decoder, t, *, kind, spread, held):
     if table.num_steps < 2:
         raise ValueError("a table of one step has a decoder and no variance to learn: take T >= 2")
-
-
-@partial(jax.jit, static_argnames=("kind", "spread", "held"))
-def _one_step(denoiser, key, x_0, table, decoder, t, *, kind, spread, held):
+    if t is not None and t.shape != x_0.shape[:1]:
+        raise ValueError(f"t has shape {t.shape}: it must be {x_0.shape[:1]}, one step for each example")
     key_t, key_eps = jax.random.split(key)
     t = draw_steps(key_t, x_0.shape[0], table.num_steps, spread=spread) if t is None else t
     eps, level = jax.random.normal(key_eps, x_0.shape, x_0.dtype), table(t)
-    x_t, truth, (prediction, fraction) = _ask(denoiser, x_0, eps, level, kind)
+    x_t, truth = _noisy(x_0, eps, level), _target(x_0, eps, level, kind)
+    prediction, fraction = evaluate_variance(denoiser, x_t, level)
     squared_error = per_example(jnp.square(truth - prediction))
     seen = jax.lax.stop_gradient(prediction) if held else prediction
     # Each form of the term is evaluated where it is meant to be, and elsewhere at a safe point.
     divergence = _variational(truth, seen, fraction, _pair(table, jnp.maximum(t, 2)), kind)
     x_hat = jax.vmap(partial(to_x_0, kind=kind))(seen, x_t, level)
     x_hat = jax.vmap(lambda one, h, x: jnp.where(one, h, x))(t == 1, x_hat, x_0)
-    cost = _reconstruction(decoder, x_0, x_hat, fraction, x_t, table(jnp.ones_like(t)))
+    cost = -decoded_log_prob(decoder, x_0, x_hat, fraction, x_t, table(jnp.ones_like(t)))
     term = jnp.where(t == 1, cost, jnp.where(t > 1, divergence, jnp.nan))
     return t, squared_error, table.num_steps * term
 
@@ -445,6 +452,7 @@ def variance_bounds(step: Step, half_width: Real | float | None = None) -> Varia
     return VarianceBounds(forward.posterior_variance(step), matched_variance(step, widest**2))
 
 
+@compiled()
 def eps_power(
     denoiser: Denoiser,
     key: Key,
@@ -472,17 +480,13 @@ def eps_power(
 
     Source: Bao et al. 2022, arXiv:2201.06503, section 3 (Gamma_n, in terms of the score).
     """
-    return _eps_power(pytree_callable(denoiser), key, x_0, table, kind, per_dim)
 
-
-@partial(jax.jit, static_argnames=("kind", "per_dim"))
-def _eps_power(denoiser, key, x_0, table, kind, per_dim):
     def visit(_, t):
         level = table(jnp.full(x_0.shape[:1], t))
         eps = jax.random.normal(jax.random.fold_in(key, t), x_0.shape, x_0.dtype)
-        x_t, _, prediction = _ask(denoiser, x_0, eps, level, kind)
-        eps_hat = jax.vmap(partial(to_eps, kind=kind))(prediction, x_t, level)
+        x_t = _noisy(x_0, eps, level)
+        eps_hat = jax.vmap(partial(to_eps, kind=kind))(evaluate(denoiser, x_t, level), x_t, level)
         power = jnp.square(eps_hat).mean(0)
         return None, power if per_dim else power.mean()
 
-    return jax.lax.scan(visit, None, jnp.arange(1, table.num_steps + 1))[1]
+    return scan(visit, None, jnp.arange(1, table.num_steps + 1))[1]

@@ -241,9 +241,16 @@ def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> Non
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((schedule, t_0))):
         return
-    with jax.ensure_compile_time_eval():
-        if not 0.0 <= float(t_0) < 1.0 or not float(schedule(jnp.asarray(t_0, dtype)).sigma) > 0.0:
-            raise ValueError(f"t_0 is {t_0}: it must be in [0, 1) and have noise, which {schedule} has later")
+    if not 0.0 <= float(t_0) < 1.0:
+        raise ValueError(f"t_0 is {t_0}: it must be in [0, 1)")
+    numpy = jnp if jax.tree.leaves(schedule) else np  # JAX's arrays are traced in an uncompiled `jax.shard_map`
+    with jax.ensure_compile_time_eval(), np.errstate(divide="ignore"):
+        sigma = schedule(numpy.asarray(t_0, dtype)).sigma
+    if not isinstance(sigma, Tracer) and not float(sigma) > 0.0:
+        raise ValueError(
+            f"{schedule} has no noise at t = {float(t_0)}: choose a schedule that begins with noise, such as "
+            "LinearLogSNR() or tables.Interpolated(tables.tabulate(schedule, 1000)), or a later t_0 where one is taken"
+        )
 
 
 def _check_schedule(name: str, value: Any) -> None:

@@ -61,17 +61,34 @@ def evaluate(network: Callable, x: Batch, *conditioning: Any, name: str = "denoi
         ValueError: the prediction has another shape, or the network changed its own state.
         TypeError: the prediction is no floating-point array.
     """
-    network = jax.tree.map(lambda leaf: leaf, network)  # a copy that a stateful module may change
-    before = jax.tree.leaves(network)
-    prediction = network(x, *conditioning)
-    after = jax.tree.leaves(network)
+    return check_prediction(_stateless(network, name, x, *conditioning), x, name)
+
+
+def evaluate_scalars(function: Callable, x: Batch, *conditioning: Any, name: str) -> PerExample:
+    """The values of an energy or a log-density for a batch, checked: one floating-point number for each example.
+
+    Args as in `evaluate`. Returns shape (B,), in float32 or a wider type.
+
+    Raises:
+        ValueError: the values have another shape, or the function changed its own state.
+        TypeError: they are no floating-point array.
+    """
+    return check_values(_stateless(function, name, x, *conditioning), x.shape[:1], name)
+
+
+def _stateless(function: Callable, name: str, *arguments: Any) -> Any:
+    """The function's result, from a function that stays as it is."""
+    function = jax.tree.map(lambda leaf: leaf, function)  # a copy that a stateful module may change
+    before = jax.tree.leaves(function)
+    result = function(*arguments)
+    after = jax.tree.leaves(function)
     if len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True)):
         raise ValueError(
             f"the {name} changes its own state when it is evaluated (a dropout key, batch statistics), and the change "
             "would be lost: put it in evaluation mode, or pass the state as an argument, "
             "Partial(apply, params, dropout_key)"
         )
-    return check_prediction(prediction, x, name)
+    return result
 
 
 def check_prediction(prediction: Any, x: Batch, name: str = "denoiser") -> Batch:
@@ -83,6 +100,17 @@ def check_prediction(prediction: Any, x: Batch, name: str = "denoiser") -> Batch
     if shape != x.shape:
         raise ValueError(f"the {name} returned shape {shape} for x_t of shape {x.shape}: the two must be equal")
     return prediction.astype(wide(prediction.dtype, x.dtype))
+
+
+def check_values(values: Any, shape: tuple[int, ...], name: str) -> Real:
+    """What a callable returned, in float32 or a wider type; errors as in `evaluate_scalars`."""
+    found, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
+    if found is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        kind = type(values).__name__ if dtype is None else dtype
+        raise TypeError(f"the {name} returned {kind}: it must return a floating-point array of shape {shape}")
+    if found != shape:
+        raise ValueError(f"the {name} returned shape {found}: it must return shape {shape}")
+    return values.astype(wide(dtype))
 
 
 def wide(*dtypes: Any) -> Any:
@@ -101,7 +129,14 @@ def _check_batch(name: str, x: Any) -> None:
         raise ValueError(f"{name} has shape {shape}: a batch has shape (B, *x) with at least one example")
 
 
-ARGUMENT_CHECKS[Batch] = _check_batch
+def _check_scalar(name: str, value: Any) -> None:
+    shape = np.shape(value)
+    if shape != ():
+        raise ValueError(f"{name} has shape {shape}: it must be one number")
+
+
+ARGUMENT_CHECKS[Batch] = ARGUMENT_CHECKS[Data] = _check_batch
+ARGUMENT_CHECKS[Scalar | float] = _check_scalar
 
 
 def pytree_callable(function: Callable) -> Callable:

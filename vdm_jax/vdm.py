@@ -7,13 +7,19 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.elbo import Bound, Decoder, denoising_error, diffusion_rate, diffusion_weight, prior_kl, reconstruction
 from vdm_jax.levels import level_from_log_snr
-from vdm_jax.schedules import Learned, Schedule
+from vdm_jax.schedules import Learned, Schedule, check_begins_noisy
 from vdm_jax.times import uniforms
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Scalar, wide
 
 
+def _check_start(schedule: Schedule) -> None:
+    check_begins_noisy(schedule, 0.0, jnp.float32)
+
+
+@compiled(static=("num_steps",), check=_check_start)
 def vdm_loss(
     denoiser: Denoiser,
     key: Key,
@@ -24,7 +30,7 @@ def vdm_loss(
     kind: Parameterization = "eps",
     num_steps: int | None = None,
     shape: Literal["variance", "bound"] = "variance",
-    prior_log_var: float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
 ) -> Bound:
     """The bound at one time t an example, those of the batch spread evenly from a random start (ELBO-12, VDM-1).
 
@@ -62,16 +68,10 @@ def vdm_loss(
         raise ValueError(f"unknown shape {shape!r}: choose 'variance' or 'bound'")
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}: the bound needs at least one step, or None for T -> infinity")
-    arguments = (pytree_callable(denoiser), key, x_0, schedule, pytree_callable(decoder))
-    return _vdm_loss(*arguments, kind, num_steps, shape == "variance", prior_log_var)
-
-
-@partial(jax.jit, static_argnames=("kind", "num_steps", "least_variance"))
-def _vdm_loss(denoiser, key, x_0, schedule, decoder, kind, num_steps, least_variance, prior_log_var) -> Bound:
     key_t, key_eps, key_0 = jax.random.split(key, 3)
-    t = uniforms(key_t, x_0.shape[0], "spread").astype(x_0.dtype)
+    t = varying_like(uniforms(key_t, x_0.shape[0], "spread").astype(wide(x_0.dtype)), x_0, denoiser)
     if num_steps is None:
-        level, slope, token = _pace(schedule, t, least_variance)
+        level, slope, token = _pace(schedule, t, shape == "variance")
         weight = jax.vmap(partial(diffusion_rate, kind=kind))(level, slope)
         diffusion = _tell(weight * denoising_error(denoiser, key_eps, x_0, level, kind), token, x_0[0].size)
     else:
@@ -79,7 +79,7 @@ def _vdm_loss(denoiser, key, x_0, schedule, decoder, kind, num_steps, least_vari
         step = schedule.step(i / num_steps, jnp.minimum((i + 1) / num_steps, 1.0))
         weight = num_steps * jax.vmap(partial(diffusion_weight, kind=kind))(step)
         diffusion = weight * denoising_error(denoiser, key_eps, x_0, step.t, kind)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), x.dtype)), prior_log_var))(x_0)
+    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), t.dtype)), prior_log_var))(x_0)
     first = schedule(jnp.zeros_like(t))
     return Bound(prior, reconstruction(denoiser, key_0, x_0, first, decoder, kind), diffusion)
 
