@@ -161,7 +161,7 @@ def test_gradient_is_the_slope(trace):
         (SCHEDULE, {"trace": "all"}, "unknown trace 'all'"),
         (SCHEDULE, {"probes": 0}, "probes is 0"),
         (SCHEDULE, {"t_0": 1.0}, "t_0 is 1.0"),
-        (LinearBeta(), {}, "have noise, which LinearBeta"),
+        (LinearBeta(), {}, "LinearBeta.* has no noise at t = 0.0"),
         (Cosine(), {"t_0": 0.1, "kind": "eps"}, "loses its signal at t = 1, where the ODE by eps is singular"),
         (Cosine(), {"t_0": 0.1, "kind": "score"}, "by score is singular"),
         (Sigmoid(), {"t_0": 0.1, "kind": "v"}, "by v is singular"),
