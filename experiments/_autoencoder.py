@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from experiments._pictures import pixels
 from vdm_jax import autoencoder
-from vdm_jax.likelihoods import from_unit, to_unit
+from vdm_jax.likelihoods import to_unit
 from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import DataSpec, Experiment, Samples
@@ -56,7 +57,7 @@ class Autoencoder(TrainConfig):
             return errors(params, key_dropout, key_eps, batch, self.sigma).mean(), {}
 
         def sample(params, key, n):
-            return Samples(from_unit(maps(params)[1](jax.random.normal(key, (n, self.network.latent))), data.levels))
+            return Samples(pixels(maps(params)[1](jax.random.normal(key, (n, self.network.latent))), data.levels))
 
         def evaluate(params, key, batch):
             clean = {"reconstruction_error": errors(params, None, key, batch, 0.0)}
@@ -67,7 +68,7 @@ class Autoencoder(TrainConfig):
             x = to_unit(batch["image"], data.levels)
             noisy = x + self.sigma * jax.random.normal(key, x.shape)
             rows = [x, noisy, decoder(encoder(noisy))] if self.sigma else [x, decoder(encoder(x))]
-            return from_unit(jnp.stack(rows), data.levels)
+            return pixels(jnp.stack(rows), data.levels)
 
         def codes(params, key, batch):
             return maps(params)[0](to_unit(batch["image"], data.levels))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from experiments._pictures import pixels
 from vdm_jax import langevin
-from vdm_jax.likelihoods import from_unit, to_unit
+from vdm_jax.likelihoods import to_unit
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.sure import sure
 from vdm_jax.training.config import TrainConfig
@@ -91,12 +92,12 @@ class DenoiserConfig(TrainConfig):
                 return (denoise(params, None, y) - y) / self.sigma**2
 
             ends = langevin.unadjusted(score, key_chain, start, 0.1 * self.sigma**2, self.chain_steps).x
-            return Samples(from_unit(denoise(params, None, ends), data.levels))
+            return Samples(pixels(denoise(params, None, ends), data.levels))
 
         def denoised(params, key, batch):
             x = to_unit(batch["image"], data.levels)
             y = noisy(key, x)
-            return from_unit(jnp.stack([x, y, denoise(params, None, y)]), data.levels)
+            return pixels(jnp.stack([x, y, denoise(params, None, y)]), data.levels)
 
         cost = Cost(evaluate=4, sample=self.chain_steps)
         return Experiment(init, loss, sample, evaluate, cost, pictures={"denoised": denoised})

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from experiments._pictures import pixels
 from experiments._score import Langevin, Noise
 from vdm_jax import score_matching
-from vdm_jax.likelihoods import from_unit, to_unit
+from vdm_jax.likelihoods import to_unit
 from vdm_jax.networks.refinenet import RefineNet, RefineNetConfig
 from vdm_jax.times import draw_steps
 from vdm_jax.training.config import TrainConfig
@@ -65,7 +66,7 @@ class NCSN(TrainConfig):
         def sample(params, key, n):
             chain = self.sampling(Partial(predict, params), key, (n, *data.shape), table, self.kind)
             rows = np.unique(np.round(np.linspace(0, count - 1, min(count, 9))).astype(int))
-            images, states = from_unit(chain.x, data.levels), from_unit(chain.path[rows, : min(n, 8)], data.levels)
+            images, states = pixels(chain.x, data.levels), pixels(chain.path[rows, : min(n, 8)], data.levels)
             return Samples(images, jnp.concatenate([states, images[None, : min(n, 8)]]))
 
         def evaluate(params, key, batch):

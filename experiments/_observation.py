@@ -6,8 +6,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from experiments._pictures import pixels
 from vdm_jax.gaussian import Normal
-from vdm_jax.likelihoods import Bernoulli, DiscretizedGaussian, Likelihood, LogisticMixture, from_unit, to_unit
+from vdm_jax.likelihoods import Bernoulli, DiscretizedGaussian, Likelihood, LogisticMixture, to_unit
 
 LEAST_SCALE = 1e-2  # of a pixel on [-1, 1]: a flat patch of the training set must not be worth any number of nats
 
@@ -51,7 +52,7 @@ class Observation:
 
     def values(self, x, levels: int) -> jax.Array:
         """Numbers on [-1, 1] as pixel values 0..levels - 1, whatever the law's number of values."""
-        return from_unit(x, levels)
+        return pixels(x, levels)
 
     def features(self, channels: int) -> int:
         """Numbers a pixel that the law is read from."""

@@ -135,7 +135,7 @@ def test_summary_holds_the_numbers(tiny):
 
 def test_too_few_are_refused(tiny):
     for options, samples in (({}, 19), ({"eval_examples": 19}, 100)):
-        with pytest.raises(UserError, match="measured on 20 samples and test images or more: take a larger --quality"):
+        with pytest.raises(UserError, match=f"--quality {samples}, with .* measured on 20 or more of each"):
             measured(drawing(tiny(1, **options), real_images), samples=samples)
 
 

@@ -77,8 +77,8 @@ def train_and_report(run, changed: bool = False) -> None:
         return
     say("Evaluating on the test set and drawing.")
     result = report(run, saved)
-    pictures = draw_final(run, saved.state.ema)
     print(summary(result))
+    pictures = draw_final(run, saved.state.ema)
     for path in [*pictures, run.folder / "report.json"]:
         print(f"  {path}")
     if run.experiment.ledger:

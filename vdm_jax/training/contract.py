@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 Params = Any  # a pytree of arrays
+NO_VALUE = -1  # in the place of a pixel value, where a number is not finite: NaN has no nearest integer
 Batch = dict[str, Array]  # {"image": integers (B, H, W, C), or points float32 (B, 2); "label": int32 (B,)}
 
 
@@ -30,7 +31,8 @@ class DataSpec(NamedTuple):
 class Samples(NamedTuple):
     """Drawn images or points, and how they came to be.
 
-    images: values 0 .. levels - 1, shape (n, H, W, C); or points (n, 2).
+    images: values 0 .. levels - 1, shape (n, H, W, C), NO_VALUE where the sampler's number is not finite; or points
+        (n, 2). What is not finite is neither drawn nor measured.
     trajectory: snapshots along the sampling chain, first row noise, last row clean, shape (K, m, H, W, C) or (K, m, 2);
         or None.
     labels: the class that each was asked to be of, shape (n,); None without.
@@ -104,7 +106,8 @@ class Experiment(NamedTuple):
     evaluate(params, key, batch) -> {name: array (B,)}, one number an example, such as its bits per dimension
     ledger: what else there is to say of each test example, by name; `make eval` says it
     curve: the picture that goes with it, or None
-    pictures: what else to draw of test images, by name: (params, key, batch) -> values (rows, columns, H, W, C)
+    pictures: what else to draw of test images, by name: (params, key, batch) -> values (rows, columns, H, W, C),
+        NO_VALUE where a number is not finite
     codes: (params, key, batch) -> array (B, 2), where each image lies on a map of the latent; or None
     planes: where the data are points of a plane, pictures of it by name: (params, key) -> {title: Panel}
     """

@@ -25,7 +25,7 @@ from vdm_jax.training.evaluate import plus_minus, report
 from vdm_jax.training.files import write_json, writing
 from vdm_jax.training.journal import clock
 from vdm_jax.training.loop import train
-from vdm_jax.training.pictures import finish
+from vdm_jax.training.pictures import NotFinite, finish
 from vdm_jax.training.run import Run, open_run, remove
 from vdm_jax.training.sample import Sampler
 
@@ -51,10 +51,10 @@ class Options:
 
 
 class Rung(NamedTuple):
-    """An experiment of the ladder, done: its report and rows of images drawn from it."""
+    """An experiment of the ladder, done: its report, and images drawn from it or why there are none."""
 
     result: dict[str, Any]
-    images: np.ndarray
+    images: np.ndarray | NotFinite
 
 
 def chosen(rung: str, options: Options) -> Run:
@@ -87,12 +87,14 @@ def check(runs: list[Run]) -> None:
     """Refuse a ladder that compares nothing.
 
     Raises:
-        UserError: no rungs, or rungs on different data.
+        UserError: no rungs, or rungs on different data or on points.
     """
     if not runs:
         raise UserError("A ladder needs rungs: experiments with their numbers of steps, such as vae_digits:2000.")
     if len(names := {run.data.spec.name for run in runs}) > 1:
         raise UserError(f"The rungs are on different data, {', '.join(sorted(names))}: nothing could be compared.")
+    if not runs[0].data.spec.levels:
+        raise UserError(f"The rungs are on points, {names.pop()}: a ladder compares models of images.")
 
 
 def climb(run: Run) -> Rung:
@@ -103,7 +105,10 @@ def climb(run: Run) -> Rung:
     rows = {name: row for name, row in run.experiment.ledger.items() if _importance(name) and row.cost <= MOST}
     if not rows.keys() <= result.setdefault("ledger", {}).keys():  # a stop may have left some of them out
         ledger.fill(run, saved, rows, result, curve=False)
-    return Rung(result, np.asarray(Sampler(run)(on_one_device(saved.state.ema)).images))
+    try:
+        return Rung(result, np.asarray(Sampler(run)(on_one_device(saved.state.ema)).images))
+    except NotFinite as error:  # the other rungs can still be compared
+        return Rung(result, error)
 
 
 def _importance(name: str) -> bool:
@@ -164,13 +169,16 @@ def main() -> None:
         jax.clear_caches()  # a rung's programs are of no use to the next
     first = runs[0].data
     test = first.test.take(np.arange(WIDE))["image"]
-    rows = {"test images": test} | {run.name: rung.images for run, rung in zip(runs, rungs, strict=True)}
+    images = {run.name: rung.images for run, rung in zip(runs, rungs, strict=True)}
+    rows = {"test images": test} | {name: row for name, row in images.items() if isinstance(row, np.ndarray)}
     with writing(folder / "ladder.md") as unfinished:
         unfinished.write_text(table(rungs))
     write_json(folder / "ladder.json", [rung.result for rung in rungs])
     print(table(rungs))
     for path in (folder / "ladder.md", folder / "ladder.json", draw(folder / "ladder.png", rows, first.spec.levels)):
         print(f"  {path}")
+    if missing := [f"{name}: {error}" for name, error in images.items() if isinstance(error, NotFinite)]:
+        raise NotFinite("Not in the picture:\n  " + "\n  ".join(missing))
 
 
 if __name__ == "__main__":

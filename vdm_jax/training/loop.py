@@ -166,7 +166,7 @@ class Loop:
             self.save(step)
         if config.picture_every and config.num_samples and step % config.picture_every == 0:
             with self.speed.pause():
-                self.sampler.draw(on_one_device(self.state.ema), self.run.folder / f"samples/step_{step:06}.png")
+                self.sampler.glimpse(on_one_device(self.state.ema), self.run.folder / f"samples/step_{step:06}.png")
 
     def log(self, step: int) -> None:
         """Write a line of metrics, averaged over the steps since the last."""

@@ -6,12 +6,34 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer
 
-from vdm_jax.training.contract import Panel
+from vdm_jax.training.contract import NO_VALUE, Panel
+from vdm_jax.training.errors import UserError
 from vdm_jax.training.files import writing
 
 SMALLEST_SIDE = 48  # pixels an image is shown with at least
 GAP = 2
 DEPTH = 12.0  # nats below the highest point that the colours of a plane reach
+
+
+class NotFinite(UserError):
+    """What was to be drawn or measured has numbers that are not finite."""
+
+
+def check_finite(examples: np.ndarray, what: str, remedy: str = "") -> None:
+    """Refuse examples (N, ...) with pixels that have no value, or with other numbers that are not finite.
+
+    Args:
+        examples: pixel values, or numbers such as points.
+        what: they are.
+        remedy: what to do about it.
+
+    Raises:
+        NotFinite: says how many of the examples have such numbers.
+    """
+    good = examples > NO_VALUE if np.issubdtype(examples.dtype, np.integer) else np.isfinite(examples)
+    bad = np.count_nonzero(~good.reshape(len(good), -1).all(axis=1))
+    if bad:
+        raise NotFinite(f"{bad} of {len(examples)} {what} are not finite. {remedy}".rstrip())
 
 
 def grid(images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> Integer[np.ndarray, "height width c"]:
@@ -35,9 +57,14 @@ def square(images: Integer[np.ndarray, "n h w c"]) -> Integer[np.ndarray, "rows 
 
 
 def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> None:
-    """Write a grid as PNG, whole or not at all. Images of neither 1 nor 3 channels show their first."""
+    """Write a grid as PNG, whole or not at all. Images of neither 1 nor 3 channels show their first.
+
+    Raises:
+        NotFinite: an image has pixels without a value.
+    """
     from PIL import Image
 
+    check_finite(images.reshape(-1, *images.shape[2:]), f"images of {path.name}")
     sheet = grid(images, levels)
     sheet = sheet if sheet.shape[-1] == 3 else sheet[..., 0]
     with writing(path) as unfinished:
@@ -45,9 +72,14 @@ def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: 
 
 
 def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, title: str) -> Path:
-    """Write points in the plane as PNG, coloured by their label where they have one."""
+    """Write points in the plane as PNG, coloured by their label where they have one.
+
+    Raises:
+        NotFinite: a point is not finite.
+    """
     import matplotlib.pyplot as plt
 
+    check_finite(points, f"points of {path.name}")
     figure, axes = plt.subplots(figsize=(5.6, 5.0), layout="constrained")
     if labels is None:
         axes.scatter(*points.T, s=4, linewidths=0)
@@ -60,9 +92,14 @@ def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.nda
 
 
 def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
-    """Write chains of points as PNG: each a line, with a dot where it ends."""
+    """Write chains of points as PNG: each a line, with a dot where it ends.
+
+    Raises:
+        NotFinite: a chain has points that are not finite.
+    """
     import matplotlib.pyplot as plt
 
+    check_finite(chains.swapaxes(0, 1), f"chains of {path.name}")
     figure, axes = plt.subplots(figsize=(5.0, 5.0), layout="constrained")
     _lines(axes, chains)
     axes.set(title=title, aspect="equal")
@@ -70,9 +107,15 @@ def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
 
 
 def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
-    """Write functions on a plane as PNG, side by side."""
+    """Write functions on a plane as PNG, side by side.
+
+    Raises:
+        NotFinite: the values of a function, or the arrows or chains on it, are not finite.
+    """
     import matplotlib.pyplot as plt
 
+    for title, panel in shown.items():
+        _check_panel(panel, f"of {title!r} in {path.name}")
     figure, row = plt.subplots(
         1, len(shown), figsize=(4.6 * len(shown), 5.0), layout="constrained", squeeze=False, sharex=True, sharey=True
     )
@@ -91,6 +134,15 @@ def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
         side = np.abs(panel.x).max()
         axes.set(title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
     return finish(figure, path)
+
+
+def _check_panel(panel: Panel, where: str) -> None:
+    parts = {f"arrows {name!r}": arrows for name, arrows in (panel.arrows or {}).items()}
+    if panel.paths is not None:
+        parts["chains"] = panel.paths.swapaxes(0, 1)
+    parts["values"] = np.where(panel.height == -np.inf, 0.0, panel.height)  # the logarithm of a density that is zero
+    for what, part in parts.items():
+        check_finite(part, f"{what} {where}")
 
 
 def _lines(axes, chains) -> None:

@@ -30,7 +30,9 @@ from vdm_jax.training.files import write_json
 from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
 from vdm_jax.training.patience import ALWAYS, PASSES
+from vdm_jax.training.pictures import check_finite
 from vdm_jax.training.run import Run
+from vdm_jax.training.sample import check_samples
 
 FEWEST = 20  # samples that the kernel distance's ten blocks can be made of
 MOST = 10_000  # samples drawn where no number is asked for
@@ -113,6 +115,9 @@ class Extractor(NamedTuple):
         """The features (N, F) of images (N, H, W, C), and the labels it gives them where it gives any.
 
         Blocks are of one size, so that one program serves all; the last is filled up with copies, then thrown away.
+
+        Raises:
+            NotFinite: features that are not finite.
         """
         seen = []
         with _bar(len(images), f"features of {what}") as bar:
@@ -123,7 +128,9 @@ class Extractor(NamedTuple):
                 seen.append([part if part is None else part[kept] for part in block])
                 bar.update(int(kept.sum()))
         features, labels = zip(*seen, strict=True)
-        return np.concatenate(features), None if labels[0] is None else np.concatenate(labels)
+        found = np.concatenate(features)
+        check_finite(found, f"features of {what}", f"Look for NaN in the weights of: {self.name}.")
+        return found, None if labels[0] is None else np.concatenate(labels)
 
 
 def extractor(run: Run, inception_file: str = "") -> Extractor:
@@ -231,12 +238,16 @@ def fill(run: Run, saved: Saved, result: dict[str, Any], samples: int | None = N
         samples: how many; 0 measures nothing; None is as many as test images are evaluated, and 10,000 at most, and
             nothing where that would take longer than the training did, or cannot be.
         inception_file: of Inception's weights; a classifier's features without.
+
+    Raises:
+        UserError: too few samples or images, samples that are not finite, or features that cannot be had.
     """
     if samples == 0:
         return
     if samples is None and (reason := put_off(run, saved, inception_file)):
         print(f"  the quality of samples is not measured: {reason}", flush=True)
         return
+    number_of_samples(run, samples or 0)  # before a classifier is trained
     result["quality"] = quality(run, saved.state.ema, extractor(run, inception_file), samples or 0)
     write_json(run.folder / "report.json", result)
     print(summary(result["quality"]), flush=True)
@@ -245,8 +256,9 @@ def fill(run: Run, saved: Saved, result: dict[str, Any], samples: int | None = N
 def put_off(run: Run, saved: Saved, inception_file: str = "") -> str | None:
     """Why the quality of samples is not measured unless it is asked for; None if it is."""
     number, rate = min(number_of_examples(run), MOST), saved.notes["training_images_per_second"]
-    if number < FEWEST:
-        return f"{number} test {run.data.spec.noun} are too few, it takes {FEWEST}"
+    for images, which in ((number, "test"), (len(run.data.train), "training")):
+        if images < FEWEST:
+            return f"{images} {which} {run.data.spec.noun} are too few, it takes {FEWEST}"
     if run.data.spec.levels and run.data.spec.num_classes < 2 and not inception_file:
         return f"{run.data.spec.name} has no labels to train a classifier on; Inception's weights would do: --inception"
     seconds = number * run.experiment.cost.sample / (PASSES * rate) if rate else 0.0
@@ -271,11 +283,9 @@ def quality(run: Run, params: Params, by: Extractor, samples: int = 0) -> dict[s
         "agreement" where samples have a label: the share to which the classifier gives the same.
 
     Raises:
-        UserError: fewer than 20 samples or test images.
+        UserError: fewer than 20 samples, test or training images; or samples or features that are not finite.
     """
-    number = samples or min(number_of_examples(run), MOST)
-    if min(number, number_of_examples(run)) < FEWEST:
-        raise UserError(f"Quality is measured on {FEWEST} samples and test images or more: take a larger --quality.")
+    number = number_of_samples(run, samples)
     images, labels = draw(run, params, number)
     drawn, predicted = by(images, "samples")
     test, _ = by(run.data.test.take(np.arange(number_of_examples(run)))["image"], "test images")
@@ -287,10 +297,28 @@ def quality(run: Run, params: Params, by: Extractor, samples: int = 0) -> dict[s
     return result
 
 
+def number_of_samples(run: Run, samples: int = 0) -> int:
+    """How many samples are drawn where so many are asked for; 0 is one for each test image, at most 10,000.
+
+    Raises:
+        UserError: fewer than 20 samples, test or training images.
+    """
+    number, test, train = samples or min(number_of_examples(run), MOST), number_of_examples(run), len(run.data.train)
+    if min(number, test, train) < FEWEST:
+        raise UserError(
+            f"--quality {number}, with {test} test and {train} training {run.data.spec.noun}: quality is measured on "
+            f"{FEWEST} or more of each. Take a larger --quality or --eval-examples, or leave it out with --quality 0."
+        )
+    return number
+
+
 def draw(run: Run, params: Params, number: int) -> tuple[np.ndarray, np.ndarray | None]:
     """So many samples of a run, and their labels where it gives them any, in blocks of `eval_batch_size`.
 
     They start from other noise than those of `samples.png`, and are the same every time.
+
+    Raises:
+        NotFinite: of the first block with samples that are not finite: says how many.
     """
     one, key = on_one_device(params), jax.random.fold_in(stream(run.config.seed, "sample"), OWN)
     sample, size = jax.jit(run.experiment.sample, static_argnums=2), min(run.config.eval_batch_size, number)
@@ -298,6 +326,7 @@ def draw(run: Run, params: Params, number: int) -> tuple[np.ndarray, np.ndarray 
     with _bar(number, "samples") as bar:
         for block, first in enumerate(range(0, number, size)):
             drawn = jax.device_get(sample(one, jax.random.fold_in(key, block), size))
+            check_samples(run, np.asarray(drawn.images))
             images.append(np.asarray(drawn.images)[: number - first])
             labels.append(drawn.labels)
             bar.update(len(images[-1]))

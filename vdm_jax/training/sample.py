@@ -13,10 +13,15 @@ from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.contract import Params, Samples
 from vdm_jax.training.devices import on_one_device
 from vdm_jax.training.evaluate import per_example
+from vdm_jax.training.journal import say
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run, open_run, stored_config
 
 SHOWN = 10  # test images in a picture of them
+REMEDY = (
+    "Take more sampling steps, another sampler, a larger tolerance or a smaller step size: `make sample EXP={name} "
+    'ARGS="--help"` lists what this model has.'
+)
 
 
 class Sampler:
@@ -28,14 +33,23 @@ class Sampler:
         self._run = run
 
     def __call__(self, params: Params) -> Samples:
-        """Draw the run's number of samples with parameters on one device."""
-        return jax.device_get(self._sample(params, self._key, self._run.config.num_samples))
+        """Draw the run's number of samples with parameters on one device.
+
+        Raises:
+            NotFinite: says how many of them are not finite.
+        """
+        samples = jax.device_get(self._sample(params, self._key, self._run.config.num_samples))
+        check_samples(self._run, np.asarray(samples.images))
+        return samples
 
     def draw(self, params: Params, path: Path, trajectory: Path | None = None) -> list[Path]:
         """Write a grid of samples, and the chain where a path is given and the experiment returns one.
 
         Returns:
             the paths written.
+
+        Raises:
+            NotFinite: samples, or states of the chain, are not finite. No picture is drawn of these.
         """
         samples, levels = self(params), self._run.data.spec.levels
         images, chain = np.asarray(samples.images), samples.trajectory
@@ -50,6 +64,22 @@ class Sampler:
         else:
             pictures.save(trajectory, np.asarray(chain).swapaxes(0, 1), levels)  # time runs to the right
         return [path, trajectory]
+
+    def glimpse(self, params: Params, path: Path) -> None:
+        """Write a grid of samples while training goes on; where they are not finite, only say so."""
+        try:
+            self.draw(params, path)
+        except pictures.NotFinite as error:
+            say(f"{path} is not drawn: {error}")
+
+
+def check_samples(run: Run, samples: np.ndarray) -> None:
+    """Refuse samples (N, ...) that are not finite.
+
+    Raises:
+        NotFinite: says how many of them, and what to do.
+    """
+    pictures.check_finite(samples, "samples", REMEDY.format(name=run.name))
 
 
 def draw_final(run: Run, params: Params, seed: int | None = None) -> list[Path]:
