@@ -3,7 +3,8 @@
     python -m benchmarks.convolutions
 
 Each time over XLA's own forward pass. The formulations are seen to give the same gradient before they are timed.
-PyTorch's columns need the extra `parity`; its tensors are in channels_last.
+PyTorch's columns need the extra `parity`; its tensors are in channels_last. A second table has the time of evaluations
+in `jax.lax.scan` over their time as single calls, with channels last and first (docs/networks.md).
 """
 
 import importlib
@@ -28,6 +29,9 @@ SHAPES = (  # batch, side, channels in, channels out: the digits' network's, and
     (8, 32, 32, 32),
     (8, 32, 128, 128),
 )
+
+LOOP_SHAPES = ((8, 16, 32), (8, 32, 32))  # batch, side, channels
+EVALUATIONS = 10  # in a loop
 
 
 def convolve(x: Array, w: Array) -> Array:
@@ -133,8 +137,71 @@ def functions(batch: int, side: int, channels: int, out: int) -> dict[str, Calla
     return made | (eager(*map(np.asarray, (x, w, g))) if importlib.util.find_spec("torch") else {})
 
 
+def last(x: Array, w: Array) -> Array:
+    """A network with channels last, x (B, H, W, C) and w (3, 3, C, C)."""
+    return jnp.tanh(convolve(x, w))
+
+
+def first(x: Array, w: Array) -> Array:
+    """The same with channels first, x (B, C, H, W) and w (C, C, 3, 3)."""
+    y = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+    return jnp.tanh(y)
+
+
+def first_transposed(x: Array, w: Array) -> Array:
+    """The same, which transposes what it is given and what it returns."""
+    return last(x.transpose(0, 2, 3, 1), w.transpose(2, 3, 1, 0)).transpose(0, 3, 1, 2)
+
+
+def evaluations(batch: int, side: int, channels: int) -> dict[str, Callable[[], Any]]:
+    """EVALUATIONS calls by name, and one loop of as many by "loop, " and the name."""
+    key_x, key_w = jax.random.split(jax.random.key(0))
+    x, w = jax.random.normal(key_x, (batch, side, side, channels)), jax.random.normal(key_w, (3, 3, channels, channels))
+    w = w / (3 * channels**0.5)
+    made = {}
+    for network, name in ((last, "channels last"), (first, "channels first"), (first_transposed, "transposed inside")):
+        own = (x, w) if network is last else (x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1))
+
+        def total(x, w, network=network):
+            return network(x, w).sum()
+
+        steps = {
+            "": lambda x, w, network=network: (network(x, w), w),
+            ", gradient by x": lambda x, w, total=total: (x + 0.01 * jax.grad(total, 0)(x, w), w),
+            ", gradient by w": lambda x, w, total=total: (x, w + 1e-6 * jax.grad(total, 1)(x, w)),
+        }
+        for part, step in steps.items():
+            made[name + part] = Partial(_calls, jax.jit(step), own)
+            made[f"loop, {name}{part}"] = Partial(jax.jit(Partial(_loop, step)), own)
+    return made
+
+
+def _calls(step: Callable, state: Any) -> Any:
+    for _ in range(EVALUATIONS):
+        state = step(*state)
+    return state
+
+
+def _loop(step: Callable, state: Any) -> Any:
+    return jax.lax.scan(lambda state, _: (step(*state), None), state, None, length=EVALUATIONS)[0]
+
+
+def print_loops() -> None:
+    """Print the table of loops."""
+    columns, names = [], []
+    for shape in LOOP_SHAPES:
+        taken = in_turns(evaluations(*shape), rounds=5)
+        names = [name for name in taken if f"loop, {name}" in taken]
+        columns.append([milliseconds(taken[name], EVALUATIONS) for name in names])
+        columns.append([ratio(taken[f"loop, {name}"], taken[name]) for name in names])
+    heads = [head for b, s, c in LOOP_SHAPES for head in (f"{b} x {s} x {s}, {c} to {c}", "in a loop")]
+    print(f"\n| | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}")
+    for name, *cells in zip(names, *columns, strict=True):
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def main() -> None:
-    """Print the table, a column a shape."""
+    """Print the tables, the first with a column a shape."""
     columns, names = [], []
     for shape in SHAPES:
         taken = in_turns(functions(*shape), rounds=31)
@@ -145,6 +212,7 @@ def main() -> None:
     print(f"| | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}")
     for name, *cells in zip(names, *columns, strict=True):
         print(f"| {name} | {' | '.join(cells)} |")
+    print_loops()
 
 
 if __name__ == "__main__":
