@@ -174,7 +174,7 @@ def test_keys_and_neighbours():
 def test_refusals():
     x = batch((2, 3))
     for wrong, shape in ((lambda x: x[:, 0], r"\(5, 3\)"), (jnp.sum, r"\(\)")):
-        message = rf"an energy is one number an example: of \(5,\) examples it has shape {shape}"
+        message = rf"the energy returned shape {shape}: it must return shape \(5,\)"
         for ask in (
             lambda e: energy.score(e, x),
             lambda e: energy.log_density(e, x),

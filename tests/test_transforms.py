@@ -655,6 +655,7 @@ HOST = {
 # Protocols, results and checks, which have no computation of their own; `flow` has its own test of this, and
 # `samplers.adaptive` is it.
 NAMED_ELSEWHERE = {
+    "levels.check_positive", "levels.for_batch", "elbo.decoded_log_prob",
     "schedules.Continuous", "schedules.Schedule", "schedules.check_begins_noisy", "tables.Betas", "tables.Discrete",
     "times.Draw", "times.check_probabilities", "forward.PosteriorCoefficients", "elbo.Bound", "elbo.Curve",
     "elbo.Decoder", "likelihoods.Likelihood", "vae.Encoder", "vae.Decoder", "vae.Observation", "vae.Bound",

@@ -6,6 +6,7 @@ Levels and schedules (FWD-6, FWD-7)
     alpha, sigma, lambda of x_t ............................ levels.Level, levels.level_from_log_snr
     s < t and the log-SNR lost between them ................ levels.Step, levels.step_from_log_snr
     one level for every example of a batch ................. levels.for_batch
+    noise or signal above 0, or an error ................... levels.check_positive
     continuous t in [0, 1] ................................. schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
                                                              VarianceExploding, Learned
     noise from t_0 on, or an error ......................... schedules.check_begins_noisy

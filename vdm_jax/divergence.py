@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.types import Batch, Key, PerExample, Score, per_example
+from vdm_jax.types import Batch, Key, PerExample, Score, evaluate, per_example, wide
 
 Trace = Literal["exact", "rademacher", "gaussian", "sphere"]
 Directions = Float[Array, "k b *x"]
@@ -31,7 +31,7 @@ def directions(key: Key | None, x: Batch, trace: Trace = "rademacher", probes: i
         probes: how many an example; an exact trace has D.
 
     Returns:
-        Shape (K, B, *x).
+        Shape (K, B, *x), in float32 or a wider type.
 
     Raises:
         ValueError: unknown trace, probes below 1, or no key where one is needed.
@@ -39,14 +39,15 @@ def directions(key: Key | None, x: Batch, trace: Trace = "rademacher", probes: i
     Source: Hutchinson 1990, "A stochastic estimator of the trace"; Song et al. 2019, arXiv:1905.07088 (the laws of v).
     """
     check_trace(trace, probes)
+    dtype = wide(x.dtype)
     if trace == "exact":
-        basis = jnp.eye(x[0].size, dtype=x.dtype).reshape(-1, 1, *x.shape[1:])
+        basis = jnp.eye(x[0].size, dtype=dtype).reshape(-1, 1, *x.shape[1:])
         return jnp.broadcast_to(basis * x[0].size ** 0.5, (x[0].size, *x.shape))
     if key is None:
         raise ValueError(f"directions that are {trace} are drawn: give a key, or take trace 'exact'")
     draw = jax.random.rademacher if trace == "rademacher" else jax.random.normal
     keys = jax.random.split(key, x.shape[0])
-    v = jax.vmap(lambda k: draw(k, (probes, *x.shape[1:]), x.dtype), out_axes=1)(keys)
+    v = jax.vmap(lambda k: draw(k, (probes, *x.shape[1:]), dtype), out_axes=1)(keys)
     if trace != "sphere":
         return v
     square = jnp.sum(v**2, axis=tuple(range(2, v.ndim)), keepdims=True)
@@ -77,11 +78,16 @@ def value_and_divergence(field: Score, x: Batch, directions: Directions) -> tupl
         Shapes (B, *x) and (B,).
 
     Raises:
-        ValueError: f(x) has another shape than x.
+        ValueError: f(x) or a direction has another shape than x.
     """
-    value, push = jax.linearize(field, x)
-    if value.shape != x.shape:
-        raise ValueError(f"a field on {x.shape} with values {value.shape} has no divergence: they must be of one shape")
+    x = jnp.asarray(x)
+    if directions.shape[1:] != x.shape:
+        raise ValueError(
+            f"directions of shape {directions.shape} for x of shape {x.shape}: they must be (K, *{x.shape})"
+        )
+    start = x.astype(wide(x.dtype))  # so that products and their sums are at least float32
+    value, push = jax.linearize(lambda y: evaluate(field, y.astype(x.dtype), name="field"), start)
+    directions = directions.astype(start.dtype)
 
     def along(v):
         return per_example(v * push(v))

@@ -32,6 +32,7 @@ from vdm_jax.types import (
     Real,
     Scalar,
     X,
+    check_distribution,
     check_values,
     evaluate,
     per_example,
@@ -201,12 +202,7 @@ def decoded_log_prob(decoder: Any, x_0: Batch, *given: Any) -> PerExample:
     """
 
     def log_prob(x, *given):
-        distribution = decoder(*given)
-        if not isinstance(distribution, Likelihood):
-            raise TypeError(
-                f"the decoder returned {type(distribution).__name__}: it must return a distribution with log_prob, "
-                "such as likelihoods.DiscretizedGaussian or gaussian.Normal"
-            )
+        distribution = check_distribution(decoder(*given), "decoder", "log_prob")
         return check_values(distribution.log_prob(x), (), "log_prob of the decoder's distribution")
 
     return jax.vmap(log_prob)(x_0, *given)

@@ -6,7 +6,6 @@ by likelihood needs draws of the model itself (EBM-4), here by Langevin chains. 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vdm_jax.compilation import compiled, scan
 from vdm_jax.langevin import unadjusted
-from vdm_jax.types import Batch, Data, Energy, Key, PerExample, Real, Scalar, Score, per_example, pytree_callable
+from vdm_jax.types import (
+    Batch,
+    Data,
+    Energy,
+    Key,
+    PerExample,
+    Real,
+    Scalar,
+    Score,
+    check_scalar,
+    check_values,
+    evaluate,
+    evaluate_scalars,
+    per_example,
+    pytree_callable,
+    wide,
+)
 
 
-def log_density(energy: Energy, x: Batch, log_partition: Real | float = 0.0) -> PerExample:
+def log_density(energy: Energy, x: Batch, log_partition: Scalar | float = 0.0) -> PerExample:
     """log p(x) = -E(x) - log Z; unnormalised as long as log Z is not known (EBM-1).
 
     Args:
@@ -30,11 +46,12 @@ def log_density(energy: Energy, x: Batch, log_partition: Real | float = 0.0) -> 
         Shape (B,), nats.
 
     Raises:
-        ValueError: the energy is not one number an example.
+        ValueError: the energy is not one number an example, or log_partition is not one number.
 
     Source: LeCun et al. 2006, "A tutorial on energy-based learning".
     """
-    return -_checked(energy, x) - log_partition
+    check_scalar("log_partition", log_partition)
+    return -evaluate_scalars(energy, x, name="energy") - log_partition
 
 
 def log_partition(energy: Energy, nodes: Data, log_weights: Float[Array, " n"]) -> Scalar:
@@ -49,9 +66,11 @@ def log_partition(energy: Energy, nodes: Data, log_weights: Float[Array, " n"]) 
         Scalar. From draws it is low on average, the less so the more there are.
 
     Raises:
-        ValueError: the energy is not one number an example.
+        ValueError: the energy or log_weights are not one number an example.
     """
-    return jax.nn.logsumexp(log_weights - _checked(energy, nodes))
+    if log_weights.shape != nodes.shape[:1]:
+        raise ValueError(f"log_weights has shape {log_weights.shape}: it must be {nodes.shape[:1]}, one for each node")
+    return jax.nn.logsumexp(log_weights - evaluate_scalars(energy, nodes, name="energy"))
 
 
 def score(energy: Energy, x: Batch) -> Batch:
@@ -62,15 +81,17 @@ def score(energy: Energy, x: Batch) -> Batch:
         x: shape (B, *x).
 
     Returns:
-        Shape (B, *x).
+        Shape (B, *x), in float32 or a wider type.
 
     Raises:
         ValueError: the energy is not one number an example.
     """
-    value, pull = jax.vjp(lambda x: _checked(energy, x), x)
+    x = jnp.asarray(x)
+    value, pull = jax.vjp(lambda y: evaluate_scalars(energy, y.astype(x.dtype), name="energy"), x.astype(wide(x.dtype)))
     return pull(-jnp.ones_like(value))[0]
 
 
+@compiled(static=("nodes",))
 def line_integral(
     score: Score,
     start: Batch,
@@ -95,24 +116,24 @@ def line_integral(
         Shape (B,), nats.
 
     Raises:
-        ValueError: nodes below 1.
+        ValueError: nodes below 1, start and end of two shapes, or a score or path of another shape.
     """
     if nodes < 1:
         raise ValueError(f"nodes is {nodes}: an integral needs at least one")
-    return _line_integral(pytree_callable(score), start, end, pytree_callable(path or _straight), nodes)
+    if start.shape != end.shape:
+        raise ValueError(f"start has shape {start.shape} and end {end.shape}: the two must be equal")
+    places, weights = (jnp.asarray(part, wide(start.dtype)) for part in np.polynomial.legendre.leggauss(nodes))
 
-
-@partial(jax.jit, static_argnames="nodes")
-def _line_integral(score, start, end, path, nodes) -> PerExample:
-    places, weights = (jnp.asarray(part, start.dtype) for part in np.polynomial.legendre.leggauss(nodes))
+    def position(u):
+        return check_values((path or _straight)(u, start, end), start.shape, "path")
 
     def visit(total, node):
         u, weight = node
-        x, velocity = jax.jvp(lambda u: path(u, start, end), (u,), (jnp.ones_like(u),))
-        return total + weight * per_example(score(x) * velocity), None
+        x, velocity = jax.jvp(position, (u,), (jnp.ones_like(u),))
+        return total + weight * per_example(evaluate(score, x.astype(start.dtype), name="score") * velocity), None
 
     halves = (0.5 * (places + 1.0), 0.5 * weights)
-    return jax.lax.scan(visit, jnp.zeros(start.shape[:1], start.dtype), halves)[0]
+    return scan(visit, jnp.zeros(start.shape[:1], places.dtype), halves)[0]
 
 
 def _straight(u, start, end):
@@ -166,13 +187,5 @@ def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Real | 
     energy = pytree_callable(energy)
     chain = unadjusted(jax.lax.stop_gradient(jax.tree_util.Partial(score, energy)), key, start, step_size, num_steps)
     negatives = jax.lax.stop_gradient(chain.x)
-    return Contrast(_checked(energy, x), _checked(energy, negatives), negatives)
-
-
-def _checked(energy, x) -> PerExample:
-    value = energy(x)
-    if jnp.shape(value) != x.shape[:1]:
-        raise ValueError(
-            f"an energy is one number an example: of {x.shape[:1]} examples it has shape {jnp.shape(value)}"
-        )
-    return value
+    data, model = (evaluate_scalars(energy, y, name="energy") for y in (x, negatives))
+    return Contrast(data, model, negatives)

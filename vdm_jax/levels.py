@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from vdm_jax.types import Batch, Real
 
@@ -66,6 +68,19 @@ class Step(NamedTuple):
 def for_batch(level: Any, x: Batch) -> Any:
     """A level, or a step, of scalars as one whose fields have shape (B,): the same for every example of x."""
     return jax.tree.map(lambda field: jnp.broadcast_to(field, x.shape[:1]), level)
+
+
+def check_positive(level: Level, *fields: str) -> None:
+    """Refuse a level that lacks noise ("sigma") or signal ("alpha"); what is traced is not checked.
+
+    Raises:
+        ValueError: one of these fields is not above 0.
+    """
+    for field in fields:
+        value = getattr(level, field)
+        if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0):
+            what = {"sigma": "noise", "alpha": "signal"}[field]
+            raise ValueError(f"the level has {field} = {np.asarray(value).tolist()}, no {what}: take one that has some")
 
 
 def level_from_log_snr(log_snr: Real, t: Real | float | None = None) -> Level:

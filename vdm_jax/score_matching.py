@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from vdm_jax.compilation import compiled
 from vdm_jax.divergence import Trace, directions, value_and_divergence
-from vdm_jax.levels import Level
+from vdm_jax.levels import Level, check_positive, for_batch
 from vdm_jax.parameterization import to_eps
 from vdm_jax.types import (
     Batch,
@@ -30,12 +31,19 @@ from vdm_jax.types import (
     Parameterization,
     PerExample,
     Real,
+    Scalar,
     Score,
+    check_distribution,
+    check_values,
+    check_weights,
+    evaluate,
+    evaluate_scalars,
     per_example,
-    pytree_callable,
+    wide,
 )
 
 
+@compiled()
 def explicit(score: Score, truth: Score, x: Batch) -> PerExample:
     """1/2 ||s(x) - grad log p(x)||^2, whose mean over p is half the Fisher divergence (SM-1).
 
@@ -48,14 +56,10 @@ def explicit(score: Score, truth: Score, x: Batch) -> PerExample:
 
     Source: Hyvärinen 2005, "Estimation of non-normalized statistical models by score matching".
     """
-    return _explicit(pytree_callable(score), pytree_callable(truth), x)
+    return 0.5 * per_example(jnp.square(evaluate(score, x, name="score") - evaluate(truth, x, name="truth")))
 
 
-@jax.jit
-def _explicit(score, truth, x) -> PerExample:
-    return 0.5 * per_example(jnp.square(score(x) - truth(x)))
-
-
+@compiled()
 def implicit(score: Score, x: Batch) -> PerExample:
     """1/2 ||s(x)||^2 + div s(x), which is `explicit` less a constant, in expectation (SM-2).
 
@@ -69,9 +73,10 @@ def implicit(score: Score, x: Batch) -> PerExample:
 
     Source: Hyvärinen 2005, "Estimation of non-normalized statistical models by score matching".
     """
-    return _sliced(pytree_callable(score), None, x, "exact", 1, True)
+    return _sliced(score, None, x, "exact", 1, True)
 
 
+@compiled(static=("probes",))
 def sliced(
     score: Score, key: Key, x: Batch, *, trace: Trace = "rademacher", probes: int = 1, reduced: bool = True
 ) -> PerExample:
@@ -96,10 +101,9 @@ def sliced(
 
     Source: Song et al. 2019, arXiv:1905.07088; Hutchinson 1990.
     """
-    return _sliced(pytree_callable(score), key, x, trace, probes, reduced)
+    return _sliced(score, key, x, trace, probes, reduced)
 
 
-@partial(jax.jit, static_argnames=("trace", "probes", "reduced"))
 def _sliced(score, key, x, trace, probes, reduced) -> PerExample:
     v = directions(key, x, trace, probes)
     s, trace_of_jacobian = value_and_divergence(score, x, v)
@@ -107,8 +111,14 @@ def _sliced(score, key, x, trace, probes, reduced) -> PerExample:
     return 0.5 * square + trace_of_jacobian
 
 
+def _check_size(size: Scalar | float) -> None:
+    if not isinstance(size, Tracer) and not size > 0:
+        raise ValueError(f"size is {size}: a difference needs a positive one")
+
+
+@compiled(static=("probes",), check=_check_size)
 def finite_difference(
-    energy: Energy, key: Key, x: Batch, size: Real | float, *, trace: Trace = "rademacher", probes: int = 1
+    energy: Energy, key: Key, x: Batch, size: Scalar | float, *, trace: Trace = "rademacher", probes: int = 1
 ) -> PerExample:
     """`sliced`, not reduced, of the score -grad E, by differences of the energy alone.
 
@@ -117,7 +127,8 @@ def finite_difference(
     Off by O(h^2); and by rounding, some 1e-7 |E| / h^2 in float32.
 
     Args:
-        energy: (B, *x) -> (B,); asked 2 K + 1 times, and never differentiated by x.
+        energy: (B, *x) -> (B,); evaluated 2 K + 1 times, and never differentiated by x. It gets x in float32 or a wider
+            type, since a small step is lost in a narrower one.
         key: for v.
         x: draws of p, shape (B, *x).
         size: h, positive.
@@ -131,22 +142,17 @@ def finite_difference(
 
     Source: Pang et al. 2020, arXiv:2007.03317.
     """
-    if not isinstance(size, Tracer) and not size > 0:
-        raise ValueError(f"size is {size}: a difference needs a positive one")
-    return _finite_difference(pytree_callable(energy), key, x, jnp.asarray(size, x.dtype), trace, probes)
-
-
-@partial(jax.jit, static_argnames=("trace", "probes"))
-def _finite_difference(energy, key, x, size, trace, probes) -> PerExample:
-    middle = energy(x)
+    x = x.astype(wide(x.dtype))
+    size, middle = jnp.asarray(size, x.dtype), evaluate_scalars(energy, x, name="energy")
 
     def along(v):
-        ahead, behind = energy(x + size * v), energy(x - size * v)
+        ahead, behind = (evaluate_scalars(energy, x + step * v, name="energy") for step in (size, -size))
         return 0.5 * jnp.square((ahead - behind) / (2 * size)) - (ahead - 2 * middle + behind) / size**2
 
     return jax.lax.map(along, directions(key, x, trace, probes)).mean(0)
 
 
+@compiled()
 def denoising(score: Score, key: Key, x: Batch, noise: Callable[[Any], Any]) -> PerExample:
     """1/2 ||s(y) - grad_y log q(y|x)||^2 with y ~ q(y|x): `explicit` for the law of y, and a constant (SM-4).
 
@@ -164,16 +170,28 @@ def denoising(score: Score, key: Key, x: Batch, noise: Callable[[Any], Any]) -> 
 
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders".
     """
-    return _denoising(pytree_callable(score), key, x, pytree_callable(noise))
+    clean = x.astype(wide(x.dtype))
+
+    def sample(x, k):
+        return check_values(_noise_of(noise, x).sample(k), x.shape, "sample of the noise")
+
+    def log_prob(y, x):
+        return check_values(_noise_of(noise, x).log_prob(y), (), "log_prob of the noise")
+
+    y = jax.vmap(sample)(clean, jax.random.split(key, x.shape[0]))
+    target = jax.vmap(jax.grad(log_prob))(y, clean)
+    return 0.5 * per_example(jnp.square(evaluate(score, y.astype(x.dtype), name="score") - target))
 
 
-@jax.jit
-def _denoising(score, key, x, noise) -> PerExample:
-    y = jax.vmap(lambda x, k: noise(x).sample(k))(x, jax.random.split(key, x.shape[0]))
-    target = jax.vmap(lambda x, y: jax.grad(noise(x).log_prob)(y))(x, y)
-    return 0.5 * per_example(jnp.square(score(y) - target))
+def _noise_of(noise, x):
+    return check_distribution(noise(x), "noise", "sample", "log_prob")
 
 
+def _check_level(level: Level) -> None:
+    check_positive(level, "sigma")
+
+
+@compiled(check=_check_level)
 def denoising_at(
     denoiser: Denoiser,
     key: Key,
@@ -200,20 +218,16 @@ def denoising_at(
         Shape (B,).
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, a level without noise, or weights of another shape.
 
     Source: Vincent 2011; Song & Ermon 2019, arXiv:1907.05600, equations 5 and 6.
     """
-    return _denoising_at(pytree_callable(denoiser), key, x_0, level, kind, pytree_callable(weight or _power))
-
-
-@partial(jax.jit, static_argnames="kind")
-def _denoising_at(denoiser, key, x_0, level, kind, weight) -> PerExample:
-    level = jax.tree.map(lambda field: jnp.broadcast_to(field, x_0.shape[:1]), level)
+    level = for_batch(level, x_0)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
-    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level)
-    eps_hat = jax.vmap(partial(to_eps, kind=kind))(denoiser(x_t, level), x_t, level)
-    return 0.5 * weight(level) / level.sigma**2 * per_example(jnp.square(eps - eps_hat))
+    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
+    eps_hat = jax.vmap(partial(to_eps, kind=kind))(evaluate(denoiser, x_t, level), x_t, level)
+    weights = check_weights((weight or _power)(level), x_0.shape[:1])
+    return 0.5 * weights / level.sigma**2 * per_example(jnp.square(eps - eps_hat))
 
 
 def _power(level: Level) -> Real:

@@ -6,18 +6,17 @@ for *every* x, so a denoiser can be judged, chosen and trained from noisy data a
 (SURE-2), and with D(y) = y + sigma^2 s(y) the estimate is implicit score matching of s (SURE-3).
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.compilation import compiled
 from vdm_jax.divergence import Trace, directions, value_and_divergence
-from vdm_jax.types import Batch, Key, PerExample, Real, Scalar, Score, X, per_example, pytree_callable
+from vdm_jax.types import Batch, Key, PerExample, Real, Scalar, Score, X, per_example, wide
 
 
+@compiled(static=("probes",))
 def sure(
-    denoiser: Score, key: Key | None, y: Batch, sigma: Real | float, *, trace: Trace = "rademacher", probes: int = 1
+    denoiser: Score, key: Key | None, y: Batch, sigma: Scalar | float, *, trace: Trace = "rademacher", probes: int = 1
 ) -> PerExample:
     """An estimate of ||D(y) - x||^2 without bias, from y alone (SURE-1).
 
@@ -38,11 +37,7 @@ def sure(
     Source: Stein 1981, "Estimation of the mean of a multivariate normal distribution"; Ramani et al. 2008,
         "Monte-Carlo SURE" (the estimated divergence).
     """
-    return _sure(pytree_callable(denoiser), key, y, jnp.asarray(sigma, y.dtype), trace, probes)
-
-
-@partial(jax.jit, static_argnames=("trace", "probes"))
-def _sure(denoiser, key, y, sigma, trace, probes) -> PerExample:
+    sigma = jnp.asarray(sigma, wide(y.dtype))
     x_hat, div = value_and_divergence(denoiser, y, directions(key, y, trace, probes))
     return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - y[0].size)
 
@@ -55,7 +50,7 @@ def soft_threshold(y: Batch, threshold: Real | float) -> Batch:
     return jnp.where(jnp.abs(y) > threshold, y - jnp.sign(y) * threshold, 0.0)  # its slope at the kink: 0
 
 
-def best_threshold(y: X, sigma: Real | float) -> tuple[Scalar, Scalar]:
+def best_threshold(y: X, sigma: Scalar | float) -> tuple[Scalar, Scalar]:
     """The threshold of least `sure` for one example, and that estimate (SureShrink).
 
         SURE(t) = sum_i min(|y_i|, t)^2 + sigma^2 (dim - 2 #{|y_i| <= t})
@@ -71,6 +66,7 @@ def best_threshold(y: X, sigma: Real | float) -> tuple[Scalar, Scalar]:
 
     Source: Donoho & Johnstone 1995, section 2.
     """
+    y = jnp.asarray(y, wide(y.dtype))
     candidates = jnp.concatenate([jnp.zeros(1, y.dtype), jnp.sort(jnp.abs(y).reshape(-1))])
     risks = _risks(candidates, jnp.asarray(sigma, y.dtype))
     best = jnp.argmin(risks)

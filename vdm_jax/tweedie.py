@@ -9,7 +9,6 @@ noise of other exponential families the derivatives of a log-partition take its 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,11 +17,12 @@ from jax.scipy.special import gammaln
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from vdm_jax.compilation import compiled
 from vdm_jax.divergence import Trace, directions
 from vdm_jax.gaussian import LOG_2PI
-from vdm_jax.levels import Level
+from vdm_jax.levels import Level, check_positive
 from vdm_jax.parameterization import to_x_0
-from vdm_jax.types import Batch, Key, Real, Scalar, Score, X, pytree_callable
+from vdm_jax.types import Batch, Key, Real, Scalar, Score, X, check_values, evaluate, wide
 
 
 def posterior_mean(score: Score, x_t: Batch, level: Level) -> Batch:
@@ -36,10 +36,14 @@ def posterior_mean(score: Score, x_t: Batch, level: Level) -> Batch:
     Returns:
         Shape (B, *x).
 
+    Raises:
+        ValueError: a level without signal, or a score of another shape.
+
     Source: Robbins 1956, "An empirical Bayes approach to statistics"; Efron 2011, "Tweedie's formula and selection
         bias".
     """
-    return to_x_0(score(x_t), x_t, level, "score")
+    check_positive(level, "alpha")
+    return to_x_0(evaluate(score, x_t, name="score"), x_t, level, "score")
 
 
 def covariance_operator(score: Score, x_t: Batch, level: Level) -> Callable[[Batch], Batch]:
@@ -52,15 +56,22 @@ def covariance_operator(score: Score, x_t: Batch, level: Level) -> Callable[[Bat
 
     Source: Efron 2011; Meng et al. 2021, arXiv:2111.04726 (second order).
     """
-    _, push = jax.linearize(score, x_t)
+    check_positive(level, "alpha")
+    x_t = jnp.asarray(x_t)
+    _, push = jax.linearize(lambda x: evaluate(score, x.astype(x_t.dtype), name="score"), x_t.astype(wide(x_t.dtype)))
     return Partial(_covariance_times, push, level)
 
 
 def _covariance_times(push, level: Level, v: Batch) -> Batch:
-    ratio = level.sigma / level.alpha
+    ratio, v = level.sigma / level.alpha, v.astype(wide(v.dtype))
     return ratio**2 * (v + level.sigma**2 * push(v))
 
 
+def _check_level(level: Level) -> None:
+    check_positive(level, "alpha")
+
+
+@compiled(check=_check_level)
 def posterior_covariance(score: Score, x_t: Batch, level: Level) -> Float[Array, "b d d"]:
     """Cov[x_0 | x_t] in full, of each example flattened, by D forward products (TW-2).
 
@@ -69,17 +80,13 @@ def posterior_covariance(score: Score, x_t: Batch, level: Level) -> Float[Array,
     Returns:
         Shape (B, D, D); symmetric as the Jacobian of a true score is, and no more than that.
     """
-    return _posterior_covariance(pytree_callable(score), x_t, level)
-
-
-@jax.jit
-def _posterior_covariance(score, x_t, level):
     times = covariance_operator(score, x_t, level)
-    basis = jnp.eye(x_t[0].size, dtype=x_t.dtype).reshape(-1, 1, *x_t.shape[1:])
+    basis = jnp.eye(x_t[0].size, dtype=wide(x_t.dtype)).reshape(-1, 1, *x_t.shape[1:])
     columns = jax.lax.map(lambda v: times(jnp.broadcast_to(v, x_t.shape)), basis)
     return jnp.moveaxis(columns.reshape(x_t[0].size, x_t.shape[0], -1), 0, -1)
 
 
+@compiled(static=("probes",), check=_check_level)
 def posterior_variance(
     score: Score, key: Key | None, x_t: Batch, level: Level, *, trace: Trace = "rademacher", probes: int = 1
 ) -> Batch:
@@ -101,11 +108,6 @@ def posterior_variance(
 
     Source: Bekas et al. 2007, "An estimator for the diagonal of a matrix".
     """
-    return _posterior_variance(pytree_callable(score), key, x_t, level, trace, probes)
-
-
-@partial(jax.jit, static_argnames=("trace", "probes"))
-def _posterior_variance(score, key, x_t, level, trace, probes) -> Batch:
     times = covariance_operator(score, x_t, level)
     return jax.lax.map(lambda v: v * times(v), directions(key, x_t, trace, probes)).mean(0)
 
@@ -138,8 +140,10 @@ def cumulants(
     if order < 1:
         raise ValueError(f"order is {order}: the first cumulant is the mean")
 
+    x = jnp.asarray(x, wide(x.dtype))
+
     def log_partition(x):
-        return log_prob(x) - log_base(x)
+        return check_values(log_prob(x), (), "log_prob") - check_values(log_base(x), (), "log_base")
 
     found, derivative = [], log_partition
     for _ in range(order):
@@ -150,14 +154,16 @@ def cumulants(
 
 def normal_base(x: X, var: Real | float) -> Scalar:
     """log h of N(mu, var), var known: eta = mu / var (TW-3). x of shape (*x)."""
+    x = x.astype(wide(x.dtype))
     return -0.5 * jnp.sum(x**2 / var + jnp.log(var) + LOG_2PI)
 
 
 def poisson_base(x: X) -> Scalar:
     """log h of Poisson counts, -log x!: eta is the log of the rate (TW-3). x of shape (*x), above -1."""
-    return -jnp.sum(gammaln(x + 1.0))
+    return -jnp.sum(gammaln(x.astype(wide(x.dtype)) + 1.0))
 
 
 def gamma_base(x: X, shape: Real | float) -> Scalar:
     """log h of gamma variables of known shape: eta is *minus* the rate (TW-3). x of shape (*x), positive."""
+    x = x.astype(wide(x.dtype))
     return jnp.sum((shape - 1.0) * jnp.log(x) - gammaln(shape))

@@ -113,6 +113,41 @@ def check_values(values: Any, shape: tuple[int, ...], name: str) -> Real:
     return values.astype(wide(dtype))
 
 
+def check_weights(weights: Any, shape: tuple[int, ...]) -> Real:
+    """What a weight function returned: one number for all, or numbers of this shape.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if jnp.shape(weights) not in ((), shape):
+        raise ValueError(f"the weight returned shape {jnp.shape(weights)}: it must return shape {shape} or one number")
+    return weights
+
+
+def check_distribution(distribution: Any, name: str, *methods: str) -> Any:
+    """What a callable returned, if it is a distribution with these methods.
+
+    Raises:
+        TypeError: a method is missing.
+    """
+    if not all(callable(getattr(distribution, method, None)) for method in methods):
+        raise TypeError(
+            f"the {name} returned {type(distribution).__name__}: it must return a distribution with "
+            f"{' and '.join(methods)}, such as gaussian.Normal"
+        )
+    return distribution
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Refuse an array where one number is due, which would broadcast.
+
+    Raises:
+        ValueError: the value has a shape.
+    """
+    if np.shape(value) != ():
+        raise ValueError(f"{name} has shape {np.shape(value)}: it must be one number")
+
+
 def wide(*dtypes: Any) -> Any:
     """The floating type that levels, times and sums have beside data of these types: float32, or wider."""
     with jax.numpy_dtype_promotion("standard"):
@@ -129,14 +164,8 @@ def _check_batch(name: str, x: Any) -> None:
         raise ValueError(f"{name} has shape {shape}: a batch has shape (B, *x) with at least one example")
 
 
-def _check_scalar(name: str, value: Any) -> None:
-    shape = np.shape(value)
-    if shape != ():
-        raise ValueError(f"{name} has shape {shape}: it must be one number")
-
-
 ARGUMENT_CHECKS[Batch] = ARGUMENT_CHECKS[Data] = _check_batch
-ARGUMENT_CHECKS[Scalar | float] = _check_scalar
+ARGUMENT_CHECKS[Scalar | float] = check_scalar
 
 
 def pytree_callable(function: Callable) -> Callable:
