@@ -108,6 +108,29 @@ def test_decoders_take_values_on_their_grid_only(decoder):
     assert np.all(np.isfinite([number, *slope]))
 
 
+@parametrize("distribution", [Normal, DiscretizedGaussian, TruncatedNormal])
+def test_a_width_is_given_by_name(distribution):
+    # A standard deviation in one, a variance in the other: by position, one would pass for the other.
+    with pytest.raises(TypeError, match="positional argument"):
+        distribution(*[jnp.ones(2)] * (4 if distribution is TruncatedNormal else 3 - (distribution is Normal)))
+
+
+@parametrize(
+    "make",
+    [
+        lambda m, s: Normal(m, var=s),
+        lambda m, s: DiscretizedGaussian(m, scale=s, levels=17),
+        lambda m, s: TruncatedNormal(0.0 * m, levels=17, mean=m, scale=s),
+    ],
+)
+def test_distributions_are_pytrees(make):
+    means, scales, x = jnp.asarray([[0.1, 0.2], [-0.3, 0.4]]), jnp.asarray([0.1, 0.7]), jnp.zeros((2, 2))
+    laws = jax.jit(lambda laws: laws)(jax.vmap(make)(means, scales))  # any number of levels is static
+    together = jax.vmap(lambda law, x: law.log_prob(x))(laws, x)
+    each = [make(*row).log_prob(x[0]) for row in zip(means, scales, strict=True)]
+    np.testing.assert_allclose(together, each, rtol=1e-6)
+
+
 def test_integers_become_unit_and_nothing_else_does():
     for bad, error in (
         (np.linspace(0.0, 255.0, 5), TypeError),

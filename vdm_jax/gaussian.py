@@ -1,6 +1,7 @@
 """The normal distribution: the one law that every kernel of a diffusion model returns."""
 
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,22 @@ LOG_2PI = float(np.log(2 * np.pi))
 _SERIES = tuple(1 / float(np.prod(np.arange(1.0, k + 3))) for k in range(14))
 
 
-class Normal(NamedTuple):
-    """N(mean, var I) or N(mean, diag var) over one example.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normal:
+    """N(mean, var I) or N(mean, diag var) over one example: `Normal(mean, var=...)`.
+
+    The variance is given by name: other libraries, and `likelihoods.DiscretizedGaussian`, have a standard deviation in
+    its place.
 
     Fields:
         mean: shape (*x).
         var: variance, a scalar or shape (*x). Zero is allowed: a point mass, which can be sampled.
     """
 
-    mean: X
-    var: Real
+    mean: Any  # arrays; JAX itself rebuilds a pytree with whatever it likes in their place
+    _: KW_ONLY
+    var: Any
 
     def sample(self, key: Key) -> X:
         """Draw mean + sqrt(var) eps, eps ~ N(0, I) (VAE-5's reparameterisation). Returns shape (*x)."""
