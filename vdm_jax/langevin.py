@@ -4,31 +4,37 @@
 
 Steps of the diffusion dx = grad log p dt + sqrt(2) dW, which keeps p as it is (LAN-2). A step of finite size has a bias
 of O(eta), which `metropolis` removes; modes that lie apart mix slowly, which `annealed` cures, going from much noise to
-little (LAN-3). A chain is one compiled scan over a whole batch, and `score` takes and gives a batch.
+little (LAN-3). A chain is one compiled scan over a whole batch, and `score` takes and gives a batch. States have the
+type of x; scores, step sizes and the sums of a density are in float32 or wider.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from vdm_jax.compilation import compiled, scan
 from vdm_jax.gaussian import Normal
 from vdm_jax.levels import Level
 from vdm_jax.parameterization import ScoreOf, to_x_0
 from vdm_jax.types import (
     Batch,
     Denoiser,
+    Energy,
     Key,
     Parameterization,
     PerExample,
     Real,
+    Scalar,
     Score,
     X,
-    pytree_callable,
+    evaluate,
+    evaluate_scalars,
+    wide,
 )
 
 
@@ -58,8 +64,13 @@ def kernel(x: X, score: X, step_size: Real) -> Normal:
     return Normal(x + step_size * score, var=2.0 * step_size)
 
 
+def _check_step_size(step_size: Scalar | float) -> None:
+    _check_positive("step_size", step_size)
+
+
+@compiled(static=("num_steps",), check=_check_step_size)
 def unadjusted(
-    score: Score, key: Key, x: Batch, step_size: Real | float, num_steps: int, *, path: bool = False
+    score: Score, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False
 ) -> Chain:
     """So many steps of a Langevin chain (LAN-1, LAN-2).
 
@@ -79,18 +90,21 @@ def unadjusted(
 
     Source: Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
-    _check(step_size, num_steps)
-    return _unadjusted(pytree_callable(score), key, x, jnp.asarray(step_size, x.dtype), num_steps, path)
+    _check_count("num_steps", num_steps)
+    return _unadjusted(score, key, x, jnp.asarray(step_size, wide(x.dtype)), num_steps, path)
 
 
-@partial(jax.jit, static_argnames=("num_steps", "path"))
 def _unadjusted(score, key, x, step_size, num_steps, path) -> Chain:
     def move(x, key):
         x = _step(score, key, x, step_size)
         return x, x if path else None
 
-    x, states = jax.lax.scan(move, x, jax.random.split(key, num_steps))
-    return Chain(x, _path(states, x), jnp.ones_like(x, shape=x.shape[:1]))
+    x, states = scan(move, x, jax.random.split(key, num_steps))
+    return Chain(x, _path(states, x), _all_accepted(x))
+
+
+def _all_accepted(x: Batch) -> PerExample:
+    return jnp.ones_like(x, wide(x.dtype), shape=x.shape[:1])
 
 
 def _path(states, x):
@@ -98,13 +112,18 @@ def _path(states, x):
 
 
 def _step(score, key, x, step_size) -> Batch:
-    """A draw of the kernel."""
+    """A draw of the kernel, in the type of x."""
+    return _propose(x, evaluate(score, x, name="score"), key, step_size)
+
+
+def _propose(x, score, key, step_size) -> Batch:
     keys = jax.random.split(key, x.shape[0])
-    return jax.vmap(lambda x, s, k: kernel(x, s, step_size).sample(k))(x, score(x), keys)
+    return jax.vmap(lambda x, s, k: kernel(x, s, step_size).sample(k))(x, score, keys).astype(x.dtype)
 
 
+@compiled(static=("num_steps",), check=_check_step_size)
 def metropolis(
-    log_prob: Callable[[Any], Any], key: Key, x: Batch, step_size: Real | float, num_steps: int, *, path: bool = False
+    log_prob: Energy, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False
 ) -> Chain:
     """Langevin proposals, accepted or refused so that p is kept exactly, at any step size (MALA).
 
@@ -123,36 +142,41 @@ def metropolis(
 
     Source: Besag 1994; Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
-    _check(step_size, num_steps)
-    return _metropolis(pytree_callable(log_prob), key, x, jnp.asarray(step_size, x.dtype), num_steps, path)
+    _check_count("num_steps", num_steps)
+    return _metropolis(log_prob, key, x, jnp.asarray(step_size, wide(x.dtype)), num_steps, path)
 
 
-@partial(jax.jit, static_argnames=("num_steps", "path"))
 def _metropolis(log_prob, key, x, step_size, num_steps, path) -> Chain:
     def look(x):
-        value, pull = jax.vjp(log_prob, x)
-        return value, pull(jnp.ones_like(value))[0]
+        value, pull = jax.vjp(lambda x: evaluate_scalars(log_prob, x, name="log-density"), x)
+        return value, pull(jnp.ones_like(value))[0].astype(wide(x.dtype))
 
     def log_kernel(x, s, y):
         return jax.vmap(lambda x, s, y: kernel(x, s, step_size).log_prob(y))(x, s, y)
 
     def move(state, key):
         (x, (value, s)), (key_y, key_u) = state, jax.random.split(key)
-        y = _step(lambda _: s, key_y, x, step_size)
+        y = _propose(x, s, key_y, step_size)
         there = look(y)
         log_ratio = there[0] - value + log_kernel(y, there[1], x) - log_kernel(x, s, y)
         taken = jnp.log(jax.random.uniform(key_u, value.shape, value.dtype)) < log_ratio
         state = jax.tree.map(partial(_choose, taken), (y, there), (x, (value, s)))
         return state, (state[0] if path else None, taken)
 
-    (x, _), (states, taken) = jax.lax.scan(move, (x, look(x)), jax.random.split(key, num_steps))
-    return Chain(x, _path(states, x), jnp.mean(taken, axis=0, dtype=x.dtype))
+    (x, _), (states, taken) = scan(move, (x, look(x)), jax.random.split(key, num_steps))
+    return Chain(x, _path(states, x), jnp.mean(taken, axis=0, dtype=wide(x.dtype)))
 
 
 def _choose(chosen, new, old):
     return jax.vmap(jnp.where)(chosen, new, old)
 
 
+def _check_annealing(levels: Level, rate: Scalar | float) -> None:
+    _check_positive("rate", rate)
+    check_falling(levels)
+
+
+@compiled(static=("steps",), check=_check_annealing)
 def annealed(
     denoiser: Denoiser,
     key: Key,
@@ -160,7 +184,7 @@ def annealed(
     levels: Level,
     *,
     kind: Parameterization = "score",
-    rate: Real | float = 0.1,
+    rate: Scalar | float = 0.1,
     steps: int = 100,
     denoise: bool = True,
     path: bool = False,
@@ -190,28 +214,30 @@ def annealed(
 
     Source: Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon 2020, arXiv:2006.09011 (the last denoising).
     """
-    _check(rate, steps, "rate", "steps")
-    check_falling(levels)
-    return _annealed(pytree_callable(denoiser), key, x, levels, jnp.asarray(rate, x.dtype), kind, steps, denoise, path)
+    _check_count("steps", steps)
+    rate = jnp.asarray(rate, wide(x.dtype))
 
-
-@partial(jax.jit, static_argnames=("kind", "steps", "denoise", "path"))
-def _annealed(denoiser, key, x, levels, rate, kind, steps, denoise, path) -> Chain:
     def visit(x, turn):
         level, before, key = turn
-        x = x * (level.alpha / before)
+        x = (x * (level.alpha / before)).astype(x.dtype)
         score, eta = ScoreOf(denoiser, level, kind), rate * level.sigma**2
         keys = jax.random.split(key, steps)
-        x, _ = jax.lax.scan(lambda x, key: (_step(score, key, x, eta), None), x, keys)
+        x, _ = scan(lambda x, key: (_step(score, key, x, eta), None), x, keys)
         return x, x if path else None
 
     before = jnp.concatenate([levels.alpha[:1], levels.alpha[:-1]])
-    x, states = jax.lax.scan(visit, x, (levels, before, jax.random.split(key, levels.alpha.shape[0])))
+    x, states = scan(visit, x, (levels, before, jax.random.split(key, levels.alpha.shape[0])))
     last = jax.tree.map(lambda field: field[-1], levels)
-    x = to_x_0(ScoreOf(denoiser, last, kind)(x), x, last, "score") if denoise else x
-    return Chain(x, _path(states, x), jnp.ones_like(x, shape=x.shape[:1]))
+    if denoise:
+        x = to_x_0(ScoreOf(denoiser, last, kind)(x), x, last, "score").astype(x.dtype)
+    return Chain(x, _path(states, x), _all_accepted(x))
 
 
+def _check_ratio(ratio: Scalar | float) -> None:
+    _check_positive("ratio", ratio)
+
+
+@compiled(static=("steps",), check=_check_ratio)
 def corrector(
     denoiser: Denoiser,
     key: Key,
@@ -219,7 +245,7 @@ def corrector(
     level: Level,
     *,
     kind: Parameterization = "score",
-    ratio: Real | float = 0.16,
+    ratio: Scalar | float = 0.16,
     steps: int = 1,
 ) -> Batch:
     """Langevin steps at one level, between the steps of a sampler: the corrector of a predictor-corrector (LAN-2).
@@ -244,15 +270,9 @@ def corrector(
 
     Source: Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5.
     """
-    _check(ratio, steps, "ratio", "steps")
-    return _corrector(pytree_callable(denoiser), key, x_t, level, jnp.asarray(ratio, x_t.dtype), kind, steps)
-
-
-@partial(jax.jit, static_argnames=("kind", "steps"))
-def _corrector(denoiser, key, x_t, level, ratio, kind, steps) -> Batch:
-    score = ScoreOf(denoiser, level, kind)
-
-    return _unadjusted(score, key, x_t, 2.0 * (ratio * level.sigma) ** 2, steps, False).x
+    _check_count("steps", steps)
+    eta = 2.0 * (jnp.asarray(ratio, wide(x_t.dtype)) * level.sigma) ** 2
+    return _unadjusted(ScoreOf(denoiser, level, kind), key, x_t, eta, steps, False).x
 
 
 def check_falling(levels: Level) -> None:
@@ -265,16 +285,16 @@ def check_falling(levels: Level) -> None:
         raise ValueError(f"levels have shape {jnp.shape(levels.log_sigma)}: give at least one, stacked along one axis")
     if isinstance(levels.log_sigma, Tracer) or isinstance(levels.log_alpha, Tracer):
         return
-    with jax.ensure_compile_time_eval():
-        noise = jnp.asarray(levels.log_sigma - levels.log_alpha)
-        if not bool(jnp.all(jnp.diff(noise) < 0)):
-            raise ValueError(
-                "the noise of the levels, sigma / alpha, must fall from each to the next: give them reversed"
-            )
+    noise = np.asarray(levels.log_sigma) - np.asarray(levels.log_alpha)
+    if not np.all(np.diff(noise) < 0):
+        raise ValueError("the noise of the levels, sigma / alpha, must fall from each to the next: give them reversed")
 
 
-def _check(size, count, size_name: str = "step_size", count_name: str = "num_steps") -> None:
+def _check_positive(name: str, size: Scalar | float) -> None:
     if not isinstance(size, Tracer) and not size > 0:
-        raise ValueError(f"{size_name} is {size}: it must be positive")
+        raise ValueError(f"{name} is {size}: it must be positive")
+
+
+def _check_count(name: str, count: int) -> None:
     if count < 1:
-        raise ValueError(f"{count_name} is {count}: a chain has at least one step")
+        raise ValueError(f"{name} is {count}: a chain has at least one step")
