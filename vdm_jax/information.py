@@ -11,17 +11,18 @@ Source: Guo, Shamai & Verdu 2005, arXiv:cs/0412108 (I-MMSE); Kingma et al. 2021,
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.compilation import compiled
 from vdm_jax.elbo import diffusion_weight, prior_kl
-from vdm_jax.exact import Finite, Gaussian, Independent, Law, Mixture, marginal
+from vdm_jax.exact import Finite, Gaussian, Independent, Law, Mixture, dot, marginal
 from vdm_jax.gaussian import LOG_2PI
-from vdm_jax.levels import Level
+from vdm_jax.levels import Level, check_positive
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Key, Real, Scalar, X
 
@@ -67,11 +68,11 @@ def quadrature(function: Callable[[X], Scalar], law: Any, nodes: int = 201) -> E
 
     def component(normal):
         values = jax.lax.map(lambda node: function(normal.colour(node)), z, batch_size=4096)
-        return fine @ values, coarse @ values
+        return dot(fine, values), dot(coarse, values)
 
     whole, half = jax.lax.map(component, law.components)
     weights = jnp.exp(law.log_weights)
-    return Estimate(weights @ whole, jnp.abs(weights @ (whole - half)))
+    return Estimate(dot(weights, whole), jnp.abs(dot(weights, whole - half)))
 
 
 def _grid(like: X, nodes: int):
@@ -161,9 +162,9 @@ class OptimalBound(NamedTuple):
         return jax.tree.map(lambda *terms: jnp.sum(jnp.stack(terms)), *self)
 
 
-@partial(jax.jit, static_argnames="expect")
+@compiled()
 def optimal_bound(
-    law: Law, table: Discrete, expect: Expectation = quadrature, *, prior_log_var: Real | float = 0.0
+    law: Law, table: Discrete, expect: Expectation = quadrature, *, prior_log_var: Scalar | float = 0.0
 ) -> OptimalBound:
     """The bound with the exact denoiser and decoder at T steps, in expectation over the data (ELBO-3, ELBO-7).
 
@@ -186,9 +187,14 @@ def optimal_bound(
     return OptimalBound(_prior(law, last, prior_log_var), _reconstruction(law, first, expect), diffusion)
 
 
-@partial(jax.jit, static_argnames="expect")
+def _check_ends(first: Level, last: Level) -> None:
+    check_positive(first, "sigma")
+    check_positive(last, "sigma")
+
+
+@compiled(check=_check_ends)
 def optimal_bound_limit(
-    law: Law, first: Level, last: Level, expect: Expectation = quadrature, *, prior_log_var: Real | float = 0.0
+    law: Law, first: Level, last: Level, expect: Expectation = quadrature, *, prior_log_var: Scalar | float = 0.0
 ) -> OptimalBound:
     """`optimal_bound` as T -> infinity between two levels, whatever the schedule's shape between them (ELBO-12).
 
@@ -199,6 +205,9 @@ def optimal_bound_limit(
         law: of x_0.
         first, last: the least and the most noisy level, scalars.
         expect, prior_log_var: as in `optimal_bound`.
+
+    Raises:
+        ValueError: a level without noise.
     """
     low, high = mutual_information(law, last, expect), mutual_information(law, first, expect)
     diffusion = Estimate(high.value - low.value, high.error + low.error)

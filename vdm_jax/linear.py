@@ -5,20 +5,19 @@
 Data are vectors: N examples of D numbers, codes of k. Ask in float64 (`jax.enable_x64`) where digits matter.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.exact import dot
 from vdm_jax.gaussian import LOG_2PI, Normal
 from vdm_jax.types import Scalar
 
 Vector = Float[Array, " D"]
 Vectors = Float[Array, "N D"]
 Codes = Float[Array, "N k"]
-_dot = partial(jnp.matmul, precision="highest")  # on an accelerator the default would not do
 
 
 class Principal(NamedTuple):
@@ -36,11 +35,11 @@ class Principal(NamedTuple):
 
     def encode(self, x: Vectors, k: int) -> Codes:
         """The first k coordinates, shape (N, k)."""
-        return _dot(x - self.mean[None], self.directions[:, :k])
+        return dot(x - self.mean[None], self.directions[:, :k])
 
     def decode(self, z: Codes) -> Vectors:
         """The point in the first k directions, shape (N, D)."""
-        return self.mean[None] + _dot(z, self.directions[:, : z.shape[1]].T)
+        return self.mean[None] + dot(z, self.directions[:, : z.shape[1]].T)
 
     def discarded(self, k: int) -> Scalar:
         """The mean squared error of k coordinates: the sum of the other eigenvalues."""
@@ -53,7 +52,7 @@ def principal_components(x: Vectors) -> Principal:
     Source: Baldi & Hornik 1989, "Neural networks and principal component analysis".
     """
     mean = x.mean(0)
-    variances, directions = jnp.linalg.eigh(_dot((x - mean[None]).T, x - mean[None]) / x.shape[0])
+    variances, directions = jnp.linalg.eigh(dot((x - mean[None]).T, x - mean[None]) / x.shape[0])
     return Principal(mean, variances[::-1], directions[:, ::-1])
 
 
@@ -72,7 +71,7 @@ class Linear(NamedTuple):
 
     def decode(self, z: Codes) -> Vectors:
         """W z + b, shape (N, D): what `likelihood` reads."""
-        return _dot(z, self.weights.T) + self.shift[None]
+        return dot(z, self.weights.T) + self.shift[None]
 
     def likelihood(self, mean: Vector) -> Normal:
         """p(x|z) of one example."""
@@ -80,7 +79,7 @@ class Linear(NamedTuple):
 
     def log_prob(self, x: Vector) -> Scalar:
         """log p(x) = log N(x; b, W W^T + v I) of one example in nats, exactly."""
-        root = jnp.linalg.cholesky(_dot(self.weights, self.weights.T) + self.var * jnp.eye(x.size, dtype=x.dtype))
+        root = jnp.linalg.cholesky(dot(self.weights, self.weights.T) + self.var * jnp.eye(x.size, dtype=x.dtype))
         white = jax.scipy.linalg.solve_triangular(root, x - self.shift, lower=True)
         return -0.5 * (jnp.sum(white**2) + x.size * LOG_2PI) - jnp.log(jnp.diagonal(root)).sum()
 
@@ -90,7 +89,7 @@ class Linear(NamedTuple):
         Source: Tipping & Bishop 1999, "Probabilistic principal component analysis".
         """
         covariance = jnp.linalg.inv(self._precision())
-        return _dot(_dot(x - self.shift[None], self.weights) / self.var, covariance), covariance
+        return dot(dot(x - self.shift[None], self.weights) / self.var, covariance), covariance
 
     def encoder(self, x: Vectors) -> Normal:
         """The best q(z|x) of independent z: the posterior's mean, and the inverse diagonal of its precision.
@@ -103,7 +102,7 @@ class Linear(NamedTuple):
         return Normal(mean, var=jnp.broadcast_to(1.0 / jnp.diagonal(self._precision()), mean.shape))
 
     def _precision(self) -> Float[Array, "k k"]:
-        inner = _dot(self.weights.T, self.weights) / self.var
+        inner = dot(self.weights.T, self.weights) / self.var
         return inner + jnp.eye(inner.shape[0], dtype=inner.dtype)
 
 
@@ -139,7 +138,7 @@ def likeliest_decoder(q: Normal, x: Vectors) -> Linear:
     """
     z, spread = q.mean - q.mean.mean(0)[None], jnp.broadcast_to(q.var, q.mean.shape).mean(0)
     centred, count = x - x.mean(0)[None], x.shape[0]
-    second = _dot(z.T, z) / count + jnp.diag(spread)
-    weights = jnp.linalg.solve(second, _dot(z.T, centred) / count).T
-    residual = jnp.square(centred - _dot(z, weights.T)).sum(1).mean() + jnp.sum(spread * jnp.square(weights).sum(0))
-    return Linear(weights, x.mean(0) - _dot(weights, q.mean.mean(0)), residual / x.shape[1])
+    second = dot(z.T, z) / count + jnp.diag(spread)
+    weights = jnp.linalg.solve(second, dot(z.T, centred) / count).T
+    residual = jnp.square(centred - dot(z, weights.T)).sum(1).mean() + jnp.sum(spread * jnp.square(weights).sum(0))
+    return Linear(weights, x.mean(0) - dot(weights, q.mean.mean(0)), residual / x.shape[1])

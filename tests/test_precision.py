@@ -1,0 +1,116 @@
+"""No equation multiplies matrices below the highest precision, which a test of numbers on a CPU could not notice.
+
+A product at default precision is off by 1e-3 on GPUs (TensorFloat-32) and by 1e-2 on TPUs (bfloat16). The programs of
+all public functions, and of their gradients, are searched for products; the networks in them have none of their own.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.tree_util import Partial
+
+from tests.test_transforms import BATCH, CONTINUOUS, HEAVY, HOST, KEYS, LOW, POINT, ROWS, TABLE, WORLDS
+from vdm_jax import exact, flow, losses, samplers
+from vdm_jax.levels import level_from_log_snr
+
+PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
+HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
+BEST = {kind: exact.OptimalDenoiser(WORLDS["exact.Mixture"], kind) for kind in ("x_0", "eps", "v", "score")}
+POINTS = jnp.broadcast_to(POINT, (2, *POINT.shape))
+# Public functions which the table of `test_transforms` has elsewhere.
+MORE = {
+    "exact.OptimalDenoiser": (
+        lambda x, lam: [net(x, level_from_log_snr(lam)) for net in BEST.values()],
+        (jnp.stack([POINT] * 2), jnp.stack([LOW] * 2)),
+    ),
+    "exact.OptimalDecoder": (
+        lambda x, lam: exact.OptimalDecoder(WORLDS["exact.Mixture"])(x, x, level_from_log_snr(lam)).log_prob(x),
+        (POINT, LOW),
+    ),
+    "flow.flow_log_prob": (
+        lambda k, x: flow.flow_log_prob(BEST["eps"], k, x, CONTINUOUS, trace="exact").log_prob,
+        (KEYS, POINTS),
+    ),
+    "flow.flow_sample": (lambda x: flow.flow_sample(BEST["eps"], x, CONTINUOUS), (POINTS,)),
+    "samplers.adaptive": (lambda k, x: samplers.adaptive(BEST["eps"], k, x, CONTINUOUS).x_0, (KEYS, POINTS)),
+}
+CASES = {**ROWS, **{name: (function, ()) for name, function in HOST.items()}, **MORE}
+SLOW = (HEAVY | {"flow.flow_log_prob"}) - {name for name in CASES if name.startswith(("exact", "information"))}
+
+
+def products(program: Any) -> Iterator[Any]:
+    """The products in a program and in all programs within it: of jit, scan, while, cond and custom gradients."""
+    program = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    for equation in program.eqns:
+        if equation.primitive.name in PRODUCTS:
+            yield equation
+        for part in jax.tree.leaves(equation.params, is_leaf=lambda part: isinstance(part, (Jaxpr, ClosedJaxpr))):
+            if isinstance(part, (Jaxpr, ClosedJaxpr)):
+                yield from products(part)
+
+
+def imprecise(function: Any, *args: Any) -> list[str]:
+    """The products below the highest precision in a function and, where it has one, in its gradient."""
+    real = [i for i, arg in enumerate(args) if jnp.issubdtype(arg.dtype, jnp.floating)]
+
+    def total(*args):
+        leaves = map(jnp.asarray, jax.tree.leaves(function(*args)))
+        return sum((leaf.sum() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)), jnp.zeros(()))
+
+    programs = [jax.make_jaxpr(function)(*args)]
+    if real:
+        programs.append(jax.make_jaxpr(jax.grad(total, real))(*args))
+    return [str(e) for program in programs for e in products(program) if e.params["precision"] != HIGHEST]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+def test_products_have_the_highest_precision(name):
+    function, rows = CASES[name]
+    assert imprecise(function, *[row[0] for row in rows]) == []
+
+
+def _custom(rule):
+    function = rule(lambda x: x)
+    if rule is jax.custom_jvp:
+        function.defjvp(lambda primals, tangents: (primals[0], tangents[0] @ primals[0]))
+    else:
+        function.defvjp(lambda x: (x, x), lambda x, slope: (slope @ x,))
+    return function
+
+
+HIDDEN = {
+    "plain": lambda x: x @ x,
+    "jit": jax.jit(lambda x: x @ x),
+    "vmap": lambda x: jax.vmap(lambda row: x @ row)(x),
+    "scan": lambda x: jax.lax.scan(lambda carry, _: (carry @ x, None), x, None, length=2)[0],
+    "while": lambda x: jax.lax.while_loop(lambda c: c[0, 0] < 3, lambda c: c @ c, jax.lax.stop_gradient(x)) + x,
+    "cond": lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x, lambda x: x @ x, x),
+    "map": lambda x: jax.lax.map(lambda row: x @ row, x),
+    "checkpoint": jax.checkpoint(lambda x: x @ x),
+    "custom_jvp": _custom(jax.custom_jvp),
+    "custom_vjp": _custom(jax.custom_vjp),
+    "convolution": lambda x: jnp.convolve(x[0], x[1]),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_product_at_default_precision_is_found_wherever_it_hides(name):
+    assert imprecise(HIDDEN[name], jnp.ones((3, 3)))
+
+
+def test_networks_keep_their_own_precision():
+    # none is forced upon the network that an equation evaluates
+    def network(w, x_t, level):
+        del level
+        return x_t @ w
+
+    def loss(w):
+        return losses.simple_loss(Partial(network, w), KEYS[0], BATCH[0], TABLE)
+
+    found = imprecise(loss, jnp.eye(3))
+    assert found
+    assert all("precision" not in equation for equation in found)
