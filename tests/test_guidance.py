@@ -1,7 +1,5 @@
 """Guidance is Bayes' rule: against the laws conditioned by hand."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ from jax.tree_util import Partial
 from tests.derivations.check import assert_close, assert_mean, refuted
 from tests.derivations.worlds import draws
 from vdm_jax import exact
+from vdm_jax.compilation import compiled
 from vdm_jax.guidance import Classifier, ClassifierFree, Reconstruction
 from vdm_jax.levels import Level, level_from_log_snr
 from vdm_jax.parameterization import convert
@@ -58,7 +57,7 @@ def _levels(*log_snr):
     return level, 1.5 * jax.random.normal(jax.random.key(1), (len(log_snr), 2))
 
 
-@jax.jit
+@compiled()
 def _ask(net, x_t, level):
     return net(x_t, level)
 
@@ -67,7 +66,7 @@ def _score(law, x_t, level):
     return _ask(exact.OptimalDenoiser(law, "score"), x_t, level)
 
 
-@partial(jax.jit, static_argnames="kind")
+@compiled()
 def _as_score(net, x_t, level, kind):
     return jax.vmap(lambda p, x, lv: convert(p, x, lv, kind, "score"))(net(x_t, level), x_t, level)
 

@@ -5,7 +5,7 @@
     reconstruction     score + grad log N(y; A x_hat(x_t), var_y + var_t), by Tweedie's formula
 
 With exact parts, w = 1 is Bayes' rule: the score of q(x_t | y) is that of q(x_t) and grad log p(y | x_t). Another w is
-another law, sharper than the condition's and not its marginals.
+another law, sharper than the condition's and not its marginals. A scale w is one number, or one for each example.
 """
 
 from dataclasses import dataclass, field
@@ -17,21 +17,12 @@ import jax.numpy as jnp
 
 from vdm_jax.levels import Level
 from vdm_jax.parameterization import convert, to_eps, to_x_0
-from vdm_jax.types import Batch, Parameterization, Real, per_example, pytree_callable
-
-
-class _Guided:
-    """Plain functions among the fields become Partials, so that a guided denoiser can go into a compiled sampler."""
-
-    def __post_init__(self):
-        for name, value in list(vars(self).items()):
-            if callable(value):
-                object.__setattr__(self, name, pytree_callable(value))
+from vdm_jax.types import Batch, Parameterization, PerExample, Real, evaluate, evaluate_scalars, per_example, wide
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ClassifierFree(_Guided):
+class ClassifierFree:
     """D(x_t) + w (D(x_t, y) - D(x_t)), where the log-SNR is in an interval; else the conditional denoiser.
 
     w = 0 is the unconditional denoiser, 1 the conditional one, above 1 more than that. In Ho & Salimans' own words it
@@ -53,15 +44,16 @@ class ClassifierFree(_Guided):
 
     def __call__(self, x_t: Batch, level: Level) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
-        with_y, without = self.conditional(x_t, level), self.unconditional(x_t, level)
+        with_y = evaluate(self.conditional, x_t, level, name="conditional denoiser")
+        without = evaluate(self.unconditional, x_t, level, name="unconditional denoiser")
         inside = (level.log_snr >= self.log_snr_min) & (level.log_snr <= self.log_snr_max)
-        scale = jnp.where(inside, jnp.asarray(self.scale, x_t.dtype), 1.0)
+        scale = jnp.where(inside, _each("scale", self.scale, x_t), 1.0)
         return jax.vmap(lambda c, u, w: u + w * (c - u))(with_y, without, scale)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Classifier(_Guided):
+class Classifier:
     """A denoiser with w grad log p(y | x_t) added to its score.
 
     Fields:
@@ -80,13 +72,14 @@ class Classifier(_Guided):
 
     def __call__(self, x_t: Batch, level: Level) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
-        slope = jax.grad(lambda x: self.log_prob(x, level).sum())(x_t)
-        return _shifted(self.denoiser(x_t, level), x_t, level, self.kind, jnp.asarray(self.scale, x_t.dtype) * slope)
+        prediction = evaluate(self.denoiser, x_t, level)
+        slope = jax.grad(lambda x: evaluate_scalars(self.log_prob, x, level, name="log-density").sum())(x_t)
+        return _shifted(prediction, x_t, level, self.kind, slope, self.scale)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Reconstruction(_Guided):
+class Reconstruction:
     """A denoiser drawn to x_0 that would have been measured as y = A x_0 + noise.
 
         p(y | x_t) ~ N(y; A x_hat(x_t), var_y + var_t)
@@ -98,13 +91,14 @@ class Reconstruction(_Guided):
         denoiser: predicts `kind`; differentiated.
         measure: A, a linear map (B, *x) -> (B, *y), with A A^T = I: a mask, a selection, a mean times sqrt(n).
         y: what was measured, shape (B, *y).
-        variance: var_y of the measurement's noise, a scalar.
+        variance: var_y of the measurement's noise, one number or one for each example.
         spread: var_t of a level, a callable; None is sigma^2 / (alpha^2 + sigma^2), that of data N(0, I).
         scale: w, 1 for what the formula says.
         kind: what the denoiser predicts.
 
     Raises (when called):
-        ValueError: y is not of the shape of what `measure` makes of x_hat, or unknown kind.
+        ValueError: y is not of the shape of what `measure` makes of x_hat, a variance or scale is neither one number
+            nor one for each example, or unknown kind.
 
     Source: Ho et al. 2022, arXiv:2204.03458, section 3.1; Chung et al. 2022, arXiv:2209.14687; Song et al. 2023,
         "Pseudoinverse-guided diffusion models for inverse problems" (var_t).
@@ -120,31 +114,40 @@ class Reconstruction(_Guided):
 
     def __call__(self, x_t: Batch, level: Level) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
-        var = self.variance + (self.spread or _unit_spread)(level)
+        spread = (_unit_spread if self.spread is None else self.spread)(level)
+        var = _each("variance", self.variance, x_t) + _each("spread", spread, x_t)
 
         def log_prob(x_t):
-            prediction = self.denoiser(x_t, level)
+            prediction = evaluate(self.denoiser, x_t, level)
             x_hat = jax.vmap(partial(to_x_0, kind=self.kind))(prediction, x_t, level)
             left = self._left(self.measure(x_hat))
             return -0.5 * jnp.sum(per_example(jnp.square(left)) / var), prediction
 
         slope, prediction = jax.grad(log_prob, has_aux=True)(x_t)
-        return _shifted(prediction, x_t, level, self.kind, jnp.asarray(self.scale, x_t.dtype) * slope)
+        return _shifted(prediction, x_t, level, self.kind, slope, self.scale)
 
     def _left(self, expected: Batch) -> Batch:
         if jnp.shape(self.y) != expected.shape:  # else they would broadcast against each other
             raise ValueError(f"y has shape {jnp.shape(self.y)}, A x_hat {expected.shape}: give y that of A x_hat")
-        return self.y - expected
+        return jnp.asarray(self.y, expected.dtype) - expected
 
 
 def _unit_spread(level: Level) -> Real:
     return level.sigma**2 / (level.alpha**2 + level.sigma**2)
 
 
-def _shifted(prediction, x_t, level, kind, slope):
-    """The prediction whose score has `slope` added."""
+def _each(name: str, value: Any, x_t: Batch) -> PerExample:
+    """One number for each example, from one for all or for each."""
+    value = jnp.asarray(value, wide(x_t.dtype))
+    if value.shape not in ((), x_t.shape[:1]):
+        raise ValueError(f"{name} has shape {value.shape}: give one number, or one for each of {x_t.shape[0]} examples")
+    return jnp.broadcast_to(value, x_t.shape[:1])
 
-    def one(p, x, lv, g):
-        return convert(to_eps(p, x, lv, kind) - lv.sigma * g, x, lv, "eps", kind)
 
-    return jax.vmap(one)(prediction, x_t, level, slope)
+def _shifted(prediction, x_t, level, kind, slope, scale):
+    """The prediction whose score has `scale * slope` added."""
+
+    def one(p, x, lv, g, w):
+        return convert(to_eps(p, x, lv, kind) - lv.sigma * (w * g), x, lv, "eps", kind)
+
+    return jax.vmap(one)(prediction, x_t, level, slope.astype(prediction.dtype), _each("scale", scale, x_t))
