@@ -115,6 +115,7 @@ Guidance
 Likelihood (LIK-1 .. LIK-5)
     -log 1/K sum_k p(x_0:T) / q(x_1:T | x_0) ............... paths.importance_bound
     log p(x) along the probability-flow ODE, and back ...... flow.drift, flow.flow_log_prob, flow.flow_sample
+    where that ODE is singular, or an error ................ flow.check_ends
     P(x) of a density over bins ............................ dequantization.dequantized_bound, Uniform, TruncatedNormal
     P(x) by the first latent ............................... dequantization.encoder_bound
 Worlds where everything is known (POST-7, PAR-3)

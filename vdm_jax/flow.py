@@ -21,7 +21,18 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.levels import Level
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.schedules import Schedule, check_begins_noisy
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, X, per_example, pytree_callable
+from vdm_jax.types import (
+    Batch,
+    Denoiser,
+    Key,
+    Parameterization,
+    PerExample,
+    Real,
+    Scalar,
+    X,
+    per_example,
+    pytree_callable,
+)
 
 
 def drift(prediction: X, x_t: X, level: Level, rate: Level, kind: Parameterization) -> X:
@@ -72,7 +83,7 @@ def flow_log_prob(
     probes: int = 1,
     t_0: Real | float = 0.0,
     prior_log_var: float = 0.0,
-    tolerance: float = 1e-5,
+    tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> FlowLikelihood:
     """log p(x) of the model's density at t_0, by the change of variables along the ODE (LIK-2).
@@ -112,7 +123,7 @@ def flow_log_prob(
     Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367 (the estimate).
     """
     check_trace(trace, probes)
-    _check_ends(schedule, t_0, x.dtype, kind)
+    check_ends(schedule, kind, t_0)
     arguments = (pytree_callable(denoiser), key, x, schedule, jnp.asarray(t_0, x.dtype), prior_log_var, tolerance)
     return _flow_log_prob(*arguments, kind=kind, trace=trace, probes=probes, max_steps=max_steps)
 
@@ -138,14 +149,14 @@ def flow_sample(
     *,
     kind: Parameterization = "eps",
     t_0: Real | float = 0.0,
-    tolerance: float = 1e-5,
+    tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> Batch:
     """The ODE backwards: latents x_1, draws of the prior, to x at t_0; the inverse of `flow_log_prob`'s map (LIK-2).
 
     Args and errors as there. Returns shape (B, *x); NaN if the solver needed more than max_steps.
     """
-    _check_ends(schedule, t_0, x_1.dtype, kind)
+    check_ends(schedule, kind, t_0)
     t_0 = jnp.asarray(t_0, x_1.dtype)
     return _flow_sample(pytree_callable(denoiser), x_1, schedule, t_0, tolerance, kind=kind, max_steps=max_steps)
 
@@ -159,12 +170,17 @@ def _flow_sample(denoiser, x_1, schedule, t_0, tolerance, *, kind, max_steps) ->
     return x
 
 
-def _check_ends(schedule, t_0, dtype, kind) -> None:
-    check_begins_noisy(schedule, t_0, dtype)
+def check_ends(schedule: Schedule, kind: Parameterization, t_0: Real | float = 0.0) -> None:
+    """Refuse a schedule along which the ODE of this prediction is singular; one that is traced is not checked.
+
+    Raises:
+        ValueError: no noise at t_0, or no signal at t = 1 with a prediction of eps or the score.
+    """
+    check_begins_noisy(schedule, t_0, jnp.float32)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
         return
     with jax.ensure_compile_time_eval():
-        level, rate = _level_and_rate(schedule, jnp.ones((), dtype))
+        level, rate = _level_and_rate(schedule, jnp.ones(()))
         if not jnp.isfinite(rate.alpha) or (kind in ("eps", "score") and not level.alpha > 0.0):
             cure = "predict x_0 or v, or stop before it does as tables.Interpolated of a table does"
             raise ValueError(f"{schedule} loses its signal at t = 1, where the ODE by {kind} is singular: {cure}")

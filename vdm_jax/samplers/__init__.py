@@ -11,7 +11,11 @@
     adaptive                        the ODE by diffrax, with steps as long as the tolerance allows
 
 `table` is any discrete schedule; `table.strided(...)` with `tables.even_steps`, `even_log_snr_steps` or `karras_steps`
-takes fewer of its levels. Samplers without noise take the key too, and do not look at it.
+takes fewer of its levels. Samplers that add no noise take the key too, and it may be None.
+
+`clip` bounds every predicted x_0: pass clip=1.0 for images on [-1, 1]. Without it an eps or score prediction is divided
+by alpha, which is near 0 at the noisiest levels (above all those of `schedules.Cosine`), and multiplies the network's
+error; samplers warn where the first step does so by more than a factor of 20.
 """
 
 from vdm_jax.samplers.adaptive import adaptive

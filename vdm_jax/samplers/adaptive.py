@@ -1,16 +1,19 @@
 """The probability-flow ODE by diffrax, with steps as long as the tolerance allows."""
 
-import jax
 import jax.numpy as jnp
 
-from vdm_jax.flow import flow_sample
+from vdm_jax.compilation import compiled
+from vdm_jax.flow import check_ends, flow_sample
 from vdm_jax.samplers.chain import Samples, Trajectory, predict
 from vdm_jax.schedules import Schedule
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, pytree_callable
-
-_last = jax.jit(predict, static_argnames=("kind", "clip"))
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Scalar, wide
 
 
+def _check(schedule: Schedule, kind: Parameterization) -> None:
+    check_ends(schedule, kind)
+
+
+@compiled(static=("clip", "max_steps"), check=_check)
 def adaptive(
     denoiser: Denoiser,
     key: Key | None,
@@ -18,7 +21,7 @@ def adaptive(
     schedule: Schedule,
     *,
     kind: Parameterization = "eps",
-    tolerance: float = 1e-4,
+    tolerance: Scalar | float = 1e-4,
     clip: float | None = None,
     max_steps: int = 4096,
 ) -> Samples:
@@ -26,7 +29,7 @@ def adaptive(
 
     Args:
         denoiser: predicts `kind`, of each example by itself; asked with the whole batch, as often as the ODE needs.
-        key: not looked at; the other samplers have one.
+        key: unused, and may be None; the other samplers have one.
         x_T: draws of the prior, shape (B, *x).
         schedule: continuous, with noise at t = 0; `tables.Interpolated(table)` makes one of a table.
         kind: what the denoiser predicts.
@@ -44,6 +47,6 @@ def adaptive(
     """
     del key
     first = flow_sample(denoiser, x_T, schedule, kind=kind, tolerance=tolerance, max_steps=max_steps)
-    x_0 = _last(pytree_callable(denoiser), first, schedule(jnp.zeros((), x_T.dtype)), kind=kind, clip=clip).x_hat
+    x_0 = predict(denoiser, first, schedule(jnp.zeros((), wide(x_T.dtype))), kind, clip).x_hat.astype(x_T.dtype)
     none = jnp.zeros((0, *x_T.shape), x_T.dtype)
     return Samples(x_0, Trajectory(jnp.zeros(0, jnp.int32), none, none))

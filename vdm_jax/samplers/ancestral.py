@@ -6,12 +6,12 @@ from vdm_jax import forward
 from vdm_jax.compilation import compiled
 from vdm_jax.levels import Step, for_batch
 from vdm_jax.reverse import PerStep, VarianceDenoiser, evaluate_variance, interpolated_variance
-from vdm_jax.samplers.chain import Samples, check_snapshots, convert, descend, noise, run
+from vdm_jax.samplers.chain import Samples, check_snapshots, convert, descend, noise, run, warn_of_amplification
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, evaluate
 
 
-@compiled(static=("clip", "snapshots"))
+@compiled(static=("clip", "snapshots"), check=warn_of_amplification)
 def ancestral(
     denoiser: Denoiser,
     key: Key,
@@ -60,7 +60,7 @@ def ancestral(
     return _ancestral(denoiser, key, x_T, table, given, kind, name, clip, snapshots)
 
 
-@compiled(static=("clip", "snapshots"))
+@compiled(static=("clip", "snapshots"), check=warn_of_amplification)
 def ancestral_learned(
     denoiser: VarianceDenoiser,
     key: Key,

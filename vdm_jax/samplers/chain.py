@@ -1,11 +1,14 @@
 """What samplers share: the scan over a table's steps, its snapshots, and what a denoiser says at a level."""
 
-from collections.abc import Callable
+import functools
+import warnings
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
@@ -13,7 +16,9 @@ from vdm_jax.compilation import scan
 from vdm_jax.levels import Level, Step, for_batch
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, evaluate
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, evaluate, wide
+
+AMPLIFIED = 20.0  # gain of the first step from which on a trained network's samples are beyond use
 
 
 class Trajectory(NamedTuple):
@@ -78,9 +83,24 @@ def descend(x_t: Batch, x_hat: Batch, step: Step, fresh: Batch, var: Real | None
     return law.mean + jnp.where(noisy, scale, 0.0) * fresh
 
 
-def noise(key: Key, t: Any, x_t: Batch) -> Batch:
-    """The noise of step t, of the shape of x_t."""
-    return jax.random.normal(jax.random.fold_in(key, t), x_t.shape, x_t.dtype)
+def noise(key: Key | None, t: Any, x_t: Batch) -> Batch:
+    """The noise of step t, of the shape of x_t, in float32 or wider.
+
+    Raises:
+        ValueError: no key.
+    """
+    return jax.random.normal(jax.random.fold_in(check_key(key), t), x_t.shape, wide(x_t.dtype))
+
+
+def check_key(key: Key | None) -> Key:
+    """The key, where there is one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if key is None:
+        raise ValueError("key is None, but this sampler draws noise: pass one, such as jax.random.key(0)")
+    return key
 
 
 def run(visit: Callable, x_T: Batch, table: Discrete, snapshots: int = 0, memory: Any = None) -> Samples:
@@ -108,6 +128,34 @@ def run(visit: Callable, x_T: Batch, table: Discrete, snapshots: int = 0, memory
     steps = jnp.arange(table.num_steps, 0, -1)
     (x_0, _, (x_t, x_hat)), _ = scan(move, (x_T, memory, (empty, empty)), steps)
     return Samples(x_0, Trajectory(jnp.asarray(times), x_t[:-1], x_hat[:-1]))
+
+
+def warn_of_amplification(table: Discrete, kind: Parameterization, clip: float | None) -> None:
+    """Warn where the first step multiplies errors of the prediction by far more than later steps can take back.
+
+    From an error d of eps, x_hat = (x_t - sigma eps) / alpha has the error d sigma_t / alpha_t, and x_s the error
+    d sigma_s (e^(h/2) - 1), h the log-SNR gained by the step. A traced table is not checked.
+    """
+    if kind in ("x_0", "v") or clip is not None or any(isinstance(x, Tracer) for x in jax.tree.leaves(table)):
+        return
+    gain = _first_gain(table) if isinstance(table, Hashable) else _first_gain.__wrapped__(table)
+    if gain > AMPLIFIED:
+        warnings.warn(
+            f"with {kind} predictions and no clip, the first sampling step multiplies errors of the prediction by "
+            f"{gain:,.0f}: pass clip=1.0 for data on [-1, 1], predict x_0 or v, or take smaller steps at the noisy "
+            "end, table.strided(tables.even_log_snr_steps(table, count))",
+            stacklevel=4,
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _first_gain(table: Discrete) -> float:
+    with jax.ensure_compile_time_eval():
+        last = table.num_steps
+        step = table.step(jnp.asarray(last - 1), jnp.asarray(last))
+        if last == 1:  # to clean data
+            return float(jnp.exp(-0.5 * step.t.log_snr))
+        return float(step.s.sigma * jnp.expm1(0.5 * step.log_snr_drop))
 
 
 def check_snapshots(snapshots: int, table: Discrete) -> None:

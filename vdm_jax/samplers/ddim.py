@@ -4,17 +4,20 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from vdm_jax.compilation import compiled, scan
-from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run
+from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run, warn_of_amplification
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
 
 
-def _check_eta(eta: Real | float) -> None:
+def _check(table: Discrete, kind: Parameterization, clip: float | None, eta: Real | float, key: Key | None) -> None:
+    warn_of_amplification(table, kind, clip)
     if not isinstance(eta, Tracer) and not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta is {eta}: it must be in [0, 1], from no noise to all of it")
+    if key is None and (isinstance(eta, Tracer) or eta > 0.0):
+        raise ValueError(f"key is None and eta is {eta}: a chain with noise needs a key")
 
 
-@compiled(static=("clip", "snapshots"), check=_check_eta)
+@compiled(static=("clip", "snapshots"), check=_check)
 def ddim(
     denoiser: Denoiser,
     key: Key | None,

@@ -1,18 +1,17 @@
 """DPM-Solver++ of second order, multistep (2M): the ODE, or the SDE, integrated exactly but for the denoiser."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 
-from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run
+from vdm_jax.compilation import compiled
+from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run, warn_of_amplification
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, wide
 
 
+@compiled(static=("clip", "snapshots"), check=warn_of_amplification)
 def dpmpp(
     denoiser: Denoiser,
-    key: Key,
+    key: Key | None,
     x_T: Batch,
     table: Discrete,
     *,
@@ -32,7 +31,7 @@ def dpmpp(
 
     Args:
         denoiser: predicts `kind`; called once a step, with the whole batch.
-        key: for the noise of the SDE; not looked at by the ODE.
+        key: for the noise of the SDE; may be None for the ODE.
         x_T: draws of the prior, shape (B, *x).
         table: the schedule; `table.strided(...)` takes fewer steps, of which this sampler needs some 10 to 20.
         kind: what the denoiser predicts.
@@ -44,16 +43,14 @@ def dpmpp(
         `Samples`.
 
     Raises:
-        ValueError: unknown kind, or snapshots not in 0..T.
+        ValueError: unknown kind, stochastic without a key, or snapshots not in 0..T.
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2 and appendix on the SDE.
     """
+    if stochastic and key is None:
+        raise ValueError("key is None: a stochastic chain needs a key")
     check_snapshots(snapshots, table)
-    return _dpmpp(pytree_callable(denoiser), key, x_T, table, kind, stochastic, clip, snapshots)
 
-
-@partial(jax.jit, static_argnames=("kind", "stochastic", "clip", "snapshots"))
-def _dpmpp(denoiser, key, x_T, table, kind, stochastic, clip, snapshots) -> Samples:
     def visit(x_t, memory, step, t):
         (before, drop_before), drop = memory, step.log_snr_drop
         x_hat = predict(denoiser, x_t, step.t, kind, clip).x_hat
@@ -68,4 +65,4 @@ def _dpmpp(denoiser, key, x_T, table, kind, stochastic, clip, snapshots) -> Samp
             x_s = kept - step.s.alpha * jnp.expm1(-0.5 * drop) * target
         return x_s, x_hat, (x_hat, finite)
 
-    return run(visit, x_T, table, snapshots, (jnp.zeros_like(x_T), jnp.ones((), x_T.dtype)))
+    return run(visit, x_T, table, snapshots, (jnp.zeros_like(x_T), jnp.ones((), wide(x_T.dtype))))

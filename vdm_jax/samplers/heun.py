@@ -6,15 +6,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.compilation import compiled
 from vdm_jax.levels import Level
-from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run
+from vdm_jax.samplers.chain import Prediction, Samples, check_snapshots, noise, predict, run, warn_of_amplification
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
 
 
+@compiled(static=("order", "churn", "churn_range", "churn_noise", "clip", "snapshots"), check=warn_of_amplification)
 def heun(
     denoiser: Denoiser,
-    key: Key,
+    key: Key | None,
     x_T: Batch,
     table: Discrete,
     *,
@@ -35,7 +37,7 @@ def heun(
 
     Args:
         denoiser: predicts `kind`; called once or twice a step, with the whole batch.
-        key: for the churn; not looked at without.
+        key: for the churn; may be None without.
         x_T: draws of the prior, shape (B, *x).
         table: the schedule; `tables.karras_steps` has Karras et al.'s places.
         kind: what the denoiser predicts.
@@ -45,14 +47,14 @@ def heun(
         churn_noise: S_noise, the standard deviation of the noise stirred in.
         whole: the table that `table` is a stride of, where t of a level between two others is looked up to tell the
             network (at most T); None is `table`, between whose levels t would be off the more they are apart.
-        clip: bound on the size of every predicted x_0; None leaves it.
+        clip: bound on the size of every predicted x_0, and of the one that Heun's mean amounts to; None leaves them.
         snapshots: how many evenly spaced states to return, 0..T.
 
     Returns:
         `Samples`.
 
     Raises:
-        ValueError: unknown kind, order neither 1 nor 2, churn below 0, or snapshots not in 0..T.
+        ValueError: unknown kind, order neither 1 nor 2, churn below 0 or without a key, or snapshots not in 0..T.
 
     Source: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2.
     """
@@ -60,30 +62,39 @@ def heun(
         raise ValueError(f"order is {order}: choose 1, Euler's rule, or 2, Heun's")
     if not churn >= 0.0:
         raise ValueError(f"churn is {churn}: it must be at least 0")
+    if churn > 0.0 and key is None:
+        raise ValueError(f"key is None and churn is {churn}: a chain with noise needs a key")
     check_snapshots(snapshots, table)
-    stirring = (float(churn), float(churn_range[0]), float(churn_range[1]), float(churn_noise))
-    whole = table if whole is None else whole
-    return _heun(pytree_callable(denoiser), key, x_T, table, whole, kind, order, stirring, clip, snapshots)
+    stirring = (churn, *churn_range, churn_noise)
 
-
-@partial(jax.jit, static_argnames=("kind", "order", "stirring", "clip", "snapshots"))
-def _heun(denoiser, key, x_T, table, whole, kind, order, stirring, clip, snapshots) -> Samples:
     def visit(x_t, memory, step, t):
-        level, s = step.t, step.s
-        if stirring[0] > 0.0:
-            x_t, level = _stir(x_t, level, whole, stirring, table.num_steps, noise(key, t, x_t))
+        level = step.t
+        if churn > 0.0:
+            x_t, level = _stir(x_t, level, whole or table, stirring, table.num_steps, noise(key, t, x_t))
         found = predict(denoiser, x_t, level, kind, clip)
         # not y + (n_s - n_t) eps, which is the same but for its rounding where n is large
-        euler = s.alpha * found.x_hat + s.sigma * found.eps
-
-        def mend(x_s):
-            there = predict(denoiser, x_s, s, kind, clip)
-            return x_s + 0.5 * (s.sigma - s.alpha * level.sigma / level.alpha) * (there.eps - found.eps)
-
-        x_s = jax.lax.cond(t > 1, mend, lambda x_s: x_s, euler) if order == 2 else euler
+        x_s = (step.s.alpha * found.x_hat + step.s.sigma * found.eps).astype(x_T.dtype)
+        if order == 2:
+            mend = partial(_mend, denoiser, level=level, s=step.s, found=found, kind=kind, clip=clip)
+            x_s = jax.lax.cond(t > 1, mend, lambda x_s: x_s, x_s)
         return x_s, found.x_hat, memory
 
     return run(visit, x_T, table, snapshots)
+
+
+def _mend(denoiser, x_s, *, level: Level, s: Level, found: Prediction, kind, clip) -> Batch:
+    """Heun's step from Euler's, x_s = alpha_s x_hat + sigma_s eps: eps becomes the mean of both ends'.
+
+    With x_hat' predicted at x_s that is a step by x_hat + 1/2 (n_t / n_s - 1) (x_hat' - x_hat) in the place of x_hat,
+    which a clip bounds too: where n falls by a large factor, two clipped predictions lead far out.
+    """
+    there, n_t = predict(denoiser, x_s, s, kind, clip), level.sigma / level.alpha
+    if clip is None:
+        mended = x_s + 0.5 * (s.sigma - s.alpha * n_t) * (there.eps - found.eps)
+    else:
+        x_hat = found.x_hat + 0.5 * (n_t * s.alpha / s.sigma - 1.0) * (there.x_hat - found.x_hat)
+        mended = x_s + s.alpha * (jnp.clip(x_hat, -clip, clip) - found.x_hat)
+    return mended.astype(x_s.dtype)
 
 
 def _stir(x_t, level: Level, whole, stirring, num_steps, fresh) -> tuple[Batch, Level]:

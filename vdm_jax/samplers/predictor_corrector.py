@@ -1,17 +1,22 @@
 """Predictor-corrector: a step down to the next level, and Langevin steps there that mend its law."""
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer
 
+from vdm_jax.compilation import compiled
 from vdm_jax.langevin import corrector
-from vdm_jax.samplers.chain import Samples, check_snapshots, descend, noise, predict, run
+from vdm_jax.samplers.chain import Samples, check_snapshots, descend, noise, predict, run, warn_of_amplification
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real
 
 
+def _check(table: Discrete, kind: Parameterization, clip: float | None, ratio: Real | float) -> None:
+    warn_of_amplification(table, kind, clip)
+    if not isinstance(ratio, Tracer) and not ratio > 0.0:
+        raise ValueError(f"ratio is {ratio}: it must be positive")
+
+
+@compiled(static=("corrections", "clip", "snapshots"), check=_check)
 def predictor_corrector(
     denoiser: Denoiser,
     key: Key,
@@ -45,22 +50,14 @@ def predictor_corrector(
 
     Source: Song et al. 2021, arXiv:2011.13456, section 4.2.
     """
-    if not isinstance(ratio, Tracer) and not ratio > 0.0:
-        raise ValueError(f"ratio is {ratio}: it must be positive")
     if corrections < 1:
         raise ValueError(f"corrections is {corrections}: at least one, or take `ancestral`")
     check_snapshots(snapshots, table)
-    ratio = jnp.asarray(ratio, x_T.dtype)
-    return _predictor_corrector(pytree_callable(denoiser), key, x_T, table, ratio, kind, corrections, clip, snapshots)
-
-
-@partial(jax.jit, static_argnames=("kind", "corrections", "clip", "snapshots"))
-def _predictor_corrector(denoiser, key, x_T, table, ratio, kind, corrections, clip, snapshots) -> Samples:
     key_down, key_along = jax.random.split(key)
 
     def visit(x_t, memory, step, t):
         x_hat = predict(denoiser, x_t, step.t, kind, clip).x_hat
-        x_s = descend(x_t, x_hat, step, noise(key_down, t, x_t))
+        x_s = descend(x_t, x_hat, step, noise(key_down, t, x_t)).astype(x_T.dtype)
 
         def mend(x_s):
             key_t = jax.random.fold_in(key_along, t)

@@ -1,16 +1,16 @@
 """Inpainting by replacement: the known part of x_t is drawn anew from q(x_t | x_0) after every step."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from vdm_jax import forward
-from vdm_jax.samplers.chain import Samples, check_snapshots, descend, noise, predict, run
+from vdm_jax.compilation import compiled, scan
+from vdm_jax.samplers.chain import Samples, check_snapshots, descend, noise, predict, run, warn_of_amplification
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, pytree_callable
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization
 
 
+@compiled(static=("rounds", "clip", "snapshots"), check=warn_of_amplification)
 def replacement(
     denoiser: Denoiser,
     key: Key,
@@ -55,11 +55,6 @@ def replacement(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}: every step is taken at least once")
     check_snapshots(snapshots, table)
-    return _replacement(pytree_callable(denoiser), key, x_T, table, known, mask, kind, rounds, clip, snapshots)
-
-
-@partial(jax.jit, static_argnames=("kind", "rounds", "clip", "snapshots"))
-def _replacement(denoiser, key, x_T, table, known, mask, kind, rounds, clip, snapshots) -> Samples:
     key_x, key_known, key_back = jax.random.split(key, 3)
 
     def put(level, fresh, x):
@@ -73,8 +68,8 @@ def _replacement(denoiser, key, x_T, table, known, mask, kind, rounds, clip, sna
             again = forward.transition(x_s, step)
             return again.mean + jnp.sqrt(again.var) * noise(key_back, i, x_t), (x_s, x_hat)
 
-        _, (x_s, x_hat) = jax.lax.scan(once, x_t, jnp.arange(rounds))
+        _, (x_s, x_hat) = scan(once, x_t, jnp.arange(rounds))
         return x_s[-1], x_hat[-1], memory
 
-    start = put(table(table.num_steps), noise(key_known, 0, x_T), x_T)
+    start = put(table(table.num_steps), noise(key_known, 0, x_T), x_T).astype(x_T.dtype)
     return run(visit, start, table, snapshots)
