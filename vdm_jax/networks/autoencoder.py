@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.blocks import check_pyramid, conv3x3, dense, log_variance, normalise, upsample
+from vdm_jax.networks.blocks import (
+    check_at_least,
+    check_pyramid,
+    conv3x3,
+    dense,
+    log_variance,
+    normalise,
+    upsample,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class AutoencoderConfig:
             raise ValueError(f"a latent of {self.latent} dimensions holds nothing: set latent to 1 or more")
         if self.kind not in ("mlp", "conv"):
             raise ValueError(f"unknown kind {self.kind!r} of autoencoder: choose 'mlp' or 'conv'")
+        check_at_least(self, width=1, blocks=0, groups=1)
         if self.kind == "conv":
             check_pyramid(shape, self.multipliers, self.width, self.groups)
 

@@ -12,12 +12,27 @@ from vdm_jax.networks.embeddings import log_snr_embedding, sinusoidal
 FAN_AVERAGE = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
+def check_at_least(config: Any, **least: int) -> None:
+    """Refuse a network's numbers that are too small, by their names, and a dropout outside [0, 1) where it has one.
+
+    Raises:
+        ValueError: says which number is too small, and the smallest it can be.
+    """
+    for name, smallest in least.items():
+        if (value := getattr(config, name)) < smallest:
+            raise ValueError(f"{name} is {value}: set it to {smallest} or more")
+    if not 0.0 <= getattr(config, "dropout", 0.0) < 1.0:
+        raise ValueError(f"dropout is {config.dropout}: it is a probability, in [0, 1)")
+
+
 def check_pyramid(shape: tuple[int, ...], multipliers: tuple[int, ...], channels: int, groups: int) -> None:
     """Refuse images of shape (H, W, C) that cannot be halved between resolutions, and channels without their groups.
 
     Raises:
         ValueError: says what does not fit, and what would.
     """
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(f"multipliers is {multipliers}: give a number for each resolution, 1 or more")
     height, width, factor = shape[-3], shape[-2], 2 ** (len(multipliers) - 1)
     if height % factor or width % factor:
         raise ValueError(
@@ -74,7 +89,10 @@ class LevelEmbedding(nn.Module):
         if (label is None) != (self.num_classes == 0):
             given = "no label was" if label is None else "a label was"
             raise ValueError(f"{given} given to a network of {self.num_classes} classes: set num_classes to match")
-        features = (sinusoidal if self.kind == "sinusoidal" else log_snr_embedding)(condition, self.features)
+        kinds = {"sinusoidal": sinusoidal, "log_snr": log_snr_embedding}
+        if self.kind not in kinds:
+            raise ValueError(f"unknown embedding {self.kind!r}: choose 'sinusoidal' or 'log_snr'")
+        features = kinds[self.kind](condition, self.features)
         h = dense(self.width, self.dtype)(features.astype(self.dtype))
         h = dense(self.width, self.dtype)(nn.swish(h))
         return h if label is None else h + nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype)(label)

@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.blocks import LevelEmbedding, ResidualBlock, check_pyramid, conv3x3, dense, normalise
+from vdm_jax.networks.blocks import (
+    LevelEmbedding,
+    ResidualBlock,
+    check_at_least,
+    check_pyramid,
+    conv3x3,
+    dense,
+    normalise,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class ClassifierConfig:
         """
         if self.num_classes < 2:
             raise ValueError(f"{self.num_classes} class(es) cannot be told apart: take data with 2 labels or more")
+        check_at_least(self, channels=1, blocks=0, features=1, groups=1)
         check_pyramid(shape, self.multipliers, self.channels, self.groups)
 
 

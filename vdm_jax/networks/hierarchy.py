@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.blocks import log_variance
+from vdm_jax.networks.blocks import check_at_least, log_variance
 
 Moments = tuple[Array, Array]  # mean and log-variance, each of shape (B, R, R, z_channels)
 Draw = Callable[[int, Moments | None, Moments], Array]  # number of the level, q, p -> z
@@ -46,6 +46,8 @@ class HierarchyConfig:
         height, width, sizes = shape[-3], shape[-2], [size for size, _ in self.layers]
         if not sizes or (height, width) != (sizes[-1], sizes[-1]):
             raise ValueError(f"images of {height} x {width} need layers whose last resolution is theirs, got {sizes}")
+        if min(sizes) < 1:
+            raise ValueError(f"layers have resolutions {sizes}: each is 1 or more")
         for low, high in pairwise(sizes):
             if low >= high or high % low:
                 raise ValueError(f"layers go from {low} to {high}: each resolution is a multiple of the one above it")
@@ -54,6 +56,7 @@ class HierarchyConfig:
             raise ValueError(f"the encoder has resolutions {up}: take those of the layers upside down, {sizes[::-1]}")
         if min(count for _, count in self.layers) < 1 or min(count for _, count in self.encoder) < 0:
             raise ValueError("every resolution has a level or more, and no fewer than 0 encoder blocks")
+        check_at_least(self, out_channels=1)
         if self.z_channels < 1 or int(self.width * self.bottleneck) < 1:
             raise ValueError(
                 f"{self.z_channels} z_channels and {self.width} x {self.bottleneck} channels inside a block: "

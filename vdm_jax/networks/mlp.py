@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.networks.blocks import LevelEmbedding, dense
+from vdm_jax.networks.blocks import LevelEmbedding, check_at_least, dense
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,16 @@ class MLPConfig:
     """Classes of the label; class number num_classes is "no label". 0 is a network without labels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic inside; parameters, statistics and output are float32."""
+
+    def check(self) -> None:
+        """Refuse sizes that no perceptron has.
+
+        Raises:
+            ValueError: says what does not fit, and what would.
+        """
+        check_at_least(self, blocks=0, out_features=0, num_classes=0)
+        if self.width < 4 or self.width % 2:
+            raise ValueError(f"width is {self.width}: take an even number, 4 or more, as the level's embedding has")
 
 
 class MLP(nn.Module):
@@ -51,9 +61,10 @@ class MLP(nn.Module):
             train: taken for the U-Net's sake; nothing here is random.
 
         Raises:
-            ValueError: a label where there are no classes, or none where there are.
+            ValueError: as config.check; a label where there are no classes, or none where there are.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        cfg.check()
         embedding = LevelEmbedding(cfg.embedding, cfg.width, cfg.width, cfg.num_classes, dtype)(condition, label)
         h = dense(cfg.width, dtype)(x.astype(dtype))
         for _ in range(cfg.blocks):

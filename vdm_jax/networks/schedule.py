@@ -15,8 +15,8 @@ class MonotoneNetwork(nn.Module):
 
         f(t) = a t + sum_k h_k sigmoid(w_k (t - c_k))
 
-    Nearly a line at first, for any key: nothing is drawn; without features it is one. A difference of sigmoids is taken
-    as a product, so that it is exact as s -> t.
+    Nearly a line at first, for any key: nothing is drawn. Without features it is a line, whose slope is the only
+    parameter. A difference of sigmoids is taken as a product, so that it is exact as s -> t.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, appendix H, whose hidden layer has 1,024 units.
     """
@@ -30,11 +30,13 @@ class MonotoneNetwork(nn.Module):
         def parameter(name, shape, start):
             return self.param(name, nn.initializers.zeros, shape) + start  # so that decay leads back to the line
 
-        k, height = (self.features,), np.log(BEND / max(self.features, 1))
+        slope = jnp.exp(parameter("log_slope", (), np.log(1.0 - BEND)))
+        if not self.features:  # arrays of size zero are no parameters: Orbax cannot save them
+            return slope * (t - s)
+        k = (self.features,)
         centre = parameter("centre", k, jnp.linspace(0.0, 1.0, self.features))
         width = jnp.exp(parameter("log_sharpness", k, np.log(SHARPNESS)))
-        height = jnp.exp(parameter("log_height", k, height))
-        slope = jnp.exp(parameter("log_slope", (), np.log(1.0 - BEND)))
+        height = jnp.exp(parameter("log_height", k, np.log(BEND / self.features)))
 
         def one(s, t):
             # sigmoid(u) - sigmoid(v) = sigmoid(u) sigmoid(-v) (1 - e^(v - u))

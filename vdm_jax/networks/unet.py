@@ -11,6 +11,7 @@ from vdm_jax.networks.blocks import (
     Attention,
     LevelEmbedding,
     ResidualBlock,
+    check_at_least,
     check_pyramid,
     conv3x3,
     normalise,
@@ -58,6 +59,7 @@ class UNetConfig:
         Raises:
             ValueError: says what does not fit, and what would.
         """
+        check_at_least(self, blocks=0, groups=1, out_channels=0, num_classes=0)
         if self.channels < 4 or self.channels % 2:
             raise ValueError(f"{self.channels} channels: take an even number, 4 or more, as the level's embedding has")
         check_pyramid(shape, self.multipliers, self.channels, self.groups)
