@@ -4,6 +4,7 @@ Source: Ho et al. 2020, arXiv:2006.11239.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import jax
@@ -44,7 +45,8 @@ class DDPM(TrainConfig):
     spread: bool = False
     """Spread the steps t of a batch evenly (less variance) instead of drawing each by itself."""
     label_dropout: float = 0.1
-    """Share of the labels that are hidden in training, where the network has classes: so that it can do without."""
+    """Share of the labels that are hidden in training, where the network has classes, so that it learns to do without:
+    what guidance needs, and the ledger, which is about P(x)."""
     sampling: Sampling = field(default_factory=Sampling)
     """How samples are drawn."""
     eval_terms: int = 0
@@ -65,6 +67,7 @@ class DDPM(TrainConfig):
             image, label = jnp.zeros((1, *data.shape)), jnp.zeros(1, jnp.int32) if classes else None
             return network.init(key, image, jnp.zeros(1), label)["params"]
 
+        @partial(jax.jit, inline=True)
         def predict(params, key, label, x_t, level):
             options = {} if key is None else {"train": True, "rngs": {"dropout": key}}
             if classes and label is None:
@@ -107,6 +110,8 @@ class DDPM(TrainConfig):
         def model(params):
             return Partial(predict, params, None, None), Interpolated(table)
 
+        if classes and not self.label_dropout:  # the ledger would be that of a model that was never trained
+            return Experiment(init, loss, sample, evaluate, cost)
         rows = ledger(model, _decoder(data.levels), data, self.kind, self.ledger)
         return Experiment(init, loss, sample, evaluate, cost, *rows)
 
@@ -117,13 +122,20 @@ class DDPM(TrainConfig):
             ValueError: names the option and its remedy.
         """
         classes = self.network.num_classes
-        if self.num_steps < 1:
-            raise ValueError("--num-steps must be at least 1")
+        if self.num_steps < 2:
+            raise ValueError("--num-steps must be at least 2: one step is a decoder alone, and has nothing to denoise")
+        if self.noise == "linear" and self.num_steps <= 20:
+            raise ValueError(f"--noise linear has a beta of 20 / {self.num_steps}: take --num-steps 21 or more")
         self.sampling.check(self.num_steps, classes)
         if classes not in (0, data.num_classes):
             raise ValueError(f"--network.num-classes is {classes}: {data.name} has {data.num_classes}, and 0 is none")
         if not 0.0 <= self.label_dropout < 1.0:
             raise ValueError("--label-dropout must be in [0, 1)")
+        if classes and not self.label_dropout and self.sampling.guidance != 1.0:
+            raise ValueError(
+                f"guidance {self.sampling.guidance:g} needs the model without labels, which --label-dropout 0 never "
+                "trains: take guidance 1, or train with a --label-dropout such as 0.1"
+            )
 
     def labels(self, n: int) -> Array | None:
         """Of n samples: the class asked for, or all in turn; None where the network has no classes."""

@@ -4,6 +4,7 @@ Source: Kingma et al. 2021, arXiv:2107.00630.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import jax
@@ -66,6 +67,7 @@ class VDM(TrainConfig):
             params = network.init(key, jnp.zeros((1, *data.shape)), jnp.zeros(1))["params"]
             return {"network": params, "schedule": self.first_schedule()}
 
+        @partial(jax.jit, inline=True)
         def predict(params, key, x_t, level):
             rngs = {} if key is None else {"dropout": key}
             out = network.apply({"params": params}, x_t, level.log_snr, train=key is not None, rngs=rngs)

@@ -21,7 +21,6 @@ from experiments._vdm import VDM
 from tests.derivations.check import assert_mean
 from vdm_jax import exact
 from vdm_jax.networks.autoencoder import AutoencoderConfig
-from vdm_jax.networks.hierarchy import HierarchyConfig
 from vdm_jax.networks.mlp import MLPConfig
 from vdm_jax.networks.refinenet import RefineNetConfig
 from vdm_jax.networks.unet import UNetConfig
@@ -57,56 +56,6 @@ def batch_of(spec, size, seed=0):
         return {"image": jnp.asarray(points), "label": jnp.asarray(labels)}
     images = np.random.RandomState(seed).randint(spec.levels, size=(size, *spec.shape))
     return {"image": jnp.asarray(images, jnp.uint8), "label": jnp.zeros(size, jnp.int32)}
-
-
-def soon_traced(network):
-    """Options of a network of the same kind with fewer parts."""
-    if isinstance(network, HierarchyConfig):
-        return {part: tuple((size, 1) for size, _ in getattr(network, part)) for part in ("layers", "encoder")}
-    return {"blocks": 1} if hasattr(network, "blocks") else {}
-
-
-# Those of which a like one is built anyway.
-LIKE_OTHERS = {
-    "ddpm_cifar_cond", "ddpm_fashion", "hvae_cifar", "vdm_cifar", "vdm_cifar_aug", "ncsn_cifar", "ncsn_mnist",
-    "clean_denoise_digits", "ae_mnist", "dae_digits",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ()) for name in RECIPES]
-)
-def test_recipe_is_for_its_data(name):
-    """Shapes alone: nothing is computed."""
-    config, key = config_of(name), jax.random.key(0)
-    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **soon_traced(config.network)))
-    spec = SPECS[config.data]
-    experiment = config.build(spec)
-    params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
-    loss, metrics = jax.eval_shape(experiment.loss, params, key, batch, jnp.asarray(0))
-    assert loss.shape == ()
-    assert all(metric.shape == () for metric in metrics.values())
-    assert all(value.shape == (2,) for value in jax.eval_shape(experiment.evaluate, params, key, batch).values())
-    drawn = jax.eval_shape(lambda p, k: experiment.sample(p, k, 3), params, key)
-    assert drawn.images.shape == (3, *spec.shape)
-    for show in experiment.pictures.values():
-        assert jax.eval_shape(show, params, key, batch).shape[1:] == (2, *spec.shape)
-    for show in experiment.planes.values():
-        for panel in jax.eval_shape(show, params, key).values():
-            assert panel.x.shape == (*panel.height.shape, 2)
-    if experiment.codes is not None:
-        assert jax.eval_shape(experiment.codes, params, key, batch).shape == (2, 2)
-
-
-@pytest.mark.parametrize("name", [pytest.param("ddpm_digits", marks=pytest.mark.slow), "vdm_digits"])
-def test_every_row_of_the_ledger_is_a_number_an_image(name):
-    spec, key = SPECS["digits"], jax.random.key(0)
-    experiment = dataclasses.replace(config_of(name), network=SMALL).build(spec)
-    params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
-    for row in experiment.ledger.values():
-        assert jax.eval_shape(row.nats, params, key, batch).shape == (2,)
-    points = jax.eval_shape(experiment.curve.points, params, key, batch)
-    assert points["x"].shape == points["y"].shape == (2, config_of(name).ledger.terms)
 
 
 def trained(config, spec, steps):
@@ -177,18 +126,6 @@ def test_options_that_cannot_work():
 
 
 SMALL_VAE = VAE(network=AutoencoderConfig(kind="mlp", latent=2, width=8, blocks=1), importance_samples=3)
-
-
-@pytest.mark.parametrize("name", ["vae_digits", "hvae_digits"])
-def test_every_row_of_a_hierarchy_s_ledger_is_a_number_an_image(name):
-    spec, key = SPECS["digits"], jax.random.key(0)
-    experiment = dataclasses.replace(config_of(name), importance_samples=3).build(spec)
-    params, batch = jax.eval_shape(experiment.init, key), batch_of(spec, 2)
-    for row in experiment.ledger.values():
-        assert jax.eval_shape(row.nats, params, key, batch).shape == (2,)
-    if experiment.curve is not None:
-        points = jax.eval_shape(experiment.curve.points, params, key, batch)
-        assert points["x"].shape == points["y"].shape == (2, 4)
 
 
 @pytest.mark.slow

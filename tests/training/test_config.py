@@ -4,7 +4,7 @@ import json
 import pytest
 
 from tests.training.experiments.tiny import CONFIG, Widths
-from vdm_jax.training.config import TrainConfig, differences, from_json, to_json, validate
+from vdm_jax.training.config import TrainConfig, changed_options, differences, from_json, to_json, validate
 from vdm_jax.training.errors import UserError
 
 
@@ -30,6 +30,14 @@ def test_differences_name_what_a_resumed_run_may_not_change():
         "--learning-rate: 0.001 -> 0.5",
         "--widths: {'hidden': 16} -> {'hidden': 3}",
     ]
+
+
+def test_changed_options_are_written_as_a_command_line_has_them():
+    new = dataclasses.replace(CONFIG, flip=True, workdir="w", widths=Widths(3), scales=(3, 4), learning_rate=0.5)
+    expected = ["--learning-rate 0.5", "--flip", "--widths.hidden 3", "--scales 3 4"]
+    assert changed_options(CONFIG, new) == expected
+    assert changed_options(new, CONFIG)[1] == "--no-flip"
+    assert changed_options(CONFIG, CONFIG) == []
 
 
 @pytest.mark.parametrize(

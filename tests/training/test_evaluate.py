@@ -55,6 +55,16 @@ def test_only_some_examples_where_asked(tiny):
     assert (values["label"] == run.data.test.take(np.arange(110))["label"]).all()
 
 
+def test_no_more_copies_are_evaluated_than_the_devices_need(tiny, monkeypatch):
+    sizes, take = [], Images.take
+    monkeypatch.setattr(Images, "take", lambda self, i: sizes.append(len(i)) or take(self, i))
+    for examples, devices, block in [(3, 1, 3), (3, 8, 8), (30, 8, 32), (300, 8, 104), (104, 1, 104)]:
+        run = tiny(devices, eval_examples=examples)
+        sizes.clear()
+        assert len(per_example(run, first_state(run).ema, KEY)["label"]) == examples
+        assert set(sizes) == {block}
+
+
 def test_mean_and_standard_error():
     result = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0], np.float32))
     assert result["mean"] == pytest.approx(3.0)

@@ -125,6 +125,24 @@ def test_a_changed_option_is_taken_where_that_is_asked_for(tiny, capsys):
         train(tiny(steps=5, learning_rate=0.1), changed=True)
 
 
+def test_more_steps_under_a_cosine_are_a_change_that_names_both_learning_rates(tiny, capsys):
+    cosine = {"schedule": "cosine", "learning_rate": 2e-3}
+    train(tiny(steps=10, **cosine))
+    # the last of 10 updates has 2e-3 (1 + cos(0.9 pi)) / 2, the eleventh of 20 has 2e-3 (1 + cos(pi / 2)) / 2
+    with pytest.raises(UserError, match=r"--steps: 10 -> 20: .* jumps from 4.9e-05 to 0.001\n.* by --changed"):
+        train(tiny(steps=20, **cosine))
+    assert int(train(tiny(steps=20, **cosine), changed=True).state.step) == 20
+    assert "the learning rate jumps from 4.9e-05 to 0.001" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--steps: 20 made -> 15 asked for"):
+        train(tiny(steps=15, **cosine), changed=True)
+
+
+@pytest.mark.parametrize("options", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 50}])
+def test_more_steps_are_no_change_where_the_learning_rate_does_not_jump(tiny, options):
+    train(tiny(steps=10, **options))
+    assert int(train(tiny(steps=20, **options)).state.step) == 20
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny):
     poison = next(n for n in range(3, 20) if 12 < first_poisoned(tiny(), n) < 38)
     run = tiny(poison=poison, checkpoint_every=4)

@@ -13,21 +13,26 @@ CHANGED = "Go on with a run although its options have changed since it began."
 
 def main() -> None:
     """The command; where several processes are started alike, they train together."""
-    from vdm_jax.training import processes
+    from vdm_jax.training import dry_run, processes
+    from vdm_jax.training.loop import compiled_step
     from vdm_jax.training.run import open_run, remove
 
     processes.join()
     name, config, fresh, changed = parse()
     run = open_run(name, config)
-    if fresh:
-        remove(run.folder)
-    if finished(run):
+    if not fresh and finished(run):
+        cosine = " (and --changed: the learning rate has fallen to zero, and jumps)"
         print(
             f"The run in {run.folder} is finished: {config.steps} steps, {run.folder / 'report.json'}. Ask for more "
-            "--steps to go on, or start anew with --fresh, which deletes it."
+            f"--steps to go on{cosine if config.schedule == 'cosine' else ''}, or start anew with --fresh, which "
+            "deletes it."
         )
         return
-    train_and_report(run, changed)
+    step = compiled_step(run)
+    dry_run.check_training(run, step, ledger=fresh or not begun(run))
+    if fresh:
+        remove(run.folder)
+    train_and_report(run, changed, step)
 
 
 def parse():
@@ -51,19 +56,42 @@ def parse():
 
 def finished(run) -> bool:
     """Whether the run has a report of as many steps as asked for, made with the same options."""
-    from vdm_jax.training.config import differences, from_json, read_json, to_json
+    from vdm_jax.training.config import differences, read_json, to_json
+    from vdm_jax.training.errors import UserError
+
+    stored = stored_options(run)
+    try:
+        steps = read_json(run.folder / "report.json")["steps"]
+    except (UserError, KeyError):
+        return False
+    return stored is not None and not differences(stored, to_json(run.config)) and steps == run.config.steps
+
+
+def begun(run) -> bool:
+    """Whether the run was begun with the same options, but for the number of steps."""
+    from vdm_jax.training.config import to_json
+
+    stored, free = stored_options(run), {"steps": 0, "workdir": ""}
+    return stored is not None and stored | free == to_json(run.config) | free
+
+
+def stored_options(run):
+    """The options in the run's folder, as JSON has them; None where there are none, or damaged ones.
+
+    The training writes damaged ones anew, or says what is wrong with them.
+    """
+    from vdm_jax.training.config import from_json, read_json
     from vdm_jax.training.errors import UserError
 
     try:
         stored = read_json(run.folder / "config.json")["config"]
-        steps = read_json(run.folder / "report.json")["steps"]
         from_json(run.config, stored)
-    except (UserError, KeyError):  # not there, or damaged: the training writes them anew, or says what is wrong
-        return False
-    return not differences(stored, to_json(run.config)) and steps == run.config.steps
+    except (UserError, KeyError):
+        return None
+    return stored
 
 
-def train_and_report(run, changed: bool = False) -> None:
+def train_and_report(run, changed: bool = False, step=None) -> None:
     """Train, evaluate, draw, and say what came out; what would take longer than the training is left to the user."""
     from vdm_jax.training.evaluate import report, summary
     from vdm_jax.training.journal import say
@@ -71,7 +99,7 @@ def train_and_report(run, changed: bool = False) -> None:
     from vdm_jax.training.patience import too_long
     from vdm_jax.training.sample import draw_final
 
-    saved = train(run, changed)
+    saved = train(run, changed, step)
     if reason := too_long(run, saved):
         print(reason)
         return

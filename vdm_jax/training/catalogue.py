@@ -1,14 +1,18 @@
 """The experiments there are: modules of the folder `experiments` where the command is run."""
 
+import dataclasses
 import difflib
 import importlib
+import re
 import sys
+import traceback
 from pathlib import Path
 
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.errors import UserError
 
 FOLDER = "experiments"
+KEYWORD = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def names() -> list[str]:
@@ -20,7 +24,7 @@ def find(name: str) -> TrainConfig:
     """The CONFIG of an experiment.
 
     Raises:
-        UserError: there is none of this name; lists those there are and the nearest.
+        UserError: there is none of this name (lists those there are and the nearest), or its file cannot be imported.
     """
     known = names()
     if not known:
@@ -31,7 +35,35 @@ def find(name: str) -> TrainConfig:
         raise UserError(f"There is no experiment {name!r}.{hint}\nThere are: {', '.join(known)}.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    config = getattr(importlib.import_module(f"{FOLDER}.{name}"), "CONFIG", None)
+    try:
+        module = importlib.import_module(f"{FOLDER}.{name}")
+    except Exception as error:  # a recipe is a program: anything
+        raise UserError(f"{FOLDER}/{name}.py cannot be imported: {explained(error)}") from error
+    config = getattr(module, "CONFIG", None)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{FOLDER}/{name}.py has no CONFIG that is a vdm_jax.training.config.TrainConfig.")
     return config
+
+
+def explained(error: Exception) -> str:
+    """An error of a recipe in a line or two: what a ValueError says, and of any other where in the recipes it arose."""
+    if isinstance(error, ValueError):
+        return str(error)
+    text = (str(error).strip() or "no message").splitlines()[0][:300]
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    own = [f"{FOLDER}/{Path(file).name}, line {line}, " for file, line in frames if Path(file).parent.name == FOLDER]
+    place = own[-1] if own else ""
+    if match := KEYWORD.match(text):
+        return f"{place}{match[1]} has no option {match[2]!r}.{_nearest(match[1], match[2], error)}"
+    return f"{place}{type(error).__name__}: {text}\nVDM_JAX_TRACEBACK=1 in the environment shows where it comes from."
+
+
+def _nearest(owner: str, keyword: str, error: Exception) -> str:
+    """A hint at the option of a dataclass of this name that is most like a misspelt one."""
+    scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]  # of the recipe's own, too
+    kinds = [scope.get(owner) for scope in [*scopes, *map(vars, list(sys.modules.values()))]]
+    options = {field.name for kind in kinds if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
+    near = difflib.get_close_matches(keyword, sorted(options), n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(sorted(options))}."

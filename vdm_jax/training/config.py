@@ -192,6 +192,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def changed_options(default: Any, config: Any, prefix: str = "") -> list[str]:
+    """The options whose values are not the default's, as a command line has them; the folder of all runs is left out.
+
+    Args:
+        default, config: dataclasses of one type.
+        prefix: of their names, such as "network.".
+    """
+    changed = []
+    for field in dataclasses.fields(default):
+        name, old, new = prefix + field.name, getattr(default, field.name), getattr(config, field.name)
+        if dataclasses.is_dataclass(old):
+            changed += changed_options(old, new, f"{name}.")
+        elif old != new and name != "workdir":
+            changed.append(_written(name, new))
+    return changed
+
+
+def _written(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        group, dot, own = name.rpartition(".")
+        return flag(name if value else f"{group}{dot}no_{own}")
+    parts = value if isinstance(value, tuple) else (value,)
+    return " ".join([flag(name), *map(str, parts)])
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two runs' options, one line each, but for those that a resumed run is free to change."""
     names = [name for name in old | new if name not in FREE_TO_CHANGE and old.get(name) != new.get(name)]

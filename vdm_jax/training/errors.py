@@ -137,12 +137,18 @@ def readable_errors() -> Iterator[None]:
 
 
 def remedy(error: BaseException) -> str | None:
-    """What to do about an error of the file system; None where it is of another kind."""
+    """What to do about an error of the file system, or about too little memory; None where it is of another kind."""
     then = "then the same command goes on from the last checkpoint"
     if disk_is_full(error):
         return f"The disk is full: nothing more can be saved. Free some space or choose another --workdir; {then}."
     if what := not_writable(error):
         return f"The file system does not allow it ({what}). Make it writable, or choose another --workdir; {then}."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "There is too little memory. Take a smaller --eval-batch-size or --num-samples, or a smaller --batch-size "
+            "(by --changed, where a run goes on); --accumulate, --shard and --network.remat need less, too. What was "
+            "saved is kept."
+        )
     return None
 
 

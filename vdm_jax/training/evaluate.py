@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from vdm_jax.training.baseline import histogram_bits_per_dim
 from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.contract import Batch, Params
 from vdm_jax.training.devices import own_rows, put, replicated, split
+from vdm_jax.training.errors import UserError
 from vdm_jax.training.files import write_json
 from vdm_jax.training.journal import clock
 from vdm_jax.training.keys import stream
@@ -30,25 +32,32 @@ def per_example(
 ) -> dict[str, np.ndarray]:
     """What a function (the experiment's `evaluate`, if none is given) says of each test example, in order, each once.
 
-    Blocks of `eval_batch_size` examples draw from the key folded with the block's number. The last one is filled up
-    with copies of its last example, so that one program serves all; what it says of the copies is thrown away.
-    `done` hears how many examples each block had.
+    Blocks of `eval_batch_size` examples, or fewer where there are not as many, draw from the key folded with the
+    block's number. The last one is filled up with copies of its last example, so that one program serves all; what it
+    says of the copies is thrown away. `done` hears how many examples each block had.
     """
-    config, test = run.config, run.data.test
+    test = run.data.test
     whole, parts = replicated(run.mesh), split(run.mesh)
 
     @functools.partial(jax.jit, out_shardings=whole)
     def evaluate(params, key, batch):
         return (function or run.experiment.evaluate)(jax.lax.with_sharding_constraint(params, whole), key, batch)
 
-    size, rows, blocks = number_of_examples(run), own_rows(run.mesh, config.eval_batch_size), []
-    for number, first in enumerate(range(0, size, config.eval_batch_size)):
-        indices = np.arange(first, first + config.eval_batch_size)
+    size, block, blocks = number_of_examples(run), block_size(run), []
+    rows = own_rows(run.mesh, block)
+    for number, first in enumerate(range(0, size, block)):
+        indices = np.arange(first, first + block)
         batch = put(test.take(np.minimum(indices, size - 1)[rows]), parts)
         values = jax.device_get(evaluate(params, jax.random.fold_in(key, number), batch))
         blocks.append({name: value[indices < size] for name, value in values.items()})
         done(int(np.sum(indices < size)))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return {name: np.concatenate([values[name] for values in blocks]) for name in blocks[0]}
+
+
+def block_size(run: Run) -> int:
+    """How many examples are evaluated at once: a multiple of the number of devices, and no more than there are."""
+    devices = run.mesh.size
+    return min(run.config.eval_batch_size, -(-number_of_examples(run) // devices) * devices)
 
 
 def number_of_examples(run: Run) -> int:
@@ -146,20 +155,53 @@ class Options:
     """Folder of all runs."""
 
 
+def check_quality(run: Run, samples: int | None, inception: str = "") -> None:
+    """Refuse options by which the quality of samples cannot be measured, before anything is evaluated.
+
+    Args:
+        run: the run.
+        samples: how many are asked for; 0 is none, and None leaves the number to `quality.fill`.
+        inception: a file of Inception's weights.
+
+    Raises:
+        UserError: says what can be measured.
+    """
+    from vdm_jax.training.quality import FEWEST, inception_extractor
+
+    spec, number = run.data.spec, number_of_examples(run)
+    if samples != 0 and inception:
+        inception_extractor(Path(inception), spec)
+    if not samples:
+        return
+    if samples < FEWEST:
+        raise UserError(f"--quality {samples}: quality is measured on {FEWEST} samples or more; 0 measures none.")
+    if number < FEWEST:
+        raise UserError(
+            f"--quality {samples}: samples are compared with {FEWEST} test {spec.noun} or more, and {number} are "
+            "evaluated. Take more --eval-examples, or --quality 0."
+        )
+    if spec.levels and spec.num_classes < 2 and not inception:
+        raise UserError(f"--quality {samples}: {spec.name} has no labels to train a classifier on. Give --inception.")
+
+
 def main() -> None:
     """The command."""
-    from vdm_jax.training import command, ledger, quality
+    from vdm_jax.training import command, dry_run, ledger, quality
 
     name, options = command.parse("evaluate", Options())
     own = {name: getattr(options, name) for name in ("eval_batch_size", "eval_examples", "workdir")}
     given = {key: value for key, value in own.items() if value is not None}
     run = open_run(name, dataclasses.replace(stored_config(name, options.workdir), **given))
     chosen = ledger.choose(run.experiment, options.rows)
+    samples = 0 if options.quality is None and options.rows is not None else options.quality
+    check_quality(run, samples, options.inception)
+    dry_run.check_evaluation(run, chosen)
+    if samples != 0:
+        dry_run.check_sampling(run, min(samples or number_of_examples(run), run.config.eval_batch_size))
     saved = command.newest(run)
     result = report(run, saved)
     print(summary(result))
     paths = ledger.fill(run, saved, chosen, result)
-    samples = 0 if options.quality is None and options.rows is not None else options.quality
     quality.fill(run, saved, result, samples, options.inception)
     for path in [*paths, run.folder / "report.json"]:
         print(f"  {path}")

@@ -10,9 +10,10 @@ BEYOND = 2**31  # no number of an option is as large
 LIMITS: dict[str, tuple[int, int]] = {  # least, and the first too large, where they are not 0 and BEYOND
     name: limits
     for names, limits in {
-        "steps batch_size eval_batch_size accumulate log_every checkpoint_every keep ledger.steps": (1, BEYOND),
+        "steps batch_size eval_batch_size accumulate log_every checkpoint_every keep": (1, BEYOND),
         "channels multipliers groups width latent features z_channels components": (1, BEYOND),
-        "probes chain_steps sampling_steps importance_steps importance_samples terms": (1, BEYOND),
+        "probes chain_steps sampling_steps importance_samples terms": (1, BEYOND),
+        "ledger.steps importance_steps": (1, BEYOND - 1),  # a grid has one more
         "sampling.steps": (0, BEYOND),
         "blocks layers encoder": (0, 1_001),  # each is traced by itself
         "num_steps": (0, 1_000_001),  # a table's

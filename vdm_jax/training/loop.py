@@ -1,10 +1,12 @@
 """The training loop: resume, step, log, save, draw, stop."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import grain
 import jax
+import numpy as np
 
 from vdm_jax.training import config as options
 from vdm_jax.training import data, optimizer
@@ -17,11 +19,11 @@ from vdm_jax.training.integrity import BadNumbers
 from vdm_jax.training.journal import Journal, say
 from vdm_jax.training.processes import Agreement
 from vdm_jax.training.recent import NonFinite, Recent
-from vdm_jax.training.run import Run, abstract_state, first_state
+from vdm_jax.training.run import Run, abstract_state, first_state, placement
 from vdm_jax.training.sample import Sampler
 from vdm_jax.training.speed import Speed
 from vdm_jax.training.state import TrainState, count
-from vdm_jax.training.step import make_step
+from vdm_jax.training.step import Step, make_step
 from vdm_jax.training.stopping import stop_requests
 
 T = TypeVar("T")
@@ -36,12 +38,13 @@ class Start(NamedTuple):
     seconds: float
 
 
-def train(run: Run, changed: bool = False) -> Saved:
+def train(run: Run, changed: bool = False, step: Step | None = None) -> Saved:
     """Train a run to its last step, going on from its newest readable checkpoint.
 
     Args:
         run: the run.
         changed: go on also where options have changed since.
+        step: its `compiled_step`, where that has been traced already.
 
     Returns:
         the final state with its notes, as saved.
@@ -55,18 +58,25 @@ def train(run: Run, changed: bool = False) -> Saved:
         start = begin(run, checkpoints, changed)
         first = int(start.state.step)
         with Journal(folder, first, last) as journal:
-            loop, agree = Loop(run, start, checkpoints, journal), Agreement(run.mesh)
-            for step in range(first + 1, last + 1):
-                loop.advance(step)
-                loop.between_steps(step)
+            loop, agree = Loop(run, start, checkpoints, journal, step), Agreement(run.mesh)
+            for number in range(first + 1, last + 1):
+                loop.advance(number)
+                loop.between_steps(number)
                 signum = agree(stop.signum)
-                if signum and step < last:
-                    loop.save(step)
+                if signum and number < last:
+                    loop.save(number)
                     checkpoints.wait()
-                    raise Stopped(f"Stopped and saved at step {step}. {GO_ON}", signum)
+                    raise Stopped(f"Stopped and saved at step {number}. {GO_ON}", signum)
             loop.save(last)
         checkpoints.wait()
         return Saved(loop.state, loop.notes(), [])
+
+
+def compiled_step(run: Run) -> Step:
+    """The update of a run; traced and compiled when it is called first."""
+    config, adam = run.config, optimizer.optimizer(run.config)
+    options = {"seed": config.seed, "ema_decay": config.ema_decay, "accumulate": config.accumulate}
+    return make_step(run.experiment, adam, run.mesh, place=placement(run), **options)
 
 
 def begin(run: Run, checkpoints: Checkpoints, changed: bool = False) -> Start:
@@ -98,10 +108,8 @@ def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any
     """
     if notes is None:
         return
-    lines = options.differences(notes["config"], stored)
-    beyond = notes["step"] > run.config.steps
-    if beyond:
-        lines.append(f"--steps: {notes['step']} made -> {run.config.steps} asked for")
+    lines, beyond = options.differences(notes["config"], stored), notes["step"] > run.config.steps
+    lines += [f"--steps: {notes['step']} made -> {run.config.steps} asked for"] if beyond else jump(run, notes)
     if not lines:
         return
     what = f"The run in {run.folder} was made with other options (then -> now):\n  " + "\n  ".join(lines)
@@ -114,6 +122,28 @@ def refuse_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any
     )
 
 
+def jump(run: Run, notes: dict[str, Any]) -> list[str]:
+    """A line where another number of --steps makes the learning rate jump: a cosine schedule ends at the last of them.
+
+    Args:
+        run: the run as it goes on.
+        notes: of the checkpoint that it goes on from.
+    """
+    step, was = notes["step"], notes["config"]
+    if was["steps"] == run.config.steps or not was["schedule"] == run.config.schedule == "cosine":
+        return []
+
+    def rate(config: options.TrainConfig, update: int) -> float:
+        return np.asarray(optimizer.learning_rate(config)(update)).item()
+
+    before = {name: was[name] for name in ("steps", "learning_rate", "warmup_steps")}
+    old = dataclasses.replace(run.config, **before)
+    if rate(old, step) == rate(run.config, step):
+        return []
+    rates = f"from {rate(old, max(step - 1, 0)):.2g} to {rate(run.config, step):.2g}"
+    return [f"--steps: {was['steps']} -> {run.config.steps}: under --schedule cosine the learning rate jumps {rates}"]
+
+
 def new_batches(run: Run) -> grain.DatasetIterator:
     """A fresh iterator over this process's rows of the run's training batches."""
     size, augment = run.config.batch_size, augmentations(run.config)
@@ -123,23 +153,14 @@ def new_batches(run: Run) -> grain.DatasetIterator:
 class Loop:
     """What moves while a run trains."""
 
-    def __init__(self, run: Run, start: Start, checkpoints: Checkpoints, journal: Journal):
+    def __init__(self, run: Run, start: Start, checkpoints: Checkpoints, journal: Journal, step: Step | None = None):
         self.run, self.checkpoints, self.journal = run, checkpoints, journal
         self.state, self.batches = start.state, start.batches
         self.first = self.saved_step = int(start.state.step)
         self.sampler = Sampler(run)
         self.recent = Recent()
-        config = run.config
-        self.step = make_step(
-            run.experiment,
-            optimizer.optimizer(config),
-            run.mesh,
-            seed=config.seed,
-            ema_decay=config.ema_decay,
-            accumulate=config.accumulate,
-            place=jax.tree.map(lambda x: x.sharding, start.state),
-        )
-        self.pipeline = data.images_per_second(lambda: new_batches(run), config.batch_size, seconds=0.3)
+        self.step = step or compiled_step(run)
+        self.pipeline = data.images_per_second(lambda: new_batches(run), run.config.batch_size, seconds=0.3)
         say(greeting(run, count(start.state.params), self.pipeline))
         self.speed = Speed(self.first, start.seconds)
 

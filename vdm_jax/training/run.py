@@ -48,8 +48,11 @@ def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     check_kind(name, config, data)
     try:
         experiment = config.build(data.spec)
-    except ValueError as error:
-        raise UserError(f"The experiment {name} cannot be built for {config.data}: {error}") from error
+    except Exception as error:  # a recipe is a program: anything
+        raise UserError(
+            f"The experiment {name} cannot be built for {config.data}: {catalogue.explained(error)}"
+        ) from error
+    experiment = experiment._replace(init=jax.jit(experiment.init, inline=True))  # whose shapes are asked for often
     return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
 
 
@@ -65,6 +68,9 @@ def check_kind(name: str, config: TrainConfig, data: Dataset) -> None:
         raise UserError(f"The experiment {name} is made for {made}, and {config.data} are not: take --data {good}.")
     if config.points and (config.flip or config.rotate or config.swap_channels):
         raise UserError("--flip, --rotate and --swap-channels are for images, not for points.")
+    if config.rotate and data.spec.shape[0] != data.spec.shape[1]:
+        size = "x".join(map(str, data.spec.shape))
+        raise UserError(f"--rotate is for square images, and those of {config.data} are {size}: leave it out.")
 
 
 def first_state(run: Run) -> TrainState:

@@ -93,11 +93,16 @@ def draw_final(run: Run, params: Params, seed: int | None = None) -> list[Path]:
 
 def draw_test_images(run: Run, params: Params) -> list[Path]:
     """What the experiment shows of the first test images, one PNG a picture, by its name."""
-    key, batch, paths = stream(run.config.seed, "sample"), run.data.test.take(np.arange(SHOWN)), []
+    key, batch, paths = stream(run.config.seed, "sample"), run.data.test.take(np.arange(shown(run))), []
     for name, show in run.experiment.pictures.items():
         paths.append(run.folder / f"{name}.png")
         pictures.save(paths[-1], np.asarray(jax.jit(show)(params, key, batch)), run.data.spec.levels)
     return paths
+
+
+def shown(run: Run) -> int:
+    """How many test images a picture of them has."""
+    return min(SHOWN, len(run.data.test))
 
 
 def draw_codes(run: Run, params: Params) -> list[Path]:
@@ -151,7 +156,7 @@ def parse(name: str, config: TrainConfig) -> tuple[Options, Any]:
 
 def main() -> None:
     """The command."""
-    from vdm_jax.training import catalogue, command
+    from vdm_jax.training import catalogue, command, dry_run
 
     name = command.experiment_name("sample")
     first, _ = parse(name, catalogue.find(name))  # where the run is, whose own way of drawing is the default
@@ -160,6 +165,9 @@ def main() -> None:
     number = config.num_samples or 64 if options.num_samples is None else options.num_samples
     given = {"workdir": options.workdir, "num_samples": number} | ({} if way is None else {"sampling": way})
     run = open_run(name, dataclasses.replace(config, **given))
+    if number:
+        dry_run.check_sampling(run, number)
+        dry_run.check_pictures(run)
     saved = command.newest(run)
     for path in draw_final(run, saved.state.ema, options.seed):
         print(path)

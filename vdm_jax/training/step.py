@@ -16,6 +16,7 @@ from vdm_jax.training.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
 Loss = Callable[[Params, Array, Batch, Array], tuple[Array, Metrics]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -27,7 +28,7 @@ def make_step(
     ema_decay: float,
     accumulate: int = 1,
     place: Any = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Step:
     """The compiled update (state, batch) -> (state, metrics); the state given to it is used up.
 
     Update i draws from the key folded with i, so that a resumed run repeats the noise of an uninterrupted one.

@@ -1,0 +1,317 @@
+"""What happens to a run: every recipe trains, saves, resumes, samples and evaluates; what cannot work is refused first.
+
+A run that trains for days and then cannot save, sample or evaluate is lost. So `dry_run` traces all of that before the
+first step, and here every file in experiments/ goes through it for real, with its own options at the smallest sizes.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments._sampling import Sampling
+from tests.test_experiments import RECIPES, SPECS, config_of
+from tests.training.bits import assert_same_bits
+from vdm_jax.networks.hierarchy import HierarchyConfig
+from vdm_jax.networks.schedule import MonotoneNetwork
+from vdm_jax.networks.unet import UNetConfig
+from vdm_jax.training import __main__ as training
+from vdm_jax.training import catalogue, dry_run, evaluate, ledger, sample
+from vdm_jax.training import run as runs
+from vdm_jax.training.command import newest
+from vdm_jax.training.config import to_json
+from vdm_jax.training.contract import Row, Samples
+from vdm_jax.training.data import Dataset, Images
+from vdm_jax.training.devices import make_mesh
+from vdm_jax.training.errors import UserError, readable_errors
+from vdm_jax.training.evaluate import report
+from vdm_jax.training.loop import compiled_step, train
+from vdm_jax.training.planes import PLANES
+from vdm_jax.training.sample import draw_final, draw_test_images
+
+ROOT = Path(__file__).parents[1]
+FAST = ["score_2d", "ebm_2d", "vae_digits"]  # those that compile within seconds
+ONE_OF_EACH = [  # of every kind of recipe
+    "ae_digits", "ddpm_digits_cond", "hvae_digits", "iddpm_cifar", "ncsn_digits", "sure_denoise_digits",
+    "vae_em_digits", "vdm_cifar", "vdm_digits",
+]  # fmt: skip
+SMALLEST = {
+    "steps": 2, "batch_size": 2, "eval_batch_size": 2, "eval_examples": 2, "num_samples": 2, "snapshots": 1,
+    "log_every": 1, "checkpoint_every": 1, "picture_every": 1, "num_steps": 21, "eval_terms": 2,
+    "importance_samples": 2, "chain_steps": 2, "sampling_steps": 2,
+}  # fmt: skip
+
+
+def stand_in(name):
+    """A few random images, or points, in the place of a data set."""
+    spec = SPECS[name]._replace(num_train=16, num_test=12)
+
+    def examples(number, seed):
+        if not spec.levels:
+            points, labels = PLANES[name]().draw(number, seed)
+            records = [{"image": point, "label": label} for point, label in zip(points, labels, strict=True)]
+            return Images(records, spec.shape, np.float32)
+        images = np.random.RandomState(seed).randint(spec.levels, size=(number, *spec.shape)).astype(np.uint8)
+        records = [{"image": image, "label": i % spec.num_classes} for i, image in enumerate(images)]
+        return Images(records, spec.shape)
+
+    return Dataset(spec, examples(16, 0), examples(12, 1))
+
+
+def smallest(config):
+    """A recipe of the same kind and options, each size as small as can be."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    new = {name: size for name, size in SMALLEST.items() if fields.get(name)}  # 0 often means something of its own
+    new["network"] = small_network(config.network)
+    if "ledger" in fields:
+        sizes = {"steps": (2,), "terms": 2, "importance_steps": 2, "importance_samples": 2, "tolerance": 0.1}
+        new["ledger"] = dataclasses.replace(config.ledger, **sizes)
+    if "sampling" in fields:
+        new["sampling"] = dataclasses.replace(config.sampling, steps=2)
+    return dataclasses.replace(config, **new)
+
+
+def small_network(network):
+    """A network with the same parts, each once and narrow."""
+    if isinstance(network, HierarchyConfig):
+        once = {part: tuple((size, 1) for size, _ in getattr(network, part)) for part in ("layers", "encoder")}
+        return dataclasses.replace(network, width=16, z_channels=2, **once)
+    narrow = getattr(network, "groups", 8)
+    sizes = {"blocks": 1, "channels": narrow, "width": narrow}
+    return dataclasses.replace(network, **{name: size for name, size in sizes.items() if hasattr(network, name)})
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(runs, "load", stand_in)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """`opened("ddpm_digits", network=..., ...)`: a run of a recipe at its smallest, but for these options."""
+
+    def make(name, own=None, **options):
+        config = dataclasses.replace(own or smallest(config_of(name)), **{"workdir": str(tmp_path), **options})
+        return runs.open_run(name, config, make_mesh(1))
+
+    return make
+
+
+def checked(run, ledger=False):
+    """A dry run of a run."""
+    dry_run.check_training(run, compiled_step(run), ledger=ledger)
+
+
+@pytest.fixture
+def compiled_quickly():
+    """XLA spends its time on nothing but correctness."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in RECIPES])
+def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
+    run = opened(name)
+    step = compiled_step(run)
+    dry_run.check_training(run, step)
+    whole = train(run, step=step)
+    shutil.rmtree(run.folder / "checkpoints" / "2")
+    assert_same_bits(train(run, step=step).state, whole.state)  # from the checkpoint of step 1
+    saved = newest(run)
+    assert_same_bits(saved.state, whole.state)
+    result = report(run, saved)
+    ledger.fill(run, saved, {} if name in FAST else dict(run.experiment.ledger), result)
+    numbers = [value["mean"] for value in result["test"].values()]
+    numbers += [entry["nats"]["mean"] for entry in result.get("ledger", {}).values()]
+    assert all(map(math.isfinite, numbers)), json.dumps(result, indent=1)
+    drawn = draw_final(run, saved.state.ema)
+    assert len(drawn) >= 1
+    assert all(path.stat().st_size > 100 for path in drawn)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_recipe_of_every_kind_passes_its_dry_run(name, opened):
+    checked(opened(name), ledger=name in ("vdm_digits", "hvae_digits"))
+
+
+def test_a_line_as_a_schedule_has_no_parameter_of_size_zero():
+    zero = jnp.zeros(())
+    params = MonotoneNetwork(0).init(jax.random.key(0), zero, zero)
+    assert [leaf.shape for leaf in jax.tree.leaves(params)] == [()]
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
+    run = opened("ae_digits")
+    for extra, message in [
+        (jnp.zeros((3, 0)), r"parameter more/w has shape \(3, 0\), and a checkpoint holds no empty arrays"),
+        (jax.random.key(0), r"parameter more/w is of type key<fry>, and a checkpoint holds numbers alone"),
+    ]:
+        init = lambda key, extra=extra: {**run.experiment.init(key), "more": {"w": extra}}  # noqa: E731
+        with pytest.raises(UserError, match=message):
+            dry_run.check_state(run._replace(experiment=run.experiment._replace(init=init)))
+
+
+@pytest.mark.parametrize(
+    ("part", "function", "message"),
+    [
+        ("loss", lambda *_: (jnp.zeros(()), {"mean": jnp.zeros(3)}), r"metrics of the loss must have shape \(\), and"),
+        ("sample", lambda _, key, n: Samples(jnp.zeros((n, 4, 4, 1))), r"samples must have shape \(2, 8, 8, 1\), and"),
+        ("evaluate", lambda *_: {"error": jnp.zeros(())}, r"numbers of an evaluation must have shape \(2,\), and"),
+        ("evaluate", lambda *_: {"error": [] / 1}, r"Evaluation cannot work .*TypeError: unsupported operand"),
+        ("ledger", {"bound": Row("", lambda *_: jnp.zeros((2, 2)))}, r"row 'bound' must have shape \(2,\), and"),
+        ("codes", lambda *_: jnp.zeros((10, 3)), r"codes must have shape \(10, 2\), and have \(10, 3\)"),
+        ("pictures", {"map": lambda *_: jnp.zeros(3)[5:][0]}, r"The picture 'map' cannot work"),
+    ],
+)
+def test_a_recipe_s_function_that_cannot_work_is_named(opened, part, function, message):
+    run = opened("ae_digits")
+    with pytest.raises(UserError, match=message):
+        checked(run._replace(experiment=run.experiment._replace(**{part: function})), ledger=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "--sampling.eta 1.5"),
+        ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "eta is 1.5: it must be in"),
+        ("ddpm_digits", {"noise": "linear", "num_steps": 1}, "--num-steps must be at least 2"),
+        ("ddpm_digits", {"noise": "linear", "num_steps": 20}, "--noise linear .* --num-steps 21 or more"),
+        ("iddpm_cifar", {"num_steps": 1}, "--num-steps must be at least 2"),
+        ("ddpm_digits_cond", {"label_dropout": 0.0}, "guidance 2 needs .* --label-dropout 0 never trains"),
+        ("ddpm_digits", {"network": UNetConfig(channels=32, out_channels=3)}, "--network.out-channels 3"),
+    ],
+)
+def test_options_that_fail_only_after_training_are_refused_before_it(opened, name, options, message):
+    with pytest.raises(UserError, match=message):
+        checked(opened(name, **options))
+
+
+def test_without_hidden_labels_there_is_no_ledger_of_the_model_without_labels(opened):
+    sampling = dataclasses.replace(smallest(config_of("ddpm_digits_cond")).sampling, guidance=1.0)
+    assert opened("ddpm_digits_cond", sampling=sampling).experiment.ledger
+    assert not opened("ddpm_digits_cond", sampling=sampling, label_dropout=0.0).experiment.ledger
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """`command(main, "ddpm_digits", "--steps", "3")`: run a command on a recipe -> exit code, what it printed."""
+    monkeypatch.chdir(ROOT)
+
+    def call(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["program", *arguments, "--workdir", str(tmp_path)])
+        code = 0
+        try:
+            with readable_errors():
+                main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+TOO_MUCH_NOISE = ("ddpm_digits", "--sampling.sampler", "ddim", "--sampling.eta", "1.5")
+
+
+def test_an_option_that_cannot_work_is_one_message_and_neither_writes_nor_deletes(command, tmp_path):
+    code, told = command(training.main, *TOO_MUCH_NOISE)
+    assert code == 1
+    assert "Sampling cannot work with these options: eta is 1.5: it must be in [0, 1]" in told
+    assert "not the recipe's own: --sampling.sampler ddim --sampling.eta 1.5" in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "ddpm_digits" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "ddpm_digits" / "config.json").write_text("{}")
+    assert command(training.main, *TOO_MUCH_NOISE, "--fresh")[0] == 1
+    assert (tmp_path / "ddpm_digits" / "config.json").exists()
+
+
+def test_sampling_and_evaluation_refuse_options_before_they_begin(command, opened, tmp_path):
+    run = opened("ddpm_digits", eval_batch_size=8, batch_size=8)
+    run.folder.mkdir()
+    (run.folder / "config.json").write_text(json.dumps({"config": to_json(run.config)}))
+    code, told = command(sample.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
+    assert code == 1
+    assert "Sampling cannot work with these options: eta is 1.5" in told
+    for options, message in [
+        (("--quality", "1"), "--quality 1: quality is measured on 20 samples or more"),
+        (("--quality", "-3"), "--quality -3: quality is measured on 20 samples or more"),
+        (("--quality", "20"), "compared with 20 test images or more, and 12 are evaluated. Take more --eval-examples"),
+        (("--inception", str(tmp_path / "none")), "--inception .*none cannot be used"),
+    ]:
+        code, told = command(evaluate.main, "ddpm_digits", *options)
+        assert code == 1
+        assert re.search(message, told), told
+        assert "Traceback" not in told
+
+
+RECIPE = """from dataclasses import dataclass, replace
+from vdm_jax.training.config import TrainConfig
+@dataclass(frozen=True)
+class Mine(TrainConfig): width: int = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("CONFIG = Mine(stpes=3)", r"mine\.py, line 5, Mine has no option 'stpes'. Did you mean 'steps'"),
+        ("CONFIG = replace(Mine(), batchsize=3)", r"line 5, Mine has no .* Did you mean 'batch_size'"),
+        ("CONFIG = Mine(xyzzy=3)", r"Mine has no option 'xyzzy'. It has: accumulate, .*, width, workdir"),
+        ("CONFIG = Mine(", r"experiments/mine\.py, line 5, SyntaxError: '\(' was never closed"),
+        ("\nCONFIG = Config()", r"experiments/mine\.py, line 6, NameError: name 'Config' is not defined"),
+        ("import nothing_here", r"experiments/mine\.py, line 5, ModuleNotFoundError: No module named 'nothing_here'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_imported_is_one_message_with_its_line(monkeypatch, tmp_path, text, message):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()
+    (tmp_path / "experiments" / "mine.py").write_text(RECIPE + text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=message):
+        catalogue.find("mine")
+    sys.modules.pop("experiments.mine", None)
+
+
+def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatch):
+    few = stand_in("digits")
+    few = few._replace(test=Images([{"image": np.zeros((8, 8, 1), np.uint8), "label": 0}] * 3, (8, 8, 1)))
+    monkeypatch.setattr(runs, "load", lambda _: few)
+    run = opened("ae_digits", picture_every=0)
+    checked(run)
+    run.folder.mkdir()
+    assert draw_test_images(run, run.experiment.init(jax.random.key(0))) == [run.folder / "reconstructions.png"]
+
+
+def test_images_that_are_not_square_cannot_be_turned(opened, monkeypatch):
+    data = stand_in("digits")
+    monkeypatch.setattr(runs, "load", lambda _: data._replace(spec=data.spec._replace(shape=(8, 4, 1))))
+    with pytest.raises(UserError, match="--rotate is for square images, and those of digits are 8x4x1"):
+        opened("ae_digits", rotate=True)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")])
+def test_too_little_memory_is_one_message(command, monkeypatch, error):
+    def train(*_):
+        raise error
+
+    monkeypatch.setattr("vdm_jax.training.loop.train", train)
+    monkeypatch.setattr(dry_run, "check_training", lambda *_, **__: None)
+    code, told = command(training.main, "ae_digits", "--batch-size", "8")
+    assert code == 1
+    assert "There is too little memory. Take a smaller" in told
+    assert "Traceback" not in told

@@ -1,0 +1,127 @@
+"""A dry run: all that a run will compute is traced, and nothing computed, so that what cannot work is known at once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdm_jax.training import catalogue
+from vdm_jax.training.config import changed_options
+from vdm_jax.training.contract import Row
+from vdm_jax.training.data import Images
+from vdm_jax.training.errors import UserError
+from vdm_jax.training.evaluate import block_size
+from vdm_jax.training.run import Run, abstract_state
+from vdm_jax.training.sample import shown
+from vdm_jax.training.step import Step
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+Shape = tuple[int, ...]
+
+
+def check_training(run: Run, step: Step, *, ledger: bool = True) -> None:
+    """Trace the update of a run, all that its trained parameters are used for, and see that its state can be saved.
+
+    Args:
+        run: the run.
+        step: its `loop.compiled_step`; its first call does not trace it again.
+        ledger: whether the ledger, which takes longest, is traced too.
+
+    Raises:
+        UserError: something cannot work; names it, and the options that are not the recipe's own.
+    """
+    state, config = abstract_state(run), run.config
+    check_state(run)
+    _, metrics = _traced(run, "Training", step, state, _batch(run.data.train, config.batch_size))
+    _expect(run, "metrics of the loss", metrics, ())
+    if config.num_samples:
+        check_sampling(run, config.num_samples)
+        check_pictures(run)
+    check_evaluation(run, run.experiment.ledger if ledger else {})
+
+
+def check_state(run: Run) -> None:
+    """See that a checkpoint can hold the state.
+
+    Raises:
+        UserError: an array of it has no numbers, or is of a type that is none of numbers.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(run).params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not leaf.size:
+            raise _fault(run, f"The parameter {name} has shape {leaf.shape}, and a checkpoint holds no empty arrays")
+        if not isinstance(leaf.dtype, np.dtype):
+            raise _fault(run, f"The parameter {name} is of type {leaf.dtype}, and a checkpoint holds numbers alone")
+
+
+def check_sampling(run: Run, number: int) -> None:
+    """Trace the drawing of so many samples.
+
+    Raises:
+        UserError: as `check_training`.
+    """
+    params, sample = abstract_state(run).ema, run.experiment.sample
+    samples = _traced(run, "Sampling", lambda params, key: sample(params, key, number), params, KEY)
+    _expect(run, "samples", samples.images, (number, *run.data.spec.shape))
+
+
+def check_pictures(run: Run) -> None:
+    """Trace what is drawn beside the samples.
+
+    Raises:
+        UserError: as `check_training`.
+    """
+    params, test = abstract_state(run).ema, _batch(run.data.test, shown(run))
+    for name, show in run.experiment.pictures.items():
+        _traced(run, f"The picture {name!r}", show, params, KEY, test)
+    for name, show in run.experiment.planes.items():
+        _traced(run, f"The picture {name!r}", show, params, KEY)
+    if run.experiment.codes is not None:
+        codes = _traced(run, "The map of codes", run.experiment.codes, params, KEY, test)
+        _expect(run, "codes", codes, (shown(run), 2))
+
+
+def check_evaluation(run: Run, rows: Mapping[str, Row]) -> None:
+    """Trace what is evaluated on the test set, these rows of the ledger, and its curve where there are any.
+
+    Raises:
+        UserError: as `check_training`.
+    """
+    experiment, curve = run.experiment, run.experiment.curve
+    size = run.config.num_samples or block_size(run)  # as many as are drawn: the network is traced once for both
+    given = abstract_state(run).ema, KEY, _batch(run.data.test, size)
+    _expect(run, "numbers of an evaluation", _traced(run, "Evaluation", experiment.evaluate, *given), (size,))
+    for name, row in rows.items():
+        _expect(run, f"row {name!r}", _traced(run, f"The ledger's row {name!r}", row.nats, *given), (size,))
+    if rows and curve is not None:
+        points = _traced(run, "The ledger's curve", curve.points, *given)
+        _expect(run, "points of the curve", points, (size, points["x"].shape[-1]))
+
+
+def _batch(images: Images, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    one = images.take(np.arange(1))
+    return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in one.items()}
+
+
+def _traced(run: Run, what: str, function: Callable, *given: Any) -> Any:
+    """Shapes and dtypes of what a function returns."""
+    try:
+        return jax.eval_shape(function, *given)
+    except Exception as error:  # of the recipe, of an equation, of JAX
+        raise _fault(run, f"{what} cannot work with these options: {catalogue.explained(error)}") from error
+
+
+def _expect(run: Run, what: str, shapes: Any, wanted: Shape) -> None:
+    """Refuse a recipe whose functions return other shapes than the contract's."""
+    for leaf in jax.tree.leaves(shapes):
+        if leaf.shape != wanted:
+            raise _fault(run, f"The {what} must have shape {wanted}, and have {leaf.shape}")
+
+
+def _fault(run: Run, what: str) -> UserError:
+    """What cannot work, and the options that may be to blame."""
+    own = catalogue.find(run.name) if run.name in catalogue.names() else None
+    changes = changed_options(own, run.config) if isinstance(run.config, type(own)) else []
+    blame = f"\nOptions that are not the recipe's own: {' '.join(changes)}" if changes else ""
+    return UserError(f"{what.rstrip('.')}.{blame}")
