@@ -29,7 +29,8 @@ from vdm_jax.training import environment
 environment.prepare()
 mark("jax")
 from vdm_jax.training import __main__ as command
-from vdm_jax.training.loop import Checkpoints, Journal, Loop, begin
+from vdm_jax.training import dry_run
+from vdm_jax.training.loop import Checkpoints, Journal, Loop, begin, compiled_step
 from vdm_jax.training.run import open_run
 mark("trainer")
 sys.argv = ["train", name, "--workdir", folder, "--steps", "1"]
@@ -37,12 +38,17 @@ name, config, *_ = command.parse()
 mark("recipe and options")
 run = open_run(name, config)
 mark("data and model")
+step = compiled_step(run)
+dry_run.check_training(run, step, ledger=False)
+mark("dry run")
+dry_run.check_evaluation(run, run.experiment.ledger)
+mark("dry run of the ledger, when a run begins")
 with Checkpoints(run.folder / "checkpoints") as checkpoints:
     start = begin(run, checkpoints)
     start.state.step.block_until_ready()
     mark("first state")
     with Journal(run.folder, 0, 1) as journal:
-        loop = Loop(run, start, checkpoints, journal)
+        loop = Loop(run, start, checkpoints, journal, step)
         mark("loop")
         loop.advance(1)
         loop.state.step.block_until_ready()
