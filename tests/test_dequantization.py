@@ -6,6 +6,7 @@ The theorems are in `derivations/test_likelihood.py`.
 from dataclasses import replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,15 +161,9 @@ def test_same_jitted_mapped_on_many_devices_and_traced_once():
     alone = jnp.stack([_bound(p, k, samples=2) for p, k in zip(params, keys, strict=True)])
     for many in (jax.vmap, jax.pmap):
         np.testing.assert_allclose(many(partial(_bound, samples=2))(params, keys), alone, rtol=1e-5)
-    traces = []
-
-    def counted(y):
-        traces.append(y.shape)
-        return _log_prob(y)
-
+    counted = chex.assert_max_traces(lambda y: _log_prob(y), n=1)
     for p, k in zip(params, keys, strict=True):
         dequantization.dequantized_bound(counted, k, X_0, Partial(_wide, p))
-    assert len(traces) == 1
 
 
 @pytest.mark.slow

@@ -19,12 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax import forward
-from vdm_jax.elbo import Decoder
+from vdm_jax.compilation import compiled, scan
+from vdm_jax.elbo import Decoder, decoded_log_prob
 from vdm_jax.gaussian import LOG_2PI, Normal
-from vdm_jax.levels import Level
-from vdm_jax.likelihoods import _from_integer, log_interval, on_grid
+from vdm_jax.levels import Level, check_positive, for_batch
+from vdm_jax.likelihoods import _from_integer, _widened, from_unit, log_interval, on_grid, to_unit
 from vdm_jax.parameterization import to_x_0
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, X, pytree_callable
+from vdm_jax.types import (
+    Batch,
+    Denoiser,
+    Key,
+    Parameterization,
+    PerExample,
+    Real,
+    Scalar,
+    X,
+    check_distribution,
+    check_values,
+    evaluate,
+    evaluate_scalars,
+    wide,
+)
 
 LogDensity = Callable[[Batch], PerExample]
 
@@ -43,17 +58,18 @@ class Uniform(NamedTuple):
     levels: int
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x).
+        """A draw, shape (*x), in float32 or a wider type.
 
         Raises:
             ValueError: as `likelihoods.on_grid`.
         """
-        x = on_grid(self.x, self.levels) * self.x
-        return x + (jax.random.uniform(key, self.x.shape, self.x.dtype) - 0.5) * (2.0 / (self.levels - 1))
+        x = _value(self.x, self.levels)
+        return x + (jax.random.uniform(key, x.shape, x.dtype) - 0.5) * (2.0 / (self.levels - 1))
 
     def log_prob(self, y: X) -> Scalar:
         """log q(y | x) = -D log w for y in the bin, in nats. Raises ValueError as `sample`."""
-        return on_grid(self.x, self.levels).mean() * y.size * jnp.log(jnp.asarray((self.levels - 1) / 2.0, y.dtype))
+        density = jnp.asarray((self.levels - 1) / 2.0, wide(y.dtype))
+        return on_grid(self.x, self.levels).mean() * y.size * jnp.log(density)
 
 
 @jax.tree_util.register_dataclass
@@ -82,28 +98,36 @@ class TruncatedNormal:
     scale: Any
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x).
+        """A draw, shape (*x), in float32 or a wider type.
 
         Raises:
             ValueError: as `likelihoods.on_grid`.
         """
-        x = on_grid(self.x, self.levels) * self.x
-        low, high = (jnp.broadcast_to(edge, self.x.shape) for edge in self._edges())
+        mean, scale = _widened(self.mean, self.scale)
+        low, high = (jnp.broadcast_to(edge, self.x.shape) for edge in self._edges(mean, scale))
         u = jax.random.uniform(key, low.shape, low.dtype) + 0.5 * jnp.finfo(low.dtype).eps  # neither 0 nor 1
-        return x + (self.mean + self.scale * _quantile(u, low, high))
+        return _value(self.x, self.levels) + (mean + scale * _quantile(u, low, high))
 
     def log_prob(self, y: X) -> Scalar:
         """log q(y | x) for y in the bin, in nats. Raises ValueError as `sample`."""
-        low, high = self._edges()
-        z = (y - on_grid(self.x, self.levels) * self.x - self.mean) / self.scale
-        mass = log_interval(self.mean / self.scale, 2.0 / ((self.levels - 1) * self.scale), jnp.minimum(-low, high))
-        return jnp.sum(-0.5 * (z**2 + LOG_2PI) - jnp.log(self.scale) - mass)
+        mean, scale = _widened(self.mean, self.scale)
+        low, high = self._edges(mean, scale)
+        z = (y - _value(self.x, self.levels) - mean) / scale
+        mass = log_interval(mean / scale, 2.0 / ((self.levels - 1) * scale), jnp.minimum(-low, high))
+        return jnp.sum(-0.5 * (z**2 + LOG_2PI) - jnp.log(scale) - mass)
 
-    def _edges(self) -> tuple[Real, Real]:
+    def _edges(self, mean: Real, scale: Real) -> tuple[Real, Real]:
         """Of the bin, in scales from the mean."""
-        low, high = (-_from_integer(self.mean, jnp.asarray(side), self.levels) for side in (-1, 1))
-        bins = (self.levels - 1) * self.scale
+        low, high = (-_from_integer(mean, jnp.asarray(side), self.levels) for side in (-1, 1))
+        bins = (self.levels - 1) * scale
         return low / bins, high / bins
+
+
+def _value(x: X, levels: int) -> X:
+    """x in float32 or a wider type, NaN where it is none of the values; a narrower type may be off by half a bin."""
+    x = jnp.asarray(x)
+    dtype = wide(x.dtype)
+    return on_grid(x, levels) * (x if x.dtype == dtype else to_unit(from_unit(x, levels), levels).astype(dtype))
 
 
 @jax.custom_jvp
@@ -112,13 +136,13 @@ def _quantile(u: X, low: X, high: X) -> X:
     near, odds = jnp.clip(0.0, low, high), jnp.log(u) - jnp.log1p(-u)
     low, high = jnp.maximum(low, near - 12.0), jnp.minimum(high, near + 12.0)  # e^-72 of the mass is beyond
 
-    def halve(_, ends):
+    def halve(ends, _):
         begin, end = ends
         z = 0.5 * (begin + end)
         below = log_interval(0.5 * (low + z), z - low) - log_interval(0.5 * (z + high), high - z) < odds
-        return jnp.where(below, z, begin), jnp.where(below, end, z)
+        return (jnp.where(below, z, begin), jnp.where(below, end, z)), None
 
-    begin, end = jax.lax.fori_loop(0, jnp.finfo(low.dtype).nmant + 5, halve, (low, high))
+    (begin, end), _ = scan(halve, (low, high), jnp.arange(jnp.finfo(low.dtype).nmant + 5))
     return 0.5 * (begin + end)
 
 
@@ -131,6 +155,7 @@ def _(primals, tangents):
     return z, (1.0 - u) * by_low * d_low + u * by_high * d_high
 
 
+@compiled(static=("samples",))
 def dequantized_bound(
     log_prob: LogDensity,
     key: Key,
@@ -147,8 +172,8 @@ def dequantized_bound(
     exact. Divided by D log 2 it is bits per dimension, with no bin width to take off.
 
     Args:
-        log_prob: the model's log-density of y, a batch (B, *x) -> (B,). That of `flow.flow_log_prob` is of
-            z_0 = alpha_0 y, so that of y is greater by D log alpha_0.
+        log_prob: the model's log-density of y, a batch (B, *x) -> (B,); y is in float32 or a wider type, whatever x_0
+            is. That of `flow.flow_log_prob` is of z_0 = alpha_0 y, so that of y is greater by D log alpha_0.
         key: for y.
         x_0: quantised batch, on [-1, 1], shape (B, *x).
         dequantizer: x -> q(y | x) of one example: `lambda x: Uniform(x, levels)`.
@@ -158,26 +183,35 @@ def dequantized_bound(
         Shape (B,), nats.
 
     Raises:
-        ValueError: samples below 1.
+        ValueError: samples below 1, or a dequantizer or density of another shape.
 
     Source: Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019, arXiv:1902.00275; Burda et al. 2015, arXiv:1509.00519.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}: the bound needs at least one")
-    return _dequantized_bound(pytree_callable(log_prob), key, x_0, pytree_callable(dequantizer), samples)
 
+    def law(x):
+        return check_distribution(dequantizer(x), "dequantizer", "sample", "log_prob")
 
-@partial(jax.jit, static_argnames="samples")
-def _dequantized_bound(log_prob, key, x_0, dequantizer, samples) -> PerExample:
-    def draw(key):
-        keys = jax.random.split(key, x_0.shape[0])
-        y = jax.vmap(lambda x, k: dequantizer(x).sample(k))(x_0, keys)
-        return log_prob(y) - jax.vmap(lambda x, y: dequantizer(x).log_prob(y))(x_0, y)
+    def sample(x, k):
+        return check_values(law(x).sample(k), x.shape, "sample of the dequantizer")
 
-    ratios = jax.lax.map(draw, jax.random.split(key, samples))
+    def density(x, y):
+        return check_values(law(x).log_prob(y), (), "log_prob of the dequantizer")
+
+    def log_ratio(key):
+        y = jax.vmap(sample)(x_0, jax.random.split(key, x_0.shape[0]))
+        return evaluate_scalars(log_prob, y, name="log_prob") - jax.vmap(density)(x_0, y)
+
+    ratios = jax.lax.map(log_ratio, jax.random.split(key, samples))
     return float(np.log(samples)) - jax.nn.logsumexp(ratios, axis=0)
 
 
+def _check_level(level: Level) -> None:
+    check_positive(level, "sigma")
+
+
+@compiled(check=_check_level)
 def encoder_bound(
     log_prob: LogDensity,
     denoiser: Denoiser,
@@ -198,7 +232,7 @@ def encoder_bound(
 
     Args:
         log_prob: log p(z_0) of a batch, at this level.
-        denoiser: predicts `kind`; asked for the decoder's x_hat.
+        denoiser: predicts `kind`; evaluated once, for the decoder's x_hat.
         key: for z_0.
         x_0: clean batch, shape (B, *x).
         level: of z_0, scalars, sigma > 0.
@@ -209,19 +243,14 @@ def encoder_bound(
         Shape (B,), nats.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, a level without noise, or a density of another shape.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, equation 3; Ho et al. 2019, arXiv:1902.00275.
     """
-    arguments = (pytree_callable(log_prob), pytree_callable(denoiser), key, x_0, level, pytree_callable(decoder))
-    return _encoder_bound(*arguments, kind)
-
-
-@partial(jax.jit, static_argnames="kind")
-def _encoder_bound(log_prob, denoiser, key, x_0, level, decoder, kind) -> PerExample:
-    laws = jax.vmap(lambda x: forward.marginal(x, level))(x_0)
+    laws = jax.vmap(lambda x: forward.marginal(x.astype(wide(x.dtype)), level))(x_0)
     z_0 = jax.vmap(Normal.sample)(laws, jax.random.split(key, x_0.shape[0]))
-    levels = jax.tree.map(lambda field: jnp.full(x_0.shape[:1], field), level)
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(denoiser(z_0, levels), z_0, levels)
-    decoded = jax.vmap(lambda x, h, z: decoder(h, z, level).log_prob(x))(x_0, x_hat, z_0)
-    return jax.vmap(Normal.log_prob)(laws, z_0) - log_prob(z_0) - decoded
+    levels = for_batch(level, x_0)
+    prediction = evaluate(denoiser, z_0.astype(x_0.dtype), levels)
+    x_hat = jax.vmap(partial(to_x_0, kind=kind))(prediction, z_0, levels)
+    decoded = decoded_log_prob(lambda h, z: decoder(h, z, level), x_0, x_hat, z_0)
+    return jax.vmap(Normal.log_prob)(laws, z_0) - evaluate_scalars(log_prob, z_0, name="log_prob") - decoded

@@ -21,7 +21,6 @@ from vdm_jax.types import (
     Energy,
     Key,
     PerExample,
-    Real,
     Scalar,
     Score,
     check_scalar,
@@ -29,7 +28,6 @@ from vdm_jax.types import (
     evaluate,
     evaluate_scalars,
     per_example,
-    pytree_callable,
     wide,
 )
 
@@ -159,7 +157,7 @@ class Contrast(NamedTuple):
         return self.data.mean() - self.model.mean()
 
 
-def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Real | float, num_steps: int) -> Contrast:
+def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Scalar | float, num_steps: int) -> Contrast:
     """The gradient of -log p by the energy's parameters, as that of a difference of energies (EBM-4).
 
         -grad_theta E_data log p = E_data grad_theta E - E_model grad_theta E
@@ -184,8 +182,8 @@ def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Real | 
     Source: Hinton 2002, "Training products of experts by minimizing contrastive divergence"; Tieleman 2008, "Training
         restricted Boltzmann machines using approximations to the likelihood gradient" (persistent).
     """
-    energy = pytree_callable(energy)
-    chain = unadjusted(jax.lax.stop_gradient(jax.tree_util.Partial(score, energy)), key, start, step_size, num_steps)
+    held = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, energy)
+    chain = unadjusted(jax.tree_util.Partial(score, held), key, start, step_size, num_steps)
     negatives = jax.lax.stop_gradient(chain.x)
     data, model = (evaluate_scalars(energy, y, name="energy") for y in (x, negatives))
     return Contrast(data, model, negatives)

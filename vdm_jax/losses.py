@@ -18,7 +18,7 @@ from vdm_jax.elbo import Bound, Decoder, bound, denoising_error
 from vdm_jax.levels import Step
 from vdm_jax.tables import Table
 from vdm_jax.times import Placement, to_steps, uniforms, warp
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, check_weights
 
 
 class DenoisingLoss(NamedTuple):
@@ -79,7 +79,8 @@ def denoising_loss(
         `DenoisingLoss`, each field (B,).
 
     Raises:
-        ValueError: unknown kind or arrangement, or probabilities of another shape. Negative ones make the loss NaN.
+        ValueError: unknown kind or arrangement, or probabilities or weights of another shape. Negative probabilities
+            make the loss NaN.
 
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 1 and equation 14.
     """
@@ -95,7 +96,7 @@ def denoising_loss(
         t = index + 1
     step = table.step(t - 1, t)
     error = denoising_error(denoiser, key_eps, x_0, step.t, kind)
-    weights = jnp.ones_like(error) if weight is None else jax.vmap(weight)(step)
+    weights = jnp.ones_like(error) if weight is None else check_weights(jax.vmap(weight)(step), error.shape)
     return DenoisingLoss(t, error, weights, importance.astype(error.dtype))
 
 

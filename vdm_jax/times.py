@@ -14,8 +14,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.gaussian import _root
 from vdm_jax.levels import Level
-from vdm_jax.types import Key, PerExample, Real
+from vdm_jax.types import Key, PerExample, Real, wide
 
 Placement = Literal["independent", "spread", "antithetic"]
 
@@ -90,8 +91,8 @@ def warp(u: Real, probabilities: Float[Array, " K"]) -> Draw:
 
         bin = max{k : c_k <= u},   time = (bin + (u - c_bin) / (c_bin+1 - c_bin)) / K,   c_k = p_0 + .. + p_k-1
 
-    Elementwise, in the dtype of u; numbers spread evenly become times spread evenly under the density (stratified
-    sampling).
+    Elementwise, in the dtype of u, at least float32; numbers spread evenly become times spread evenly under the density
+    (stratified sampling).
 
     Args:
         u: in [0, 1), any shape, as `uniforms` makes them.
@@ -102,12 +103,15 @@ def warp(u: Real, probabilities: Float[Array, " K"]) -> Draw:
         is by them: without bias, and near 1 / (K p). A bin of p far below 2^-23 is not drawn either.
 
     Raises:
-        ValueError: probabilities that are none (negative, not finite, or all zero) and concrete; traced, the weight is
-            NaN.
+        ValueError: probabilities that are no vector, or that are none (negative, not finite, or all zero) and concrete;
+            traced, the weight is NaN.
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3 (importance-sampled t).
     """
-    count, dtype = probabilities.shape[0], u.dtype
+    if len(probabilities.shape) != 1 or probabilities.shape[0] < 1:
+        raise ValueError(f"probabilities has shape {probabilities.shape}: it must be (K,), one for each of K >= 1 bins")
+    u, count = jnp.asarray(u, wide(u.dtype)), probabilities.shape[0]
+    dtype = u.dtype
     p, scale = _distribution(probabilities.astype(dtype)), 2.0 ** jnp.finfo(dtype).nmant
     grains = jnp.round(jnp.nan_to_num(p) * (128 * scale)).astype(int)
     ends = jnp.cumsum(grains).astype(dtype)  # integers add up exactly, so that c rises, and stays where p = 0
@@ -146,7 +150,12 @@ class SecondMoments(NamedTuple):
         Args:
             t: steps 1..T, shape (B,); others are ignored.
             losses: L_t, *not* times the importance weight, finite, shape (B,).
+
+        Raises:
+            ValueError: t and losses are not of one shape (B,).
         """
+        if t.ndim != 1 or t.shape != losses.shape:
+            raise ValueError(f"t has shape {t.shape} and losses {losses.shape}: both must be (B,)")
         history = self.losses.shape[1]
         same = t[:, None] == t[None, :]  # how many at the same step come before and after, in this batch
         before, after = (part.sum(1, dtype=jnp.int32) for part in (jnp.tril(same, -1), jnp.triu(same, 1)))
@@ -168,7 +177,7 @@ class SecondMoments(NamedTuple):
         largest = jnp.max(jnp.abs(self.losses))
         ready = jnp.all(self.counts >= history) & (largest > 0)
         scaled = self.losses / jnp.where(ready, largest, 1.0)  # no square overflows
-        root = jnp.sqrt(jnp.where(ready, jnp.mean(scaled**2, axis=1), 1.0))
+        root = _root(jnp.where(ready, jnp.mean(scaled**2, axis=1), 1.0))
         return (1.0 - uniform) * root / root.sum() + uniform / num_steps
 
 

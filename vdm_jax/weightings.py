@@ -32,10 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.compilation import compiled, scan
 from vdm_jax.elbo import diffusion_curve
 from vdm_jax.schedules import Continuous, Schedule
 from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar
+from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, check_weights, wide
 
 Weight = Callable[[Real], Real]
 
@@ -123,7 +124,7 @@ def sigmoid(log_snr: Real, bias: float = 2.0) -> Real:
     return quiet / (quiet + float(np.exp(-bias)) * loud)  # bias - lambda would round
 
 
-@jax.jit
+@compiled()
 def uniform_time(log_snr: Real, schedule: Continuous) -> Real:
     """p(lambda) = -dt/dlambda: the density of lambda at a uniform time, and half the weight of L_simple.
 
@@ -136,15 +137,16 @@ def uniform_time(log_snr: Real, schedule: Continuous) -> Real:
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, section 2; Ho et al. 2020, arXiv:2006.11239, equation 14.
     """
+    log_snr = log_snr.astype(wide(log_snr.dtype))
     held = jax.lax.stop_gradient(log_snr)
 
-    def halve(_, bracket):
+    def halve(bracket, _):
         low, high = bracket
         middle = 0.5 * (low + high)
         early = schedule.log_snr(middle) > held
-        return jnp.where(early, middle, low), jnp.where(early, high, middle)
+        return (jnp.where(early, middle, low), jnp.where(early, high, middle)), None
 
-    low, high = jax.lax.fori_loop(0, 80, halve, (jnp.zeros_like(held), jnp.ones_like(held)))
+    (low, high), _ = scan(halve, (jnp.zeros_like(held), jnp.ones_like(held)), jnp.arange(80))
     reached = (low > 0) & (high < 1)
     t, moved = jnp.where(reached, 0.5 * (low + high), 0.5), jnp.where(reached, log_snr, 0.0)
     slope = jax.lax.stop_gradient(jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))[1])
@@ -176,12 +178,12 @@ def weighted_bound(
         Shape (B,), nats where w = 1.
 
     Raises:
-        ValueError: as `elbo.diffusion_curve`.
+        ValueError: as `elbo.diffusion_curve`, or weights of another shape.
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, equation 8.
     """
     curve = diffusion_curve(denoiser, key, x_0, schedule, kind=kind, terms=terms, t_0=t_0)
-    return jnp.sum(weight(curve.log_snr) * curve.nats, axis=0)
+    return jnp.sum(check_weights(weight(curve.log_snr), curve.nats.shape) * curve.nats, axis=0)
 
 
 def mixture(weight: Weight, schedule: Continuous, t: Scalar) -> Scalar:
@@ -193,7 +195,7 @@ def mixture(weight: Weight, schedule: Continuous, t: Scalar) -> Scalar:
     Args:
         weight: w(lambda).
         schedule: continuous.
-        t: in [0, 1], a scalar.
+        t: in [0, 1], a scalar. At an end where lambda is infinite, without noise or without signal, the result is NaN.
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, theorem 1.
     """
