@@ -80,15 +80,24 @@ def _stateless(function: Callable, name: str, *arguments: Any) -> Any:
     """The function's result, from a function that stays as it is."""
     function = jax.tree.map(lambda leaf: leaf, function)  # a copy that a stateful module may change
     before = jax.tree.leaves(function)
-    result = function(*arguments)
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # Flax's, from an NNX module in a closure
+            raise _stateful(name) from error
+        raise
     after = jax.tree.leaves(function)
     if len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True)):
-        raise ValueError(
-            f"the {name} changes its own state when it is evaluated (a dropout key, batch statistics), and the change "
-            "would be lost: put it in evaluation mode, or pass the state as an argument, "
-            "Partial(apply, params, dropout_key)"
-        )
+        raise _stateful(name)
     return result
+
+
+def _stateful(name: str) -> ValueError:
+    return ValueError(
+        f"the {name} changes its own state when it is evaluated (a dropout key, batch statistics), and the change "
+        "would be lost: put it in evaluation mode, or pass the state as an argument, "
+        "Partial(apply, params, dropout_key)"
+    )
 
 
 def check_prediction(prediction: Any, x: Batch, name: str = "denoiser") -> Batch:
