@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.gaussian import _root
 from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, per_example, pytree_callable
 
 Map = Callable[[Any], Any]
@@ -79,10 +80,10 @@ def nearest_distance(x: Batch, data: Data) -> PerExample:
         data: shape (N, *x).
 
     Returns:
-        Shape (B,).
+        Shape (B,). The gradient at a point of the data, where the distance has a kink, is 0.
     """
 
     def nearest(one):
-        return jnp.sqrt(per_example(jnp.square(data - one[None])).min())
+        return _root(per_example(jnp.square(data - one[None])).min())
 
     return jax.lax.map(nearest, x)

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from vdm_jax import forward
-from vdm_jax.gaussian import LOG_2PI
+from vdm_jax.gaussian import LOG_2PI, _root
 from vdm_jax.levels import Level, Step
 from vdm_jax.likelihoods import to_unit
 from vdm_jax.types import Batch, Key, Parameterization, Real, Scalar, X, unknown_parameterization
@@ -91,7 +91,7 @@ class Gaussian(NamedTuple):
 
     def colour(self, z: X) -> X:
         """mean + Sigma^(1/2) z: standard normal noise z, shape (*x), as a draw."""
-        return self.mean + self._apply(jnp.sqrt(self.variances), jnp.sqrt(self.rest), z)
+        return self.mean + self._apply(_root(self.variances), _root(self.rest), z)
 
     def log_prob(self, x: X) -> Scalar:
         """log N(x; mean, Sigma) in nats; needs positive eigenvalues."""
@@ -257,7 +257,8 @@ class Finite(NamedTuple):
 
     def entropy(self) -> Scalar:
         """-E log P in nats, for points that differ from each other."""
-        return jnp.sum(jax.scipy.special.entr(jnp.exp(self.log_weights)))
+        weights = jnp.exp(self.log_weights)
+        return -jnp.sum(weights * jnp.where(weights > 0.0, self.log_weights, 0.0))
 
     def affine(self, scale: Real, shift: X, var: Real) -> Mixture:
         """The law of scale x + shift + sqrt(var) eps: a mixture with a component a point."""

@@ -33,7 +33,7 @@ class Normal:
 
     def sample(self, key: Key) -> X:
         """Draw mean + sqrt(var) eps, eps ~ N(0, I) (VAE-5's reparameterisation). Returns shape (*x)."""
-        return self.mean + jnp.sqrt(self.var) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + _root(self.var) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def log_prob(self, x: X) -> Scalar:
         """log N(x; mean, var) in nats, summed over the example: a scalar. Needs var > 0."""
@@ -42,6 +42,11 @@ class Normal:
     def entropy(self) -> Scalar:
         """-E log N = 1/2 sum(1 + log(2 pi var)) in nats: a scalar."""
         return 0.5 * jnp.sum(jnp.broadcast_to(1.0 + LOG_2PI + jnp.log(self.var), self.mean.shape))
+
+
+def _root(x: Real | float) -> Real:
+    """sqrt(x) with slope 0 at 0: where nothing varies its infinite slope, times a change of 0, would be NaN."""
+    return jnp.where(x == 0.0, 0.0, jnp.sqrt(jnp.where(x == 0.0, 1.0, x)))
 
 
 def variance_kl(log_ratio: Real) -> Real:

@@ -21,7 +21,7 @@ import numpy as np
 from vdm_jax.compilation import compiled
 from vdm_jax.elbo import diffusion_weight, prior_kl
 from vdm_jax.exact import Finite, Gaussian, Independent, Law, Mixture, dot, marginal
-from vdm_jax.gaussian import LOG_2PI
+from vdm_jax.gaussian import LOG_2PI, _root
 from vdm_jax.levels import Level, check_positive
 from vdm_jax.tables import Discrete
 from vdm_jax.types import Key, Real, Scalar, X
@@ -99,7 +99,7 @@ def monte_carlo(function: Callable[[X], Scalar], law: Any, key: Key, draws: int 
     """
     keys = jax.random.split(key, draws)
     values = jax.lax.map(lambda k: function(law.sample(k)), keys, batch_size=1024)
-    return Estimate(values.mean(), values.std(ddof=1) / np.sqrt(draws))
+    return Estimate(values.mean(), _root(values.var(ddof=1) / draws))
 
 
 def entropy(law: Law, expect: Expectation = quadrature) -> Estimate:

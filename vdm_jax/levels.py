@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from vdm_jax.gaussian import _root
 from vdm_jax.types import Batch, Real
 
 
@@ -93,8 +94,8 @@ def level_from_log_snr(log_snr: Real, t: Real | float | None = None) -> Level:
     Source: Kingma et al. 2021, arXiv:2107.00630.
     """
     return Level(
-        alpha=jnp.sqrt(jax.nn.sigmoid(log_snr)),
-        sigma=jnp.sqrt(jax.nn.sigmoid(-log_snr)),
+        alpha=_root(jax.nn.sigmoid(log_snr)),  # it underflows to 0 from -104 on, and the gradient with it
+        sigma=_root(jax.nn.sigmoid(-log_snr)),
         log_alpha=0.5 * jax.nn.log_sigmoid(log_snr),
         log_sigma=0.5 * jax.nn.log_sigmoid(-log_snr),
         t=t,

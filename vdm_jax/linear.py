@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.exact import dot
-from vdm_jax.gaussian import LOG_2PI, Normal
+from vdm_jax.gaussian import LOG_2PI, Normal, _root
 from vdm_jax.types import Scalar
 
 Vector = Float[Array, " D"]
@@ -122,7 +122,8 @@ def probabilistic_pca(x: Vectors, k: int) -> Linear:
         raise ValueError(f"k is {k}: codes of 1 to D - 1 = {x.shape[1] - 1} numbers leave any noise to fit")
     principal = principal_components(x)
     var = principal.variances[k:].mean()
-    return Linear(principal.directions[:, :k] * jnp.sqrt(principal.variances[None, :k] - var), principal.mean, var)
+    signal = jnp.maximum(principal.variances[None, :k] - var, 0.0)  # rounding may leave less than none
+    return Linear(principal.directions[:, :k] * _root(signal), principal.mean, var)
 
 
 def likeliest_decoder(q: Normal, x: Vectors) -> Linear:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, dataclass_transform, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
 from jaxtyping import ArrayLike
 
 from vdm_jax.compilation import ARGUMENT_CHECKS
@@ -82,13 +82,14 @@ class LinearBeta(Continuous):
         high = _coarse(t, 10)  # its square is exact, and e^-B/2 splits into two factors that keep their digits
         rest = (t - high) * (self.beta_min + slope * (t + high)) + self.beta_min * high
         alpha = _exp_linear(-0.5 * slope, high * high) * (1 + xp.expm1(-0.5 * rest))
-        return _preserving(alpha, xp.sqrt(-xp.expm1(-b)), t)
+        noise = -xp.expm1(-b)
+        return _preserving(alpha, xp.sqrt(noise), t, noise=noise)
 
     def _drop(self, s, t):
         xp = t.__array_namespace__()
         slope = 0.5 * (self.beta_max - self.beta_min)
         difference = (t - s) * (self.beta_min + slope * (t + s))
-        return xp.log1p(xp.expm1(difference) / -xp.expm1(-s * (self.beta_min + slope * s)))
+        return _log_ratio(xp.expm1(difference), xp.ones_like(t), -xp.expm1(-s * (self.beta_min + slope * s)))
 
 
 @_static
@@ -103,15 +104,15 @@ class Cosine(Continuous):
     def _level(self, t):
         xp = t.__array_namespace__()
         # cos a_t from the angle left to pi/2, and 1 - abar as a product: neither cancels at its end.
-        sigma = xp.sqrt(xp.sin(self._angle(t)) * xp.sin(self._angle(t + 2 * self.offset))) / self._cos_0
-        return _preserving(xp.sin(self._angle(1 - t)) / self._cos_0, sigma, t)
+        noise = xp.sin(self._angle(t)) * xp.sin(self._angle(t + 2 * self.offset)) / self._cos_0**2
+        return _preserving(xp.sin(self._angle(1 - t)) / self._cos_0, xp.sqrt(noise), t, noise=noise)
 
     def _drop(self, s, t):
         xp = t.__array_namespace__()
         both = xp.minimum(t + s + 2 * self.offset, (1 - t) + (1 - s))  # a_t + a_s, or what is left of it to pi
         gain = self._cos_0**2 * xp.sin(self._angle(t - s)) * xp.sin(self._angle(both))
         noise = xp.sin(self._angle(s)) * xp.sin(self._angle(s + 2 * self.offset))
-        return xp.log1p(gain / (xp.sin(self._angle(1 - t)) ** 2 * noise))
+        return _log_ratio(gain, xp.sin(self._angle(1 - t)) ** 2, noise)
 
     def _angle(self, t):
         return t * (0.5 * np.pi / (1 + self.offset))
@@ -141,12 +142,12 @@ class Sigmoid(Continuous):
         scale = np.sinh(self._half) * xp.cosh(0.5 * u)
         signal = xp.sinh((1 - t) * self._half) * float(np.cosh(0.5 * self.start / self.tau)) / scale
         noise = xp.sinh(t * self._half) * float(np.cosh(0.5 * self.end / self.tau)) / scale
-        return _preserving(xp.sqrt(signal), xp.sqrt(noise), t)
+        return _preserving(xp.sqrt(signal), xp.sqrt(noise), t, signal=signal, noise=noise)
 
     def _drop(self, s, t):
         xp = t.__array_namespace__()
         gain = float(np.sinh(self._half)) * xp.sinh((t - s) * self._half)
-        return xp.log1p(gain / (xp.sinh((1 - t) * self._half) * xp.sinh(s * self._half)))
+        return _log_ratio(gain, xp.sinh((1 - t) * self._half), xp.sinh(s * self._half))
 
     @property
     def _half(self) -> float:
@@ -243,10 +244,9 @@ def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> Non
         return
     if not 0.0 <= float(t_0) < 1.0:
         raise ValueError(f"t_0 is {t_0}: it must be in [0, 1)")
-    numpy = jnp if jax.tree.leaves(schedule) else np  # JAX's arrays are traced in an uncompiled `jax.shard_map`
-    with jax.ensure_compile_time_eval(), np.errstate(divide="ignore"):
-        sigma = schedule(numpy.asarray(t_0, dtype)).sigma
-    if not isinstance(sigma, Tracer) and not float(sigma) > 0.0:
+    with eval_context():  # also in a `jax.shard_map` that is not compiled
+        begins_noisy = bool(schedule(jnp.asarray(t_0, dtype)).sigma > 0.0)
+    if not begins_noisy:
         raise ValueError(
             f"{schedule} has no noise at t = {float(t_0)}: choose a schedule that begins with noise, such as "
             "LinearLogSNR() or tables.Interpolated(tables.tabulate(schedule, 1000)), or a later t_0 where one is taken"
@@ -263,17 +263,33 @@ def _check_schedule(name: str, value: Any) -> None:
 ARGUMENT_CHECKS[Schedule] = _check_schedule
 
 
-def _preserving(alpha, sigma, t) -> Level:
-    """A variance-preserving level; each logarithm from whichever of the two scales keeps its digits."""
+def _preserving(alpha, sigma, t, signal=None, noise=None) -> Level:
+    """A variance-preserving level; each logarithm from whichever of the two scales keeps its digits.
+
+    `signal` and `noise` are alpha^2 and sigma^2 where the scale is their root: at 0 that has no slope, but its square
+    has one, and so has the other scale's logarithm.
+    """
     xp = t.__array_namespace__()
     loud = alpha < sigma
+    signal, noise = alpha**2 if signal is None else signal, sigma**2 if noise is None else noise
     return Level(
         alpha,
         sigma,
-        xp.where(loud, xp.log(alpha), 0.5 * xp.log1p(-(xp.where(loud, 0.0, sigma) ** 2))),
-        xp.where(loud, 0.5 * xp.log1p(-(xp.where(loud, alpha, 0.0) ** 2)), xp.log(sigma)),
+        xp.where(loud, xp.log(alpha), 0.5 * xp.log1p(-xp.where(loud, 0.0, noise))),
+        xp.where(loud, 0.5 * xp.log1p(-xp.where(loud, signal, 0.0)), xp.log(sigma)),
         t,
     )
+
+
+def _log_ratio(gain: Any, signal: Any, noise: Any) -> Any:
+    """log(1 + gain / (signal noise)): a drop of log-SNR from `noise` at s to `signal` at t.
+
+    Infinite from clean data and to pure noise, where it has the gradient of its factors that are not 0.
+    """
+    xp = gain.__array_namespace__()
+    finite, logs = signal * noise > 0, [xp.log(xp.where(x == 0, 1.0, x)) for x in (gain, signal, noise)]
+    infinite = logs[0] - logs[1] - logs[2] + np.inf
+    return xp.where(finite, xp.log1p(gain / xp.where(finite, signal * noise, 1.0)), infinite)
 
 
 def _exp_linear(rate: float, t: Any) -> Any:

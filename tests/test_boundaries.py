@@ -1,0 +1,133 @@
+"""Roots, logarithms and quotients where their argument reaches 0: gradients that have a finite limit have its value.
+
+A root's slope at 0 is infinite, and so is a logarithm's: times a change of 0 both are NaN, where the limit is finite.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import autoencoder, exact, hvae, information, linear, schedules
+from vdm_jax.gaussian import Normal
+from vdm_jax.levels import level_from_log_snr
+from vdm_jax.times import SecondMoments
+
+parametrize = pytest.mark.parametrize
+
+
+def test_the_distance_to_the_data_has_slope_0_on_them_and_1_beside():
+    data = jnp.asarray([[0.0, 1.0], [2.0, 3.0]])
+    x = jnp.asarray([[2.0, 3.0], [2.3, 3.4]])
+    distance, slopes = jax.value_and_grad(lambda x: autoencoder.nearest_distance(x, data).sum())(x)
+    assert float(distance) == pytest.approx(0.5, rel=1e-6)
+    np.testing.assert_allclose(slopes, [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
+
+
+def _sigmoid(t):
+    return 1 / (1 + np.exp(-t))
+
+
+# d log alpha / dt where data are clean, and d log sigma / dt where no signal is left, by hand.
+SLOPES = {
+    "linear": (schedules.LinearBeta(0.1, 20.0), -0.05, None),
+    "cosine": (schedules.Cosine(0.008), -np.tan(0.5 * np.pi * 0.008 / 1.008) * 0.5 * np.pi / 1.008, 0.0),
+    "sigmoid": (
+        schedules.Sigmoid(-3.0, 2.0, 0.8),
+        -0.5 * 6.25 * _sigmoid(-3.75) * _sigmoid(3.75) / (_sigmoid(2.5) - _sigmoid(-3.75)),
+        0.5 * 6.25 * _sigmoid(2.5) * _sigmoid(-2.5) / (_sigmoid(2.5) - _sigmoid(-3.75)),
+    ),
+}
+
+
+@parametrize("name", SLOPES)
+def test_schedules_have_the_slopes_of_their_ends(name):
+    schedule, clean, noise = SLOPES[name]
+    assert float(jax.grad(lambda t: schedule(t).log_alpha)(0.0)) == pytest.approx(clean, rel=1e-5)
+    if noise is not None:
+        slope = float(jax.grad(lambda t: schedule(t).log_sigma)(1.0))
+        assert slope == pytest.approx(noise, rel=1e-5, abs=1e-6)
+    # the drop from clean data, or to pure noise, is infinite; it falls with the log-SNR of the other end
+    for of, t in ((lambda t: schedule.step(jnp.zeros(()), t), 0.4), (lambda t: schedule.step(t, jnp.ones(())), 0.7)):
+        if name == "linear" and t == 0.7:
+            continue
+        sign = -1.0 if t == 0.4 else 1.0
+        drop, slope = jax.value_and_grad(lambda t, of=of: of(t).log_snr_drop)(t)
+        assert float(drop) == np.inf
+        assert float(slope) == pytest.approx(sign * float(jax.grad(schedule.log_snr)(t)), rel=1e-5)
+        assert float(jax.grad(lambda t, of=of: of(t).one_minus_ratio)(t)) == 0.0
+        assert float(jax.grad(lambda t, of=of: of(t).snr_ratio)(t)) == 0.0
+
+
+@parametrize("log_snr", [-200.0, -95.0, 95.0, 200.0])
+def test_levels_beyond_float32_have_gradients(log_snr):
+    slopes = jax.jacrev(lambda lam: tuple(level_from_log_snr(lam))[:4])(jnp.float32(log_snr))
+    np.testing.assert_allclose(slopes[:2], 0.0, atol=1e-19)  # alpha and sigma are 1 and 0, for good
+    np.testing.assert_allclose(slopes[2:], (0.5, 0.0) if log_snr < 0 else (0.0, -0.5), atol=1e-19)
+
+
+def test_a_sample_without_variance_has_the_gradient_of_its_mean():
+    def sample(s):
+        return Normal(3.0 * s * jnp.ones(2), var=s**2 * jnp.zeros(())).sample(jax.random.key(0)).sum()
+
+    assert float(jax.grad(sample)(0.7)) == pytest.approx(6.0)
+    below = lambda z: Normal(0.5 * z, var=jnp.exp(z))  # noqa: E731
+    model = hvae.ladder((2,), [lambda *_: None, lambda *_: None], [below], lambda z: z)
+
+    def mode(shift):
+        shifted = lambda n, draw: (model(n, draw)[0], model(n, draw)[1] + shift)  # noqa: E731
+        return hvae.imagine(shifted, jax.random.key(0), 1, temperature=0.0).sum()
+
+    assert float(jax.grad(mode)(0.3)) == pytest.approx(2.0)
+
+
+def test_directions_without_variance_are_left_out_of_gradients():
+    # data on a line: given x_t there is no variance beside it, at any level
+    law, x_t = exact.low_rank([0.0, 0.0], [[1.0], [0.0]]), jnp.asarray([0.4, 0.1])
+
+    def second_moment(lam, expect):
+        return expect(lambda x: jnp.sum(x**2), law.given(x_t, level_from_log_snr(lam))).value
+
+    with jax.enable_x64(True):
+        law, x_t, lam = *jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (law, x_t)), jnp.asarray(0.5)
+        slope = jax.grad(second_moment)(lam, information.quadrature)
+        alpha, power = np.sqrt(_sigmoid(0.5)), _sigmoid(-0.5)  # E x^2 = (0.4 alpha)^2 + sigma^2
+        assert float(slope) == pytest.approx(0.16 * alpha**2 * power - alpha**2 * power, rel=1e-6)
+
+
+def test_impossible_values_are_left_out_of_an_entropys_gradient():
+    # by mass 0, and by a mass that underflows at little noise
+    with jax.enable_x64(True):
+        pixel = exact.pixels([0.0, 0.3, 0.7]).law
+        points = exact.points([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+        for law, x_t, lam in ((pixel, 0.2, 1.0), (points, [0.1, 0.9], 2.0), (points, [0.45, 0.55], 9.0)):
+
+            def entropy(lam, law=law, x_t=x_t):
+                return law.given(jnp.asarray(x_t), level_from_log_snr(lam)).entropy()
+
+            slope = float(jax.grad(entropy)(jnp.asarray(lam)))
+            ahead, behind = (float(entropy(jnp.asarray(lam + h))) for h in (1e-5, -1e-5))
+            assert slope == pytest.approx((ahead - behind) / 2e-5, rel=1e-6, abs=1e-9)
+    slopes = jax.grad(lambda w: exact.Finite(w, jnp.zeros((3, 1))).entropy())(jnp.asarray([-jnp.inf, -200.0, 0.0]))
+    np.testing.assert_allclose(slopes, [0.0, 0.0, -1.0])
+
+
+def test_the_mean_of_a_constant_is_without_error_and_its_gradient():
+    expect = lambda m: information.monte_carlo(lambda x: m + 0.0 * x.sum(), Normal(jnp.zeros(1), var=1.0), key, 10)  # noqa: E731
+    key = jax.random.key(0)
+    assert expect(jnp.float32(2.0)) == (2.0, 0.0)
+    assert jax.jacrev(expect)(jnp.float32(2.0)) == (pytest.approx(1.0), 0.0)
+
+
+@parametrize("k", [1, 2, 3])
+def test_probabilistic_pca_of_data_alike_in_all_directions_finds_noise_alone(k):
+    x = 0.7 * jnp.concatenate([jnp.eye(5), -jnp.eye(5)])
+    model = linear.probabilistic_pca(x, k)
+    np.testing.assert_allclose(model.weights, 0.0, atol=1e-3)
+    assert float(model.var) == pytest.approx(0.49 / 5, rel=1e-5)
+
+
+def test_steps_without_loss_have_a_gradient():
+    moments = SecondMoments(jnp.asarray([[0.0, 0.0], [1.0, 1.0]]), jnp.asarray([2, 2], jnp.int32))
+    slopes = jax.jacrev(lambda losses: moments._replace(losses=losses).probabilities())(moments.losses)
+    assert np.all(np.isfinite(slopes))
