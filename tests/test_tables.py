@@ -284,6 +284,33 @@ def test_grid_refuses_what_a_table_refuses():
         Grid(LinearLogSNR(), 1)
 
 
+def test_a_table_of_one_step_is_one_noise_level():
+    for table in (from_betas([0.3]), linear_betas(1, 0.3, 0.3), from_gammas([np.log(0.3 / 0.7)])):
+        np.testing.assert_allclose(table(1).alpha ** 2, 0.7, rtol=1e-14)
+        np.testing.assert_allclose(np.stack(to_betas(table)).ravel(), [0.3, 0.7, 0.7], rtol=1e-14)
+        np.testing.assert_allclose(to_standard_deviations(table).beta, [np.sqrt(0.3)], rtol=1e-14)
+        np.testing.assert_allclose(to_gammas(table), [np.log(0.3 / 0.7)], rtol=1e-14)
+        for few in (even_steps, even_log_snr_steps, karras_steps):
+            steps = few(1, 1) if few is even_steps else few(table, 1)
+            assert steps.tolist() == [0, 1]
+            jax.tree.map(np.testing.assert_array_equal, table.strided(steps), table)
+    for schedule in (LinearBeta(), Cosine(), Sigmoid()):  # all of the noise at once, but for what max_beta leaves
+        np.testing.assert_allclose(to_betas(tabulate(schedule, 1)).beta, [0.999], rtol=1e-12)
+
+
+def test_one_step_is_too_few_for_a_continuous_schedule_and_for_two_betas():
+    with pytest.raises(ValueError, match=r"num_steps=1.*num_steps=2"):
+        Interpolated(linear_betas(1, 0.1, 0.1))
+    tables = jax.tree.map(lambda *fields: jnp.stack(fields), *[from_betas([beta, 0.3]) for beta in (0.1, 0.2)])
+    levels = jax.vmap(lambda table: Interpolated(table)(jnp.zeros(())))(tables)  # two tables are not one step
+    np.testing.assert_allclose(levels.sigma**2, [0.1, 0.2], rtol=1e-14)
+    with pytest.raises(ValueError, match=r"beta_1 is 0\.1 and beta_T is 0\.2"):
+        linear_betas(1, 0.1, 0.2)
+    for gamma in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=r"gammas must be .* finite"):
+            from_gammas([gamma])
+
+
 def test_interpolated_goes_through_the_levels_of_its_table():
     table = linear_betas(20, 0.001, 0.3)
     line = Interpolated(table)
@@ -333,7 +360,7 @@ def test_from_betas_refuses(betas):
 
 @parametrize("gammas", [[], [1.0, 0.5], [0.0, 0.0], [[1.0]], [np.nan, 1.0]])
 def test_from_gammas_refuses(gammas):
-    with pytest.raises(ValueError, match="gammas must be a rising vector: noise grows with t"):
+    with pytest.raises(ValueError, match="gammas must be a rising vector"):
         from_gammas(np.array(gammas))
 
 

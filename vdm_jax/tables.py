@@ -144,9 +144,17 @@ class Interpolated(Continuous):
 
     Fields:
         table: variance-preserving, T >= 2.
+
+    Raises:
+        ValueError: T is 1.
     """
 
     table: Table
+
+    def __post_init__(self):
+        # Of leaves that JAX puts in their place there is no shape to check.
+        if getattr(getattr(self.table, "log_snr", None), "shape", None) == (2,):
+            raise ValueError("the table has num_steps=1: a continuous schedule needs two levels, num_steps=2 or more")
 
     def _level(self, t):
         cell, part = self._cell(t)
@@ -237,10 +245,12 @@ def linear_betas(num_steps: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.
     """Ho et al.'s table: betas evenly spaced from beta_1 to beta_T (FWD-7). For another T keep T beta: 0.1/T to 20/T.
 
     Raises:
-        ValueError: as `from_betas`.
+        ValueError: as `from_betas`; or num_steps is 1 and the two betas differ.
 
     Source: Ho et al. 2020, arXiv:2006.11239, section 4.
     """
+    if num_steps == 1 and beta_1 != beta_T:
+        raise ValueError(f"num_steps is 1: one step has one beta, but beta_1 is {beta_1} and beta_T is {beta_T}")
     return from_betas(np.linspace(beta_1, beta_T, num_steps))
 
 
@@ -277,13 +287,13 @@ def from_gammas(gammas: ArrayLike | Sequence[float]) -> Table:
         gammas: gamma_1 .. gamma_T, shape (T,), rising; level 0 is clean data, gamma_0 = -inf.
 
     Raises:
-        ValueError: gammas that do not rise.
+        ValueError: gammas that do not rise, or are not finite.
 
     Source: Kingma et al. 2021, arXiv:2107.00630.
     """
     gammas = np.asarray(gammas, np.float64)
-    if gammas.ndim != 1 or gammas.size == 0 or not np.all(np.diff(gammas) > 0):
-        raise ValueError("gammas must be a rising vector: noise grows with t")
+    if gammas.ndim != 1 or gammas.size == 0 or not np.all(np.isfinite(gammas)) or not np.all(np.diff(gammas) > 0):
+        raise ValueError("gammas must be a rising vector of finite numbers: noise grows with t")
     return _table(-0.5 * np.logaddexp(0.0, gammas), -0.5 * np.logaddexp(0.0, -gammas))
 
 
