@@ -3,12 +3,15 @@
 import errno
 import gc
 import os
+import shutil
 import sys
 import threading
 
 import pytest
 
 from vdm_jax.training.errors import lasting_output, not_writable, readable_errors
+from vdm_jax.training.files import locked
+from vdm_jax.training.journal import Journal
 
 
 def behind(error):
@@ -52,6 +55,24 @@ def test_it_is_said_once_whoever_meets_it_too(capsys, monkeypatch, error):
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
     assert "--workdir" in said
+
+
+def test_a_folder_that_is_gone_is_told_once_though_writes_to_it_are_still_under_way(capsys, monkeypatch, tmp_path):
+    for module, name in ((sys, "unraisablehook"), (threading, "excepthook"), (sys, "excepthook")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that they are put back
+
+    def run():
+        with readable_errors(), locked(tmp_path / "run"), Journal(tmp_path / "run", 0, 1) as journal:
+            shutil.rmtree(tmp_path / "run")
+            journal.check()
+
+    with pytest.raises(SystemExit):
+        run()
+    late = RuntimeError("Event loop is closed")  # of tensorstore's threads, after the message
+    sys.excepthook(RuntimeError, late, None)
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert "was removed while a run was going in it" in said
 
 
 def test_who_listens_no_more_ends_nothing(monkeypatch):

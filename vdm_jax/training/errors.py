@@ -105,7 +105,8 @@ def said_once() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if remedy(end):  # the error it came from; there is more of it to clear away at exit
+        # Of the error it came from there is more to clear away at exit: writes to a full disk, or to a removed folder.
+        if remedy(end) or _because(end, (errno.ENOENT,)):
             before = sys.unraisablehook, threading.excepthook, sys.excepthook
         raise
     finally:

@@ -1,6 +1,7 @@
 """What a run tells while it goes: metrics.jsonl, TensorBoard, and the terminal."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -50,7 +51,7 @@ class Journal:
             FileNotFoundError: it is not.
         """
         if not is_there(self._file):
-            raise FileNotFoundError(self._file.name)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._file.name)
 
     def advance(self) -> None:
         """One more step is done."""
