@@ -24,6 +24,7 @@ Autoencoders (AE-1 .. AE-3)
 Variational autoencoders (VAE-1 .. VAE-12)
     -E log p(x|z) + KL(q(z|x) || p(z)) ..................... vae.bound, vae.Bound
     its terms .............................................. vae.decoding_cost, vae.kl_to_prior, vae.kl_estimate
+    q(z|x) of a batch; -log p(x|z) of an output ............ vae.encode, vae.check_posterior; vae.decoded_cost
     z = mu + sigma eps, or the score function .............. vae.draw, vae.score_function
     -log 1/K sum_k p(x, z_k) / q(z_k|x) .................... vae.importance_bound, vae.importance_weighted
     KL = I(x; z) + KL(q(z) || p(z)) ........................ vae.information_split, vae.aggregate_log_prob
@@ -143,6 +144,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vdm_jax import (
         autoencoder,
+        closures,
         compilation,
         dequantization,
         divergence,
@@ -185,6 +187,7 @@ __version__ = "0.1.0"
 # Modules are imported on first use: `import vdm_jax; vdm_jax.elbo.bound`.
 __all__ = [
     "autoencoder",
+    "closures",
     "compilation",
     "dequantization",
     "divergence",

@@ -12,7 +12,6 @@ diffusion model (HVAE-5). All is in nats, and costs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -20,9 +19,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.compilation import compiled
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.types import Batch, Key, Latents, PerExample, Scalar, pytree_callable
-from vdm_jax.vae import Decoder, Encoder, Observation, draw, importance_weighted
+from vdm_jax.types import Batch, Key, Latents, PerExample, Scalar, pytree_callable, wide
+from vdm_jax.vae import Decoder, Encoder, Observation, check_posterior, decoded_cost, draw, importance_weighted
 
 Levels = Float[Array, "L b"]
 
@@ -106,8 +106,7 @@ def _ladder(zero, posteriors, conditionals, decoder, x, draw):
     z, latents, prior = None, [], _standard(zero, x)
     for i, posterior in enumerate(posteriors):
         p = conditionals[i - 1](z) if i else prior
-        q = posterior(z, x) if seen else None
-        _check_level(len(posteriors) - i, q, p)
+        p, q = _checked(len(posteriors) - i, posterior(z, x) if seen else None, p, len(prior.mean))
         z = draw(i, q, p)
         latents.append(Latent(z, q, p))
     return latents, decoder(z)
@@ -138,16 +137,16 @@ def _bottom_up(zero, encoders, conditionals, decoder, x, draw):
         return _ladder(zero, encoders, conditionals, decoder, x, draw)
     laws, zs = [], [x]
     for i, encoder in enumerate(encoders):
-        laws.append(encoder(zs[-1]))
+        laws.append(check_posterior(encoder(zs[-1]), len(x), f"encoder of z_{i + 1}"))
         zs.append(draw(i, laws[-1], None))
     priors = [*(law(z) for law, z in zip(reversed(conditionals), zs[2:], strict=True)), _standard(zero, x)]
-    for i, (q, p) in enumerate(zip(laws, priors, strict=True)):
-        _check_level(i + 1, q, p)
+    priors = [_checked(i + 1, q, p, len(x))[0] for i, (q, p) in enumerate(zip(laws, priors, strict=True))]
     last = len(laws) - 1
     latents = [Latent(z, q, p, i < last) for i, (z, q, p) in enumerate(zip(zs[1:], laws, priors, strict=True))]
     return latents, decoder(zs[1])
 
 
+@compiled()
 def bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x: Batch, *, sampled_kl: bool = False) -> Bound:
     """One unbiased estimate per example of the bound on -log p(x), from one draw of all levels (HVAE-3).
 
@@ -171,15 +170,13 @@ def bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x: Batch, *, 
 
     Source: Child 2020, arXiv:2011.10650; Kingma et al. 2016, arXiv:1606.04934.
     """
-    return _bound(pytree_callable(hierarchy), pytree_callable(likelihood), key, x, sampled_kl)
-
-
-@partial(jax.jit, static_argnames="sampled_kl")
-def _bound(hierarchy, likelihood, key, x, sampled_kl) -> Bound:
     latents, output = hierarchy(x, _inference(key))
-    return Bound(_cost(likelihood, output, x), jnp.stack([_divergence(latent, sampled_kl) for latent in latents]))
+    return Bound(
+        decoded_cost(likelihood, output, x), jnp.stack([_divergence(latent, sampled_kl) for latent in latents])
+    )
 
 
+@compiled(static=("samples",))
 def importance_bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x: Batch, *, samples: int) -> PerExample:
     """The K-sample importance-weighted bound on -log p(x): `vae.importance_bound` with any number of levels (VAE-3).
 
@@ -195,19 +192,15 @@ def importance_bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x:
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}: the bound needs at least one draw")
-    return _importance_bound(pytree_callable(hierarchy), pytree_callable(likelihood), key, x, samples)
 
-
-@partial(jax.jit, static_argnames="samples")
-def _importance_bound(hierarchy, likelihood, key, x, samples) -> PerExample:
     def log_ratio(key):
-        return -_bound(hierarchy, likelihood, key, x, True).total
+        return -bound(hierarchy, likelihood, key, x, sampled_kl=True).total
 
     return importance_weighted(jax.lax.map(log_ratio, jax.random.split(key, samples)))
 
 
 def generate(
-    hierarchy: Hierarchy, likelihood: Callable[[Any], Any], key: Key, n: int, *, temperature: float = 1.0
+    hierarchy: Hierarchy, likelihood: Callable[[Any], Any], key: Key, n: int, *, temperature: Scalar | float = 1.0
 ) -> Batch:
     """n new examples: every latent from p, the top one from the prior, then x ~ p(x|z_1) (HVAE-1, VAE-12).
 
@@ -219,22 +212,24 @@ def generate(
 
     Returns:
         Shape (n, *x).
+
+    Raises:
+        ValueError: n below 1.
     """
     key_z, key_x = jax.random.split(key)
     output = imagine(hierarchy, key_z, n, temperature=temperature)
     return jax.vmap(lambda o, k: likelihood(o).sample(k))(output, jax.random.split(key_x, n))
 
 
-def imagine(hierarchy: Hierarchy, key: Key, n: int, *, temperature: float = 1.0) -> Any:
+@compiled(static=("n",))
+def imagine(hierarchy: Hierarchy, key: Key, n: int, *, temperature: Scalar | float = 1.0) -> Any:
     """What the decoder gives for n draws of all latents from p: what the likelihood reads, with a leading axis n.
 
-    Args as in `generate`.
+    Args and errors as in `generate`.
     """
-    return _imagine(pytree_callable(hierarchy), key, n, temperature)
+    if n < 1:
+        raise ValueError(f"n is {n}: at least one example is generated")
 
-
-@partial(jax.jit, static_argnames="n")
-def _imagine(hierarchy, key, n, temperature):
     def from_prior(i, q, p):
         del q
         return draw(Normal(p.mean, var=temperature**2 * p.var), jax.random.fold_in(key, i))
@@ -242,6 +237,7 @@ def _imagine(hierarchy, key, n, temperature):
     return hierarchy(n, from_prior)[1]
 
 
+@compiled(static=("keep",))
 def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
     """What the decoder gives when the first `keep` latents are drawn from q and the others are their mean in the model.
 
@@ -257,11 +253,6 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
     Raises:
         ValueError: the hierarchy draws from the bottom up, and keep is less than its levels.
     """
-    return _reconstruct(pytree_callable(hierarchy), key, x, keep)
-
-
-@partial(jax.jit, static_argnames="keep")
-def _reconstruct(hierarchy, key, x, keep):
     infer = _inference(key)
 
     def choose(i, q, p):
@@ -312,6 +303,7 @@ class Diagnostics(NamedTuple):
     mutual_information: Float[Array, " L"]
 
 
+@compiled()
 def diagnose(hierarchy: Hierarchy, key: Key, x: Batch) -> Diagnostics:
     """Posterior collapse, level by level, on a data set of N examples (HVAE-4).
 
@@ -324,11 +316,6 @@ def diagnose(hierarchy: Hierarchy, key: Key, x: Batch) -> Diagnostics:
 
     Source: Burda et al. 2015, arXiv:1509.00519 (active units); Hoffman & Johnson 2016, "ELBO surgery".
     """
-    return _diagnose(pytree_callable(hierarchy), key, x)
-
-
-@jax.jit
-def _diagnose(hierarchy, key, x) -> Diagnostics:
     latents, _ = hierarchy(x, _inference(key))
     divergence = jnp.stack([_divergence(latent, False).mean() for latent in latents])
     active = jnp.stack([_active(latent).sum() for latent in latents])
@@ -366,12 +353,8 @@ def _seen(q: Normal | None) -> Normal:
     return q
 
 
-def _cost(likelihood, output, x) -> PerExample:
-    return jax.vmap(lambda o, example: -likelihood(o).log_prob(example))(output, x)
-
-
 def _standard(zero: Array, x: Batch | int) -> Normal:
-    n, dtype = (x, zero.dtype) if isinstance(x, int) else (x.shape[0], x.dtype)
+    n, dtype = (x, zero.dtype) if isinstance(x, int) else (x.shape[0], wide(x.dtype))
     return Normal(jnp.zeros((n, *zero.shape), dtype), var=jnp.ones((n,), dtype))
 
 
@@ -387,9 +370,13 @@ def _check_count(what: str, laws: Sequence, conditionals: Sequence) -> None:
         )
 
 
-def _check_level(i: int, q: Normal | None, p: Normal) -> None:
+def _checked(i: int, q: Any, p: Any, batch: int) -> tuple[Normal, Normal | None]:
+    """p and q of level z_i, both over the same z_i."""
+    p = check_posterior(p, batch, f"conditional p(z_{i} | .)")
+    q = None if q is None else check_posterior(q, batch, f"posterior q(z_{i} | .)")
     if q is not None and q.mean.shape != p.mean.shape:
         raise ValueError(
             f"the levels do not chain: q(z_{i}) is of shape {q.mean.shape}, p(z_{i}) of {p.mean.shape}; both are laws "
             f"of the same z_{i}"
         )
+    return p, q

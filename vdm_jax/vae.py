@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.compilation import compiled
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.likelihoods import Likelihood
-from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, pytree_callable
+from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, check_values, wide
 
 Gradient = Literal["reparameterized", "score_function"]
 Theta = TypeVar("Theta")
@@ -86,8 +87,65 @@ def decoding_cost(decoder: Decoder, likelihood: Observation, z: Codes, x: Batch)
 
     Returns:
         Shape (B,).
+
+    Raises:
+        ValueError, TypeError: as `decoded_cost`.
     """
-    return jax.vmap(lambda output, example: -likelihood(output).log_prob(example))(decoder(z), x)
+    return decoded_cost(likelihood, decoder(z), x)
+
+
+def decoded_cost(likelihood: Observation, output: Any, x: Batch) -> PerExample:
+    """-log p(x|z) of a batch in nats, from the decoder's output.
+
+    Args:
+        likelihood: p(x|z) of one example, from its part of the output.
+        output: arrays with a leading axis B.
+        x: shape (B, *x).
+
+    Returns:
+        Shape (B,).
+
+    Raises:
+        ValueError: the output's leading axis is not B.
+        TypeError: the likelihood returns no distribution.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(output)]
+    if any(shape[:1] != x.shape[:1] for shape in shapes):
+        raise ValueError(f"the decoder returned shapes {shapes} for {x.shape[0]} examples: each must begin with B")
+
+    def one(output, example):
+        distribution = likelihood(output)
+        if not isinstance(distribution, Likelihood):
+            raise TypeError(
+                f"the likelihood returned {type(distribution).__name__}: it must return a distribution with log_prob, "
+                "such as gaussian.Normal or likelihoods.Bernoulli"
+            )
+        return -check_values(distribution.log_prob(example), (), "likelihood's log_prob")
+
+    return jax.vmap(one)(output, x)
+
+
+def encode(encoder: Encoder, x: Batch) -> Normal:
+    """q(z|x) of a batch, checked, in float32 or a wider type.
+
+    Raises:
+        TypeError: the encoder returns no `Normal`.
+        ValueError: its mean is not (B, *z), or its variance neither that nor (B,).
+    """
+    return check_posterior(encoder(x), x.shape[0], "encoder")
+
+
+def check_posterior(q: Any, batch: int, name: str) -> Normal:
+    """A network's `Normal` for a batch, in float32 or a wider type; errors as in `encode`."""
+    if not isinstance(q, Normal):
+        raise TypeError(f"the {name} returned {type(q).__name__}: it must return a gaussian.Normal of a batch")
+    mean, var = jnp.shape(q.mean), jnp.shape(q.var)
+    if mean[:1] != (batch,) or var not in (mean, mean[:1]):
+        raise ValueError(
+            f"the {name} returned a mean of shape {mean} and a variance of shape {var} for {batch} examples: the mean "
+            "must be (B, *z), the variance (B, *z) or (B,)"
+        )
+    return Normal(q.mean.astype(wide(q.mean.dtype)), var=q.var.astype(wide(q.var.dtype)))
 
 
 def score_function(cost: Real, log_q: Real) -> Real:
@@ -104,6 +162,7 @@ def score_function(cost: Real, log_q: Real) -> Real:
     return cost + jax.lax.stop_gradient(cost) * (log_q - jax.lax.stop_gradient(log_q))
 
 
+@compiled()
 def bound(
     encoder: Encoder,
     decoder: Decoder,
@@ -137,13 +196,7 @@ def bound(
     """
     if gradient not in ("reparameterized", "score_function"):
         raise ValueError(f"unknown gradient {gradient!r}: choose 'reparameterized' or 'score_function'")
-    model = (pytree_callable(encoder), pytree_callable(decoder), pytree_callable(likelihood))
-    return _bound(*model, key, x, sampled_kl, gradient)
-
-
-@partial(jax.jit, static_argnames=("sampled_kl", "gradient"))
-def _bound(encoder, decoder, likelihood, key, x, sampled_kl, gradient) -> Bound:
-    q = encoder(x)
+    q = encode(encoder, x)
     z = draw(q, key)
     z = jax.lax.stop_gradient(z) if gradient == "score_function" else z
     cost = decoding_cost(decoder, likelihood, z, x)
@@ -176,6 +229,7 @@ def importance_weighted(log_ratios: Float[Array, "K b"]) -> PerExample:
     return jnp.log(log_ratios.shape[0]) - jax.nn.logsumexp(log_ratios, axis=0)
 
 
+@compiled(static=("samples",))
 def importance_bound(
     encoder: Encoder, decoder: Decoder, likelihood: Observation, key: Key, x: Batch, *, samples: int
 ) -> PerExample:
@@ -198,13 +252,7 @@ def importance_bound(
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}: the bound needs at least one draw")
-    model = (pytree_callable(encoder), pytree_callable(decoder), pytree_callable(likelihood))
-    return _importance_bound(*model, key, x, samples)
-
-
-@partial(jax.jit, static_argnames="samples")
-def _importance_bound(encoder, decoder, likelihood, key, x, samples) -> PerExample:
-    q = encoder(x)
+    q = encode(encoder, x)
 
     def log_ratio(key):
         z = draw(q, key)
@@ -238,7 +286,7 @@ class InformationSplit(NamedTuple):
     marginal_kl: PerExample
 
 
-@partial(jax.jit, static_argnames="samples")
+@compiled(static=("samples",))
 def information_split(q: Normal, key: Key, *, samples: int = 1) -> InformationSplit:
     """What of the bound's KL is information about x, and what a mismatch of the codes with the prior (VAE-11).
 
@@ -252,8 +300,13 @@ def information_split(q: Normal, key: Key, *, samples: int = 1) -> InformationSp
     Returns:
         `InformationSplit`; its means over the examples are the three terms.
 
+    Raises:
+        ValueError: samples below 1.
+
     Source: Hoffman & Johnson 2016, "ELBO surgery".
     """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}: at least one draw of every example is needed")
 
     def one(key):
         z = draw(q, key)

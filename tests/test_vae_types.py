@@ -1,0 +1,106 @@
+"""Bounds with latents refuse networks of another shape, and take any floating type of data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vdm_jax import hvae, vae
+from vdm_jax.gaussian import Normal
+
+X = jax.random.normal(jax.random.key(0), (4, 3))
+KEY = jax.random.key(1)
+
+
+def encoder(x):
+    return Normal(0.5 * x, var=jnp.full_like(x, 0.4))
+
+
+def decoder(z):
+    return 0.8 * z
+
+
+def likelihood(mean):
+    return Normal(mean, var=0.5)
+
+
+def conditional(z):
+    return Normal(z, var=jnp.ones_like(z))
+
+
+def model(encode=encoder, decode=decoder):
+    return hvae.ladder((3,), [lambda z, x: encode(x), lambda z, x: encode(x)], [conditional], decode)
+
+
+FUNCTIONS = {
+    "vae.bound": lambda x: vae.bound(encoder, decoder, likelihood, KEY, x).total,
+    "vae.importance_bound": lambda x: vae.importance_bound(encoder, decoder, likelihood, KEY, x, samples=2),
+    "hvae.bound": lambda x: hvae.bound(model(), likelihood, KEY, x).total,
+    "hvae.importance_bound": lambda x: hvae.importance_bound(model(), likelihood, KEY, x, samples=2),
+    "bottom_up": lambda x: (
+        hvae.bound(hvae.bottom_up((3,), [encoder, encoder], [conditional], decoder), likelihood, KEY, x).total
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_type_of_the_data_does_not_matter(name):
+    reference = np.asarray(FUNCTIONS[name](X))
+    assert reference.dtype == np.float32
+    with jax.numpy_dtype_promotion("standard"):
+        for dtype, rtol in ((jnp.bfloat16, 0.05), (jnp.float16, 0.01)):
+            nats = FUNCTIONS[name](X.astype(dtype))
+            assert nats.dtype == jnp.float32
+            np.testing.assert_allclose(nats, reference, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(FUNCTIONS[name](np.asarray(X, np.float64)), reference, rtol=1e-6)
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(FUNCTIONS[name](X), reference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_empty_and_integer_batches_are_refused(name):
+    with pytest.raises(ValueError, match=r"shape \(0, 3\)"):
+        FUNCTIONS[name](X[:0])
+    with pytest.raises(TypeError, match="to_unit"):
+        FUNCTIONS[name](jnp.zeros((4, 3), jnp.uint8))
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "message"),
+    [
+        (lambda x: Normal(0.5 * x[:1], var=jnp.ones((1, 3))), ValueError, r"\(1, 3\).*4 examples"),
+        (lambda x: Normal(0.5 * x, var=jnp.ones((3,))), ValueError, r"variance of shape \(3,\)"),
+        (lambda x: 0.5 * x, TypeError, r"gaussian\.Normal"),
+    ],
+)
+def test_encoders_of_other_shapes_are_refused(broken, error, message):
+    with pytest.raises(error, match=message):
+        vae.bound(broken, decoder, likelihood, KEY, X)
+    with pytest.raises(error, match=message):
+        hvae.bound(model(encode=broken), likelihood, KEY, X)
+
+
+def test_decoders_of_other_shapes_are_refused():
+    for broken in (lambda z: z[:1], lambda z: z.sum()):
+        with pytest.raises(ValueError, match="decoder returned shapes"):
+            vae.bound(encoder, broken, likelihood, KEY, X)
+        with pytest.raises(ValueError, match="decoder returned shapes"):
+            hvae.bound(model(decode=broken), likelihood, KEY, X)
+    with pytest.raises(TypeError, match="log_prob"):
+        vae.bound(encoder, decoder, lambda mean: mean, KEY, X)
+
+
+def test_static_numbers_may_be_arrays():
+    value = vae.importance_bound(encoder, decoder, likelihood, KEY, X, samples=jnp.asarray(2))
+    np.testing.assert_array_equal(value, FUNCTIONS["vae.importance_bound"](X))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_under_shard_map_each_device_has_its_own_examples(name, check_vma):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(FUNCTIONS[name], mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
+    expected = np.concatenate([FUNCTIONS[name](X[:2]), FUNCTIONS[name](X[2:])])
+    for call in (mapped, jax.jit(mapped)):
+        np.testing.assert_allclose(call(X), expected, rtol=2e-6)
