@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.compilation import compiled
 from vdm_jax.gaussian import _root
-from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, per_example, pytree_callable
+from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, _stateless, check_values, per_example, wide
 
 Map = Callable[[Any], Any]
 
 
+@compiled()
 def reconstruction_error(encoder: Map, decoder: Map, x: Batch) -> PerExample:
     """||x - Dec(Enc(x))||^2 of each example (AE-1).
 
@@ -31,13 +33,14 @@ def reconstruction_error(encoder: Map, decoder: Map, x: Batch) -> PerExample:
         Shape (B,), summed over the example.
 
     Raises:
-        ValueError: the decoder gives another shape than x.
+        ValueError: the decoder returns another shape than x. TypeError: it returns no floating-point array.
 
     Source: Hinton & Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks".
     """
-    return _error(pytree_callable(encoder), pytree_callable(decoder), x, x)
+    return _error(encoder, decoder, x, x)
 
 
+@compiled()
 def denoising_reconstruction_error(encoder: Map, decoder: Map, key: Key, x: Batch, sigma: Scalar | float) -> PerExample:
     """||x - Dec(Enc(x + sigma eps))||^2 of each example (AE-2).
 
@@ -53,23 +56,29 @@ def denoising_reconstruction_error(encoder: Map, decoder: Map, key: Key, x: Batc
         Shape (B,), summed over the example.
 
     Raises:
-        ValueError: the decoder gives another shape than x.
+        ValueError: the decoder returns another shape than x. TypeError: it returns no floating-point array.
 
     Source: Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders"; Vincent 2011,
         "A connection between score matching and denoising autoencoders".
     """
-    noisy = x + sigma * jax.random.normal(key, x.shape, x.dtype)
-    return _error(pytree_callable(encoder), pytree_callable(decoder), noisy, x)
+    dtype = wide(x.dtype)
+    noisy = x.astype(dtype) + jnp.asarray(sigma, dtype) * jax.random.normal(key, x.shape, dtype)
+    return _error(encoder, decoder, noisy.astype(x.dtype), x)
 
 
-@jax.jit
 def _error(encoder, decoder, seen, x) -> PerExample:
-    x_hat = decoder(encoder(seen))
-    if x_hat.shape != x.shape:
-        raise ValueError(f"the decoder gives {x_hat.shape} where the data are {x.shape}: it must end where they begin")
-    return per_example(jnp.square(x - x_hat))
+    x_hat = check_values(_stateless(decoder, "decoder", _stateless(encoder, "encoder", seen)), x.shape, "decoder")
+    return per_example(jnp.square(x.astype(x_hat.dtype) - x_hat))
 
 
+def _check_examples(x: Any, data: Any) -> None:
+    if jnp.shape(x)[1:] != jnp.shape(data)[1:]:  # or they might broadcast
+        raise ValueError(
+            f"x has shape {jnp.shape(x)} and data {jnp.shape(data)}: examples of both must have the same shape"
+        )
+
+
+@compiled(check=_check_examples)
 def nearest_distance(x: Batch, data: Data) -> PerExample:
     """min_n ||x - x_n||: how far each example is from a data set (AE-3).
 
@@ -81,7 +90,12 @@ def nearest_distance(x: Batch, data: Data) -> PerExample:
 
     Returns:
         Shape (B,). The gradient at a point of the data, where the distance has a kink, is 0.
+
+    Raises:
+        ValueError: x and the data have examples of different shapes.
     """
+    dtype = wide(x.dtype, data.dtype)
+    x, data = x.astype(dtype), data.astype(dtype)
 
     def nearest(one):
         return _root(per_example(jnp.square(data - one[None])).min())
