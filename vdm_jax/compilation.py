@@ -6,27 +6,36 @@ pytree or plain function each callable is. `scan` is `jax.lax.scan` with a carry
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from types import FunctionType, MethodType, ModuleType
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from vdm_jax.closures import Held, Opaque, functions_of_partials
 
 F = TypeVar("F", bound=Callable)
 ARGUMENT_CHECKS: dict[Any, Callable[[str, Any], None]] = {}  # annotation -> check(name, value)
-_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
-_DEPTH = 4  # of objects within objects that a plain function's variables are followed into
 
 
 def compiled(*, static: tuple[str, ...] = (), check: Callable[..., None] | None = None) -> Callable[[F], F]:
     """Compile a public function once for each shape, dtype and static value of its arguments.
 
     Arrays are traced, in whatever pytree they are. Anything else in a pytree is static: strings, booleans, and the
-    functions of a callable, such as an Equinox module's activation. A plain function is compiled again when a variable
-    that it closes over has changed, so that its result never depends on old parameters;
-    `jax.tree_util.Partial(apply, params)` needs no second compilation.
+    functions of a callable, such as an Equinox module's activation.
+
+    A plain function is compiled again when anything that it holds has changed: in its closure, its attributes, or by
+    name in its module. So its result never depends on old parameters. Functions of the same code that hold the same
+    share a program. `jax.tree_util.Partial(apply, params)` is compiled once for all parameters, as long as nothing
+    changes that `apply` itself holds.
+
+    On a mesh with Explicit axes the function, and a network in it, sees Auto axes. Results that have the batch's axis
+    are sharded as the batch is, all others are replicated. Arrays on such a mesh must be arguments, of a `Partial` for
+    instance: a plain function cannot close over them.
 
     Args:
         static: names of numbers that the program is compiled for, such as a number of steps. 0-d arrays are accepted.
@@ -38,23 +47,25 @@ def compiled(*, static: tuple[str, ...] = (), check: Callable[..., None] | None 
 
     Raises:
         TypeError: (by the decorated function) a static argument is traced, or an argument of another kind than its
-            annotation says. ValueError: a batch is empty, or as the function itself.
+            annotation says. ValueError: a batch is empty, a plain function holds too much to compare, or as the
+            function itself.
     """
     return lambda function: _compile(function, static, check)
 
 
 def _compile(function: Any, static: tuple[str, ...], check: Callable[..., None] | None) -> Any:
     signature = inspect.signature(function)
-    checks = _argument_checks(signature)
+    hints = [(name, parameter.annotation) for name, parameter in signature.parameters.items()]
+    checks = [(name, ARGUMENT_CHECKS[hint]) for name, hint in hints if hint in ARGUMENT_CHECKS]
+    static = (*static, *(name for name, hint in hints if hint is bool and name not in static))
     checked = inspect.signature(check).parameters if check else ()
 
-    def program(arrays, rest):
-        call = signature.bind_partial()
-        call.arguments.update(rest.join(arrays))
-        return function(*call.args, **call.kwargs)
+    def program(rest, arrays):
+        given = signature.bind_partial()
+        given.arguments.update(rest.join(arrays))
+        return function(*given.args, **given.kwargs)
 
-    program.__name__ = function.__name__  # what profilers and compiler logs call it
-    program = jax.jit(program, static_argnums=1)
+    programs = _Programs(program, function.__name__)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -66,108 +77,123 @@ def _compile(function: Any, static: tuple[str, ...], check: Callable[..., None] 
             look(name, arguments[name])
         if check is not None:
             check(**{name: arguments[name] for name in checked})
-        return program(*_split(arguments, static))
+        return programs(*_split(arguments, static))
 
     return call
 
 
-def _argument_checks(signature: inspect.Signature) -> list[tuple[str, Callable[[str, Any], None]]]:
-    hints = [(name, parameter.annotation) for name, parameter in signature.parameters.items()]
-    return [(name, ARGUMENT_CHECKS[hint]) for name, hint in hints if hint in ARGUMENT_CHECKS]
+_ARRAY = None  # stands where an array was: no leaf of a pytree is None
+_NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex)
+_FLAGS = (bool, str, np.bool_, np.character)
 
 
 class _Rest:
-    """What of the arguments is no array: hashed and compared, as a static argument of `jax.jit` must be."""
+    """What of the arguments is no array, hashed and compared: a program is compiled for it."""
 
-    def __init__(self, treedef, values: tuple, static: tuple):
+    def __init__(self, treedef, values: tuple, static: tuple, functions: list):
         self.treedef, self.values, self.static = treedef, values, static
-        self.hash = hash((treedef, values, static))
+        held = Held([values, functions]) if functions else None
+        self.bytes, self.traced, self.kept = (held.bytes, held.traced, held.kept) if held else (0, False, [])
+        self.key = (treedef, static, tuple(held.tokens) if held else values)
+        self.hash = hash(self.key)
 
     def __hash__(self) -> int:
         return self.hash
 
     def __eq__(self, other) -> bool:
-        mine, others = (self.treedef, self.values, self.static), (other.treedef, other.values, other.static)
-        return mine == others
+        return self.key == other.key
 
     def join(self, arrays: list) -> dict[str, Any]:
         """The arguments again, from their arrays."""
         given = iter(arrays)
-        leaves = [next(given) if value is _ARRAY else value.value for value in self.values]
+        leaves = [next(given) if value is _ARRAY else value for value in self.values]
         return jax.tree.unflatten(self.treedef, leaves) | dict(self.static)
 
 
-def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, _NUMBERS) and not isinstance(leaf, bool)
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, _NUMBERS) and not isinstance(leaf, _FLAGS)
 
 
-_ARRAY = object()  # stands where an array was
-
-
-def _split(arguments: dict[str, Any], static: tuple[str, ...]) -> tuple[list, _Rest]:
-    """The arrays of the arguments, and everything else."""
+def _split(arguments: dict[str, Any], static: tuple[str, ...]) -> tuple[_Rest, list]:
+    """What of the arguments is no array, and the arrays."""
     traced = {name: value for name, value in arguments.items() if name not in static}
     leaves, treedef = jax.tree.flatten(traced)
-    arrays = [leaf for leaf in leaves if _is_traced(leaf)]
-    values = tuple(_ARRAY if _is_traced(leaf) else _Static(leaf) for leaf in leaves)
-    return arrays, _Rest(treedef, values, tuple((name, arguments[name]) for name in static))
+    values = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+    arrays = [leaf for leaf, value in zip(leaves, values, strict=True) if value is _ARRAY]
+    functions = [value for value in values if value is not _ARRAY and not isinstance(value, _FLAGS)]
+    functions += functions_of_partials(traced)
+    return _Rest(treedef, values, tuple((name, arguments[name]) for name in static), functions), arrays
 
 
-class _Static:
-    """A leaf that is no array: equal to another of the same value that closes over the same variables."""
+class _Programs(Opaque):
+    """The compiled programs of one function, one for each `_Rest`, of which the oldest are dropped.
 
-    def __init__(self, value: Any):
-        self.value = value
-        self.variables = list(_variables(value, _home(value), _DEPTH, set())) if callable(value) else []
-        self.identities = tuple(_identity(variable) for variable in self.variables)
+    A program keeps the arrays alive that the functions of its `_Rest` hold: old parameters are dropped with it.
+    """
 
-    def __hash__(self) -> int:
+    most, most_bytes = 1024, 2**28
+
+    def __init__(self, program: Callable[[_Rest, list], Any], name: str):
+        self.program, self.name = program, name
+        self.known: OrderedDict[_Rest, Callable[[list], Any]] = OrderedDict()
+        self.lock = threading.Lock()
+        self.now = threading.local()
+
+    def __call__(self, rest: _Rest, arrays: list) -> Any:
+        jitted = self._make() if rest.traced else self._find(rest)  # a traced value is good for this call alone
+        before, self.now.rest = getattr(self.now, "rest", None), rest
         try:
-            return hash(self.value)
-        except TypeError:
-            return id(self.value)
+            return jitted(arrays)
+        finally:
+            self.now.rest = before
 
-    def __eq__(self, other) -> bool:
-        same = self.value is other.value or self.value == other.value
-        return bool(same) and self.identities == other.identities
+    def _make(self) -> Callable[[list], Any]:
+        def program(arrays):
+            rest = self.now.rest  # of this call: the functions of the first may hold something else by now
+            return _on_auto_axes(functools.partial(self.program, rest), arrays)
 
+        program.__name__ = self.name  # what profilers and compiler logs call it
+        return jax.jit(program)
 
-def _identity(variable: Any) -> Any:
-    """What changes when a variable does; NumPy arrays change in place."""
-    return (id(variable), variable.tobytes()) if isinstance(variable, np.ndarray) else id(variable)
-
-
-def _home(value: Any) -> dict | None:
-    """The globals of the module that a callable comes from."""
-    while isinstance(value, (functools.partial, MethodType)):
-        value = value.func if isinstance(value, functools.partial) else value.__func__
-    return getattr(inspect.unwrap(value), "__globals__", None)
-
-
-def _variables(value: Any, home: dict | None, depth: int, seen: set[int]) -> Iterator[Any]:
-    """The numbers that a callable holds: by closure, by attribute, and by name in its own module."""
-    for leaf in jax.tree.leaves(value):
-        if isinstance(leaf, _NUMBERS):
-            yield leaf
-        elif depth and id(leaf) not in seen and not isinstance(leaf, (ModuleType, type)):
-            seen.add(id(leaf))
-            for part in _parts(leaf, home):
-                yield from _variables(part, home, depth - 1, seen)
+    def _find(self, rest: _Rest) -> Callable[[list], Any]:
+        with self.lock:
+            found = self.known.pop(rest, None)
+            if found is None:
+                found = self._make()
+                held = rest.bytes + sum(other.bytes for other in self.known)
+                while self.known and (held > self.most_bytes or len(self.known) >= self.most):
+                    held -= self.known.popitem(last=False)[0].bytes
+            self.known[rest] = found  # the latest is the last
+        return found
 
 
-def _parts(value: Any, home: dict | None) -> list[Any]:
-    match value:
-        case FunctionType():
-            inside = inspect.getclosurevars(value)
-            named = inside.globals.values() if value.__globals__ is home else ()
-            return [*inside.nonlocals.values(), *named, value.__defaults__, value.__kwdefaults__]
-        case MethodType():
-            return [value.__self__, value.__func__]
-        case functools.partial():
-            return [value.func, value.args, value.keywords]
-        case _ if hasattr(value, "__wrapped__"):  # a compiled or otherwise decorated function
-            return [value.__wrapped__]
-    return list(getattr(value, "__dict__", {}).values())
+def _on_auto_axes(function: Callable[[list], Any], arrays: list) -> Any:
+    """A function of arrays on a mesh whose Explicit axes are Auto within.
+
+    Types of arrays on Explicit axes carry their sharding, which every `full` and `broadcast_to` of a function and of
+    its network would have to be given. A result whose first or second axis has the length of a sharded one of the
+    arguments is returned with that one's sharding.
+    """
+    mesh = _explicit_mesh(arrays)
+    if mesh is None:
+        return function(arrays)
+    specs = [(np.shape(x), jax.typeof(x).sharding.spec) for x in arrays]
+    axes = {shape[0]: spec[0] for shape, spec in specs if spec and spec[0]}
+
+    def place(y):
+        where = next((i for i, size in enumerate(y.shape[:2]) if size in axes), None)
+        spec = () if where is None else (None,) * where + (axes[y.shape[where]],)
+        return jax.sharding.reshard(y, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    auto = mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
+    with jax.sharding.use_abstract_mesh(auto):
+        result = function(jax.sharding.reshard(arrays, PartitionSpec()))
+    return jax.tree.map(place, result)
+
+
+def _explicit_mesh(arrays: list) -> AbstractMesh | None:
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays)]
+    return next((mesh for mesh in meshes if mesh.explicit_axes), None)
 
 
 def _python_value(name: str, value: Any) -> Any:
