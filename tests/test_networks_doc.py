@@ -1,0 +1,37 @@
+"""The page on networks: its code runs, and what it says of it holds."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow  # some twenty compilations
+PAGE = Path(__file__).parent.parent / "docs/networks.md"
+
+
+@pytest.fixture(scope="module")
+def names():
+    text = PAGE.read_text()
+    text = text[text.index("## Passing a network") :]
+    found: dict = {"__name__": "networks_page"}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["gradient", "nnx_gradient", "equinox_gradient"])
+def test_gradients_reach_the_parameters(names, name):
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(names[name]) if isinstance(leaf, jax.Array) and leaf.size)
+
+
+def test_every_form_of_a_network_gives_the_same_loss(names):
+    mean = names["loss"](names["params"])
+    for name in ("plain_loss", "bound_loss", "sharded_loss"):
+        np.testing.assert_allclose(jax.device_get(names[name]).mean(), mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nnx", "equinox", "linen"])
+def test_losses_are_per_example(names, name):
+    assert names[f"{name}_dropout"].shape == (4,)
