@@ -55,6 +55,19 @@ def test_density_integrates_to_one_and_has_the_entropy(var):
         assert integrate.trapezoid(-log_p * np.exp(log_p), grid) == pytest.approx(float(p.entropy()), rel=1e-11)
 
 
+def test_sums_are_in_float32_where_the_numbers_have_fewer_digits():
+    random = np.random.RandomState(0)
+    p, q, x = (Normal(jnp.asarray(random.randn(2000), jnp.bfloat16), var=jnp.bfloat16(v)) for v in (0.5, 0.7, 1.0))
+    wide_p, wide_q, wide_x = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), law) for law in (p, q, x))
+    for ours, same in (
+        (p.log_prob(x.mean), wide_p.log_prob(wide_x.mean)),
+        (p.entropy(), wide_p.entropy()),
+        (kl(p, q), kl(wide_p, wide_q)),
+    ):
+        assert ours.dtype == jnp.float32
+        assert float(ours) == float(same)
+
+
 def test_log_prob_and_entropy_sum_over_dimensions():
     with jax.enable_x64(True):
         x = np.array([0.2, 0.1, -3.0])

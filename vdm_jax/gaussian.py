@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.types import Key, Real, Scalar, X
+from vdm_jax.types import Key, Real, Scalar, X, wide
 
 LOG_2PI = float(np.log(2 * np.pi))
 # Taylor coefficients of (e^y - 1 - y) / y^2 = sum_k y^k / (k + 2)!, enough for float64 on |y| <= 1/2.
@@ -36,12 +36,20 @@ class Normal:
         return self.mean + _root(self.var) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def log_prob(self, x: X) -> Scalar:
-        """log N(x; mean, var) in nats, summed over the example: a scalar. Needs var > 0."""
-        return -0.5 * jnp.sum((x - self.mean) ** 2 / self.var + jnp.log(self.var) + LOG_2PI)
+        """log N(x; mean, var) in nats, summed over the example: a scalar, in float32 or wider. Needs var > 0."""
+        x, mean, var = _widened(x, self.mean, self.var)
+        return -0.5 * jnp.sum((x - mean) ** 2 / var + jnp.log(var) + LOG_2PI)
 
     def entropy(self) -> Scalar:
         """-E log N = 1/2 sum(1 + log(2 pi var)) in nats: a scalar."""
-        return 0.5 * jnp.sum(jnp.broadcast_to(1.0 + LOG_2PI + jnp.log(self.var), self.mean.shape))
+        mean, var = _widened(self.mean, self.var)
+        return 0.5 * jnp.sum(jnp.broadcast_to(1.0 + LOG_2PI + jnp.log(var), mean.shape))
+
+
+def _widened(*arrays: Any) -> list[jax.Array]:
+    """The arrays in one float type, float32 or wider."""
+    dtype = wide(*arrays)
+    return [jnp.asarray(array, dtype) for array in arrays]
 
 
 def _root(x: Real | float) -> Real:
@@ -78,7 +86,8 @@ def kl(p: Normal, q: Normal) -> Scalar:
 
     Source: Kingma & Welling 2013, arXiv:1312.6114.
     """
-    excess = (p.var - q.var) / q.var  # exact where the variances are close, and the logarithm's relative error with it
+    mean_p, var_p, mean_q, var_q = _widened(p.mean, p.var, q.mean, q.var)
+    excess = (var_p - var_q) / var_q  # exact where the variances are close, and the logarithm's relative error with it
     close = jnp.abs(excess) < 0.5
-    log_ratio = jnp.where(close, jnp.log1p(jnp.where(close, excess, 0.0)), jnp.log(p.var / q.var))
-    return jnp.sum(0.5 * (p.mean - q.mean) ** 2 / q.var + variance_kl(log_ratio))
+    log_ratio = jnp.where(close, jnp.log1p(jnp.where(close, excess, 0.0)), jnp.log(var_p / var_q))
+    return jnp.sum(0.5 * (mean_p - mean_q) ** 2 / var_q + variance_kl(log_ratio))

@@ -16,7 +16,7 @@ from jax.scipy import special
 from jax.scipy.special import erfc
 from jaxtyping import Array, Bool, Float, Integer
 
-from vdm_jax.gaussian import LOG_2PI
+from vdm_jax.gaussian import LOG_2PI, _widened
 from vdm_jax.levels import Level
 from vdm_jax.types import Key, Real, Scalar, X, wide
 
@@ -220,12 +220,13 @@ class Bernoulli(NamedTuple):
         Raises:
             ValueError: x has other values. Where x is traced (jit, vmap) nobody can look: the result is NaN.
         """
+        x, logits = _widened(x, self.logits)
         binary = jnp.abs(x) == 1.0
         if not isinstance(x, Tracer) and not np.all(np.abs(np.asarray(x)) == 1.0):
             raise ValueError(
                 "a Bernoulli decoder takes values -1 and 1 only: binarize x, to_unit(values, 2) of 0 and 1"
             )
-        return jnp.sum(jax.nn.log_sigmoid(jnp.where(binary, x, jnp.nan) * self.logits))
+        return jnp.sum(jax.nn.log_sigmoid(jnp.where(binary, x, jnp.nan) * logits))
 
     def log_masses(self) -> Float[Array, "*x 2"]:
         """The log-probability of -1 and of 1, shape (*x, 2)."""
@@ -325,12 +326,6 @@ class LogisticMixture(NamedTuple):
 
 def _grid(levels: int, dtype) -> Float[Array, " levels"]:
     return jnp.linspace(-1.0, 1.0, levels, dtype=dtype)
-
-
-def _widened(*arrays: Any) -> list[Array]:
-    """The arrays in one float type, float32 or wider."""
-    dtype = wide(*arrays)
-    return [jnp.asarray(array, dtype) for array in arrays]
 
 
 def _rounded(x: X, levels: int) -> X:
