@@ -5,12 +5,14 @@ first step, and here every file in experiments/ goes through it for real, with i
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +144,61 @@ def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_recipe_of_every_kind_passes_its_dry_run(name, opened):
     checked(opened(name), ledger=name in ("vdm_digits", "hvae_digits"))
+
+
+def options(config, path=()):
+    """The path, the declared type and the value of every option, nested ones included."""
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, own = getattr(config, field.name), (*path, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from options(value, own)
+        else:
+            yield own, hints[field.name], value
+
+
+def changed(config, path, value):
+    first, *rest = path
+    return dataclasses.replace(config, **{first: changed(getattr(config, first), rest, value) if rest else value})
+
+
+def at_the_boundaries(hint, value):
+    """Values of a type that options break at, but for the one given."""
+    if get_origin(hint) is Literal:
+        found = get_args(hint)
+    elif get_origin(hint) is tuple:
+        whole = get_args(hint)[0] is int
+        found = [(), (0,), (1,)] if whole else [(), ((0, 1), (8, 1)), ((1, 0), (8, 1)), ((3, 1), (8, 1)), ((8, 1),)]
+    else:
+        kinds = {bool: [False, True], float: [0.0, 1e-30, 0.5, 1.0, 1e9]}
+        found = [] if hint is str else kinds.get(hint, [0, 1, 2, 3, 2**31 - 1])
+    return [new for new in found if new != value]
+
+
+def every_option_once():
+    """A recipe and a path for every option of every class of options."""
+    seen = set()
+    for recipe in ["score_2d", "ebm_2d", "vae_digits", *ONE_OF_EACH]:
+        for path, hint, value in options(smallest(config_of(recipe))):
+            owner = config_of(recipe) if len(path) == 1 else getattr(config_of(recipe), path[0])
+            kind = next(c for c in reversed(type(owner).__mro__) if path[-1] in getattr(c, "__annotations__", {}))
+            if (kind, path[-1]) not in seen and at_the_boundaries(hint, value):
+                seen.add((kind, path[-1]))
+                yield pytest.param(recipe, path, hint, id=f"{recipe}-{'.'.join(path)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "path", "hint"), list(every_option_once()))
+def test_an_option_at_its_boundaries_can_be_traced_or_is_refused_by_its_name(recipe, path, hint, opened, monkeypatch):
+    config = smallest(config_of(recipe))
+    monkeypatch.setattr(catalogue, "find", lambda _: config)
+    for value in at_the_boundaries(hint, functools.reduce(getattr, path, config)):
+        try:
+            checked(opened(recipe, changed(config, path, value)), ledger=path[0] in ("ledger", "importance_samples"))
+        except UserError as error:
+            said = str(error).replace("-", "_")
+            assert path[-1] in said, (value, said)
+            assert "VDM_JAX_TRACEBACK" not in said, (value, said)
 
 
 def test_a_line_as_a_schedule_has_no_parameter_of_size_zero():

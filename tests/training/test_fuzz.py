@@ -99,7 +99,7 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
 @pytest.mark.parametrize(
     ("name", "option", "value", "message"),
     [
-        ("ddpm_digits", "num_steps", 0, "--num-steps must be at least 1"),
+        ("ddpm_digits", "num_steps", 0, "--num-steps must be at least 2"),
         ("ddpm_digits", "num_steps", 10**9, "--num-steps must be below 1000001"),
         ("ddpm_digits", "network.channels", 0, "--network.channels must be at least 1"),
         ("ddpm_digits", "network.groups", 0, "--network.groups must be at least 1"),
@@ -131,7 +131,7 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
         ("ncsn_digits", "noise.sigma_min", 1e-308, r"both within 1e-6\.\.1e6"),
         ("ebm_2d", "network.width", 7, "--network.width 7 must be even"),
         ("score_2d", "network.num_classes", 2, "--network.num-classes: .* take no labels"),
-        ("score_2d", "num_levels", 0, "--num-levels must be at least 1"),
+        ("score_2d", "num_levels", 0, "--num-levels must be at least 2"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_its_option(name, option, value, message):

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from vdm_jax.training import catalogue
 from vdm_jax.training.config import changed_options
 from vdm_jax.training.contract import Row
 from vdm_jax.training.data import Images
+from vdm_jax.training.devices import split
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import block_size
 from vdm_jax.training.run import Run, abstract_state
@@ -33,7 +35,8 @@ def check_training(run: Run, step: Step, *, ledger: bool = True) -> None:
     """
     state, config = abstract_state(run), run.config
     check_state(run)
-    _, metrics = _traced(run, "Training", step, state, _batch(run.data.train, config.batch_size))
+    batch = _batch(run.data.train, config.batch_size, split(run.mesh))
+    _, metrics = _traced(run, "Training", step, state, batch)
     _expect(run, "metrics of the loss", metrics, ())
     if config.num_samples:
         check_sampling(run, config.num_samples)
@@ -99,9 +102,9 @@ def check_evaluation(run: Run, rows: Mapping[str, Row]) -> None:
         _expect(run, "points of the curve", points, (size, points["x"].shape[-1]))
 
 
-def _batch(images: Images, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(images: Images, size: int, place: Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     one = images.take(np.arange(1))
-    return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in one.items()}
+    return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=place) for name, x in one.items()}
 
 
 def _traced(run: Run, what: str, function: Callable, *given: Any) -> Any:

@@ -15,8 +15,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from vdm_jax.training import catalogue, ledger
+from vdm_jax.training import catalogue, dry_run, ledger
 from vdm_jax.training.__main__ import finished
+from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.command import newest, program
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.devices import on_one_device
@@ -24,7 +25,7 @@ from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import plus_minus, report
 from vdm_jax.training.files import write_json, writing
 from vdm_jax.training.journal import clock
-from vdm_jax.training.loop import train
+from vdm_jax.training.loop import compiled_step, train
 from vdm_jax.training.pictures import NotFinite, finish
 from vdm_jax.training.run import Run, open_run, remove
 from vdm_jax.training.sample import Sampler
@@ -100,7 +101,7 @@ def check(runs: list[Run]) -> None:
 def climb(run: Run) -> Rung:
     """Train unless that is done; evaluate unless that is done; draw."""
     done = finished(run)
-    saved = newest(run) if done else train(run)
+    saved = newest(run) if done else trained(run)
     result = json.loads((run.folder / "report.json").read_text()) if done else report(run, saved)
     rows = {name: row for name, row in run.experiment.ledger.items() if _importance(name) and row.cost <= MOST}
     if not rows.keys() <= result.setdefault("ledger", {}).keys():  # a stop may have left some of them out
@@ -109,6 +110,13 @@ def climb(run: Run) -> Rung:
         return Rung(result, np.asarray(Sampler(run)(on_one_device(saved.state.ema)).images))
     except NotFinite as error:  # the other rungs can still be compared
         return Rung(result, error)
+
+
+def trained(run: Run) -> Saved:
+    """The final state of a run that is seen to work as a whole before it begins."""
+    step = compiled_step(run)
+    dry_run.check_training(run, step, ledger=False)
+    return train(run, step=step)
 
 
 def _importance(name: str) -> bool:

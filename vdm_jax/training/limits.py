@@ -17,7 +17,7 @@ LIMITS: dict[str, tuple[int, int]] = {  # least, and the first too large, where 
         "sampling.steps": (0, BEYOND),
         "blocks layers encoder": (0, 1_001),  # each is traced by itself
         "num_steps": (0, 1_000_001),  # a table's
-        "num_levels": (1, 1_000_001),
+        "num_levels": (2, 1_000_001),
         "seed": (0, 2**32),
         "gamma_0 gamma_1 log_snr_max log_snr_min fourier_exponents": (-80, 81),  # exp of it is a float32 still
         "guidance": (-BEYOND, BEYOND),
