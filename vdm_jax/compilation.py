@@ -192,7 +192,8 @@ def _on_auto_axes(function: Callable[[list], Any], arrays: list) -> Any:
 
 
 def _explicit_mesh(arrays: list) -> AbstractMesh | None:
-    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays)]
+    now = jax.sharding.get_abstract_mesh()  # under `jax.shard_map` with Manual axes, whatever the arrays were made on
+    meshes = [now] if not now.empty else [jax.typeof(x).sharding.mesh for x in arrays]
     return next((mesh for mesh in meshes if mesh.explicit_axes), None)
 
 
