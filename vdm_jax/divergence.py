@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vdm_jax.compilation import varying_like
 from vdm_jax.types import Batch, Key, PerExample, Score, evaluate, per_example, wide
 
 Trace = Literal["exact", "rademacher", "gaussian", "sphere"]
@@ -85,9 +86,9 @@ def value_and_divergence(field: Score, x: Batch, directions: Directions) -> tupl
         raise ValueError(
             f"directions of shape {directions.shape} for x of shape {x.shape}: they must be (K, *{x.shape})"
         )
-    start = x.astype(wide(x.dtype))  # so that products and their sums are at least float32
+    start = varying_like(x.astype(wide(x.dtype)), directions)  # products and their sums are at least float32
     value, push = jax.linearize(lambda y: evaluate(field, y.astype(x.dtype), name="field"), start)
-    directions = directions.astype(start.dtype)
+    directions = varying_like(directions.astype(start.dtype), start)
 
     def along(v):
         return per_example(v * push(v))

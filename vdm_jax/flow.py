@@ -3,7 +3,9 @@
     dx/dt = alpha'(t) x_hat(x, t) + sigma'(t) eps_hat(x, t)                                                    (LIK-2)
     log p(x) = log p_1(x_1) + int_{t_0}^1 div dx/dt dt
 
-has at every t the marginals q(x_t), if the denoiser is the best there is. Solved by diffrax, for a whole batch at once.
+has at every t the marginals q(x_t), if the denoiser is the best there is. Solved by diffrax, for a whole batch at once,
+in float32 or wider: an adaptive solver would take the rounding of a smaller type for the ODE's own motion. The denoiser
+sees that wider x_t; what is returned of x's kind has x's type.
 
 Source: Song et al. 2021, arXiv:2011.13456, section 4.3 and appendix D; Kingma et al. 2021, arXiv:2107.00630.
 """
@@ -13,12 +15,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+from jax.core import Tracer, eval_context, eval_jaxpr
 from jaxtyping import Array, Int
 
+from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.divergence import Trace, check_trace, directions, value_and_divergence
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import Level
+from vdm_jax.levels import Level, for_batch
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.schedules import Schedule, check_begins_noisy
 from vdm_jax.types import (
@@ -30,8 +33,9 @@ from vdm_jax.types import (
     Real,
     Scalar,
     X,
+    evaluate,
     per_example,
-    pytree_callable,
+    wide,
 )
 
 
@@ -72,17 +76,37 @@ class FlowLikelihood(NamedTuple):
     evaluations: Int[Array, ""]
 
 
+def check_ends(schedule: Schedule, kind: Parameterization, t_0: Scalar | float = 0.0) -> None:
+    """Refuse a schedule along which the ODE of this prediction is singular; one that is traced is not checked.
+
+    Raises:
+        ValueError: no noise at t_0, or no signal at t = 1 with a prediction of eps or the score.
+    """
+    import diffrax  # noqa: F401  now: it adds to JAX's configuration, and what was compiled before would be again
+
+    check_begins_noisy(schedule, t_0, jnp.float32)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
+        return
+    with eval_context():  # also in a `jax.shard_map` that is not compiled
+        level, rate = _level_and_rate(schedule, jnp.ones(()))
+        singular = not jnp.isfinite(rate.alpha) or (kind in ("eps", "score") and not level.alpha > 0.0)
+    if singular:
+        cure = "predict x_0 or v, or stop before it does as tables.Interpolated of a table does"
+        raise ValueError(f"{schedule} loses its signal at t = 1, where the ODE by {kind} is singular: {cure}")
+
+
+@compiled(static=("probes", "max_steps"), check=check_ends)
 def flow_log_prob(
     denoiser: Denoiser,
-    key: Key,
+    key: Key | None,
     x: Batch,
     schedule: Schedule,
     *,
     kind: Parameterization = "eps",
     trace: Trace = "rademacher",
     probes: int = 1,
-    t_0: Real | float = 0.0,
-    prior_log_var: float = 0.0,
+    t_0: Scalar | float = 0.0,
+    prior_log_var: Scalar | float = 0.0,
     tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> FlowLikelihood:
@@ -101,7 +125,7 @@ def flow_log_prob(
 
     Args:
         denoiser: predicts `kind`, of each example by itself; asked with the whole batch.
-        key: for the probes.
+        key: for the probes; may be None where the trace is exact.
         x: noisy data at t_0, shape (B, *x).
         schedule: continuous, with noise at t_0. Where no signal is left at t = 1, `Cosine` goes with kind x_0 and v,
             and `Sigmoid`, which ends too abruptly, not at all.
@@ -123,32 +147,29 @@ def flow_log_prob(
     Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367 (the estimate).
     """
     check_trace(trace, probes)
-    check_ends(schedule, kind, t_0)
-    arguments = (pytree_callable(denoiser), key, x, schedule, jnp.asarray(t_0, x.dtype), prior_log_var, tolerance)
-    return _flow_log_prob(*arguments, kind=kind, trace=trace, probes=probes, max_steps=max_steps)
+    start = x.astype(wide(x.dtype))
+    dims, probing = x[0].size, directions(key, start, trace, probes)
 
-
-@partial(jax.jit, static_argnames=("kind", "trace", "probes", "max_steps"))
-def _flow_log_prob(denoiser, key, x, schedule, t_0, prior_log_var, tolerance, *, kind, trace, probes, max_steps):
-    dims, probing = x[0].size, directions(key, x, trace, probes)
-
-    def velocity(t, state):
+    def velocity(parts, t, state):
+        denoiser, schedule, probing = parts
         move, div = value_and_divergence(partial(_velocity, denoiser, schedule, kind, t), state[0], probing)
         return move, div / dims  # nats a dimension, to which the tolerance applies
 
-    start = (x, jnp.zeros(x.shape[:1], x.dtype))
-    (x_1, grown), evaluations = _solve(velocity, start, t_0, jnp.ones_like(t_0), tolerance, max_steps)
-    prior = Normal(jnp.zeros_like(x[0]), var=jnp.exp(jnp.asarray(prior_log_var, x.dtype)))
-    return FlowLikelihood(jax.vmap(prior.log_prob)(x_1) + dims * grown, x_1, evaluations)
+    state = (start, jnp.zeros(x.shape[:1], start.dtype))
+    solve = partial(_solve, velocity, max_steps)
+    (x_1, grown), evaluations = _apart(solve, (denoiser, schedule, probing), state, (t_0, 1.0), tolerance)
+    prior = Normal(jnp.zeros_like(x_1[0]), var=jnp.exp(jnp.asarray(prior_log_var, x_1.dtype)))
+    return FlowLikelihood(jax.vmap(prior.log_prob)(x_1) + dims * grown, x_1.astype(x.dtype), evaluations)
 
 
+@compiled(static=("max_steps",), check=check_ends)
 def flow_sample(
     denoiser: Denoiser,
     x_1: Batch,
     schedule: Schedule,
     *,
     kind: Parameterization = "eps",
-    t_0: Real | float = 0.0,
+    t_0: Scalar | float = 0.0,
     tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> Batch:
@@ -156,34 +177,14 @@ def flow_sample(
 
     Args and errors as there. Returns shape (B, *x); NaN if the solver needed more than max_steps.
     """
-    check_ends(schedule, kind, t_0)
-    t_0 = jnp.asarray(t_0, x_1.dtype)
-    return _flow_sample(pytree_callable(denoiser), x_1, schedule, t_0, tolerance, kind=kind, max_steps=max_steps)
 
-
-@partial(jax.jit, static_argnames=("kind", "max_steps"))
-def _flow_sample(denoiser, x_1, schedule, t_0, tolerance, *, kind, max_steps) -> Batch:
-    def velocity(t, state):
+    def velocity(parts, t, state):
+        denoiser, schedule = parts
         return (_velocity(denoiser, schedule, kind, t, state[0]),)
 
-    (x,), _ = _solve(velocity, (x_1,), jnp.ones_like(t_0), t_0, tolerance, max_steps)
-    return x
-
-
-def check_ends(schedule: Schedule, kind: Parameterization, t_0: Real | float = 0.0) -> None:
-    """Refuse a schedule along which the ODE of this prediction is singular; one that is traced is not checked.
-
-    Raises:
-        ValueError: no noise at t_0, or no signal at t = 1 with a prediction of eps or the score.
-    """
-    check_begins_noisy(schedule, t_0, jnp.float32)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
-        return
-    with jax.ensure_compile_time_eval():
-        level, rate = _level_and_rate(schedule, jnp.ones(()))
-        if not jnp.isfinite(rate.alpha) or (kind in ("eps", "score") and not level.alpha > 0.0):
-            cure = "predict x_0 or v, or stop before it does as tables.Interpolated of a table does"
-            raise ValueError(f"{schedule} loses its signal at t = 1, where the ODE by {kind} is singular: {cure}")
+    solve, start = partial(_solve, velocity, max_steps), (x_1.astype(wide(x_1.dtype)),)
+    (x,), _ = _apart(solve, (denoiser, schedule), start, (1.0, t_0), tolerance)
+    return x.astype(x_1.dtype)
 
 
 def _level_and_rate(schedule, t) -> tuple[Level, Level]:
@@ -194,15 +195,16 @@ def _level_and_rate(schedule, t) -> tuple[Level, Level]:
 def _velocity(denoiser, schedule, kind, t, x_t) -> Batch:
     """dx/dt of a batch."""
     level, rate = _level_and_rate(schedule, t)
-    prediction = denoiser(x_t, jax.tree.map(lambda field: jnp.full(x_t.shape[:1], field), level))
-    return jax.vmap(lambda p, x: drift(p, x, level, rate, kind))(prediction, x_t)
+    prediction = evaluate(denoiser, x_t, for_batch(level, x_t))
+    return jax.vmap(lambda p, x: drift(p, x, level, rate, kind))(prediction, x_t).astype(x_t.dtype)
 
 
-def _solve(velocity, start, begin, end, tolerance, max_steps):
-    """The state at `end`, NaN if max_steps did not suffice, and how often the velocity was asked."""
+def _solve(velocity, max_steps, parts, start, ends, tolerance):
+    """The state at the second of the ends, NaN if max_steps did not suffice, and how often the velocity was asked."""
     import diffrax  # a slow import, which the samplers and losses beside this file do not need
 
-    ask = jax.jit(velocity)  # so that it is traced once, however often the solver mentions it
+    begin, end, tolerance = (jnp.asarray(number, start[0].dtype) for number in (*ends, tolerance))
+    ask = jax.jit(partial(velocity, parts))  # so that it is traced once, however often the solver mentions it
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, state, _: ask(t, state)),
         diffrax.Tsit5(),
@@ -223,3 +225,48 @@ def _solve(velocity, start, begin, end, tolerance, max_steps):
 def _worst(error) -> Real:
     """The largest over the batch of an example's root mean square error, in units of what is allowed."""
     return jnp.max(jnp.stack([jnp.max(jnp.sqrt(per_example(leaf**2) / leaf[0].size)) for leaf in error]))
+
+
+def _apart(function, *arguments):
+    """function(*arguments), traced as outside of the `jax.shard_map` that this is in, if in one.
+
+    The loops of diffrax and their gradients mix arrays that vary over a mesh with constants that do not, which a
+    `shard_map` refuses. On one device they are right, so they are traced as for one, and again for the gradient.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return function(*arguments)
+    leaves, treedef = jax.tree.flatten(arguments)
+    arrays = [varying_like(leaf, leaves) for leaf in leaves if isinstance(leaf, jax.Array)]
+    smooth = [jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays]
+
+    def join(floats, others):
+        floats, others = iter(floats), iter(others)
+        given = iter([next(floats if is_float else others) for is_float in smooth])
+        return jax.tree.unflatten(treedef, [next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves])
+
+    @jax.custom_vjp
+    def call(floats, others):
+        return _traced_apart(lambda *parts: function(*join(*parts)), floats, others)
+
+    def forward(floats, others):
+        return _traced_apart(
+            lambda floats, others: jax.vjp(lambda floats: function(*join(floats, others)), floats), floats, others
+        )
+
+    def backward(pull, cotangent):
+        return *_traced_apart(lambda pull, cotangent: pull(cotangent), pull, cotangent), None
+
+    call.defvjp(forward, backward)
+    split = ([a for a, s in zip(arrays, smooth, strict=True) if s is chosen] for chosen in (True, False))
+    return call(*split)
+
+
+def _traced_apart(function, *arguments):
+    """function(*arguments), of arrays alone: its program made without a mesh, and results that vary as they do."""
+    leaves, treedef = jax.tree.flatten(arguments)
+    program = jax.jit(lambda *leaves: function(*jax.tree.unflatten(treedef, leaves)))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        jaxpr, result = jax.make_jaxpr(program, return_shape=True)(*shapes)
+    found = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves)
+    return jax.tree.unflatten(jax.tree.structure(result), [varying_like(leaf, leaves) for leaf in found])
