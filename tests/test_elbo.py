@@ -105,12 +105,19 @@ def test_reconstruction_is_the_decoders_at_step_one():
 
     x_0 = jnp.linspace(-1.0, 1.0, 3)[:, None]
     told = elbo.bound(
-        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h - z, lv.t), kind="x_0"
+        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h - z, var=lv.t), kind="x_0"
     )
-    seen = elbo.bound(lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, lv.t), kind="x_0")
+    seen = elbo.bound(
+        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, var=lv.t), kind="x_0"
+    )
     np.testing.assert_allclose(told.reconstruction, -seen.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
     times = elbo.bound(
-        lambda x, _: x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(jnp.reshape(lv.t, (1,)), lv.t), kind="x_0"
+        lambda x, _: x,
+        jax.random.key(0),
+        x_0,
+        TABLE,
+        lambda h, z, lv: Told(jnp.reshape(lv.t, (1,)), var=lv.t),
+        kind="x_0",
     )
     np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the level told is that of step 1
 

@@ -198,11 +198,15 @@ def decoded_log_prob(decoder: Any, x_0: Batch, *given: Any) -> PerExample:
         given: what the decoder takes, each with a leading axis B: x_hat, x_1 and the level of a `Decoder`.
 
     Raises:
-        TypeError: the decoder returns no distribution. ValueError: its log-probability is not one number an example.
+        TypeError: the decoder returns no distribution. ValueError: its log-probability is not one number an example, or
+            its mean has another shape than x_0.
     """
 
     def log_prob(x, *given):
         distribution = check_distribution(decoder(*given), "decoder", "log_prob")
+        shape = getattr(getattr(distribution, "mean", x), "shape", x.shape)
+        if shape != x.shape:  # they would broadcast
+            raise ValueError(f"the decoder's distribution has a mean of shape {shape} for x_0 of shape {x.shape}")
         return check_values(distribution.log_prob(x), (), "log_prob of the decoder's distribution")
 
     return jax.vmap(log_prob)(x_0, *given)

@@ -17,7 +17,7 @@ from jaxtyping import ArrayLike, Float
 
 from vdm_jax.compilation import ARGUMENT_CHECKS
 from vdm_jax.levels import Level, Step, level_from_log_snr
-from vdm_jax.schedules import Continuous, Schedule
+from vdm_jax.schedules import Continuous, Schedule, check_begins_noisy
 from vdm_jax.types import Steps
 
 
@@ -175,6 +175,8 @@ class Interpolated(Continuous):
 
 
 def _check_discrete(name: str, value: Any) -> None:
+    if isinstance(value, Grid):
+        check_begins_noisy(value.schedule, 0.0, jnp.float32)
     if isinstance(value, Discrete):
         return
     found, remedy = f"a {type(value).__name__}", "it must be a discrete schedule, such as tables.linear_betas(1000)"

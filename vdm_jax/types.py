@@ -1,5 +1,6 @@
 """Names for the arrays and callables that equations take."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -159,8 +160,9 @@ def check_scalar(name: str, value: Any) -> None:
 
 def wide(*dtypes: Any) -> Any:
     """The floating type that levels, times and sums have beside data of these types: float32, or wider."""
+    known = (jax.dtypes.canonicalize_dtype(dtype) if isinstance(dtype, np.dtype) else dtype for dtype in dtypes)
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(jnp.float32, jnp.result_type(*dtypes))
+        return jnp.promote_types(jnp.float32, jnp.result_type(*known))
 
 
 def _check_batch(name: str, x: Any) -> None:
@@ -188,7 +190,7 @@ def pytree_callable(function: Callable) -> Callable:
 
 def per_example(x: Batch) -> PerExample:
     """The sum over each example."""
-    return x.reshape(x.shape[0], -1).sum(-1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(-1)
 
 
 def unknown_parameterization(kind: object) -> ValueError:
