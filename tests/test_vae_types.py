@@ -104,3 +104,32 @@ def test_under_shard_map_each_device_has_its_own_examples(name, check_vma):
     expected = np.concatenate([FUNCTIONS[name](X[:2]), FUNCTIONS[name](X[2:])])
     for call in (mapped, jax.jit(mapped)):
         np.testing.assert_allclose(call(X), expected, rtol=2e-6)
+
+
+def test_a_likelihood_that_would_broadcast_is_refused():
+    for narrow in (lambda z: z[:, :1], lambda z: z.sum(1)):
+        with pytest.raises(ValueError, match=r"shape \((1,)?\) for an x of shape \(3,\)"):
+            vae.bound(encoder, narrow, likelihood, KEY, X)
+        with pytest.raises(ValueError, match=r"shape \((1,)?\) for an x of shape \(3,\)"):
+            hvae.bound(model(decode=narrow), likelihood, KEY, X)
+
+
+def test_codes_and_data_that_would_broadcast_are_refused():
+    with pytest.raises(ValueError, match=r"z has shape \(1,\)"):
+        vae.aggregate_log_prob(encoder(X), X[0, :1])
+    with pytest.raises(ValueError, match=r"data has shape \(1, 3\)"):
+        vae.averaging_decoder(encoder(X), X[:1], X[0])
+
+
+def test_alternation_may_begin_alike_on_every_device_and_keeps_its_type():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def go(x):
+        return vae.alternate(lambda theta: theta * x.sum(), jnp.sin, jnp.ones(()), rounds=2)[0][None]
+
+    mapped = jax.shard_map(go, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(
+        mapped(X), [np.sin(np.sin(h.sum()) * h.sum()) for h in np.split(np.asarray(X), 2)], rtol=1e-4
+    )
+    half = vae.alternate(lambda a: a.astype(jnp.float32), jnp.sin, X[0].astype(jnp.bfloat16), rounds=2)[0]
+    assert half.dtype == jnp.bfloat16

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.compilation import compiled
+from vdm_jax.compilation import compiled, scan
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, check_values, wide
@@ -106,7 +106,7 @@ def decoded_cost(likelihood: Observation, output: Any, x: Batch) -> PerExample:
         Shape (B,).
 
     Raises:
-        ValueError: the output's leading axis is not B.
+        ValueError: the output's leading axis is not B, or the likelihood has another shape than x.
         TypeError: the likelihood returns no distribution.
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(output)]
@@ -120,6 +120,12 @@ def decoded_cost(likelihood: Observation, output: Any, x: Batch) -> PerExample:
                 f"the likelihood returned {type(distribution).__name__}: it must return a distribution with log_prob, "
                 "such as gaussian.Normal or likelihoods.Bernoulli"
             )
+        if hasattr(distribution, "sample"):  # one of another shape might broadcast
+            drawn = jax.eval_shape(lambda: distribution.sample(jax.random.key(0))).shape
+            if drawn != example.shape:
+                raise ValueError(
+                    f"the likelihood is of shape {drawn} for an x of shape {example.shape}: both must agree"
+                )
         return -check_values(distribution.log_prob(example), (), "likelihood's log_prob")
 
     return jax.vmap(one)(output, x)
@@ -268,7 +274,7 @@ def aggregate_log_prob(q: Normal, z: Z) -> Scalar:
         q: the encoder's law of all N examples, fields (N, *z).
         z: one code, shape (*z).
     """
-    log_q = jax.vmap(Normal.log_prob, in_axes=(0, None))(q, z)
+    log_q = _log_probs(q, z)
     return jax.nn.logsumexp(log_q) - jnp.log(log_q.shape[0])
 
 
@@ -330,7 +336,9 @@ def averaging_decoder(q: Normal, data: Batch, z: Code) -> X:
     Returns:
         Shape (*x).
     """
-    weights = jax.nn.softmax(jax.vmap(Normal.log_prob, in_axes=(0, None))(q, z))
+    if data.shape[:1] != q.mean.shape[:1]:
+        raise ValueError(f"data has shape {data.shape} and q's mean {q.mean.shape}: N must be the same")
+    weights = jax.nn.softmax(_log_probs(q, z))
     # No matrix product: on an accelerator its default precision would not do.
     return jnp.sum(data * weights.reshape(-1, *(1,) * (data.ndim - 1)), axis=0)
 
@@ -352,8 +360,15 @@ def alternate(
 
     Source: Neal & Hinton 1998, "A view of the EM algorithm that justifies incremental, sparse, and other variants".
     """
-    return jax.lax.scan(lambda theta, _: (m_step(e_step(theta)), theta), theta, length=rounds)
+    return scan(lambda theta, _: (m_step(e_step(theta)), theta), theta, jnp.arange(rounds))
 
 
 def _prior(z: Z) -> Normal:
     return Normal(jnp.zeros_like(z), var=jnp.ones((), z.dtype))
+
+
+def _log_probs(q: Normal, z: Z) -> PerExample:
+    """log q(z|x_n) of one code, for every example's law."""
+    if z.shape != q.mean.shape[1:]:
+        raise ValueError(f"z has shape {z.shape} and q's mean {q.mean.shape}: z must be one code")
+    return jax.vmap(Normal.log_prob, in_axes=(0, None))(q, z)
