@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.compilation import compiled
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.types import Batch, Key, Latents, PerExample, Scalar, pytree_callable, wide
+from vdm_jax.types import Batch, Key, Latents, PerExample, Scalar, wide
 from vdm_jax.vae import Decoder, Encoder, Observation, check_posterior, decoded_cost, draw, importance_weighted
 
 Levels = Float[Array, "L b"]
@@ -359,7 +359,13 @@ def _standard(zero: Array, x: Batch | int) -> Normal:
 
 
 def _callables(laws, conditionals, decoder):
-    return tuple(map(pytree_callable, laws)), tuple(map(pytree_callable, conditionals)), pytree_callable(decoder)
+    return tuple(map(_as_pytree, laws)), tuple(map(_as_pytree, conditionals)), _as_pytree(decoder)
+
+
+def _as_pytree(function: Callable) -> Callable:
+    """A plain function as a pytree without leaves, so that a hierarchy of it can be differentiated and jitted."""
+    leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
+    return Partial(function) if leaf else function
 
 
 def _check_count(what: str, laws: Sequence, conditionals: Sequence) -> None:

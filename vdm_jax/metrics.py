@@ -297,8 +297,8 @@ def _finite(features):
     bad = np.count_nonzero(~(np.abs(x) <= _LARGEST).all(axis=1))  # true for NaN
     if bad:
         raise ValueError(
-            f"{bad} of {len(x)} rows of features are not finite, or larger than {_LARGEST:g}: look for NaN in the samples "
-            "and in the extractor's weights"
+            f"{bad} of {len(x)} rows of features are not finite, or larger than {_LARGEST:g}: look for NaN in the "
+            "samples and in the extractor's weights"
         )
     return x
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.tree_util import Partial
 from jaxtyping import Float, Int, PRNGKeyArray, UInt32
 
 from vdm_jax.compilation import ARGUMENT_CHECKS
@@ -177,15 +176,6 @@ def _check_batch(name: str, x: Any) -> None:
 
 ARGUMENT_CHECKS[Batch] = ARGUMENT_CHECKS[Data] = _check_batch
 ARGUMENT_CHECKS[Scalar | float] = check_scalar
-
-
-def pytree_callable(function: Callable) -> Callable:
-    """A callable that can be an argument of a jitted function: itself if it is a pytree, else a constant `Partial`.
-
-    A Partial of a Partial would not do: JAX compares it by identity, and every call would trace anew.
-    """
-    leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
-    return Partial(function) if leaf else function
 
 
 def per_example(x: Batch) -> PerExample:

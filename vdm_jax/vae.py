@@ -120,8 +120,9 @@ def decoded_cost(likelihood: Observation, output: Any, x: Batch) -> PerExample:
                 f"the likelihood returned {type(distribution).__name__}: it must return a distribution with log_prob, "
                 "such as gaussian.Normal or likelihoods.Bernoulli"
             )
-        if hasattr(distribution, "sample"):  # one of another shape might broadcast
-            drawn = jax.eval_shape(lambda: distribution.sample(jax.random.key(0))).shape
+        sample = getattr(distribution, "sample", None)
+        if sample is not None:  # a distribution of another shape might broadcast
+            drawn = jax.eval_shape(lambda: sample(jax.random.key(0))).shape
             if drawn != example.shape:
                 raise ValueError(
                     f"the likelihood is of shape {drawn} for an x of shape {example.shape}: both must agree"
