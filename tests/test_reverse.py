@@ -3,6 +3,7 @@
 Their truths are in `derivations/test_variance.py`.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,14 +177,7 @@ def test_gradients_are_finite_at_the_noisiest_step():
 
 
 def test_one_trace_for_all_fractions_and_keys():
-    count = 0
-
-    def model(f, x_t, level):
-        nonlocal count
-        count += 1
-        return x_t, f * x_t
-
+    model = chex.assert_max_traces(lambda f, x_t, level: (x_t, f * x_t), n=1)
     decoder = reverse.InterpolatedDecoder(TABLE, 17)
     for i in range(3):
         reverse.hybrid_loss(Partial(model, jnp.asarray(0.1 * i)), jax.random.key(i), jnp.zeros((4, 3)), TABLE, decoder)
-    assert count == 1
