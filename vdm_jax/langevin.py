@@ -117,6 +117,7 @@ def _step(score, key, x, step_size) -> Batch:
 
 
 def _propose(x, score, key, step_size) -> Batch:
+    score, step_size = (value.astype(wide(x.dtype)) for value in (score, step_size))  # the noise is of x's type alone
     keys = jax.random.split(key, x.shape[0])
     return jax.vmap(lambda x, s, k: kernel(x, s, step_size).sample(k))(x, score, keys).astype(x.dtype)
 
