@@ -90,7 +90,7 @@ def _mend(denoiser, x_s, *, level: Level, s: Level, found: Prediction, kind, cli
     """
     there, n_t = predict(denoiser, x_s, s, kind, clip), level.sigma / level.alpha
     if clip is None:
-        mended = x_s + 0.5 * (s.sigma - s.alpha * n_t) * (there.eps - found.eps)
+        mended = x_s + 0.5 * (s.sigma - s.alpha * level.sigma / level.alpha) * (there.eps - found.eps)
     else:
         x_hat = found.x_hat + 0.5 * (n_t * s.alpha / s.sigma - 1.0) * (there.x_hat - found.x_hat)
         mended = x_s + s.alpha * (jnp.clip(x_hat, -clip, clip) - found.x_hat)
