@@ -656,8 +656,8 @@ HOST = {
 # Protocols, results and checks, which have no computation of their own; `flow` has its own test of this, and
 # `samplers.adaptive` is it.
 NAMED_ELSEWHERE = {
-    "levels.check_positive", "levels.for_batch", "elbo.decoded_log_prob", "reverse.evaluate_variance", "flow.check_ends",
-    "vae.encode", "vae.check_posterior", "vae.decoded_cost",
+    "levels.check_positive", "levels.for_batch", "elbo.decoded_log_prob", "reverse.evaluate_variance",
+    "flow.check_ends", "vae.encode", "vae.check_posterior", "vae.decoded_cost",
     "schedules.Continuous", "schedules.Schedule", "schedules.check_begins_noisy", "tables.Betas", "tables.Discrete",
     "times.Draw", "times.check_probabilities", "forward.PosteriorCoefficients", "elbo.Bound", "elbo.Curve",
     "elbo.Decoder", "likelihoods.Likelihood", "vae.Encoder", "vae.Decoder", "vae.Observation", "vae.Bound",
