@@ -77,8 +77,9 @@ def test_the_transition_from_clean_data_is_the_marginal(seed, shape, betas):
     x_0, x_t = _normals(seed, shape)
     table = tables.from_betas(betas)
     step = table.step(0, betas.size)
-    for ours, truth in zip(forward.transition(x_0, step), forward.marginal(x_0, step.t), strict=True):
-        np.testing.assert_allclose(ours, truth, rtol=1e-13)
+    ours, truth = forward.transition(x_0, step), forward.marginal(x_0, step.t)
+    np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-13)
+    np.testing.assert_allclose(ours.var, truth.var, rtol=1e-13)
     law = forward.posterior(x_t, x_0, step)  # and there the posterior is the point
     assert np.array_equal(law.mean, x_0)
     assert float(law.var) == 0.0
@@ -142,8 +143,9 @@ def test_the_bridge_from_clean_data_is_the_posterior(seed, shape, betas):
     x_0, x_t = _normals(seed, shape)
     table = tables.from_betas(np.append(betas, 0.3))
     first, second = table.step(0, betas.size), table.step(betas.size, betas.size + 1)
-    for ours, truth in zip(forward.bridge(x_0, x_t, first, second), forward.posterior(x_t, x_0, second), strict=True):
-        np.testing.assert_allclose(ours, truth, rtol=1e-10, atol=1e-12)
+    ours, truth = forward.bridge(x_0, x_t, first, second), forward.posterior(x_t, x_0, second)
+    np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(ours.var, truth.var, rtol=1e-10, atol=1e-12)
 
 
 # -- parameterisations ------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def check_ends(schedule: Schedule, kind: Parameterization, t_0: Scalar | float =
     check_begins_noisy(schedule, t_0, jnp.float32)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
         return
-    with eval_context():  # also in a `jax.shard_map` that is not compiled
+    with eval_context(), jax.numpy_dtype_promotion("standard"):
         level, rate = _level_and_rate(schedule, jnp.ones(()))
         singular = not jnp.isfinite(rate.alpha) or (kind in ("eps", "score") and not level.alpha > 0.0)
     if singular:

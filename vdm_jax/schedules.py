@@ -244,7 +244,8 @@ def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> Non
         return
     if not 0.0 <= float(t_0) < 1.0:
         raise ValueError(f"t_0 is {t_0}: it must be in [0, 1)")
-    with eval_context():  # also in a `jax.shard_map` that is not compiled
+    # The context of evaluation holds also in a `jax.shard_map` that is not compiled.
+    with eval_context(), jax.numpy_dtype_promotion("standard"):
         begins_noisy = bool(schedule(jnp.asarray(t_0, dtype)).sigma > 0.0)
     if not begins_noisy:
         raise ValueError(

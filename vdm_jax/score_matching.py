@@ -173,7 +173,7 @@ def denoising(score: Score, key: Key, x: Batch, noise: Callable[[Any], Any]) -> 
     clean = x.astype(wide(x.dtype))
 
     def sample(x, k):
-        return check_values(_noise_of(noise, x).sample(k), x.shape, "sample of the noise")
+        return _noise_of(noise, x).sample(k)
 
     def log_prob(y, x):
         return check_values(_noise_of(noise, x).log_prob(y), (), "log_prob of the noise")
