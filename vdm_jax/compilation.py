@@ -231,7 +231,7 @@ def _varying(body: Callable, carry: Any, xs: Any) -> Any:
     """The carry, varying over those axes of a `shard_map` that the body's result varies over."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return carry
-    first = jax.tree.map(lambda x: x[0], xs)
+    first = jax.tree.map(lambda x: x[0] if x.shape[0] else jax.numpy.zeros(x.shape[1:], x.dtype), xs)
     while True:
         after = jax.eval_shape(lambda carry, x: body(carry, x)[0], carry, first)
         wanted = jax.tree.map(lambda old, new: tuple(_axes(new) - _axes(old)), carry, after)

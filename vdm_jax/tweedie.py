@@ -17,7 +17,7 @@ from jax.scipy.special import gammaln
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from vdm_jax.compilation import compiled
+from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.divergence import Trace, directions
 from vdm_jax.gaussian import LOG_2PI
 from vdm_jax.levels import Level, check_positive
@@ -58,12 +58,13 @@ def covariance_operator(score: Score, x_t: Batch, level: Level) -> Callable[[Bat
     """
     check_positive(level, "alpha")
     x_t = jnp.asarray(x_t)
-    _, push = jax.linearize(lambda x: evaluate(score, x.astype(x_t.dtype), name="score"), x_t.astype(wide(x_t.dtype)))
-    return Partial(_covariance_times, push, level)
+    start = x_t.astype(wide(x_t.dtype))
+    _, push = jax.linearize(lambda x: evaluate(score, x.astype(x_t.dtype), name="score"), start)
+    return Partial(_covariance_times, push, level, start)
 
 
-def _covariance_times(push, level: Level, v: Batch) -> Batch:
-    ratio, v = level.sigma / level.alpha, v.astype(wide(v.dtype))
+def _covariance_times(push, level: Level, x_t: Batch, v: Batch) -> Batch:
+    ratio, v = level.sigma / level.alpha, varying_like(v.astype(x_t.dtype), x_t)
     return ratio**2 * (v + level.sigma**2 * push(v))
 
 
@@ -108,8 +109,9 @@ def posterior_variance(
 
     Source: Bekas et al. 2007, "An estimator for the diagonal of a matrix".
     """
-    times = covariance_operator(score, x_t, level)
-    return jax.lax.map(lambda v: v * times(v), directions(key, x_t, trace, probes)).mean(0)
+    along = directions(key, x_t, trace, probes)
+    times = covariance_operator(score, varying_like(x_t, along), level)
+    return jax.lax.map(lambda v: v * times(v), along).mean(0)
 
 
 def cumulants(

@@ -125,7 +125,7 @@ def _tell(losses, token, num_dims):
 
 
 def _tell_forward(losses, token, num_dims):
-    return losses, losses / num_dims
+    return losses, (losses / num_dims).astype(token.dtype)
 
 
 def _tell_backward(num_dims, losses, cotangent):
