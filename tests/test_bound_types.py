@@ -448,9 +448,6 @@ SHAPES = {
     "log_prob of the noise returned shape (3,)": lambda: score_matching.denoising(
         SCORE, KEY, X, lambda x: _PerDimension()
     ),
-    "sample of the noise returned shape (1,)": lambda: score_matching.denoising(
-        SCORE, KEY, X, lambda x: Normal(x[:1], var=P)
-    ),
     "sample of the dequantizer returned shape (1,)": lambda: dequantization.dequantized_bound(
         ENERGY, KEY, X, lambda x: Normal(x[:1], var=P)
     ),

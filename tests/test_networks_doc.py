@@ -35,3 +35,13 @@ def test_every_form_of_a_network_gives_the_same_loss(names):
 @pytest.mark.parametrize("name", ["nnx", "equinox", "linen"])
 def test_losses_are_per_example(names, name):
     assert names[f"{name}_dropout"].shape == (4,)
+
+
+def test_a_level_without_its_trailing_axes_is_found_by_both_tests(names):
+    wrong, x, loss = names["wrong"], names["x_square"], names["losses"].simple_loss
+    with jax.numpy_rank_promotion("allow"):
+        with pytest.raises(AssertionError):
+            names["check_examples"](wrong, x, names["levels"])
+        with pytest.raises(TypeError):
+            jax.eval_shape(lambda x: loss(wrong, names["key"], x, names["table"]), names["x_test"])
+        assert loss(wrong, names["key"], x, names["table"]).shape == (3,)  # which the loss itself cannot find

@@ -1,0 +1,142 @@
+"""Bounds, losses and scores under `jax.shard_map`: each device's result is that of its own examples.
+
+With `check_vma` and without; compiled as a whole and not. Without `check_vma` the gradient by replicated parameters is
+each device's own, as of any function; with it, their sum.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from jax.tree_util import Partial
+
+from tests.test_bound_types import CASES, KEY, NET, SCHEDULE, TABLE, P, X, decoder, denoiser, learned, same
+from vdm_jax import elbo, exact, information, losses, paths, sure, times, tweedie, vdm, weightings
+from vdm_jax.schedules import Cosine
+
+MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+DATA, ALL = PartitionSpec("data"), PartitionSpec()
+BATCH = jnp.concatenate([X, -0.5 * X[::-1]])
+BATCH = jnp.round(BATCH * 4) / 4  # on the grid of `X`
+LAW = exact.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]])
+
+# name -> function of (p, key, x), p and key the same on all devices
+FUNCTIONS = {
+    **{name: partial(case, same) for name, case in CASES.items()},
+    "elbo.denoising_error": lambda p, k, x: elbo.denoising_error(
+        Partial(denoiser, same, p), k, x, TABLE(jnp.arange(4) % 3 + 1), "eps"
+    ),
+    "elbo.reconstruction": lambda p, k, x: elbo.reconstruction(
+        Partial(denoiser, same, p), k, x, TABLE(jnp.ones(4, int)), decoder, "eps"
+    ),
+    "times.warp": lambda p, k, x: times.warp(jnp.abs(x[:, 0]) / 2, jnp.asarray([0.2, 0.8]) + 0 * p),
+    "times.SecondMoments": lambda p, k, x: (
+        times.SecondMoments.init(3, 2).update(jnp.arange(4) % 3 + 1, x[:, 0]).probabilities()
+    ),
+    "sure.best_threshold": lambda p, k, x: jax.vmap(lambda y: sure.best_threshold(y, p))(x),
+    "tweedie.cumulants": lambda p, k, x: jax.vmap(
+        lambda x: tweedie.cumulants(lambda x: p * jnp.sum(jnp.log(x)), tweedie.poisson_base, x, 2)
+    )(x**2 + 1.0),
+    "weightings.uniform_time": lambda p, k, x: weightings.uniform_time(x, SCHEDULE),
+    "weightings.uniform_time, learned": lambda p, k, x: weightings.uniform_time(x, learned(p)),
+    "information.optimal_bound": lambda p, k, x: information.optimal_bound(LAW, TABLE, prior_log_var=p),
+}
+ONE_STEP = TABLE.strided([0, 3])  # its bound has no diffusion term, and scans over nothing
+FUNCTIONS["elbo.bound of one step"] = lambda p, k, x: elbo.bound(Partial(denoiser, same, p), k, x, ONE_STEP, decoder)
+FUNCTIONS["paths.consistency_bound of one step"] = lambda p, k, x: paths.consistency_bound(
+    Partial(denoiser, same, p), k, x, ONE_STEP, decoder
+)
+FAST = {  # those that once failed in one form or another
+    "elbo.continuous_bound", "elbo.diffusion_curve, continuous", "vdm.vdm_loss", "paths.importance_bound",
+}  # fmt: skip
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+
+
+def sharded(function, check_vma):
+    """A function of (p, key, x), each device's results stacked along a new first axis."""
+
+    def stacked(p, key, x):
+        return jax.tree.map(lambda leaf: leaf[None], function(p, key, x))
+
+    return jax.shard_map(stacked, mesh=MESH, in_specs=(ALL, ALL, DATA), out_specs=DATA, check_vma=check_vma)
+
+
+def of_each_part(function):
+    parts = [function(P, KEY, part) for part in jnp.split(BATCH, 2)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+
+def close(ours, theirs):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_is_traced_in_a_compiled_shard_map(name, check_vma):
+    result = jax.eval_shape(sharded(FUNCTIONS[name], check_vma), P, KEY, BATCH)
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(result))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_device_has_the_result_of_its_own_examples(name):
+    expected = of_each_part(FUNCTIONS[name])
+    for check_vma in (True, False):
+        function = sharded(FUNCTIONS[name], check_vma)
+        close(function(P, KEY, BATCH), expected)
+        close(jax.jit(function)(P, KEY, BATCH), expected)
+
+
+DIFFERENTIATED = {
+    "losses.denoising_loss": lambda p, x: losses.denoising_loss(Partial(denoiser, same, p), KEY, x, TABLE).loss,
+    "elbo.bound": lambda p, x: elbo.bound(Partial(denoiser, same, p), KEY, x, TABLE, decoder).total,
+    "paths.importance_bound": lambda p, x: paths.importance_bound(
+        Partial(denoiser, same, p), KEY, x, TABLE, decoder, samples=2
+    ),
+    "vdm.vdm_loss": lambda p, x: vdm.vdm_loss(Partial(denoiser, same, p), KEY, x, SCHEDULE, decoder).total,
+    "vdm.vdm_loss, learned": lambda p, x: vdm.vdm_loss(NET, KEY, x, learned(p), decoder).total,
+    "weightings.uniform_time": lambda p, x: weightings.uniform_time(x, learned(p)),
+    **{
+        name: lambda p, x, f=FUNCTIONS[name]: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(f(p, KEY, x)))
+        for name in (
+            "sure.sure", "score_matching.sliced", "score_matching.denoising", "tweedie.posterior_variance",
+            "energy.contrast", "energy.line_integral", "dequantization.dequantized_bound, truncated",
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_the_gradient_of_a_sum_over_devices_is_the_sum_of_theirs(name):
+    slope = jax.grad(lambda p, x: jnp.sum(DIFFERENTIATED[name](p, x)))
+    expected = sum(slope(P, part) for part in jnp.split(BATCH, 2))
+    for check_vma in (True, False):
+
+        def summed(p, x, check_vma=check_vma):
+            return slope(p, x) if check_vma else jax.lax.psum(slope(p, x), "data")
+
+        function = jax.shard_map(summed, mesh=MESH, in_specs=(ALL, DATA), out_specs=ALL, check_vma=check_vma)
+        np.testing.assert_allclose(function(P, BATCH), expected, rtol=2e-4, atol=1e-4)
+        np.testing.assert_allclose(jax.jit(function)(P, BATCH), expected, rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_parameters_that_differ_from_device_to_device():
+    def each(p, x):
+        return vdm.vdm_loss(Partial(denoiser, same, p[0]), KEY, x, SCHEDULE, decoder).total
+
+    p = jnp.asarray([0.3, -0.2])
+    ours = jax.shard_map(jax.grad(lambda p, x: each(p, x).sum()), mesh=MESH, in_specs=(DATA, ALL), out_specs=DATA)(p, X)
+    close(ours, jnp.stack([jax.grad(lambda p: each(p[None], X).sum())(one) for one in p]))
+
+
+def test_a_schedule_that_begins_clean_is_refused_on_a_mesh():
+    def loss(p, key, x):
+        return vdm.vdm_loss(Partial(denoiser, same, p), key, x, Cosine(), decoder)
+
+    for transform in (lambda f: f, jax.jit):
+        with pytest.raises(ValueError, match=r"Cosine.* has no noise at t = 0"):
+            transform(sharded(loss, True))(P, KEY, BATCH)
