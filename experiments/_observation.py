@@ -38,8 +38,8 @@ class Observation:
                 f"a Bernoulli law is one of two values, and these pixels have {levels}: add --observation.binarize, "
                 "or take --observation.law mixture"
             )
-        if self.components < 1 or self.scale < 0.0:
-            raise ValueError("--observation.components must be at least 1, --observation.scale at least 0")
+        if self.components < 1 or not (self.scale == 0.0 or 1e-6 <= self.scale <= 1e6):
+            raise ValueError("--observation.components must be at least 1, --observation.scale 0 or within 1e-6..1e6")
         return 2 if self.binarize else levels
 
     def x(self, images, levels: int) -> jax.Array:

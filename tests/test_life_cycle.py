@@ -35,7 +35,7 @@ from vdm_jax.training.data import Dataset, Images
 from vdm_jax.training.devices import make_mesh
 from vdm_jax.training.errors import UserError, readable_errors
 from vdm_jax.training.evaluate import report
-from vdm_jax.training.loop import compiled_step, train
+from vdm_jax.training.loop import train
 from vdm_jax.training.planes import PLANES
 from vdm_jax.training.sample import draw_final, draw_test_images
 
@@ -108,8 +108,8 @@ def opened(tmp_path):
 
 
 def checked(run, ledger=False):
-    """A dry run of a run."""
-    dry_run.check_training(run, compiled_step(run), ledger=ledger)
+    """The update of a run, after a dry run."""
+    return dry_run.check_training(run, ledger=ledger)
 
 
 @pytest.fixture
@@ -124,8 +124,7 @@ def compiled_quickly():
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in RECIPES])
 def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
     run = opened(name)
-    step = compiled_step(run)
-    dry_run.check_training(run, step)
+    step = checked(run, ledger=True)
     whole = train(run, step=step)
     shutil.rmtree(run.folder / "checkpoints" / "2")
     assert_same_bits(train(run, step=step).state, whole.state)  # from the checkpoint of step 1
@@ -221,6 +220,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
 @pytest.mark.parametrize(
     ("part", "function", "message"),
     [
+        ("init", lambda key: [] / key, r"The initial state cannot work .*TypeError: unsupported operand"),
         ("loss", lambda *_: (jnp.zeros(()), {"mean": jnp.zeros(3)}), r"metrics of the loss must have shape \(\), and"),
         ("sample", lambda _, key, n: Samples(jnp.zeros((n, 4, 4, 1))), r"samples must have shape \(2, 8, 8, 1\), and"),
         ("evaluate", lambda *_: {"error": jnp.zeros(())}, r"numbers of an evaluation must have shape \(2,\), and"),

@@ -180,7 +180,7 @@ class Hierarchy(nn.Module):
     def _look(self, x: Array) -> dict[int, Array]:
         """What is seen of x at each resolution, on the way up."""
         cfg, seen = self.config, {}
-        small = (sum(count + 1 for _, count in cfg.encoder) - 1) ** -0.5
+        small = max(1, sum(count + 1 for _, count in cfg.encoder) - 1) ** -0.5
         h = _convolution(cfg.width, 3, jnp.float32, 1.0, "enter")(x)
         for position, (size, count) in enumerate(cfg.encoder):
             for block in range(count):

@@ -14,7 +14,6 @@ CHANGED = "Go on with a run although its options have changed since it began."
 def main() -> None:
     """The command; where several processes are started alike, they train together."""
     from vdm_jax.training import dry_run, processes
-    from vdm_jax.training.loop import compiled_step
     from vdm_jax.training.run import open_run, remove
 
     processes.join()
@@ -28,8 +27,7 @@ def main() -> None:
             "deletes it."
         )
         return
-    step = compiled_step(run)
-    dry_run.check_training(run, step, ledger=fresh or not begun(run))
+    step = dry_run.check_training(run, ledger=fresh or not begun(run))
     if fresh:
         remove(run.folder)
     train_and_report(run, changed, step)

@@ -14,6 +14,7 @@ from vdm_jax.training.data import Images
 from vdm_jax.training.devices import split
 from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import block_size
+from vdm_jax.training.loop import compiled_step
 from vdm_jax.training.run import Run, abstract_state
 from vdm_jax.training.sample import shown
 from vdm_jax.training.step import Step
@@ -22,34 +23,37 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 Shape = tuple[int, ...]
 
 
-def check_training(run: Run, step: Step, *, ledger: bool = True) -> None:
+def check_training(run: Run, *, ledger: bool = True) -> Step:
     """Trace the update of a run, all that its trained parameters are used for, and see that its state can be saved.
 
     Args:
         run: the run.
-        step: its `loop.compiled_step`; its first call does not trace it again.
         ledger: whether the ledger, which takes longest, is traced too.
+
+    Returns:
+        the update, for `loop.train`, which need not trace it again.
 
     Raises:
         UserError: something cannot work; names it, and the options that are not the recipe's own.
     """
-    state, config = abstract_state(run), run.config
     check_state(run)
-    batch = _batch(run.data.train, config.batch_size, split(run.mesh))
-    _, metrics = _traced(run, "Training", step, state, batch)
+    step, batch = compiled_step(run), _batch(run.data.train, run.config.batch_size, split(run.mesh))
+    _, metrics = _traced(run, "Training", step, abstract_state(run), batch)
     _expect(run, "metrics of the loss", metrics, ())
-    if config.num_samples:
-        check_sampling(run, config.num_samples)
+    if run.config.num_samples:
+        check_sampling(run, run.config.num_samples)
         check_pictures(run)
     check_evaluation(run, run.experiment.ledger if ledger else {})
+    return step
 
 
 def check_state(run: Run) -> None:
     """See that a checkpoint can hold the state.
 
     Raises:
-        UserError: an array of it has no numbers, or is of a type that is none of numbers.
+        UserError: it cannot be made; an array of it has no numbers, or is of a type that is none of numbers.
     """
+    _traced(run, "The initial state", run.experiment.init, KEY)
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state(run).params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not leaf.size:

@@ -25,7 +25,7 @@ from vdm_jax.training.errors import UserError
 from vdm_jax.training.evaluate import plus_minus, report
 from vdm_jax.training.files import write_json, writing
 from vdm_jax.training.journal import clock
-from vdm_jax.training.loop import compiled_step, train
+from vdm_jax.training.loop import train
 from vdm_jax.training.pictures import NotFinite, finish
 from vdm_jax.training.run import Run, open_run, remove
 from vdm_jax.training.sample import Sampler
@@ -114,9 +114,7 @@ def climb(run: Run) -> Rung:
 
 def trained(run: Run) -> Saved:
     """The final state of a run that is seen to work as a whole before it begins."""
-    step = compiled_step(run)
-    dry_run.check_training(run, step, ledger=False)
-    return train(run, step=step)
+    return train(run, step=dry_run.check_training(run, ledger=False))
 
 
 def _importance(name: str) -> bool:
