@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.config import TrainConfig, changed_options
 from vdm_jax.training.errors import UserError
 
 FOLDER = "experiments"
@@ -43,6 +43,13 @@ def find(name: str) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise UserError(f"{FOLDER}/{name}.py has no CONFIG that is a vdm_jax.training.config.TrainConfig.")
     return config
+
+
+def suspects(name: str, config: TrainConfig) -> str:
+    """A line with the options that are not the recipe's own, and may be to blame; nothing where there are none."""
+    own = find(name) if name in names() else None
+    changes = changed_options(own, config) if own is not None and isinstance(config, type(own)) else []
+    return f"\nOptions that are not the recipe's own: {' '.join(changes)}" if changes else ""
 
 
 def explained(error: Exception) -> str:

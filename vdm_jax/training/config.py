@@ -109,7 +109,7 @@ def _indivisible(config: TrainConfig, devices: int) -> list[str]:
     if config.batch_size % part:
         faults.append(
             f"--batch-size {config.batch_size} does not split over {devices} device(s) x {config.accumulate} "
-            f"micro-batch(es): take a multiple of {part}, such as {-(-config.batch_size // part) * part}"
+            f"micro-batch(es), --accumulate: take a multiple of {part}, such as {-(-config.batch_size // part) * part}"
         )
     if config.eval_batch_size % devices:
         faults.append(

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Sharding
 
 from vdm_jax.training import catalogue
-from vdm_jax.training.config import changed_options
 from vdm_jax.training.contract import Row
 from vdm_jax.training.data import Images
 from vdm_jax.training.devices import split
@@ -128,7 +127,4 @@ def _expect(run: Run, what: str, shapes: Any, wanted: Shape) -> None:
 
 def _fault(run: Run, what: str) -> UserError:
     """What cannot work, and the options that may be to blame."""
-    own = catalogue.find(run.name) if run.name in catalogue.names() else None
-    changes = changed_options(own, run.config) if isinstance(run.config, type(own)) else []
-    blame = f"\nOptions that are not the recipe's own: {' '.join(changes)}" if changes else ""
-    return UserError(f"{what.rstrip('.')}.{blame}")
+    return UserError(f"{what.rstrip('.')}.{catalogue.suspects(run.name, run.config)}")

@@ -49,9 +49,8 @@ def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     try:
         experiment = config.build(data.spec)
     except Exception as error:  # a recipe is a program: anything
-        raise UserError(
-            f"The experiment {name} cannot be built for {config.data}: {catalogue.explained(error)}"
-        ) from error
+        what = f"The experiment {name} cannot be built for {config.data}: {catalogue.explained(error)}"
+        raise UserError(what + catalogue.suspects(name, config)) from error
     experiment = experiment._replace(init=jax.jit(experiment.init, inline=True))  # whose shapes are asked for often
     return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
 
