@@ -244,8 +244,8 @@ def _chain_mean(law, table, f):
     for t in range(table.num_steps, 1, -1):
         step = table.step(t - 1, t)
         x_hat = jax.vmap(lambda x, step=step: exact.prediction(law, x[None], step.t, "x_0")[0])(grid)
-        mean, noise = forward.posterior(grid, x_hat, step)
-        density = jnp.exp(-0.5 * (grid[:, None] - mean[None, :]) ** 2 / noise) @ density
+        reverse = forward.posterior(grid, x_hat, step)
+        density = jnp.exp(-0.5 * (grid[:, None] - reverse.mean[None, :]) ** 2 / reverse.var) @ density
         density = density / density.sum()
     x_0 = jax.vmap(lambda x: exact.prediction(law, x[None], table(1), "x_0")[0])(grid)
     return float(density @ f(x_0) / density.sum())
