@@ -28,16 +28,16 @@ train: $(base) ## train an experiment, or go on with it; then evaluate and draw
 	@$(python) -m vdm_jax.training $(EXP) $(ARGS)
 
 sample: $(base) ## draw images from the newest checkpoint
-	@$(python) -m vdm_jax.training.sample $(EXP) $(ARGS)
+	@$(python) -m vdm_jax.training.evaluation.sampling $(EXP) $(ARGS)
 
 eval: $(base) ## evaluate the newest checkpoint on the test set
-	@$(python) -m vdm_jax.training.evaluate $(EXP) $(ARGS)
+	@$(python) -m vdm_jax.training.evaluation.report $(EXP) $(ARGS)
 
 ladder: $(base) ## every kind of model on the digits, from autoencoder to diffusion: one table, one picture
-	@$(python) -m vdm_jax.training.ladder $(LADDER) $(ARGS)
+	@$(python) -m vdm_jax.training.cli.compare $(LADDER) $(ARGS)
 
 import: $(base) ## weights of a diffusers folder as a run: WEIGHTS=..., or one of a run: ARGS="--export FOLDER"
-	@$(python) -m vdm_jax.interop $(WEIGHTS) --experiment $(EXP) $(ARGS)
+	@$(python) -m vdm_jax.training.cli.import_weights $(WEIGHTS) --experiment $(EXP) $(ARGS)
 
 test: $(tools) ## the tests, but for the slow ones
 	@$(python) -m pytest -q -n auto -m "not slow" $(ARGS)

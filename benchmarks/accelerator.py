@@ -19,8 +19,8 @@ import tyro
 
 from benchmarks.clock import in_turns, milliseconds, ratio, repeat
 from benchmarks.overhead import CIFAR
-from vdm_jax.training import catalogue, optimizer, state
-from vdm_jax.training.devices import make_mesh, replicated, split
+from vdm_jax.training import optimizer, registry, state
+from vdm_jax.training.runtime.devices import make_mesh, replicated, split
 from vdm_jax.training.step import make_step
 
 DTYPES = ("float32", "bfloat16")
@@ -57,13 +57,13 @@ class Options:
 
 def peak(options: Options) -> tuple[float, float] | None:
     """The device's TFLOP/s in float32 and bfloat16, where they are known."""
-    kind = jax.devices()[0].device_kind
-    return options.peak or next((peaks for name, peaks in PEAKS.items() if name in kind), None)
+    prediction_type = jax.devices()[0].device_kind
+    return options.peak or next((peaks for name, peaks in PEAKS.items() if name in prediction_type), None)
 
 
 def prepared(options: Options, dtype: Any) -> tuple[Any, float]:
     """So many steps as a function without arguments, and the FLOPs of one."""
-    recipe: Any = catalogue.find("ddpm_cifar")
+    recipe: Any = registry.find("ddpm_cifar")
     network = dataclasses.replace(recipe.network, channels=options.channels, dtype=dtype)
     config = dataclasses.replace(recipe, network=network, batch_size=options.batch_size)
     experiment, adam, mesh = config.build(CIFAR), optimizer.optimizer(config), make_mesh(1)
@@ -92,6 +92,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.command import execute
+    from vdm_jax.training.cli.command import execute
 
     execute(lambda: main(tyro.cli(Options)))

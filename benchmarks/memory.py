@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 
-from vdm_jax.training import catalogue, optimizer
-from vdm_jax.training.contract import DataSpec
-from vdm_jax.training.data import Dataset
-from vdm_jax.training.devices import make_mesh
+from vdm_jax.training import optimizer, registry
+from vdm_jax.training.data.sources import Dataset
+from vdm_jax.training.experiment import DataSpec
 from vdm_jax.training.run import Run, abstract_state, placement
+from vdm_jax.training.runtime.devices import make_mesh
 from vdm_jax.training.step import make_step
 
 BATCHES = (8, 32, 128)
@@ -48,7 +48,7 @@ def by_batch_size(names: list[str]) -> None:
     )
     for name in names:
         for batch_size in BATCHES:
-            found = [peak(catalogue.find(name), batch_size, **way) for way in WAYS.values()]
+            found = [peak(registry.find(name), batch_size, **way) for way in WAYS.values()]
             cells = [f"{found[0][0]:.2f}", *(f"{temporary:.2f}" for _, temporary in found)]
             print(f"| {name} | {batch_size} | {' | '.join(cells)} |", flush=True)
 
@@ -59,7 +59,7 @@ def by_devices(names: list[str]) -> None:
     print(f"\n| GiB a device | devices | state | the rest | state, --shard | the rest, --shard |\n|{'---|' * 6}")
     for name in names:
         for devices in numbers:
-            found = [peak(catalogue.find(name), 8 * devices, devices, shard=shard) for shard in (False, True)]
+            found = [peak(registry.find(name), 8 * devices, devices, shard=shard) for shard in (False, True)]
             print(f"| {name} | {devices} | {' | '.join(f'{gib:.2f}' for pair in found for gib in pair)} |", flush=True)
 
 

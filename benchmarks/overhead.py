@@ -20,13 +20,13 @@ import optax
 
 from benchmarks.clock import in_turns, milliseconds, ratio, repeat
 from vdm_jax.networks.unet import UNet
-from vdm_jax.training import catalogue, optimizer, state
+from vdm_jax.training import optimizer, registry, state
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.contract import DataSpec
-from vdm_jax.training.devices import make_mesh, replicated, split
-from vdm_jax.training.journal import Journal
+from vdm_jax.training.experiment import DataSpec
 from vdm_jax.training.loop import Loop, begin
 from vdm_jax.training.run import open_run
+from vdm_jax.training.runtime.devices import make_mesh, replicated, split
+from vdm_jax.training.runtime.metrics_writer import Journal
 from vdm_jax.training.step import make_step
 
 CIFAR = DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000)
@@ -36,7 +36,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 def narrow_cifar() -> Any:
     """The recipe ddpm_cifar at a quarter of its width, in batches that two cores can take."""
-    config: Any = catalogue.find("ddpm_cifar")
+    config: Any = registry.find("ddpm_cifar")
     return dataclasses.replace(config, network=dataclasses.replace(config.network, channels=32), batch_size=8)
 
 
@@ -103,7 +103,7 @@ def loop(times: int = 20, rounds: int = 15) -> None:
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
     with tempfile.TemporaryDirectory() as folder:
         never = {"log_every": 10**9, "checkpoint_every": 10**9, "picture_every": 0, "steps": 10**6, "workdir": folder}
-        config: Any = dataclasses.replace(catalogue.find("ddpm_digits"), **never)
+        config: Any = dataclasses.replace(registry.find("ddpm_digits"), **never)
         run = open_run("ddpm_digits", config, make_mesh(1))
         with Checkpoints(run.folder / "checkpoints") as checkpoints:
             start = begin(run, checkpoints)  # makes the folder
@@ -127,12 +127,12 @@ def loop(times: int = 20, rounds: int = 15) -> None:
 def main() -> None:
     """Print the tables."""
     print("| | bare step | bare step with the average | whole step |\n|---|---|---|---|")
-    parts("ddpm_digits", catalogue.find("ddpm_digits"), DIGITS, times=5, rounds=41)
+    parts("ddpm_digits", registry.find("ddpm_digits"), DIGITS, times=5, rounds=41)
     parts("ddpm_cifar, 32 channels, batch 8", narrow_cifar(), CIFAR, times=1, rounds=15)
     loop()
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.command import execute
+    from vdm_jax.training.cli.command import execute
 
     execute(main)

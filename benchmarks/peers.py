@@ -23,11 +23,11 @@ from jax.tree_util import Partial
 from benchmarks import plain
 from benchmarks.clock import in_turns, milliseconds, ratio, repeat
 from vdm_jax import interop, losses, samplers
+from vdm_jax.discrete_schedules import linear_betas, uniform_steps
 from vdm_jax.networks.unet import UNet, UNetConfig
-from vdm_jax.tables import even_steps, linear_betas
 from vdm_jax.training import state
-from vdm_jax.training.contract import Experiment
-from vdm_jax.training.devices import make_mesh, replicated, split
+from vdm_jax.training.experiment import Experiment
+from vdm_jax.training.runtime.devices import make_mesh, replicated, split
 from vdm_jax.training.step import make_step
 
 DECAY, RATE, CALLS = 0.999, 2e-4, 50
@@ -61,7 +61,7 @@ CASES = (
 
 def ours(case: Case, params: Any, x: np.ndarray) -> Ways:
     """The library's step and samplers."""
-    network, table, key = UNet(case.network), linear_betas(1000), jax.random.key(1)
+    network, schedule, key = UNet(case.network), linear_betas(1000), jax.random.key(1)
 
     def predict(params, key, x_t, level):
         options = {} if key is None else {"train": True, "rngs": {"dropout": key}}
@@ -69,7 +69,7 @@ def ours(case: Case, params: Any, x: np.ndarray) -> Ways:
 
     def loss(params, key, batch, step):
         key_dropout, key_loss = jax.random.split(key)
-        terms = losses.simple_loss(Partial(predict, params, key_dropout), key_loss, batch["image"], table)
+        terms = losses.simple_loss(Partial(predict, params, key_dropout), key_loss, batch["image"], schedule)
         return terms.mean() / x[0].size, {}
 
     none: Any = None
@@ -79,10 +79,10 @@ def ours(case: Case, params: Any, x: np.ndarray) -> Ways:
     first = jax.jit(lambda: state.create(experiment, _adam(), 0), out_shardings=replicated(mesh))()
     denoiser, noise = Partial(predict, params, None), jnp.asarray(x)
     batch = jax.device_put({"image": noise}, split(mesh))
-    short = table.strided(even_steps(1000, CALLS))
+    short = schedule.subsequence(uniform_steps(1000, CALLS))
     return {
         "step": repeat(step, first, batch, times=case.steps),
-        "ancestral": lambda: samplers.ancestral(denoiser, key, noise, table, clip=1.0).x_0,
+        "ancestral": lambda: samplers.ancestral(denoiser, key, noise, schedule, clip=1.0).x_0,
         "ddim": lambda: samplers.ddim(denoiser, key, noise, short, clip=1.0).x_0,
     }
 
@@ -151,6 +151,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.command import execute
+    from vdm_jax.training.cli.command import execute
 
     execute(main)

@@ -15,9 +15,10 @@ import numpy as np
 
 from benchmarks.clock import in_turns, ratio
 from benchmarks.overhead import narrow_cifar, whole_steps
-from vdm_jax.training import catalogue, data
-from vdm_jax.training.augmentation import augmentations
-from vdm_jax.training.data import Images
+from vdm_jax.training import registry
+from vdm_jax.training.data import sources
+from vdm_jax.training.data.augmentation import augmentations
+from vdm_jax.training.data.sources import Images
 
 SETS = ("digits", "mnist", "cifar10")
 FIRST, LATER, STEPS = 20, 200, 1  # batches that a round reads of the first epoch, and of later ones; training steps
@@ -25,14 +26,14 @@ FIRST, LATER, STEPS = 20, 200, 1  # batches that a round reads of the first epoc
 
 def recipe(name: str) -> Any:
     """The quickest recipe of a data set that two cores can run."""
-    return narrow_cifar() if name == "cifar10" else catalogue.find({"digits": "ae_digits", "mnist": "ae_mnist"}[name])
+    return narrow_cifar() if name == "cifar10" else registry.find({"digits": "ae_digits", "mnist": "ae_mnist"}[name])
 
 
 def batches(images: Images, config: Any, count: int) -> Callable[[], None]:
     """Reads so many batches from a fresh iterator."""
 
     def read() -> None:
-        iterator = data.train_iterator(images, config.batch_size, 0, augmentations(config))
+        iterator = sources.train_iterator(images, config.batch_size, 0, augmentations(config))
         for _ in range(count):
             next(iterator)
         iterator.close()
@@ -47,7 +48,7 @@ def undecoded(images: Images, config: Any) -> Callable[[], None]:
 
 def rates(name: str) -> None:
     """A line of the table."""
-    loaded, quick = data.load(name), recipe(name)
+    loaded, quick = sources.load(name), recipe(name)
     config = dataclasses.replace(quick, batch_size=128)
     loaded.train.take(np.arange(len(loaded.train)))
     functions = {
@@ -70,6 +71,6 @@ def main(*names: str) -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.command import execute
+    from vdm_jax.training.cli.command import execute
 
     execute(lambda: main(*sys.argv[1:]))

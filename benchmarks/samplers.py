@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.training.command import newest
-from vdm_jax.training.evaluate import number_of_examples
-from vdm_jax.training.quality import distances, draw, extractor
+from vdm_jax.training.cli.command import newest
+from vdm_jax.training.evaluation.report import number_of_examples
+from vdm_jax.training.evaluation.sample_quality import distances, draw, extractor
 from vdm_jax.training.run import open_run, stored_config
 
 CALLS = (5, 10, 20, 40, 80)
@@ -45,6 +45,6 @@ def main(name: str, workdir: str = "runs") -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.command import execute
+    from vdm_jax.training.cli.command import execute
 
     execute(lambda: main(*sys.argv[1:3]))

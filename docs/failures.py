@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from docs.figures import plt, save
 from vdm_jax import hvae, vae
 from vdm_jax.gaussian import Normal
-from vdm_jax.likelihoods import to_unit
+from vdm_jax.likelihoods import normalize
 from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
 
 
@@ -36,8 +36,8 @@ def trained(params, loss, key, steps: int, rate: float, looks: int):
 
 def blur() -> None:
     """VAE-8: a Gaussian decoder trained on a hundred digits, against the average of the digits mapped to z."""
-    data = to_unit(jnp.asarray(load_digits().images[:100].astype(np.uint8))[..., None], 17)
-    config = AutoencoderConfig(kind="mlp", latent=2, width=256, blocks=2)
+    data = normalize(jnp.asarray(load_digits().images[:100].astype(np.uint8))[..., None], 17)
+    config = AutoencoderConfig(prediction_type="mlp", latent=2, width=256, blocks=2)
     encoder, decoder = Encoder(config), Decoder(config, 1, data.shape[1:])
 
     def encode(params, x):
@@ -62,8 +62,8 @@ def blur() -> None:
     @jax.jit
     def compare(params):
         q = encode(params["encoder"], data)
-        z = jnp.concatenate([vae.draw(q, key) for key in jax.random.split(keys[3], 8)])
-        average = jax.vmap(partial(vae.averaging_decoder, q, data))(z)
+        z = jnp.concatenate([vae.reparameterized_sample(q, key) for key in jax.random.split(keys[3], 8)])
+        average = jax.vmap(partial(vae.optimal_mean_decoder, q, data))(z)
         ours = decode(params["decoder"], z)
         spread = jnp.square(average - data.mean(0)).mean()
         return jnp.sqrt(jnp.square(ours - average).mean() / spread), (ours, average)
@@ -117,7 +117,7 @@ def two_levels(params, fixed: bool):
             ),
         ]
     below = [lambda z: Normal(z @ params["p1"], var=jnp.broadcast_to(jnp.exp(params["w1"]), z.shape))]
-    return hvae.ladder((SIZE,), posteriors, below, lambda z: z @ params["decode"])
+    return hvae.top_down((SIZE,), posteriors, below, lambda z: z @ params["decode"])
 
 
 def collapse() -> None:
@@ -158,13 +158,14 @@ def _collapse_run(data, expressive: bool = True, free: float = 0.0, fixed: bool 
         return hvae.bound(two_levels(params, fixed), Partial(likelihood, params), key, data)
 
     def loss(params, key):
-        return hvae.objective(bound(params, key), free_nats=free)
+        return hvae.free_bits_objective(bound(params, key), free_nats=free)
 
     seen = trained(params, loss, jax.random.key(1), 4_000, 1e-2, 41)
     curves = jax.lax.map(lambda params: bound(params, jax.random.key(2)).kl.mean(1), seen)
     last = jax.tree.map(lambda a: a[-1], seen)
     found = jax.tree.map(
-        lambda a: np.round(np.asarray(a), 3), hvae.diagnose(two_levels(last, fixed), jax.random.key(3), data)
+        lambda a: np.round(np.asarray(a), 3),
+        hvae.collapse_diagnostics(two_levels(last, fixed), jax.random.key(3), data),
     )
     return np.asarray(curves), found
 

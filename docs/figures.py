@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from vdm_jax import exact, forward, information
-from vdm_jax.levels import level_from_log_snr, step_from_log_snr
+from vdm_jax import closed_form, forward, information
+from vdm_jax.discrete_schedules import discretize
+from vdm_jax.noise_levels import level_from_log_snr, step_from_log_snr
 from vdm_jax.samplers import ancestral
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import tabulate
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -28,14 +28,18 @@ def save(figure, name: str) -> None:
 
 def reverse_kernel() -> None:
     """POST-7: q(x_s|x_t) and the normal law of the model, for steps of three sizes."""
-    law, x_t, low = exact.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]), jnp.asarray([0.1]), jnp.asarray(-2.0)
+    distribution, x_t, low = (
+        closed_form.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]),
+        jnp.asarray([0.1]),
+        jnp.asarray(-2.0),
+    )
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained", sharex=True)
     grid = jnp.linspace(-3.0, 3.0, 601)[:, None]
     for axis, drop in zip(axes, (0.1, 1.0, 6.0), strict=True):
         step = step_from_log_snr(low + drop, low)
-        kernel = exact.reverse(law, x_t, step)
-        model = forward.posterior(x_t, exact.prediction(law, x_t, step.t, "x_0"), step)
-        best = exact.gaussian(kernel.mean, kernel.covariance())
+        kernel = closed_form.reverse_transition(distribution, x_t, step)
+        model = forward.posterior(x_t, closed_form.optimal_prediction(distribution, x_t, step.t, "x_0"), step)
+        best = closed_form.gaussian(kernel.mean, kernel.covariance())
         for curve, label in (
             (kernel, "$q(x_s|x_t)$"),
             (best, "the nearest normal law"),
@@ -51,15 +55,20 @@ def reverse_kernel() -> None:
 
 def coarse_to_fine() -> None:
     """SAM-3: paths of the sampler through two pairs of points, and when each question is decided."""
-    law, table = exact.points([[-1.1], [-0.9], [0.9], [1.1]]), tabulate(LinearLogSNR(9.0, -9.0), 300)
+    distribution, schedule = (
+        closed_form.empirical([[-1.1], [-0.9], [0.9], [1.1]]),
+        discretize(LinearLogSNR(9.0, -9.0), 300),
+    )
     x_T = jax.random.normal(jax.random.key(0), (24, 1))
-    chain = ancestral(exact.OptimalDenoiser(law), jax.random.key(1), x_T, table, snapshots=300).trajectory
-    log_snr = table.log_snr[chain.t]
+    chain = ancestral(
+        closed_form.OptimalDenoiser(distribution), jax.random.key(1), x_T, schedule, snapshots=300
+    ).trajectory
+    log_snr = schedule.log_snr[chain.t]
 
     def decided(lam):
         level = level_from_log_snr(lam)
-        noisy = exact.marginal(law, level)
-        shares = lambda x: jnp.exp(law.given(x, level).log_weights).reshape(2, 2)  # noqa: E731
+        noisy = closed_form.marginal(distribution, level)
+        shares = lambda x: jnp.exp(distribution.posterior(x, level).log_weights).reshape(2, 2)  # noqa: E731
         return [information.quadrature(lambda x, i=i: jnp.sum(shares(x).sum(i) ** 2), noisy).value for i in (1, 0)]
 
     coarse, fine = jax.jit(jax.vmap(decided))(log_snr)
@@ -75,15 +84,15 @@ def coarse_to_fine() -> None:
 
 def gap() -> None:
     """ELBO-3, ELBO-12: E bound - entropy over T."""
-    law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
     steps = np.array([4, 8, 16, 32, 64, 128, 256, 512, 1024])
     figure, axis = plt.subplots(figsize=(4.5, 3), layout="constrained")
     for low in (-15.0, -5.0, -2.0):
-        tables = [tabulate(LinearLogSNR(9.0, low), int(n)) for n in steps]
-        entropy = information.entropy(law).value
-        gaps = [float(information.optimal_bound(law, table).total.value - entropy) for table in tables]
+        tables = [discretize(LinearLogSNR(9.0, low), int(n)) for n in steps]
+        entropy = information.entropy(distribution).value
+        gaps = [float(information.optimal_bound(distribution, schedule).total.value - entropy) for schedule in tables]
         (line,) = axis.loglog(steps, gaps, "o-", ms=3, label=rf"$\lambda_T$ = {low:g}")
-        limit = information.optimal_bound_limit(law, tables[0](1), tables[0](4)).total.value - entropy
+        limit = information.optimal_bound_limit(distribution, tables[0](1), tables[0](4)).total.value - entropy
         axis.axhline(float(limit), color=line.get_color(), ls=":", lw=1)
     axis.set(xlabel="T", ylabel="E bound - entropy, nats", ylim=(1e-3, 30))
     axis.legend(fontsize=8)

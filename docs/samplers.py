@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from docs.figures import plt, save
-from vdm_jax import exact
-from vdm_jax.flow import flow_sample
+from vdm_jax import closed_form
+from vdm_jax.discrete_schedules import discretize
+from vdm_jax.probability_flow import sample
 from vdm_jax.samplers import ancestral, ddim, dpmpp, heun, predictor_corrector
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import tabulate
 
 SCHEDULE = LinearLogSNR(10.0, -8.0)  # tables of it are even in log-SNR, and level 1 is nearly clean
 CALLS = (5, 10, 20, 40, 80, 160, 320)
@@ -31,8 +31,8 @@ class Sampler(NamedTuple):
 EACH = {calls: calls for calls in CALLS}
 PAIRS = {calls: (calls + 1) // 2 for calls in CALLS if calls > 5}  # of 2 T - 1 calls
 SAMPLERS = (
-    Sampler("ancestral, lower variance", partial(ancestral, variance="lower"), EACH),
-    Sampler("ancestral, upper variance", partial(ancestral, variance="upper"), EACH),
+    Sampler("ancestral, lower variance", partial(ancestral, variance="fixed_small"), EACH),
+    Sampler("ancestral, upper variance", partial(ancestral, variance="fixed_large"), EACH),
     Sampler("DDIM, η = 0 (Euler)", ddim, EACH, True),
     Sampler("DDIM, η = 1/2", partial(ddim, eta=0.5), EACH),
     Sampler("Heun", heun, PAIRS, True),
@@ -43,44 +43,44 @@ SAMPLERS = (
 )
 
 
-def quantiles(law) -> np.ndarray:
+def quantiles(distribution) -> np.ndarray:
     """Those of a mixture in one dimension at PLACES, by its cumulative distribution on a fine grid."""
     grid = np.linspace(-4.0, 4.0, 400_001)
-    density = np.exp(np.asarray(jax.jit(jax.vmap(law.log_prob))(jnp.asarray(grid)[:, None])))
+    density = np.exp(np.asarray(jax.jit(jax.vmap(distribution.log_prob))(jnp.asarray(grid)[:, None])))
     below = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
     return np.interp(PLACES, below / below[-1], grid)
 
 
-def latents(law) -> jax.Array:
+def latents(distribution) -> jax.Array:
     """The noisiest law's own quantiles, shuffled: neither luck nor a wrong prior is seen."""
-    x_T = quantiles(exact.marginal(law, SCHEDULE(jnp.ones(()))))
+    x_T = quantiles(closed_form.marginal(distribution, SCHEDULE(jnp.ones(()))))
     return jax.random.permutation(jax.random.key(1), jnp.asarray(x_T))[:, None]
 
 
-def distances(law) -> dict[str, list[float]]:
+def distances(distribution) -> dict[str, list[float]]:
     """1-Wasserstein distance of every sampler's draws to the data, by its number of calls."""
-    truth, x_T, best = quantiles(law), latents(law), exact.OptimalDenoiser(law)
+    truth, x_T, best = quantiles(distribution), latents(distribution), closed_form.OptimalDenoiser(distribution)
 
     def distance(draw, steps):
-        x_0 = draw(best, jax.random.key(2), x_T, tabulate(SCHEDULE, steps)).x_0
+        x_0 = draw(best, jax.random.key(2), x_T, discretize(SCHEDULE, steps)).x_0
         return float(np.mean(np.abs(np.sort(np.asarray(x_0)[:, 0]) - truth)))
 
     return {s.name: [distance(s.draw, s.steps[n]) if n in s.steps else np.nan for n in CALLS] for s in SAMPLERS}
 
 
-def luck(law) -> float:
+def luck(distribution) -> float:
     """The same distance of as many true draws."""
-    draws = jax.jit(jax.vmap(law.sample))(jax.random.split(jax.random.key(3), PLACES.size))
-    return float(np.mean(np.abs(np.sort(np.asarray(draws)[:, 0]) - quantiles(law))))
+    draws = jax.jit(jax.vmap(distribution.sample))(jax.random.split(jax.random.key(3), PLACES.size))
+    return float(np.mean(np.abs(np.sort(np.asarray(draws)[:, 0]) - quantiles(distribution))))
 
 
-def flow_errors(law) -> dict[str, list[float]]:
+def flow_errors(distribution) -> dict[str, list[float]]:
     """Root mean square distance to the exact flow at level 1, of the samplers that follow it."""
-    x_T, best = jax.random.normal(jax.random.key(0), (256, 2)), exact.OptimalDenoiser(law)
-    truth = flow_sample(best, x_T, SCHEDULE, tolerance=1e-11)
+    x_T, best = jax.random.normal(jax.random.key(0), (256, 2)), closed_form.OptimalDenoiser(distribution)
+    truth = sample(best, x_T, SCHEDULE, tolerance=1e-11)
 
     def error(draw, steps):
-        states = draw(best, jax.random.key(2), x_T, tabulate(SCHEDULE, steps), snapshots=2).trajectory.x_t
+        states = draw(best, jax.random.key(2), x_T, discretize(SCHEDULE, steps), snapshots=2).trajectory.x_t
         return float(jnp.sqrt(jnp.mean((states[-1] - truth) ** 2)))
 
     flowing = [s for s in SAMPLERS if s.flows]
@@ -130,10 +130,12 @@ def table(near: dict, apart: dict) -> str:
 
 def main() -> None:
     """Draws on a line in float32, the flow of a plane in float64."""
-    line = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    line = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
     near, own = distances(line), luck(line)
     with jax.enable_x64(True):
-        apart = flow_errors(exact.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02]))
+        apart = flow_errors(
+            closed_form.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
+        )
     draw(near, apart, own)
     print(table(near, apart))
     print(f"as many draws of the data: {own:.4f}")

@@ -8,17 +8,19 @@ it (AE-3). With `--network.latent 2`, `codes.png` is a map of them.
 Cost: a minute on 2 idle CPU cores.
 """
 
-from experiments._autoencoder import Autoencoder
+from vdm_jax.models.autoencoder import Autoencoder
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 
 CONFIG = Autoencoder(
     data="digits",
-    network=AutoencoderConfig(kind="conv", latent=16, width=32, blocks=1, multipliers=(1, 2), groups=8, dropout=0.1),
+    network=AutoencoderConfig(
+        architecture="conv", latent=16, width=32, blocks=1, multipliers=(1, 2), groups=8, dropout=0.1
+    ),
     steps=3_000,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     b2=0.99,
     ema_decay=0.995,

@@ -9,8 +9,8 @@ Expected: at most 3.75 bits/dim and an FID of 3.17 with EMA after 800k steps, as
 Source: Ho et al. 2020, arXiv:2006.11239, Section 4 and Appendix B.
 """
 
-from experiments._ddpm import DDPM
-from experiments._sampling import Sampling
+from vdm_jax.models.ddpm import DDPM
+from vdm_jax.models.sampling import Sampling
 
 CONFIG = DDPM(
     data="cifar10",
@@ -21,9 +21,9 @@ CONFIG = DDPM(
     warmup_steps=5_000,
     grad_clip=1.0,
     ema_decay=0.9999,
-    noise="linear",
+    noise_schedule="linear",
     num_steps=1000,
-    sampling=Sampling(variance="upper"),
+    sampling=Sampling(variance="fixed_large"),
     log_every=100,
     checkpoint_every=5_000,
     picture_every=20_000,

@@ -10,8 +10,8 @@ and 4 x 4) sees Fourier features of its input and knows where each pixel is.
 Cost: two minutes on 2 idle CPU cores. Expected: 1.73 bits/dim on the test digits (docs/results.md).
 """
 
-from experiments._ddpm import DDPM
-from experiments._sampling import Sampling
+from vdm_jax.models.ddpm import DDPM
+from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = DDPM(
@@ -32,14 +32,14 @@ CONFIG = DDPM(
     batch_size=32,
     learning_rate=4e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     b2=0.99,
     ema_decay=0.995,
-    noise="log_snr",
+    noise_schedule="log_snr",
     log_snr_max=8.0,
     log_snr_min=-4.0,
-    spread=True,
+    time_sampling="low_discrepancy",
     eval_batch_size=360,
     sampling=Sampling(steps=250),
     eval_terms=50,

@@ -14,7 +14,7 @@ Source: Ho & Salimans 2022, arXiv:2207.12598.
 from dataclasses import replace
 
 from experiments import ddpm_digits
-from experiments._sampling import Sampling
+from vdm_jax.models.sampling import Sampling
 
 CONFIG = replace(
     ddpm_digits.CONFIG,

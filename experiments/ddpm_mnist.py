@@ -8,7 +8,7 @@ Expected: see docs/results.md for what was measured.
 Source: Ho et al. 2020, arXiv:2006.11239, scaled down.
 """
 
-from experiments._ddpm import DDPM
+from vdm_jax.models.ddpm import DDPM
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = DDPM(
@@ -18,9 +18,9 @@ CONFIG = DDPM(
     batch_size=128,
     learning_rate=1e-3,
     warmup_steps=500,
-    schedule="cosine",
+    lr_schedule="cosine",
     ema_decay=0.999,
-    noise="log_snr",
+    noise_schedule="log_snr",
     log_snr_max=12.0,
     log_snr_min=-7.0,
     checkpoint_every=1_000,

@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from experiments import _plane
 from vdm_jax import energy, langevin, score_matching
+from vdm_jax.models import planes
 from vdm_jax.networks.mlp import MLP, MLPConfig
-from vdm_jax.training.contract import Cost, DataSpec, Experiment, Samples
+from vdm_jax.training.experiment import Cost, DataSpec, Experiment, SampleBatch
 
 SHOWN = 40  # chains in a picture
 SIDE, NODES = 4.0, 200  # the square over which Z is summed; nodes across
 
 
 @dataclass(frozen=True)
-class EBM2D(_plane.PlaneConfig):
+class EBM2D(planes.PlaneConfig):
     """An energy-based model of points in a plane."""
 
     network: MLPConfig = field(default_factory=lambda: MLPConfig(out_features=1))
@@ -44,9 +44,9 @@ class EBM2D(_plane.PlaneConfig):
 
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with, and the pictures."""
-        _plane.check_network(self.network)
-        law, network = _plane.truth(data), MLP(self.network)
-        nodes = _plane.grid(NODES, SIDE).reshape(-1, 2)
+        planes.check_network(self.network)
+        distribution, network = planes.truth(data), MLP(self.network)
+        nodes = planes.grid(NODES, SIDE).reshape(-1, 2)
         log_weights = jnp.full(len(nodes), 2.0 * jnp.log(2.0 * SIDE / NODES))
 
         def init(key):
@@ -68,24 +68,27 @@ class EBM2D(_plane.PlaneConfig):
             key_x, key_chain = jax.random.split(key)
             x = jax.random.uniform(key_x, (n, 2), minval=-2.0, maxval=2.0)
             e = Partial(potential, params)
-            return langevin.metropolis(lambda x: -e(x), key_chain, x, self.step_size, self.sampling_steps, path=True)
+            return langevin.mala(lambda x: -e(x), key_chain, x, self.step_size, self.sampling_steps, path=True)
 
         def sample(params, key, n):
             chain = chains(params, key, n)
-            return Samples(chain.x, chain.path[:: max(1, self.sampling_steps // 100), :SHOWN])
+            return SampleBatch(chain.x, chain.path[:: max(1, self.sampling_steps // 100), :SHOWN])
 
         def evaluate(params, key, batch):
             del key
-            nats, least = -log_prob(params)(batch["image"]), -jax.vmap(law.log_prob)(batch["image"])
+            nats, least = -log_prob(params)(batch["image"]), -jax.vmap(distribution.log_prob)(batch["image"])
             return {"nats": nats, "excess_nats": nats - least}
 
         def landscapes(params, key):
             del key
-            return {"learned": _plane.landscape(log_prob(params)), "truth": _plane.landscape(jax.vmap(law.log_prob))}
+            return {
+                "learned": planes.landscape(log_prob(params)),
+                "truth": planes.landscape(jax.vmap(distribution.log_prob)),
+            }
 
         def paths(params, key):
             states = chains(params, key, SHOWN).path[:: max(1, self.sampling_steps // 100)]
-            return {"chains on the learned energy": _plane.landscape(log_prob(params), paths=states)}
+            return {"chains on the learned energy": planes.landscape(log_prob(params), paths=states)}
 
         cost = Cost(evaluate=1, sample=self.sampling_steps)
         return Experiment(init, loss, sample, evaluate, cost, planes={"energy": landscapes, "langevin": paths})
@@ -97,7 +100,7 @@ class EBM2D(_plane.PlaneConfig):
             case "contrastive" | "short_run":
                 noise = jax.random.uniform(key_x, x.shape, minval=-2.0, maxval=2.0)
                 start = x if self.objective == "contrastive" else noise
-                contrast = energy.contrast(e, key_v, x, start, self.step_size, self.chain_steps)
+                contrast = energy.contrastive_divergence(e, key_v, x, start, self.step_size, self.chain_steps)
                 return contrast.loss, {"energy": contrast.data.mean()}
             case "implicit":
                 return score_matching.implicit(Partial(energy.score, e), x).mean(), {}
@@ -112,7 +115,7 @@ CONFIG = EBM2D(
     steps=4_000,
     batch_size=256,
     learning_rate=1e-3,
-    schedule="cosine",
+    lr_schedule="cosine",
     ema_decay=0.995,
     eval_batch_size=2_000,
     num_samples=2_000,

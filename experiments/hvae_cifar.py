@@ -10,14 +10,14 @@ Source: Child 2021, arXiv:2011.10650, and the settings of its published code for
 
 import math
 
-from experiments._hvae import HVAE
-from experiments._observation import Observation
-from vdm_jax.networks.hierarchy import HierarchyConfig
+from vdm_jax.models.hvae import HVAE
+from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
 
 CONFIG = HVAE(
     data="cifar10",
-    network=HierarchyConfig(),
-    observation=Observation(law="mixture", components=10),
+    network=VeryDeepVAEConfig(),
+    observation=LikelihoodOptions(distribution="mixture", components=10),
     steps=1_000_000,
     batch_size=32,
     learning_rate=2e-4,

@@ -10,25 +10,25 @@ Cost: a minute on 2 idle CPU cores. Expected: 1.78 bits/dim on the test digits, 
 Source: Child 2021, arXiv:2011.10650, scaled down.
 """
 
-from experiments._hvae import HVAE
-from experiments._observation import Observation
-from vdm_jax.networks.hierarchy import HierarchyConfig
+from vdm_jax.models.hvae import HVAE
+from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
 
 CONFIG = HVAE(
     data="digits",
-    network=HierarchyConfig(
+    network=VeryDeepVAEConfig(
         width=32,
         bottleneck=1.0,
         z_channels=4,
         layers=((2, 1), (4, 2), (8, 1)),
         encoder=((8, 1), (4, 1), (2, 1)),
     ),
-    observation=Observation(law="mixture", components=5),
+    observation=LikelihoodOptions(distribution="mixture", components=5),
     steps=2_000,
     batch_size=32,
     learning_rate=4e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     b2=0.99,
     ema_decay=0.995,

@@ -7,24 +7,24 @@ Cost: on two CPU cores some 0.86 steps of 64 images a second. Not trained to its
 Source: Child 2021, arXiv:2011.10650, scaled down.
 """
 
-from experiments._hvae import HVAE
-from experiments._observation import Observation
-from vdm_jax.networks.hierarchy import HierarchyConfig
+from vdm_jax.models.hvae import HVAE
+from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
 
 CONFIG = HVAE(
     data="mnist",
-    network=HierarchyConfig(
+    network=VeryDeepVAEConfig(
         width=64,
         z_channels=8,
         layers=((1, 2), (7, 8), (14, 8), (28, 2)),
         encoder=((28, 1), (14, 2), (7, 2), (1, 1)),
     ),
-    observation=Observation(law="mixture", components=5),
+    observation=LikelihoodOptions(distribution="mixture", components=5),
     steps=40_000,
     batch_size=64,
     learning_rate=1e-3,
     warmup_steps=500,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     b2=0.9,
     ema_decay=0.999,

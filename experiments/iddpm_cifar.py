@@ -14,7 +14,7 @@ features; this one is Ho et al.'s. And L_vlb draws its steps from fixed probabil
 Source: Nichol & Dhariwal 2021, arXiv:2102.09672, Sections 3 and 4, and github.com/openai/improved-diffusion.
 """
 
-from experiments._iddpm import IDDPM
+from vdm_jax.models.iddpm import IDDPM
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = IDDPM(
@@ -26,7 +26,7 @@ CONFIG = IDDPM(
     learning_rate=1e-4,
     grad_clip=0.0,
     ema_decay=0.9999,
-    noise="cosine",
+    noise_schedule="cosine",
     num_steps=4000,
     log_every=100,
     checkpoint_every=5_000,

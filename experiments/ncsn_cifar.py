@@ -11,15 +11,15 @@ Cost: a day on a GPU. Published: FID 25.32 from the best checkpoint. Not trained
 Source: Song & Ermon 2019, arXiv:1907.05600, sections 4 and 5, appendix B.
 """
 
-from experiments._ncsn import NCSN
-from experiments._score import Langevin
+from vdm_jax.models.annealing import Langevin
+from vdm_jax.models.ncsn import NCSN
 from vdm_jax.networks.refinenet import RefineNetConfig
 
 CONFIG = NCSN(
     data="cifar10",
     network=RefineNetConfig(channels=128, num_levels=10),
     sampling=Langevin(rate=0.1, steps=100, denoise=False),
-    kind="score",
+    prediction_type="score",
     dequantize=True,
     flip=True,
     steps=200_000,

@@ -10,20 +10,20 @@ Cost: minutes on 2 idle CPU cores.
 Source: Song & Ermon 2019, arXiv:1907.05600, with the scaled output and the averaged parameters of arXiv:2006.09011.
 """
 
-from experiments._ncsn import NCSN
-from experiments._score import Noise
+from vdm_jax.models.annealing import Noise
+from vdm_jax.models.ncsn import NCSN
 from vdm_jax.networks.refinenet import RefineNetConfig
 
 CONFIG = NCSN(
     data="digits",
     network=RefineNetConfig(channels=32, num_levels=10),
     noise=Noise(sigma_max=4.0, sigma_min=0.05),
-    spread=True,
+    time_sampling="low_discrepancy",
     steps=4_000,
     batch_size=32,
     learning_rate=1e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     ema_decay=0.995,
     eval_batch_size=360,
     log_every=100,

@@ -8,13 +8,13 @@ Source: Song & Ermon 2019, arXiv:1907.05600: its noise and its 64 channels; with
 parameters of arXiv:2006.09011.
 """
 
-from experiments._ncsn import NCSN
+from vdm_jax.models.ncsn import NCSN
 from vdm_jax.networks.refinenet import RefineNetConfig
 
 CONFIG = NCSN(
     data="mnist",
     network=RefineNetConfig(channels=64, num_levels=10),
-    spread=True,
+    time_sampling="low_discrepancy",
     steps=100_000,
     batch_size=128,
     learning_rate=1e-3,

@@ -19,20 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from experiments import _plane
-from experiments._score import Langevin, Noise
-from vdm_jax import exact, langevin, score_matching
+from vdm_jax import closed_form, langevin, score_matching
+from vdm_jax.models import planes
+from vdm_jax.models.annealing import Langevin, Noise
 from vdm_jax.networks.mlp import MLP, MLPConfig
-from vdm_jax.parameterization import ScoreOf
-from vdm_jax.times import draw_steps
-from vdm_jax.training.contract import Cost, DataSpec, Experiment, Samples
+from vdm_jax.parameterization import ScoreFromDenoiser
+from vdm_jax.time_sampling import sample_timesteps
+from vdm_jax.training.experiment import Cost, DataSpec, Experiment, SampleBatch
 from vdm_jax.types import per_example
 
 SHOWN = 40  # chains in a picture
 
 
 @dataclass(frozen=True)
-class Score2D(_plane.PlaneConfig):
+class Score2D(planes.PlaneConfig):
     """A noise-conditional score network of points in a plane."""
 
     network: MLPConfig = field(default_factory=MLPConfig)
@@ -48,8 +48,12 @@ class Score2D(_plane.PlaneConfig):
 
     def build(self, data: DataSpec) -> Experiment:
         """The four functions that the loop trains, samples and evaluates with, and the pictures."""
-        _plane.check_network(self.network)
-        law, network, table = _plane.truth(data), MLP(self.network), self.noise.table(self.num_levels)
+        planes.check_network(self.network)
+        distribution, network, schedule = (
+            planes.truth(data),
+            MLP(self.network),
+            self.noise.discrete_schedule(self.num_levels),
+        )
 
         def init(key):
             return network.init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
@@ -60,18 +64,22 @@ class Score2D(_plane.PlaneConfig):
         def loss(params, key, batch, step):
             del step
             key_t, key_loss = jax.random.split(key)
-            level = table(draw_steps(key_t, len(batch["image"]), self.num_levels, spread=True))
+            level = schedule(
+                sample_timesteps(key_t, len(batch["image"]), self.num_levels, time_sampling="low_discrepancy")
+            )
             return self.matching(Partial(predict, params), key_loss, batch["image"], level).mean(), {}
 
         def sample(params, key, n):
-            chain = self.sampling(Partial(predict, params), key, (n, 2), table, "eps")
-            return Samples(chain.x, chain.path[:, :SHOWN])
+            chain = self.sampling(Partial(predict, params), key, (n, 2), schedule, "eps")
+            return SampleBatch(chain.x, chain.path[:, :SHOWN])
 
         def evaluate(params, key, batch):
             def at(t):
-                level = table(t)
+                level = schedule(t)
                 x = batch["image"] + level.sigma * jax.random.normal(jax.random.fold_in(key, t), batch["image"].shape)
-                apart = ScoreOf(Partial(predict, params), level)(x) - jax.vmap(exact.marginal(law, level).score)(x)
+                apart = ScoreFromDenoiser(Partial(predict, params), level)(x) - jax.vmap(
+                    closed_form.marginal(distribution, level).score
+                )(x)
                 return 0.5 * per_example((level.sigma * apart) ** 2)
 
             errors = jax.lax.map(at, jnp.arange(1, self.num_levels + 1))
@@ -79,10 +87,10 @@ class Score2D(_plane.PlaneConfig):
 
         def fields(params, key):
             del key
-            return self.fields(Partial(predict, params), law, table)
+            return self.fields(Partial(predict, params), distribution, schedule)
 
         def chains(params, key):
-            return self.chains(Partial(predict, params), key, law, table)
+            return self.chains(Partial(predict, params), key, distribution, schedule)
 
         cost = Cost(evaluate=self.num_levels, sample=self.num_levels * self.sampling.steps)
         return Experiment(init, loss, sample, evaluate, cost, planes={"field": fields, "langevin": chains})
@@ -90,7 +98,7 @@ class Score2D(_plane.PlaneConfig):
     def matching(self, denoiser, key, x, level):
         """Score matching of the noisy points, each at its level, times sigma^2; per example."""
         if self.objective == "denoising":
-            return score_matching.denoising_at(denoiser, key, x, level, kind="eps")
+            return score_matching.denoising_at(denoiser, key, x, level, prediction_type="eps")
         key_eps, key_v = jax.random.split(key)
         x_t = x + level.sigma[:, None] * jax.random.normal(key_eps, x.shape)
 
@@ -101,25 +109,25 @@ class Score2D(_plane.PlaneConfig):
             return level.sigma**2 * score_matching.implicit(score, x_t)
         return level.sigma**2 * score_matching.sliced(score, key_v, x_t)
 
-    def fields(self, denoiser, law, table):
+    def fields(self, denoiser, distribution, schedule):
         """The learned score on the true one, at the cleanest level, and with more noise."""
-        sigma, found = np.asarray(table.levels.sigma), {}
+        sigma, found = np.asarray(schedule.levels.sigma), {}
         for t in (1, 1 + self.num_levels // 4, 1 + self.num_levels // 2):
-            noisy, score = exact.marginal(law, table(t)), ScoreOf(denoiser, table(t))
+            noisy, score = closed_form.marginal(distribution, schedule(t)), ScoreFromDenoiser(denoiser, schedule(t))
             arrows = {"truth": jax.vmap(noisy.score), "learned": score}
-            found[f"sigma = {sigma[t]:.2f}"] = _plane.field(jax.vmap(noisy.log_prob), **arrows)
+            found[f"sigma = {sigma[t]:.2f}"] = planes.field(jax.vmap(noisy.log_prob), **arrows)
         return found
 
-    def chains(self, denoiser, key, law, table):
+    def chains(self, denoiser, key, distribution, schedule):
         """Chains on the cleanest law alone, and annealed ones, of as many steps."""
-        clean, steps = table(1), self.num_levels * self.sampling.steps
+        clean, steps = schedule(1), self.num_levels * self.sampling.steps
         key_x, key_alone, key_annealed = jax.random.split(key, 3)
         x, eta = jax.random.uniform(key_x, (SHOWN, 2), minval=-2.0, maxval=2.0), self.sampling.rate * clean.sigma**2
-        alone = langevin.unadjusted(ScoreOf(denoiser, clean), key_alone, x, eta, steps, path=True).path
-        annealed = self.sampling(denoiser, key_annealed, (SHOWN, 2), table, "eps").path[self.num_levels // 2 :]
+        alone = langevin.ula(ScoreFromDenoiser(denoiser, clean), key_alone, x, eta, steps, path=True).path
+        annealed = self.sampling(denoiser, key_annealed, (SHOWN, 2), schedule, "eps").path[self.num_levels // 2 :]
         paths = {"annealed": annealed, "at the last level alone": alone[:: max(1, steps // 100)]}
-        log_prob = jax.vmap(exact.marginal(law, clean).log_prob)
-        return {title: _plane.landscape(log_prob, paths=states) for title, states in paths.items()}
+        log_prob = jax.vmap(closed_form.marginal(distribution, clean).log_prob)
+        return {title: planes.landscape(log_prob, paths=states) for title, states in paths.items()}
 
 
 CONFIG = Score2D(
@@ -127,7 +135,7 @@ CONFIG = Score2D(
     steps=5_000,
     batch_size=256,
     learning_rate=2e-3,
-    schedule="cosine",
+    lr_schedule="cosine",
     ema_decay=0.995,
     eval_batch_size=2_000,
     num_samples=2_000,

@@ -11,7 +11,7 @@ is a score.
 Cost: a minute on 2 idle CPU cores. Expected: 18.5 dB, within 0.8 dB of `clean_denoise_digits` (docs/results.md).
 """
 
-from experiments._denoiser import DenoiserConfig
+from vdm_jax.models.denoiser import DenoiserConfig
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = DenoiserConfig(
@@ -30,7 +30,7 @@ CONFIG = DenoiserConfig(
     batch_size=64,
     learning_rate=1e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     ema_decay=0.995,
     eval_batch_size=360,

@@ -11,18 +11,18 @@ Source: Kingma & Welling 2013, arXiv:1312.6114.
 """
 
 from experiments import ae_digits
-from experiments._observation import Observation
-from experiments._vae import VAE
+from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.models.vae import VAE
 
 CONFIG = VAE(
     data="digits",
     network=ae_digits.CONFIG.network,
-    observation=Observation(law="mixture", components=5),
+    observation=LikelihoodOptions(distribution="mixture", components=5),
     steps=2_500,
     batch_size=32,
     learning_rate=2e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     b2=0.99,
     ema_decay=0.995,

@@ -9,19 +9,21 @@ Cost: minutes on a GPU; on two CPU cores some 2.9 steps of 64 images a second. N
 Source: Kingma & Welling 2013, arXiv:1312.6114, with Salimans et al.'s mixture of logistics, arXiv:1701.05517.
 """
 
-from experiments._observation import Observation
-from experiments._vae import VAE
+from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.models.vae import VAE
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 
 CONFIG = VAE(
     data="mnist",
-    network=AutoencoderConfig(kind="conv", latent=32, width=32, blocks=1, multipliers=(1, 2, 4), groups=8, dropout=0.0),
-    observation=Observation(law="mixture", components=5),
+    network=AutoencoderConfig(
+        architecture="conv", latent=32, width=32, blocks=1, multipliers=(1, 2, 4), groups=8, dropout=0.0
+    ),
+    observation=LikelihoodOptions(distribution="mixture", components=5),
     steps=30_000,
     batch_size=64,
     learning_rate=1e-3,
     warmup_steps=500,
-    schedule="cosine",
+    lr_schedule="cosine",
     weight_decay=1e-2,
     ema_decay=0.999,
     kl_warmup_steps=2_000,

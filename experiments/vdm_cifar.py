@@ -13,8 +13,8 @@ Expected: 2.65 bits/dim with EMA after 10M steps, as published (Table 1).
 Source: Kingma et al. 2021, arXiv:2107.00630, section 6 and appendix B.
 """
 
-from experiments._sampling import Sampling
-from experiments._vdm import VDM
+from vdm_jax.models.sampling import Sampling
+from vdm_jax.models.vdm import VDM
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = VDM(

@@ -14,8 +14,8 @@ Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
 from dataclasses import replace
 
 from experiments import ddpm_digits
-from experiments._ledger import Ledger
-from experiments._vdm import VDM
+from vdm_jax.models.likelihood_rows import LikelihoodRows
+from vdm_jax.models.vdm import VDM
 
 CONFIG = VDM(
     data="digits",
@@ -28,14 +28,14 @@ CONFIG = VDM(
     batch_size=32,
     learning_rate=4e-3,
     warmup_steps=100,
-    schedule="cosine",
+    lr_schedule="cosine",
     grad_clip=0.0,
     weight_decay=1e-2,
     b2=0.99,
     ema_decay=0.998,
     eval_batch_size=360,
     eval_terms=50,
-    ledger=Ledger(terms=50),
+    ledger=LikelihoodRows(terms=50),
     log_every=100,
     checkpoint_every=500,
     picture_every=1_000,

@@ -8,7 +8,7 @@ Expected: see docs/results.md for what was measured.
 Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
 """
 
-from experiments._vdm import VDM
+from vdm_jax.models.vdm import VDM
 from vdm_jax.networks.unet import UNetConfig
 
 CONFIG = VDM(
@@ -30,7 +30,7 @@ CONFIG = VDM(
     batch_size=64,
     learning_rate=2e-3,
     warmup_steps=500,
-    schedule="cosine",
+    lr_schedule="cosine",
     grad_clip=0.0,
     weight_decay=0.01,
     b2=0.99,

@@ -18,10 +18,10 @@ import mpmath
 import numpy as np
 from mpmath import mpf
 
-from vdm_jax import elbo, forward, parameterization, schedules, tables
+from vdm_jax import discrete_schedules, elbo, forward, parameterization, schedules
 from vdm_jax.gaussian import Normal, kl, variance_kl
-from vdm_jax.levels import Level, Step, level_from_log_snr, step_from_log_snr
-from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, LogisticMixture, to_unit
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, LogisticMixture, normalize
+from vdm_jax.noise_levels import NoiseLevel, Step, level_from_log_snr, step_from_log_snr
 
 LIMIT = 1e-6
 LOG_SNR = "log SNR (of at least 1)"
@@ -68,7 +68,7 @@ def ratio(s: Noise, t: Noise) -> mpf:
 # -- truths of one level and of one step ------------------------------------------------------------------------------
 
 
-def level_values(level: Level) -> dict[str, Any]:
+def level_values(level: NoiseLevel) -> dict[str, Any]:
     return {
         "alpha": level.alpha,
         "sigma": level.sigma,
@@ -116,7 +116,9 @@ def step_values(step: Step) -> dict[str, Any]:
         "posterior by eps: of eps": by_eps(zero, one, step).mean,
         "posterior by score: of x_t": by_score(one, zero, step).mean,
         "posterior by score: of score": by_score(zero, one, step).mean,
-        **{f"KL weight of {kind}": elbo.diffusion_weight(step, kind) for kind in KINDS},
+        **{
+            f"KL weight of {prediction_type}": elbo.diffusion_weight(step, prediction_type) for prediction_type in KINDS
+        },
     }
 
 
@@ -145,7 +147,7 @@ def step_truths(s: Noise, t: Noise) -> dict[str, mpf]:
         "posterior by eps: of eps": -back * variance / sigma_t,
         "posterior by score: of x_t": back,
         "posterior by score: of score": back * variance,
-        **{f"KL weight of {kind}": kl_x_0 * weight for kind, weight in weights.items()},
+        **{f"KL weight of {prediction_type}": kl_x_0 * weight for prediction_type, weight in weights.items()},
     }
 
 
@@ -230,9 +232,9 @@ def exploding_noise(t: mpf) -> Noise:
     return Noise(mpf(1), mpf(0.01) * (50 / mpf(0.01)) ** t)
 
 
-def table_cases(num_steps: int) -> dict[str, tuple[tables.Table, Callable[[int], Noise]]]:
-    linear = tables.linear_betas(num_steps, *linear_ends(num_steps))
-    tabulate = tables.tabulate
+def table_cases(num_steps: int) -> dict[str, tuple[discrete_schedules.TabulatedSchedule, Callable[[int], Noise]]]:
+    linear = discrete_schedules.linear_betas(num_steps, *linear_ends(num_steps))
+    tabulate = discrete_schedules.discretize
     wide = schedules.LinearLogSNR(20.0, -20.0)
     exploding = tabulate(schedules.VarianceExploding(), num_steps)
     return {
@@ -252,38 +254,42 @@ def table_steps(num_steps: int, count: int) -> np.ndarray:
 
 
 def of_tables(num_steps: int, count: int = 12) -> Iterator[Check]:
-    for name, (table, truth) in table_cases(num_steps).items():
+    for name, (schedule, truth) in table_cases(num_steps).items():
         t = table_steps(num_steps, count)
         place = f"{name}, T = {num_steps:,}"
-        values = jax.jit(lambda t, table=table: level_values(table(t)))(t)
+        values = jax.jit(lambda t, schedule=schedule: level_values(schedule(t)))(t)
         yield from compare(values, [level_truths(truth(int(i))) for i in t], [f"{place}, t = {i}" for i in t])
         later = t[t > 0]
         rng = np.random.RandomState(1)
         pairs = [(i - 1, i) for i in later] + [(rng.randint(0, i), i) for i in later]
         s, t = (np.array(side, np.int32) for side in zip(*pairs, strict=True))
-        values = jax.jit(lambda s, t, table=table: step_values(table.step(s, t)))(s, t)
+        values = jax.jit(lambda s, t, schedule=schedule: step_values(schedule.step(s, t)))(s, t)
         truths = [step_truths(truth(int(a)), truth(int(b))) for a, b in pairs]
         yield from compare(values, truths, [f"{place}, {a} -> {b}" for a, b in pairs])
         if name != "exploding":
-            yield from of_betas(table, truth, later, place)
-        yield from of_strided(table, truth, place)
+            yield from of_betas(schedule, truth, later, place)
+        yield from of_strided(schedule, truth, place)
 
 
-def of_betas(table: tables.Table, truth: Callable[[int], Noise], t: np.ndarray, place: str) -> Iterator[Check]:
+def of_betas(
+    schedule: discrete_schedules.TabulatedSchedule, truth: Callable[[int], Noise], t: np.ndarray, place: str
+) -> Iterator[Check]:
     one_step = [1 - (truth(int(i)).alpha / truth(int(i) - 1).alpha) ** 2 for i in t]
-    beta = np.asarray(jax.jit(tables.to_betas)(table).beta)[t - 1]
+    beta = np.asarray(jax.jit(discrete_schedules.to_betas)(schedule).beta)[t - 1]
     yield Check("beta_t", beta, one_step, [f"{place}, t = {i}" for i in t])
-    deviation = np.asarray(jax.jit(tables.to_standard_deviations)(table).beta)[t - 1]
+    deviation = np.asarray(jax.jit(discrete_schedules.to_standard_deviations)(schedule).beta)[t - 1]
     yield Check("beta_t (deviation)", deviation, list(map(mpmath.sqrt, one_step)), [f"{place}, t = {i}" for i in t])
 
 
-def of_strided(table: tables.Table, truth: Callable[[int], Noise], place: str) -> Iterator[Check]:
-    steps = tables.even_steps(table.num_steps, min(7, table.num_steps))
-    few = table.strided(steps)
+def of_strided(
+    schedule: discrete_schedules.TabulatedSchedule, truth: Callable[[int], Noise], place: str
+) -> Iterator[Check]:
+    steps = discrete_schedules.uniform_steps(schedule.num_steps, min(7, schedule.num_steps))
+    few = schedule.subsequence(steps)
     t = np.arange(1, few.num_steps + 1)
     values = jax.jit(lambda t: step_values(few.step(t - 1, t)))(t)
     truths = [step_truths(truth(int(a)), truth(int(b))) for a, b in itertools.pairwise(steps)]
-    places = [f"{place}, strided {a} -> {b}" for a, b in itertools.pairwise(steps)]
+    places = [f"{place}, subsequence {a} -> {b}" for a, b in itertools.pairwise(steps)]
     yield from compare(values, truths, places)
 
 
@@ -422,8 +428,8 @@ def categorical() -> Iterator[Check]:
     for levels, log_snr in ((17, 8.0), (17, 2.0), (256, 13.3), (256, 5.0)):
         for z in (-1.02, 0.1, 0.997):
             z, lam = np.float32([z]), np.float32(log_snr)
-            law = jax.jit(lambda z, lam, n=levels: Categorical(z, level_from_log_snr(lam), n).log_masses())
-            masses = np.exp(np.asarray(law(z, lam), np.float64))[0]
+            distribution = jax.jit(lambda z, lam, n=levels: Categorical(z, level_from_log_snr(lam), n).log_masses())
+            masses = np.exp(np.asarray(distribution(z, lam), np.float64))[0]
             alpha, sigma = of_log_snr(lam)
             grid = [mpf(2 * k - levels + 1) / (levels - 1) for k in range(levels)]
             weights = [mpmath.exp(-((mpf(float(z[0])) - alpha * v) ** 2) / (2 * sigma**2)) for v in grid]
@@ -453,7 +459,7 @@ def edges(levels: int, count: int = 60) -> Iterator[Check]:
     rows = beside_edges(rng, edge, scale), scale, k
 
     def log_mass(mean, scale, k):
-        return DiscretizedGaussian(mean, scale=scale, levels=levels).log_prob(to_unit(k, levels))
+        return DiscretizedGaussian(mean, scale=scale, levels=levels).log_prob(normalize(k, levels))
 
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass, (0, 1))))(*rows)
     rows = list(zip(*rows, strict=True))
@@ -476,8 +482,8 @@ def mixture_edges(rng: np.random.RandomState, levels: int, count: int) -> Iterat
     mean = beside_edges(rng, edge.ravel(), np.exp(log_scale).ravel()).reshape(k.shape)
 
     def log_mass(mean, log_scale, coefficient, k):
-        law = LogisticMixture(jnp.zeros(1), mean[:, None], log_scale[:, None], levels, coefficient[:, None])
-        return law.log_prob(to_unit(k, levels))
+        distribution = LogisticMixture(jnp.zeros(1), mean[:, None], log_scale[:, None], levels, coefficient[:, None])
+        return distribution.log_prob(normalize(k, levels))
 
     rows = mean, log_scale, coefficient, k
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass, (0, 1, 2))))(*rows)

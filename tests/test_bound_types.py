@@ -16,24 +16,24 @@ from jax.tree_util import Partial
 
 from vdm_jax import (
     dequantization,
+    discrete_schedules,
     divergence,
     elbo,
     energy,
     losses,
-    paths,
-    reverse,
+    path_bounds,
+    reverse_variance,
     schedules,
     score_matching,
     sure,
-    tables,
-    times,
+    time_sampling,
     tweedie,
     vdm,
     weightings,
 )
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.likelihoods import to_unit
+from vdm_jax.likelihoods import normalize
+from vdm_jax.noise_levels import level_from_log_snr
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def _without_checks_of_annotations(monkeypatch):
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.RandomState(0).randint(0, 9, (4, 3)) / 4.0 - 1.0, jnp.float32)  # on a grid of 9 values
 P = jnp.float32(0.3)
-TABLE = tables.linear_betas(3, 0.05, 0.4)
+TABLE = discrete_schedules.linear_betas(3, 0.05, 0.4)
 SCHEDULE = schedules.LinearLogSNR(5.0, -4.0)
 LEVEL = level_from_log_snr(jnp.float32(0.5))
 
@@ -83,7 +83,7 @@ def variance_decoder(x_hat, fraction, x_1, level):
 
 
 def learned(p):
-    return schedules.Learned(-5.0 + p, 4.0, Partial(lambda q, s, t: q * (t * t - s * s) + t - s, p))
+    return schedules.LearnedSchedule(-5.0 + p, 4.0, Partial(lambda q, s, t: q * (t * t - s * s) + t - s, p))
 
 
 def score_of(wrap, p):
@@ -105,7 +105,7 @@ def _wide(x, levels):
 # name -> function of a network, a key and a batch
 DENOISERS: dict[str, Callable[..., Any]] = {
     "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(
-        net, k, x, TABLE, kind="v", weight=lambda s: s.t.alpha, probabilities=jnp.arange(1.0, 4.0)
+        net, k, x, TABLE, prediction_type="v", weight=lambda s: s.t.alpha, probabilities=jnp.arange(1.0, 4.0)
     ),
     "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, TABLE),
     "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, TABLE, decoder),
@@ -113,25 +113,31 @@ DENOISERS: dict[str, Callable[..., Any]] = {
     "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, SCHEDULE, decoder, terms=2),
     "elbo.diffusion_curve": lambda net, k, x: elbo.diffusion_curve(net, k, x, TABLE, terms=2),
     "elbo.diffusion_curve, continuous": lambda net, k, x: elbo.diffusion_curve(net, k, x, SCHEDULE, terms=2),
-    "paths.consistency_bound": lambda net, k, x: paths.consistency_bound(net, k, x, TABLE, decoder),
-    "paths.joint_log_ratio": lambda net, k, x: paths.joint_log_ratio(net, k, x, TABLE, decoder),
-    "paths.importance_bound": lambda net, k, x: paths.importance_bound(net, k, x, TABLE, decoder, samples=2),
+    "path_bounds.consistency_bound": lambda net, k, x: path_bounds.consistency_bound(net, k, x, TABLE, decoder),
+    "path_bounds.joint_log_ratio": lambda net, k, x: path_bounds.joint_log_ratio(net, k, x, TABLE, decoder),
+    "path_bounds.importance_weighted_bound": lambda net, k, x: path_bounds.importance_weighted_bound(
+        net, k, x, TABLE, decoder, samples=2
+    ),
     "vdm.vdm_loss": lambda net, k, x: vdm.vdm_loss(net, k, x, SCHEDULE, decoder),
     "vdm.vdm_loss, T steps": lambda net, k, x: vdm.vdm_loss(net, k, x, SCHEDULE, decoder, num_steps=5),
     "vdm.vdm_loss, learned": lambda net, k, x: vdm.vdm_loss(net, k, x, learned(P), decoder),
-    "reverse.eps_power": lambda net, k, x: reverse.eps_power(net, k, x, TABLE),
+    "reverse_variance.eps_second_moment": lambda net, k, x: reverse_variance.eps_second_moment(net, k, x, TABLE),
     "weightings.weighted_bound": lambda net, k, x: weightings.weighted_bound(
         net, k, x, SCHEDULE, weightings.sigmoid, terms=2
     ),
-    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(net, k, x, LEVEL, kind="eps"),
-    "dequantization.encoder_bound": lambda net, k, x: dequantization.encoder_bound(
+    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(
+        net, k, x, LEVEL, prediction_type="eps"
+    ),
+    "dequantization.latent_dequantization_bound": lambda net, k, x: dequantization.latent_dequantization_bound(
         Partial(numbers, same, P), net, k, x, LEVEL, decoder
     ),
 }
 VARIANCES: dict[str, Callable[..., Any]] = {
-    "reverse.learned_bound": lambda net, k, x: reverse.learned_bound(net, k, x, TABLE, variance_decoder),
-    "reverse.vlb_loss": lambda net, k, x: reverse.vlb_loss(net, k, x, TABLE, variance_decoder),
-    "reverse.hybrid_loss": lambda net, k, x: reverse.hybrid_loss(net, k, x, TABLE, variance_decoder),
+    "reverse_variance.learned_variance_bound": lambda net, k, x: reverse_variance.learned_variance_bound(
+        net, k, x, TABLE, variance_decoder
+    ),
+    "reverse_variance.vlb_loss": lambda net, k, x: reverse_variance.vlb_loss(net, k, x, TABLE, variance_decoder),
+    "reverse_variance.hybrid_loss": lambda net, k, x: reverse_variance.hybrid_loss(net, k, x, TABLE, variance_decoder),
 }
 SCORES: dict[str, Callable[..., Any]] = {
     "score_matching.explicit": lambda s, k, x: score_matching.explicit(s, lambda x: jnp.sin(x), x),
@@ -152,7 +158,7 @@ ENERGIES: dict[str, Callable[..., Any]] = {
     "energy.log_density": lambda e, k, x: energy.log_density(e, x, 0.3),
     "energy.log_partition": lambda e, k, x: energy.log_partition(e, x, jnp.zeros(x.shape[:1])),
     "energy.score": lambda e, k, x: energy.score(e, x),
-    "energy.contrast": lambda e, k, x: energy.contrast(e, k, x, x[:2], 0.05, 2)[:2],
+    "energy.contrastive_divergence": lambda e, k, x: energy.contrastive_divergence(e, k, x, x[:2], 0.05, 2)[:2],
     "score_matching.finite_difference": lambda e, k, x: score_matching.finite_difference(e, k, x, 0.1),
     "dequantization.dequantized_bound": lambda e, k, x: dequantization.dequantized_bound(
         e, k, x, lambda x: dequantization.Uniform(x, 9), samples=2
@@ -173,7 +179,7 @@ CASES: dict[str, Callable[..., Any]] = {
 }
 EAGER = {  # not compiled as a whole: of no examples the result is empty
     "tweedie.posterior_mean", "tweedie.covariance_operator", "energy.log_density", "energy.log_partition",
-    "energy.score", "energy.contrast", "divergence.value_and_divergence",
+    "energy.score", "energy.contrastive_divergence", "divergence.value_and_divergence",
 }  # fmt: skip
 
 
@@ -206,7 +212,7 @@ def test_times_of_float16_data_are_those_of_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [paths.joint_log_ratio, paths.consistency_bound])
+@pytest.mark.parametrize("function", [path_bounds.joint_log_ratio, path_bounds.consistency_bound])
 def test_paths_of_bfloat16_data_are_those_of_float32(function):
     # the network predicts x_0 from nothing, so that only the path itself could differ
     def constant(x, level):
@@ -214,20 +220,20 @@ def test_paths_of_bfloat16_data_are_those_of_float32(function):
 
     with jax.numpy_dtype_promotion("standard"):
         half, full = (
-            function(constant, KEY, X.astype(dtype), TABLE, decoder, kind="x_0")
+            function(constant, KEY, X.astype(dtype), TABLE, decoder, prediction_type="x_0")
             for dtype in (jnp.bfloat16, jnp.float32)
         )
-    if isinstance(half, elbo.Bound):  # its decoder's x_1 is a state, and rounded
+    if isinstance(half, elbo.DiffusionBound):  # its decoder's x_1 is a state, and rounded
         half, full = half[::2], full[::2]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), half, full)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", [dequantization.Uniform, _wide])
-def test_samples_within_a_bin_of_bfloat16_data_stay_within_the_true_bin(law):
-    values = to_unit(jnp.arange(256), 256)
+@pytest.mark.parametrize("distribution", [dequantization.Uniform, _wide])
+def test_samples_within_a_bin_of_bfloat16_data_stay_within_the_true_bin(distribution):
+    values = normalize(jnp.arange(256), 256)
     with jax.numpy_dtype_promotion("standard"):
-        narrow, full = law(values.astype(jnp.bfloat16), 256), law(values, 256)
+        narrow, full = distribution(values.astype(jnp.bfloat16), 256), distribution(values, 256)
         y = narrow.sample(KEY)
         np.testing.assert_array_equal(y, full.sample(KEY))
         np.testing.assert_array_equal(narrow.log_prob(y), full.log_prob(y))
@@ -250,29 +256,37 @@ WITH_TABLE = {
     "losses.denoising_loss": lambda x, t: losses.denoising_loss(Partial(denoiser, same, P), KEY, x, t),
     "elbo.bound": lambda x, t: elbo.bound(Partial(denoiser, same, P), KEY, x, t, decoder),
     "elbo.diffusion_curve": lambda x, t: elbo.diffusion_curve(Partial(denoiser, same, P), KEY, x, t, terms=2),
-    "paths.consistency_bound": lambda x, t: paths.consistency_bound(Partial(denoiser, same, P), KEY, x, t, decoder),
-    "paths.joint_log_ratio": lambda x, t: paths.joint_log_ratio(Partial(denoiser, same, P), KEY, x, t, decoder),
-    "paths.importance_bound": lambda x, t: paths.importance_bound(
+    "path_bounds.consistency_bound": lambda x, t: path_bounds.consistency_bound(
+        Partial(denoiser, same, P), KEY, x, t, decoder
+    ),
+    "path_bounds.joint_log_ratio": lambda x, t: path_bounds.joint_log_ratio(
+        Partial(denoiser, same, P), KEY, x, t, decoder
+    ),
+    "path_bounds.importance_weighted_bound": lambda x, t: path_bounds.importance_weighted_bound(
         Partial(denoiser, same, P), KEY, x, t, decoder, samples=2
     ),
-    "reverse.learned_bound": lambda x, t: reverse.learned_bound(
+    "reverse_variance.learned_variance_bound": lambda x, t: reverse_variance.learned_variance_bound(
         Partial(with_variance, same, P), KEY, x, t, variance_decoder
     ),
-    "reverse.vlb_loss": lambda x, t: reverse.vlb_loss(Partial(with_variance, same, P), KEY, x, t, variance_decoder),
-    "reverse.hybrid_loss": lambda x, t: reverse.hybrid_loss(
+    "reverse_variance.vlb_loss": lambda x, t: reverse_variance.vlb_loss(
         Partial(with_variance, same, P), KEY, x, t, variance_decoder
     ),
-    "reverse.eps_power": lambda x, t: reverse.eps_power(Partial(denoiser, same, P), KEY, x, t),
+    "reverse_variance.hybrid_loss": lambda x, t: reverse_variance.hybrid_loss(
+        Partial(with_variance, same, P), KEY, x, t, variance_decoder
+    ),
+    "reverse_variance.eps_second_moment": lambda x, t: reverse_variance.eps_second_moment(
+        Partial(denoiser, same, P), KEY, x, t
+    ),
     "score_matching.denoising_at": lambda x, t: score_matching.denoising_at(Partial(denoiser, same, P), KEY, x, t(2)),
     "tweedie.posterior_variance": lambda x, t: tweedie.posterior_variance(Partial(field, same, P), KEY, x, t(2)),
-    "dequantization.encoder_bound": lambda x, t: dequantization.encoder_bound(
+    "dequantization.latent_dequantization_bound": lambda x, t: dequantization.latent_dequantization_bound(
         Partial(numbers, same, P), Partial(denoiser, same, P), KEY, x, t(2), decoder
     ),
 }
 
 DRAWN_IN_FLOAT64 = {  # samples of a normal distribution whose mean is float64 are other random numbers
-    "elbo.bound", "paths.consistency_bound", "paths.joint_log_ratio", "paths.importance_bound",
-    "reverse.learned_bound", "dequantization.encoder_bound",
+    "elbo.bound", "path_bounds.consistency_bound", "path_bounds.joint_log_ratio", "path_bounds.importance_weighted_bound",
+    "reverse_variance.learned_variance_bound", "dequantization.latent_dequantization_bound",
 }  # fmt: skip
 
 
@@ -311,14 +325,14 @@ def test_float64_arrays_of_numpy_are_as_float32(name):
 
 
 def test_numbers_of_numpy_are_taken_without_a_warning():
-    x, u, law = np.asarray(X, np.float64), np.linspace(0.0, 0.9, 5), dequantization.Uniform
+    x, u, distribution = np.asarray(X, np.float64), np.linspace(0.0, 0.9, 5), dequantization.Uniform
     results = jax.eval_shape(
         lambda: (
-            times.warp(u, np.array([0.25, 0.75]))[::2],
-            sure.best_threshold(x, np.float64(0.5)),
+            time_sampling.importance_sample(u, np.array([0.25, 0.75]))[::2],
+            sure.sure_threshold(x, np.float64(0.5)),
             (tweedie.poisson_base(x), tweedie.normal_base(x, np.float64(0.5)), tweedie.gamma_base(x, np.float64(2.0))),
             weightings.uniform_time(x, SCHEDULE),
-            (law(x[0], 9).sample(KEY), law(x[0], 9).log_prob(x[0])),
+            (distribution(x[0], 9).sample(KEY), distribution(x[0], 9).log_prob(x[0])),
             (_truncated(x[0]).sample(KEY), _truncated(x[0]).log_prob(x[0])),
         )
     )
@@ -328,13 +342,21 @@ def test_numbers_of_numpy_are_taken_without_a_warning():
 @pytest.mark.slow
 def test_probabilities_of_numpy_are_as_float32():
     u, p = np.linspace(0.0, 0.9, 5), np.array([0.25, 0.75])
-    jax.tree.map(np.testing.assert_array_equal, times.warp(u, p), times.warp(jnp.asarray(u), jnp.asarray(p)))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        time_sampling.importance_sample(u, p),
+        time_sampling.importance_sample(jnp.asarray(u), jnp.asarray(p)),
+    )
 
 
 @pytest.mark.slow
 def test_bfloat16_times_are_float32():
-    drawn = times.warp(jnp.asarray([0.25, 0.5], jnp.bfloat16), jnp.asarray([0.3, 0.7], jnp.bfloat16))
-    exact = times.warp(jnp.asarray([0.25, 0.5]), jnp.asarray([0.3, 0.7], jnp.bfloat16).astype(jnp.float32))
+    drawn = time_sampling.importance_sample(
+        jnp.asarray([0.25, 0.5], jnp.bfloat16), jnp.asarray([0.3, 0.7], jnp.bfloat16)
+    )
+    exact = time_sampling.importance_sample(
+        jnp.asarray([0.25, 0.5]), jnp.asarray([0.3, 0.7], jnp.bfloat16).astype(jnp.float32)
+    )
     jax.tree.map(np.testing.assert_array_equal, drawn, exact)
     assert weightings.uniform_time(jnp.ones(2, jnp.bfloat16), SCHEDULE).dtype == np.float32
 
@@ -342,7 +364,7 @@ def test_bfloat16_times_are_float32():
 @pytest.mark.parametrize("name", CASES)
 def test_no_examples_are_refused_or_give_an_empty_result(name):
     ask = partial(jax.eval_shape, lambda: CASES[name](same, P, KEY, X[:0]))
-    if name in EAGER and name != "energy.contrast":  # whose chains are compiled
+    if name in EAGER and name != "energy.contrastive_divergence":  # whose chains are compiled
         assert all(0 in leaf.shape or leaf.shape == () for leaf in jax.tree.leaves(ask()))
     else:
         with pytest.raises(ValueError, match="at least one example"):
@@ -399,8 +421,8 @@ COLUMN = jnp.ones((4, 1))
 
 
 def _dequantized(**methods):
-    law = type("Law", (), methods)()
-    return dequantization.dequantized_bound(ENERGY, KEY, X, lambda x: law)
+    distribution = type("Law", (), methods)()
+    return dequantization.dequantized_bound(ENERGY, KEY, X, lambda x: distribution)
 
 
 SHAPES = {
@@ -414,18 +436,18 @@ SHAPES = {
     "3 steps need as many probabilities, got shape (2,)": lambda: losses.denoising_loss(
         NET, KEY, X, TABLE, probabilities=jnp.ones(2)
     ),
-    "probabilities has shape (2, 1)": lambda: times.warp(P, jnp.ones((2, 1))),
-    "probabilities has shape (0,)": lambda: times.warp(P, jnp.ones(0)),
-    "t has shape (3,) and losses (3, 1)": lambda: times.SecondMoments.init(4).update(
+    "probabilities has shape (2, 1)": lambda: time_sampling.importance_sample(P, jnp.ones((2, 1))),
+    "probabilities has shape (0,)": lambda: time_sampling.importance_sample(P, jnp.ones(0)),
+    "t has shape (3,) and losses (3, 1)": lambda: time_sampling.LossSecondMoments.init(4).update(
         jnp.asarray([1, 2, 3]), jnp.ones((3, 1))
     ),
-    "t has shape (3,): it must be (4,)": lambda: reverse.vlb_loss(
+    "t has shape (3,): it must be (4,)": lambda: reverse_variance.vlb_loss(
         VARIANCE_NET, KEY, X, TABLE, variance_decoder, t=jnp.ones(3, int)
     ),
-    "importance has shape (4, 1): it must be (4,)": lambda: reverse.hybrid_loss(
+    "importance has shape (4, 1): it must be (4,)": lambda: reverse_variance.hybrid_loss(
         VARIANCE_NET, KEY, X, TABLE, variance_decoder, importance=COLUMN
     ),
-    "vlb_weight has shape (4,): it must be one number": lambda: reverse.hybrid_loss(
+    "vlb_weight has shape (4,): it must be one number": lambda: reverse_variance.hybrid_loss(
         VARIANCE_NET, KEY, X, TABLE, variance_decoder, vlb_weight=jnp.ones(4)
     ),
     "prior_log_var has shape (4,): it must be one number": lambda: elbo.bound(
@@ -481,9 +503,9 @@ def test_other_shapes_that_would_broadcast_are_refused(message):
     ("name", "call"),
     [
         ("decoder", lambda array: elbo.bound(NET, KEY, X, TABLE, array)),
-        ("decoder", lambda array: paths.joint_log_ratio(NET, KEY, X, TABLE, array)),
-        ("decoder", lambda array: reverse.learned_bound(VARIANCE_NET, KEY, X, TABLE, array)),
-        ("decoder", lambda array: dequantization.encoder_bound(ENERGY, NET, KEY, X, LEVEL, array)),
+        ("decoder", lambda array: path_bounds.joint_log_ratio(NET, KEY, X, TABLE, array)),
+        ("decoder", lambda array: reverse_variance.learned_variance_bound(VARIANCE_NET, KEY, X, TABLE, array)),
+        ("decoder", lambda array: dequantization.latent_dequantization_bound(ENERGY, NET, KEY, X, LEVEL, array)),
         ("dequantizer", lambda array: dequantization.dequantized_bound(ENERGY, KEY, X, array)),
         ("noise", lambda array: score_matching.denoising(SCORE, KEY, X, array)),
     ],
@@ -512,8 +534,10 @@ NO_SIGNAL = level_from_log_snr(jnp.float32(-np.inf))
         lambda s: elbo.continuous_bound(NET, KEY, X, s, decoder),
         lambda s: elbo.diffusion_curve(NET, KEY, X, s, terms=2),
         lambda s: weightings.weighted_bound(NET, KEY, X, s, weightings.sigmoid),
-        lambda s: elbo.bound(NET, KEY, X, tables.Grid(s, 4), decoder),
-        lambda s: reverse.learned_bound(VARIANCE_NET, KEY, X, tables.Grid(s, 4), variance_decoder),
+        lambda s: elbo.bound(NET, KEY, X, discrete_schedules.DiscretizedSchedule(s, 4), decoder),
+        lambda s: reverse_variance.learned_variance_bound(
+            VARIANCE_NET, KEY, X, discrete_schedules.DiscretizedSchedule(s, 4), variance_decoder
+        ),
     ],
 )
 @pytest.mark.parametrize("schedule", [schedules.Cosine(), schedules.LinearBeta(), schedules.Sigmoid()])
@@ -525,7 +549,7 @@ def test_a_schedule_that_begins_clean_is_refused(call, schedule):
 
 @pytest.mark.slow
 def test_the_remedy_for_a_schedule_that_begins_clean():
-    schedule = tables.Interpolated(tables.tabulate(schedules.Cosine(), 10))
+    schedule = discrete_schedules.InterpolatedSchedule(discrete_schedules.discretize(schedules.Cosine(), 10))
     assert np.all(np.isfinite(vdm.vdm_loss(NET, KEY, X, schedule, decoder).total))
 
 
@@ -533,7 +557,7 @@ def test_the_remedy_for_a_schedule_that_begins_clean():
     ("level", "what", "call"),
     [
         (CLEAN, "sigma", lambda level: score_matching.denoising_at(NET, KEY, X, level)),
-        (CLEAN, "sigma", lambda level: dequantization.encoder_bound(ENERGY, NET, KEY, X, level, decoder)),
+        (CLEAN, "sigma", lambda level: dequantization.latent_dequantization_bound(ENERGY, NET, KEY, X, level, decoder)),
         (NO_SIGNAL, "alpha", lambda level: tweedie.posterior_mean(SCORE, X, level)),
         (NO_SIGNAL, "alpha", lambda level: tweedie.covariance_operator(SCORE, X, level)),
         (NO_SIGNAL, "alpha", lambda level: tweedie.posterior_covariance(SCORE, X, level)),
@@ -553,10 +577,10 @@ STATIC: dict[str, tuple[Callable[..., Any], int | float]] = {
     ),
     "terms": (lambda n: elbo.bound(NET, KEY, X, TABLE, decoder, terms=n).total, 2),
     "terms of a learned bound": (
-        lambda n: reverse.learned_bound(VARIANCE_NET, KEY, X, TABLE, variance_decoder, terms=n).total,
+        lambda n: reverse_variance.learned_variance_bound(VARIANCE_NET, KEY, X, TABLE, variance_decoder, terms=n).total,
         2,
     ),
-    "samples": (lambda n: paths.importance_bound(NET, KEY, X, TABLE, decoder, samples=n), 2),
+    "samples": (lambda n: path_bounds.importance_weighted_bound(NET, KEY, X, TABLE, decoder, samples=n), 2),
     "samples of y": (
         lambda n: dequantization.dequantized_bound(ENERGY, KEY, X, lambda x: dequantization.Uniform(x, 9), samples=n),
         2,
@@ -572,8 +596,8 @@ STATIC: dict[str, tuple[Callable[..., Any], int | float]] = {
 def test_arrays_of_no_axes_serve_as_numbers(name):
     call, number = STATIC[name]
     shapes = jax.eval_shape(lambda: call(number))
-    for kind in (np.asarray, jnp.asarray):
-        given = kind(number)
+    for prediction_type in (np.asarray, jnp.asarray):
+        given = prediction_type(number)
         assert jax.eval_shape(lambda g=given: call(g)) == shapes
 
 
@@ -590,6 +614,6 @@ def test_tangents_of_another_type_are_converted():
 def test_two_batches_of_different_types():
     with jax.numpy_dtype_promotion("standard"):
         ends = energy.line_integral(SCORE, X, X[::-1].astype(jnp.bfloat16))
-        chains = energy.contrast(ENERGY, KEY, X, X[:2].astype(jnp.bfloat16), 0.05, 2)
+        chains = energy.contrastive_divergence(ENERGY, KEY, X, X[:2].astype(jnp.bfloat16), 0.05, 2)
     np.testing.assert_allclose(ends, energy.line_integral(SCORE, X, X[::-1]), rtol=1e-5)  # X is bfloat16's
     assert (chains.data.dtype, chains.negatives.dtype) == (np.float32, jnp.bfloat16)

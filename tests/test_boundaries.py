@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax import autoencoder, exact, hvae, information, linear, schedules
+from vdm_jax import autoencoder, closed_form, hvae, information, linear_gaussian, schedules
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.times import SecondMoments
+from vdm_jax.noise_levels import level_from_log_snr
+from vdm_jax.time_sampling import LossSecondMoments
 
 parametrize = pytest.mark.parametrize
 
@@ -72,24 +72,27 @@ def test_a_sample_without_variance_has_the_gradient_of_its_mean():
 
     assert float(jax.grad(sample)(0.7)) == pytest.approx(6.0)
     below = lambda z: Normal(0.5 * z, var=jnp.exp(z))  # noqa: E731
-    model = hvae.ladder((2,), [lambda *_: None, lambda *_: None], [below], lambda z: z)
+    model = hvae.top_down((2,), [lambda *_: None, lambda *_: None], [below], lambda z: z)
 
     def mode(shift):
         shifted = lambda n, draw: (model(n, draw)[0], model(n, draw)[1] + shift)  # noqa: E731
-        return hvae.imagine(shifted, jax.random.key(0), 1, temperature=0.0).sum()
+        return hvae.sample_decoder_output(shifted, jax.random.key(0), 1, temperature=0.0).sum()
 
     assert float(jax.grad(mode)(0.3)) == pytest.approx(2.0)
 
 
 def test_directions_without_variance_are_left_out_of_gradients():
     # data on a line: given x_t there is no variance beside it, at any level
-    law, x_t = exact.low_rank([0.0, 0.0], [[1.0], [0.0]]), jnp.asarray([0.4, 0.1])
+    distribution, x_t = closed_form.low_rank([0.0, 0.0], [[1.0], [0.0]]), jnp.asarray([0.4, 0.1])
 
     def second_moment(lam, expect):
-        return expect(lambda x: jnp.sum(x**2), law.given(x_t, level_from_log_snr(lam))).value
+        return expect(lambda x: jnp.sum(x**2), distribution.posterior(x_t, level_from_log_snr(lam))).value
 
     with jax.enable_x64(True):
-        law, x_t, lam = *jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (law, x_t)), jnp.asarray(0.5)
+        distribution, x_t, lam = (
+            *jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (distribution, x_t)),
+            jnp.asarray(0.5),
+        )
         slope = jax.grad(second_moment)(lam, information.quadrature)
         alpha, power = np.sqrt(_sigmoid(0.5)), _sigmoid(-0.5)  # E x^2 = (0.4 alpha)^2 + sigma^2
         assert float(slope) == pytest.approx(0.16 * alpha**2 * power - alpha**2 * power, rel=1e-6)
@@ -98,17 +101,19 @@ def test_directions_without_variance_are_left_out_of_gradients():
 def test_impossible_values_are_left_out_of_an_entropys_gradient():
     # by mass 0, and by a mass that underflows at little noise
     with jax.enable_x64(True):
-        pixel = exact.pixels([0.0, 0.3, 0.7]).law
-        points = exact.points([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
-        for law, x_t, lam in ((pixel, 0.2, 1.0), (points, [0.1, 0.9], 2.0), (points, [0.45, 0.55], 9.0)):
+        pixel = closed_form.independent_pixels([0.0, 0.3, 0.7]).distribution
+        points = closed_form.empirical([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+        for distribution, x_t, lam in ((pixel, 0.2, 1.0), (points, [0.1, 0.9], 2.0), (points, [0.45, 0.55], 9.0)):
 
-            def entropy(lam, law=law, x_t=x_t):
-                return law.given(jnp.asarray(x_t), level_from_log_snr(lam)).entropy()
+            def entropy(lam, distribution=distribution, x_t=x_t):
+                return distribution.posterior(jnp.asarray(x_t), level_from_log_snr(lam)).entropy()
 
             slope = float(jax.grad(entropy)(jnp.asarray(lam)))
             ahead, behind = (float(entropy(jnp.asarray(lam + h))) for h in (1e-5, -1e-5))
             assert slope == pytest.approx((ahead - behind) / 2e-5, rel=1e-6, abs=1e-9)
-    slopes = jax.grad(lambda w: exact.Finite(w, jnp.zeros((3, 1))).entropy())(jnp.asarray([-jnp.inf, -200.0, 0.0]))
+    slopes = jax.grad(lambda w: closed_form.Empirical(w, jnp.zeros((3, 1))).entropy())(
+        jnp.asarray([-jnp.inf, -200.0, 0.0])
+    )
     np.testing.assert_allclose(slopes, [0.0, 0.0, -1.0])
 
 
@@ -122,12 +127,12 @@ def test_the_mean_of_a_constant_is_without_error_and_its_gradient():
 @parametrize("k", [1, 2, 3])
 def test_probabilistic_pca_of_data_alike_in_all_directions_finds_noise_alone(k):
     x = 0.7 * jnp.concatenate([jnp.eye(5), -jnp.eye(5)])
-    model = linear.probabilistic_pca(x, k)
+    model = linear_gaussian.probabilistic_pca(x, k)
     np.testing.assert_allclose(model.weights, 0.0, atol=1e-3)
     assert float(model.var) == pytest.approx(0.49 / 5, rel=1e-5)
 
 
 def test_steps_without_loss_have_a_gradient():
-    moments = SecondMoments(jnp.asarray([[0.0, 0.0], [1.0, 1.0]]), jnp.asarray([2, 2], jnp.int32))
+    moments = LossSecondMoments(jnp.asarray([[0.0, 0.0], [1.0, 1.0]]), jnp.asarray([2, 2], jnp.int32))
     slopes = jax.jacrev(lambda losses: moments._replace(losses=losses).probabilities())(moments.losses)
     assert np.all(np.isfinite(slopes))

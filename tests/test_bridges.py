@@ -9,15 +9,26 @@ from scipy import stats
 
 from tests.derivations.check import assert_mean
 from tests.derivations.worlds import draws
-from vdm_jax import autoencoder, elbo, exact, information, langevin, losses, samplers, score_matching, sure, tweedie
-from vdm_jax.levels import Level, level_from_log_snr
-from vdm_jax.parameterization import ScoreOf, to_eps, to_score
+from vdm_jax import (
+    autoencoder,
+    closed_form,
+    elbo,
+    information,
+    langevin,
+    losses,
+    samplers,
+    score_matching,
+    sure,
+    tweedie,
+)
+from vdm_jax.discrete_schedules import from_betas, linear_betas
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
+from vdm_jax.parameterization import ScoreFromDenoiser, to_eps, to_score
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import from_betas, linear_betas
 
 KEY = jax.random.key(0)
-LAW = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-BEST = exact.OptimalDenoiser(LAW)
+LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+BEST = closed_form.OptimalDenoiser(LAW)
 WEIGHTS = jnp.asarray(np.random.RandomState(0).normal(size=(2, 2)), jnp.float32)
 
 
@@ -39,14 +50,14 @@ def as_eps(denoiser, x_t, level):
 DENOISERS = {"network": Partial(net, WEIGHTS), "exact": BEST}
 
 
-def at(levels: Level, i: int) -> Level:
+def at(levels: NoiseLevel, i: int) -> NoiseLevel:
     return jax.tree.map(lambda field: field[i], levels)
 
 
-def exploding(sigma) -> Level:
+def exploding(sigma) -> NoiseLevel:
     """Noise added to what is left as it is."""
     sigma = jnp.asarray(sigma)
-    return Level(jnp.ones_like(sigma), sigma, jnp.zeros_like(sigma), jnp.log(sigma))
+    return NoiseLevel(jnp.ones_like(sigma), sigma, jnp.zeros_like(sigma), jnp.log(sigma))
 
 
 # The losses
@@ -68,12 +79,12 @@ def test_score_matching_at_a_level_is_half_the_eps_loss(name):
 @pytest.mark.slow
 def test_twice_score_matching_over_the_levels_is_ddpm_s_simple_loss():
     # in expectation over the level too, of a table with few
-    table, many, net = from_betas([0.1, 0.3, 0.6]), 30_000, DENOISERS["network"]
+    schedule, many, net = from_betas([0.1, 0.3, 0.6]), 30_000, DENOISERS["network"]
     x_0 = draws(LAW, KEY, many)
-    simple = losses.simple_loss(net, KEY, x_0, table)
+    simple = losses.simple_loss(net, KEY, x_0, schedule)
     steps = jnp.arange(many) % 3 + 1
     score = Partial(as_score, net)
-    matched = score_matching.denoising_at(score, jax.random.key(1), x_0, table(steps))
+    matched = score_matching.denoising_at(score, jax.random.key(1), x_0, schedule(steps))
     assert_mean(np.asarray(simple, np.float64) - 2.0 * np.asarray(matched, np.float64), 0.0, resolution=0.02)
 
 
@@ -86,7 +97,7 @@ def test_likelihood_weighs_score_matching_by_the_diffusion():
     rate = jax.vmap(lambda level: elbo.diffusion_rate(level, jnp.float32(slope), "eps"))(levels)
     bound = rate * elbo.denoising_error(BEST, KEY, x_0, levels, "eps")
     matched = score_matching.denoising_at(
-        BEST, KEY, x_0, levels, kind="eps", weight=lambda level: -slope * level.sigma**2
+        BEST, KEY, x_0, levels, prediction_type="eps", weight=lambda level: -slope * level.sigma**2
     )
     np.testing.assert_allclose(matched, bound, rtol=1e-5)
 
@@ -98,8 +109,8 @@ def test_likelihood_weighs_score_matching_by_the_diffusion():
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_ddpm_gives_langevin_its_score(name):
     levels, x = level_from_log_snr(jnp.linspace(-5.0, 4.0, 5)), draws(LAW, KEY, 7)
-    eps = langevin.annealed(DENOISERS[name], KEY, x, levels, kind="eps", steps=4, path=True)
-    score = langevin.annealed(Partial(as_score, DENOISERS[name]), KEY, x, levels, steps=4, path=True)
+    eps = langevin.annealed_langevin(DENOISERS[name], KEY, x, levels, prediction_type="eps", steps=4, path=True)
+    score = langevin.annealed_langevin(Partial(as_score, DENOISERS[name]), KEY, x, levels, steps=4, path=True)
     np.testing.assert_allclose(score.path, eps.path, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(score.x, eps.x, rtol=1e-4, atol=1e-5)
 
@@ -107,13 +118,13 @@ def test_a_ddpm_gives_langevin_its_score(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_score_network_samples_as_a_ddpm(name):
-    table, x_T = linear_betas(12, 0.01, 0.4), jax.random.normal(KEY, (7, 2))
+    schedule, x_T = linear_betas(12, 0.01, 0.4), jax.random.normal(KEY, (7, 2))
     score = Partial(as_score, DENOISERS[name])
-    ours = samplers.ancestral(score, KEY, x_T, table, kind="score", snapshots=12)
-    there = samplers.ancestral(Partial(as_eps, score), KEY, x_T, table, kind="eps", snapshots=12)
+    ours = samplers.ancestral(score, KEY, x_T, schedule, prediction_type="score", snapshots=12)
+    there = samplers.ancestral(Partial(as_eps, score), KEY, x_T, schedule, prediction_type="eps", snapshots=12)
     np.testing.assert_allclose(ours.trajectory.x_t, there.trajectory.x_t, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(ours.x_0, there.x_0, rtol=1e-3, atol=1e-4)
-    first = samplers.ancestral(DENOISERS[name], KEY, x_T, table, kind="eps").x_0
+    first = samplers.ancestral(DENOISERS[name], KEY, x_T, schedule, prediction_type="eps").x_0
     np.testing.assert_allclose(ours.x_0, first, rtol=1e-3, atol=1e-4)
 
 
@@ -125,18 +136,20 @@ def test_a_score_network_samples_as_a_ddpm(name):
 @pytest.mark.parametrize("process", ["preserving", "exploding"])
 def test_tweedie_is_the_posterior(process, log_snr):
     with jax.enable_x64(True):
-        law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0], [0, 0.4]]])
+        distribution = closed_form.mixture(
+            [0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0], [0, 0.4]]]
+        )
         level = (
             level_from_log_snr(jnp.asarray(log_snr)) if process == "preserving" else exploding(np.exp(-0.5 * log_snr))
         )
-        noisy = exact.marginal(law, level)
+        noisy = closed_form.marginal(distribution, level)
         x_t, score = draws(noisy, KEY, 5), jax.vmap(noisy.score)
-        mean = jax.vmap(lambda x: exact.prediction(law, x, level, "x_0"))(x_t)
+        mean = jax.vmap(lambda x: closed_form.optimal_prediction(distribution, x, level, "x_0"))(x_t)
         np.testing.assert_allclose(tweedie.posterior_mean(score, x_t, level), mean, rtol=1e-10)
-        for kind in ("x_0", "eps", "v"):  # also from what a network of any kind predicts
-            same = ScoreOf(exact.OptimalDenoiser(law, kind), level, kind)
+        for prediction_type in ("x_0", "eps", "v"):  # also from what a network of any kind predicts
+            same = ScoreFromDenoiser(closed_form.OptimalDenoiser(distribution, prediction_type), level, prediction_type)
             np.testing.assert_allclose(tweedie.posterior_mean(same, x_t, level), mean, rtol=1e-10)
-        covariance = jax.vmap(lambda x: law.given(x, level).covariance())(x_t)
+        covariance = jax.vmap(lambda x: distribution.posterior(x, level).covariance())(x_t)
         ours = tweedie.posterior_covariance(score, x_t, level)
         np.testing.assert_allclose(ours, covariance, rtol=1e-9, atol=1e-12)
 
@@ -145,7 +158,7 @@ def test_tweedie_is_the_posterior(process, log_snr):
 
 
 def _tweedie(level, y):
-    return tweedie.posterior_mean(jax.vmap(exact.marginal(LAW, level).score), y, level)
+    return tweedie.posterior_mean(jax.vmap(closed_form.marginal(LAW, level).score), y, level)
 
 
 def _aside(denoiser, aside, y):
@@ -176,8 +189,10 @@ def test_the_best_denoising_autoencoder_is_tweedie_s(aside):
 @pytest.mark.slow
 def test_the_risk_of_the_best_denoiser_is_the_mmse():
     level = exploding(0.6)
-    y = draws(exact.marginal(LAW, level), KEY, 40_000)
-    truth = information.mmse(LAW, level, lambda f, law: information.quadrature(f, law, nodes=101)).value
+    y = draws(closed_form.marginal(LAW, level), KEY, 40_000)
+    truth = information.mmse(
+        LAW, level, lambda f, distribution: information.quadrature(f, distribution, nodes=101)
+    ).value
     best = Partial(_tweedie, level)
     assert_mean(sure.sure(best, None, y, level.sigma, trace="exact"), truth, resolution=0.01)
     assert_mean(sure.sure(best, jax.random.key(1), y, level.sigma), truth, resolution=0.01)
@@ -212,8 +227,14 @@ def test_both_views_draw_the_same_law(view):
         x, extra = samplers.ancestral(BEST, jax.random.key(1), noise, linear_betas(500, 2e-4, 0.04)).x_0, 0.0
     else:
         levels = level_from_log_snr(jnp.linspace(-5.0, 2.5, 12))
-        chain = langevin.annealed(
-            exact.OptimalDenoiser(LAW, "score"), jax.random.key(1), noise, levels, rate=0.08, steps=300, denoise=False
+        chain = langevin.annealed_langevin(
+            closed_form.OptimalDenoiser(LAW, "score"),
+            jax.random.key(1),
+            noise,
+            levels,
+            rate=0.08,
+            steps=300,
+            denoise=False,
         )
         end = at(levels, -1)
         x, extra = chain.x / end.alpha, float(1.0 / end.snr)

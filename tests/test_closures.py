@@ -64,8 +64,8 @@ class Mode(enum.Enum):
     EVALUATE = "evaluate"
 
 
-def _of_items(kind):
-    holder = kind(a=1.0)
+def _of_items(prediction_type):
+    holder = prediction_type(a=1.0)
     return (lambda: holder["a"]), lambda: holder.update(a=2.0)
 
 
@@ -171,8 +171,8 @@ def _class_variable_of_a_base():
 
 
 def _method_of_a_class():
-    kind = type("Kind", (), {"__call__": lambda self: 1.0})
-    return kind(), lambda: setattr(kind, "__call__", lambda self: 2.0)
+    prediction_type = type("Kind", (), {"__call__": lambda self: 1.0})
+    return prediction_type(), lambda: setattr(prediction_type, "__call__", lambda self: 2.0)
 
 
 CHANGES = {

@@ -18,13 +18,13 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from vdm_jax import elbo, gaussian, losses, samplers, tables
+from vdm_jax import discrete_schedules, elbo, gaussian, losses, samplers
 from vdm_jax.compilation import compiled
 from vdm_jax.types import evaluate
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (4, 3))
-TABLE = tables.linear_betas(4)
+TABLE = discrete_schedules.linear_betas(4)
 TRACES: list[str] = []
 
 
@@ -162,8 +162,8 @@ def _bound_method():
 
 
 def _attribute_of_a_class():
-    kind = type("Own", (Scaled,), {"factor": 1.0})
-    return kind(), lambda: setattr(kind, "factor", 2.0)
+    prediction_type = type("Own", (Scaled,), {"factor": 1.0})
+    return prediction_type(), lambda: setattr(prediction_type, "factor", 2.0)
 
 
 def _slots():

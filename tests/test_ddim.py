@@ -9,11 +9,11 @@ import pytest
 
 from tests.derivations.check import assert_close, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import exact
-from vdm_jax.flow import flow_sample
+from vdm_jax import closed_form
+from vdm_jax.discrete_schedules import discretize, from_gammas, linear_betas
+from vdm_jax.probability_flow import sample
 from vdm_jax.samplers import ancestral, ddim, ddim_inverse, heun
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
-from vdm_jax.tables import from_gammas, linear_betas, tabulate
 
 KEY = jax.random.key(0)
 
@@ -25,22 +25,22 @@ def _float64():
 
 
 def _world():
-    law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-    return exact.OptimalDenoiser(law), jax.random.normal(jax.random.key(5), (32, 2))
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+    return closed_form.OptimalDenoiser(distribution), jax.random.normal(jax.random.key(5), (32, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preserving", [True, False])
 def test_its_ends_are_the_ancestral_chain_and_euler_s_rule(preserving):
     best, z = _world()
-    table = linear_betas(12, 1e-3, 0.6) if preserving else tabulate(VarianceExploding(0.01, 20.0), 12)
-    x_T = table(table.num_steps).sigma * z
-    options = {"snapshots": table.num_steps}
-    whole, none = (ddim(best, KEY, x_T, table, eta=eta, **options) for eta in (1.0, 0.0))
-    drawn, euler = ancestral(best, KEY, x_T, table, **options), heun(best, KEY, x_T, table, order=1, **options)
+    schedule = linear_betas(12, 1e-3, 0.6) if preserving else discretize(VarianceExploding(0.01, 20.0), 12)
+    x_T = schedule(schedule.num_steps).sigma * z
+    options = {"snapshots": schedule.num_steps}
+    whole, none = (ddim(best, KEY, x_T, schedule, eta=eta, **options) for eta in (1.0, 0.0))
+    drawn, euler = ancestral(best, KEY, x_T, schedule, **options), heun(best, KEY, x_T, schedule, order=1, **options)
     assert_close(whole.trajectory.x_t, drawn.trajectory.x_t, atol=1e-12)
     assert_close(none.trajectory.x_t, euler.trajectory.x_t, atol=1e-12)
-    assert_close(ddim(best, jax.random.key(1), x_T, table).x_0, none.x_0)  # without noise no key
+    assert_close(ddim(best, jax.random.key(1), x_T, schedule).x_0, none.x_0)  # without noise no key
     with refuted():
         assert_close(none.x_0, whole.x_0, rtol=0.1)
 
@@ -48,15 +48,17 @@ def test_its_ends_are_the_ancestral_chain_and_euler_s_rule(preserving):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_every_eta_has_the_marginals_of_its_x_0(eta, monkeypatch):
     # told the truth at every step, the chain keeps x_t ~ N(alpha x_0, sigma^2): its answers to noise add up to sigma^2
-    table, x_0 = from_gammas(np.array([-6.0, -2.0, -1.0, 0.5, 3.0])), 0.7
+    schedule, x_0 = from_gammas(np.array([-6.0, -2.0, -1.0, 0.5, 3.0])), 0.7
     module = importlib.import_module("vdm_jax.samplers.ddim")
     monkeypatch.setattr(module, "noise", lambda key, t, x: jax.nn.one_hot(t, 7, dtype=x.dtype)[:, None])
-    last = table(5)
+    last = schedule(5)
     x_T = last.alpha * x_0 + last.sigma * jnp.zeros((7, 1)).at[0].set(1.0)  # the row of the last answers to nothing
-    chain = ddim(lambda x, _: jnp.full_like(x, x_0), KEY, x_T, table, kind="x_0", eta=eta, snapshots=5).trajectory
+    chain = ddim(
+        lambda x, _: jnp.full_like(x, x_0), KEY, x_T, schedule, prediction_type="x_0", eta=eta, snapshots=5
+    ).trajectory
     for t, x_t in zip(chain.t, chain.x_t[..., 0], strict=True):
-        assert_close(x_t[-1], table(t).alpha * x_0)
-        assert_close(np.sum(np.square(x_t[:-1] - x_t[-1])), table(t).sigma ** 2)
+        assert_close(x_t[-1], schedule(t).alpha * x_0)
+        assert_close(np.sum(np.square(x_t[:-1] - x_t[-1])), schedule(t).sigma ** 2)
 
 
 def _error(first, there, back):
@@ -66,16 +68,18 @@ def _error(first, there, back):
 @pytest.mark.slow
 def test_back_and_forth_and_forth_and_back_come_home_as_the_steps_grow_short():
     best, z = _world()
-    x_0, steps = draws(best.law, jax.random.key(2), 32), [64, 128, 256, 512]
+    x_0, steps = draws(best.distribution, jax.random.key(2), 32), [64, 128, 256, 512]
     errors = []
     for count in steps:
-        table = tabulate(LinearLogSNR(16.0, -6.0), count)  # little noise at level 1, whose step does not get shorter
+        schedule = discretize(
+            LinearLogSNR(16.0, -6.0), count
+        )  # little noise at level 1, whose step does not get shorter
 
-        def there(x, table=table):
-            return ddim_inverse(best, x, table)
+        def there(x, schedule=schedule):
+            return ddim_inverse(best, x, schedule)
 
-        def back(x, table=table):
-            return ddim(best, KEY, x, table).x_0
+        def back(x, schedule=schedule):
+            return ddim(best, KEY, x, schedule).x_0
 
         errors.append([_error(x_0, there, back), _error(z, back, there)])
     slopes = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -89,14 +93,19 @@ def test_the_way_back_is_the_flow():
     best, _ = _world()
     schedule, steps = LinearLogSNR(16.0, -6.0), [128, 256, 512]
     x_T = jax.random.normal(jax.random.key(3), (32, 2))
-    x_0 = flow_sample(best, x_T, schedule, tolerance=1e-11)  # x_1, in which there is hardly any noise
-    errors = [jnp.sqrt(jnp.mean((ddim_inverse(best, x_0, tabulate(schedule, n)) - x_T) ** 2)) for n in steps]
+    x_0 = sample(best, x_T, schedule, tolerance=1e-11)  # x_1, in which there is hardly any noise
+    errors = [jnp.sqrt(jnp.mean((ddim_inverse(best, x_0, discretize(schedule, n)) - x_T) ** 2)) for n in steps]
     slope = -np.polyfit(np.log(steps), np.log(np.array(errors)), 1)[0]
     print(f"ddim_inverse: errors {np.array(errors)}, order {slope:.2f}")
     assert abs(slope - 1.0) < 0.2
-    for kind in ("x_0", "v", "score"):
-        other = ddim_inverse(exact.OptimalDenoiser(best.law, kind), x_0, tabulate(schedule, 64), kind=kind)
-        assert_close(other, ddim_inverse(best, x_0, tabulate(schedule, 64)), atol=1e-9)
+    for prediction_type in ("x_0", "v", "score"):
+        other = ddim_inverse(
+            closed_form.OptimalDenoiser(best.distribution, prediction_type),
+            x_0,
+            discretize(schedule, 64),
+            prediction_type=prediction_type,
+        )
+        assert_close(other, ddim_inverse(best, x_0, discretize(schedule, 64)), atol=1e-9)
 
 
 def test_the_way_back_asks_once_a_step():
@@ -106,7 +115,7 @@ def test_the_way_back_asks_once_a_step():
         jax.debug.callback(lambda t: told.append(float(t[0])), level.t)
         return 0.1 * x_t
 
-    jax.block_until_ready(ddim_inverse(spy, jnp.ones((3, 2)), tabulate(LinearLogSNR(), 6)))
+    jax.block_until_ready(ddim_inverse(spy, jnp.ones((3, 2)), discretize(LinearLogSNR(), 6)))
     jax.effects_barrier()
     assert sorted(told) == [1.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 

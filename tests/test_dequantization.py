@@ -14,11 +14,11 @@ import pytest
 from jax.tree_util import Partial
 from scipy import stats
 
-from vdm_jax import dequantization, exact
+from vdm_jax import closed_form, dequantization
 from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.likelihoods import to_unit
+from vdm_jax.likelihoods import normalize
+from vdm_jax.noise_levels import level_from_log_snr
 
 HALF = 1 / 256  # of a bin of 257 levels, of which 0 is one
 # mean and scale in halves of a bin: from a point to uniform, at an edge, and outside
@@ -30,60 +30,60 @@ def _law(mean, scale, x=0.0, dtype=jnp.float32, count=1):
     return TruncatedNormal(x, levels=257, mean=jnp.asarray(mean * HALF, dtype), scale=jnp.asarray(scale * HALF, dtype))
 
 
-def _truth(law):
-    mean, scale = float(law.mean), float(law.scale)
+def _truth(distribution):
+    mean, scale = float(distribution.mean), float(distribution.scale)
     return stats.truncnorm((-HALF - mean) / scale, (HALF - mean) / scale, mean, scale)
 
 
 @jax.jit
-def _log_probs(law, y):
-    return jax.vmap(lambda each: law.log_prob(each))(y[:, None])
+def _log_probs(distribution, y):
+    return jax.vmap(lambda each: distribution.log_prob(each))(y[:, None])
 
 
 @jax.jit
-def _draws(law):
-    return law.sample(jax.random.key(0))
+def _draws(distribution):
+    return distribution.sample(jax.random.key(0))
 
 
 @pytest.mark.parametrize(("mean", "scale"), LAWS)
 def test_log_prob_in_float32(mean, scale):
-    law = _law(mean, scale)
-    y = _truth(law).ppf(np.linspace(0.01, 0.99, 99)).astype(np.float32)
-    truth = _truth(law).logpdf(y.astype(np.float64))
-    np.testing.assert_allclose(_log_probs(law, jnp.asarray(y)), truth, rtol=2e-5, atol=2e-5)
+    distribution = _law(mean, scale)
+    y = _truth(distribution).ppf(np.linspace(0.01, 0.99, 99)).astype(np.float32)
+    truth = _truth(distribution).logpdf(y.astype(np.float64))
+    np.testing.assert_allclose(_log_probs(distribution, jnp.asarray(y)), truth, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(("mean", "scale"), LAWS)
 def test_draws_in_float32_have_the_law(mean, scale):
-    law = _law(mean, scale, count=20_000)
-    y = np.asarray(_draws(law), np.float64)
+    distribution = _law(mean, scale, count=20_000)
+    y = np.asarray(_draws(distribution), np.float64)
     assert np.all(np.abs(y) <= HALF * (1 + 1e-5))
-    assert stats.kstest(y, _truth(law).cdf).pvalue > 1e-3
+    assert stats.kstest(y, _truth(distribution).cdf).pvalue > 1e-3
     # and each is the truth's quantile of its own uniform number
     u = np.asarray(jax.random.uniform(jax.random.key(0), (20_000,)), np.float64) + 2.0**-24
-    width = np.diff(_truth(law).ppf([0.1, 0.9]))
+    width = np.diff(_truth(distribution).ppf([0.1, 0.9]))
     middle = (u > 0.001) & (u < 0.999)
-    assert np.abs(y - _truth(law).ppf(u))[middle].max() < 1e-4 * width
+    assert np.abs(y - _truth(distribution).ppf(u))[middle].max() < 1e-4 * width
 
 
 def test_a_draw_stays_in_the_bin_of_its_value():
     for levels in (2, 3, 256):
-        x = to_unit(jnp.arange(levels), levels)
-        for law in (
+        x = normalize(jnp.arange(levels), levels)
+        for distribution in (
             Uniform(x, levels),
             TruncatedNormal(x, levels=levels, mean=jnp.zeros(()), scale=jnp.asarray(1 / (levels - 1))),
         ):
-            y = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 200)), np.float64)
+            y = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 200)), np.float64)
             off = np.abs(y - np.linspace(-1.0, 1.0, levels))
             assert 0.9 < off.max() * (levels - 1) < 1 + 1e-7 * levels  # to the rounding of y
 
 
 def test_uniform_has_the_density_of_its_bin():
     # D numbers, each over a width of 2 / (levels - 1)
-    law = Uniform(jnp.zeros((2, 3)), 5)
-    y = law.sample(jax.random.key(0))
-    assert float(law.log_prob(y)) == pytest.approx(6 * np.log(2.0), rel=1e-6)
-    many = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(1), 2000))).ravel()
+    distribution = Uniform(jnp.zeros((2, 3)), 5)
+    y = distribution.sample(jax.random.key(0))
+    assert float(distribution.log_prob(y)) == pytest.approx(6 * np.log(2.0), rel=1e-6)
+    many = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(1), 2000))).ravel()
     assert stats.kstest(many, stats.uniform(-0.25, 0.5).cdf).pvalue > 1e-3
 
 
@@ -96,26 +96,29 @@ def test_draws_have_the_gradient_of_their_quantile():
         def draw(mean, scale):
             return TruncatedNormal(jnp.zeros(1), levels=257, mean=mean, scale=scale).sample(jax.random.key(3))[0]
 
-        for law in (_law(mean, scale, dtype=jnp.float64) for mean, scale in LAWS):
-            ours = jax.grad(draw, (0, 1))(law.mean, law.scale)
-            if law.scale > 1e3 * HALF:  # as good as uniform: the truth's digits are gone first
+        for distribution in (_law(mean, scale, dtype=jnp.float64) for mean, scale in LAWS):
+            ours = jax.grad(draw, (0, 1))(distribution.mean, distribution.scale)
+            if distribution.scale > 1e3 * HALF:  # as good as uniform: the truth's digits are gone first
                 assert np.all(np.abs(ours) < 1e-9)
                 continue
             for number, which in enumerate(("mean", "scale")):
-                h = 1e-4 * min(float(law.scale), HALF)
-                ends = [_truth(replace(law, **{which: getattr(law, which) + step})).ppf(u) for step in (h, -h)]
+                h = 1e-4 * min(float(distribution.scale), HALF)
+                ends = [
+                    _truth(replace(distribution, **{which: getattr(distribution, which) + step})).ppf(u)
+                    for step in (h, -h)
+                ]
                 np.testing.assert_allclose(ours[number], (ends[0] - ends[1]) / (2 * h), rtol=1e-4, atol=1e-6)
 
 
 def test_float32_gradients_are_finite():
     @jax.jit
     def cost(mean, scale):
-        law = TruncatedNormal(jnp.zeros(2000), levels=257, mean=mean, scale=scale)
-        y = law.sample(jax.random.key(0))
-        return jnp.sum(y) + law.log_prob(y)
+        distribution = TruncatedNormal(jnp.zeros(2000), levels=257, mean=mean, scale=scale)
+        y = distribution.sample(jax.random.key(0))
+        return jnp.sum(y) + distribution.log_prob(y)
 
-    laws = jnp.asarray([*LAWS, (0.0, 1e-6), (1.0, 1e-5)]).T * HALF
-    for gradient in jax.vmap(jax.grad(cost, (0, 1)))(*laws):
+    distributions = jnp.asarray([*LAWS, (0.0, 1e-6), (1.0, 1e-5)]).T * HALF
+    for gradient in jax.vmap(jax.grad(cost, (0, 1)))(*distributions):
         assert np.all(np.isfinite(gradient))
 
 
@@ -127,7 +130,7 @@ def _wide(params, x):
     return TruncatedNormal(x, levels=5, mean=params[0], scale=jnp.exp(params[1]))
 
 
-X_0 = to_unit(jnp.asarray([[0, 3], [2, 2], [4, 1]]), 5)
+X_0 = normalize(jnp.asarray([[0, 3], [2, 2], [4, 1]]), 5)
 
 
 def _bound(params, key, x_0=X_0, **options):
@@ -140,8 +143,8 @@ def test_more_samples_are_the_mean_of_the_ratios():
     params, key = jnp.asarray([0.05, -1.0]), jax.random.key(0)
     ones = []
     for k in jax.random.split(key, 3):
-        laws = jax.vmap(lambda x, k: _wide(params, x).sample(k))(X_0, jax.random.split(k, 3))
-        ones.append(_log_prob(laws) - jax.vmap(lambda x, y: _wide(params, x).log_prob(y))(X_0, laws))
+        distributions = jax.vmap(lambda x, k: _wide(params, x).sample(k))(X_0, jax.random.split(k, 3))
+        ones.append(_log_prob(distributions) - jax.vmap(lambda x, y: _wide(params, x).log_prob(y))(X_0, distributions))
     np.testing.assert_allclose(_bound(params, key, samples=3), -np.log(np.mean(np.exp(ones), 0)), rtol=1e-6)
 
 
@@ -179,15 +182,21 @@ def test_gradient_of_the_bound_is_its_slope():
 def test_encoder_bound_asks_the_decoder_at_z_0_with_the_prediction():
     # the three parts, from z_0 drawn again
     level, key = level_from_log_snr(jnp.float32(2.0)), jax.random.key(0)
-    law = exact.gaussian([0.1, 0.2], [[0.5, 0.1], [0.1, 0.3]])
+    distribution = closed_form.gaussian([0.1, 0.2], [[0.5, 0.1], [0.1, 0.3]])
     decoder = lambda x_hat, z, level: Normal(x_hat + 0.1 * z, var=level.sigma)  # noqa: E731
-    for kind in ("x_0", "eps"):
-        ours = dequantization.encoder_bound(
-            _log_prob, exact.OptimalDenoiser(law, kind), key, X_0, level, decoder, kind=kind
+    for prediction_type in ("x_0", "eps"):
+        ours = dequantization.latent_dequantization_bound(
+            _log_prob,
+            closed_form.OptimalDenoiser(distribution, prediction_type),
+            key,
+            X_0,
+            level,
+            decoder,
+            prediction_type=prediction_type,
         )
         for x, k, each in zip(X_0, jax.random.split(key, 3), ours, strict=True):
             z = level.alpha * x + level.sigma * jax.random.normal(k, (2,))
-            x_hat = exact.prediction(law, z, level, "x_0")
+            x_hat = closed_form.optimal_prediction(distribution, z, level, "x_0")
             parts = stats.norm(0, np.sqrt(0.3)).logpdf(z), stats.norm(level.alpha * x, level.sigma).logpdf(z)
             decoded = stats.norm(x_hat + 0.1 * z, np.sqrt(level.sigma)).logpdf(x)
             assert float(each) == pytest.approx(parts[1].sum() - parts[0].sum() - decoded.sum(), rel=1e-4)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.derivations.check import assert_close, refuted
-from vdm_jax import exact
+from vdm_jax import closed_form
+from vdm_jax.discrete_schedules import discretize, from_gammas, linear_betas
 from vdm_jax.samplers import ancestral, ddim, dpmpp
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import from_gammas, linear_betas, tabulate
 
 KEY = jax.random.key(0)
 
@@ -23,23 +23,23 @@ def _float64():
 
 
 def _world():
-    law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-    return exact.OptimalDenoiser(law), jax.random.normal(jax.random.key(5), (32, 2))
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+    return closed_form.OptimalDenoiser(distribution), jax.random.normal(jax.random.key(5), (32, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_first_step_and_the_last_are_of_first_order(stochastic):
     best, x_T = _world()
-    for table in (from_gammas([-4.0, 3.0]), linear_betas(9, 0.01, 0.6)):
-        steps = table.num_steps
-        ours = dpmpp(best, KEY, x_T, table, stochastic=stochastic, snapshots=steps)
-        other = ddim(best, KEY, x_T, table, eta=float(stochastic), snapshots=steps)
+    for schedule in (from_gammas([-4.0, 3.0]), linear_betas(9, 0.01, 0.6)):
+        steps = schedule.num_steps
+        ours = dpmpp(best, KEY, x_T, schedule, stochastic=stochastic, snapshots=steps)
+        other = ddim(best, KEY, x_T, schedule, eta=float(stochastic), snapshots=steps)
         assert_close(ours.trajectory.x_t[:2], other.trajectory.x_t[:2], atol=1e-12)
         if stochastic:
             assert_close(
                 ours.trajectory.x_t[:2],
-                ancestral(best, KEY, x_T, table, snapshots=2 if steps == 2 else steps).trajectory.x_t[:2],
+                ancestral(best, KEY, x_T, schedule, snapshots=2 if steps == 2 else steps).trajectory.x_t[:2],
                 atol=1e-12,
             )
         assert_close(ours.x_0, ours.trajectory.x_hat[-1], atol=1e-12)
@@ -52,34 +52,44 @@ def test_the_first_step_and_the_last_are_of_first_order(stochastic):
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_a_constant_x_0_is_integrated_exactly_however_long_the_steps(stochastic):
-    table = from_gammas([-8.0, -1.0, 0.5, 4.0])
+    schedule = from_gammas([-8.0, -1.0, 0.5, 4.0])
     z = jax.random.normal(KEY, (4, 3))
-    x_T = table(4).alpha * 0.6 + table(4).sigma * z
-    chain = dpmpp(lambda x, _: jnp.full_like(x, 0.6), KEY, x_T, table, kind="x_0", stochastic=stochastic, snapshots=4)
+    x_T = schedule(4).alpha * 0.6 + schedule(4).sigma * z
+    chain = dpmpp(
+        lambda x, _: jnp.full_like(x, 0.6),
+        KEY,
+        x_T,
+        schedule,
+        prediction_type="x_0",
+        stochastic=stochastic,
+        snapshots=4,
+    )
     if stochastic:
         return np.testing.assert_array_equal(chain.x_0, np.full((4, 3), 0.6))
     for t, x_t in zip(chain.trajectory.t, chain.trajectory.x_t, strict=True):
-        assert_close(x_t, table(t).alpha * 0.6 + table(t).sigma * z)  # alpha x_0 + sigma eps, with one eps
+        assert_close(x_t, schedule(t).alpha * 0.6 + schedule(t).sigma * z)  # alpha x_0 + sigma eps, with one eps
 
 
 @pytest.mark.slow
 def test_the_sde_s_variance_converges_to_second_order(monkeypatch):
     # normal data: x_0 is linear in x_T and in every step's noise, and its variance the sum of its answers' squares
     var, steps, errors = 0.3, [16, 32, 64, 128], []
-    best = exact.OptimalDenoiser(exact.gaussian([0.0], [[var]]))
+    best = closed_form.OptimalDenoiser(closed_form.gaussian([0.0], [[var]]))
     for count in steps:
         for name in ("ancestral", "dpmpp"):
             module = importlib.import_module(f"vdm_jax.samplers.{name}")
             monkeypatch.setattr(module, "noise", lambda key, t, x: jax.nn.one_hot(t, len(x), dtype=x.dtype)[:, None])
-        table = tabulate(LinearLogSNR(12.0, -6.0), count)
-        last = table(count)
+        schedule = discretize(LinearLogSNR(12.0, -6.0), count)
+        last = schedule(count)
         x_T = jnp.zeros((count + 1, 1)).at[0].set(jnp.sqrt(last.alpha**2 * var + last.sigma**2))
 
         def net(x, level):  # of its own, so that no chain compiled with another noise is taken
             return best(x, level)
 
-        chains = ancestral(net, KEY, x_T, table), dpmpp(net, KEY, x_T, table, stochastic=True)
-        end = table(1).sigma ** 2 * var / (table(1).alpha ** 2 * var + table(1).sigma ** 2)  # what the last x_hat lacks
+        chains = ancestral(net, KEY, x_T, schedule), dpmpp(net, KEY, x_T, schedule, stochastic=True)
+        end = (
+            schedule(1).sigma ** 2 * var / (schedule(1).alpha ** 2 * var + schedule(1).sigma ** 2)
+        )  # what the last x_hat lacks
         errors.append([abs(float(jnp.sum(chain.x_0**2) + end) / var - 1) for chain in chains])
     slopes = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     print(f"variance of normal data, ancestral and the SDE: errors {np.array(errors).T}, orders {slopes}")

@@ -12,14 +12,14 @@ from jax.tree_util import Partial
 from tests.derivations.check import assert_mean
 from tests.derivations.worlds import GaussianWorld, denoiser
 from vdm_jax import elbo, forward
+from vdm_jax.discrete_schedules import discretize, linear_betas
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, VarianceExploding
-from vdm_jax.tables import linear_betas, tabulate
 
 TABLE = linear_betas(8, 0.01, 0.5)
 MAKE_TABLE = {  # to be called with x64 enabled, for float64 tables
     "preserving": lambda: linear_betas(8, 0.01, 0.5),
-    "exploding": lambda: tabulate(VarianceExploding(0.1, 5.0), 8),
+    "exploding": lambda: discretize(VarianceExploding(0.1, 5.0), 8),
 }
 WORLD, LINE = GaussianWorld(0.4, 0.6), LinearLogSNR(5.0, -4.0)
 KINDS = ("x_0", "eps", "v", "score")
@@ -29,27 +29,35 @@ def _decoder(x_hat, x_1, level):
     return Normal(x_hat, var=level.sigma**2)
 
 
-def _bound(kind="eps", table=TABLE, key=0, batch=4, **options):
+def _bound(prediction_type="eps", schedule=TABLE, key=0, batch=4, **options):
     x_0 = WORLD.sample(jax.random.key(9), (batch, 3))
-    return elbo.bound(denoiser(WORLD, kind, 0.3), jax.random.key(key), x_0, table, _decoder, kind=kind, **options)
+    return elbo.bound(
+        denoiser(WORLD, prediction_type, 0.3),
+        jax.random.key(key),
+        x_0,
+        schedule,
+        _decoder,
+        prediction_type=prediction_type,
+        **options,
+    )
 
 
 def test_prior_kl_is_the_kl_of_the_last_marginal():
     with jax.enable_x64(True):
         x_0 = jnp.asarray([[0.3, -1.0], [0.9, 0.0]])
         preserving, exploding = (make() for make in MAKE_TABLE.values())
-        for table, log_var in [(preserving, 0.0), (exploding, 2 * float(np.log(5.0))), (preserving, 1.3)]:
-            level = table(table.num_steps)
+        for schedule, log_var in [(preserving, 0.0), (exploding, 2 * float(np.log(5.0))), (preserving, 1.3)]:
+            level = schedule(schedule.num_steps)
             truth = kl(forward.marginal(x_0, level), Normal(jnp.zeros_like(x_0), var=jnp.asarray(np.exp(log_var))))
             assert float(elbo.prior_kl(x_0, level, log_var)) == pytest.approx(float(truth), rel=1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("schedule", MAKE_TABLE)
-def test_the_bound_does_not_depend_on_how_the_prediction_is_put(kind, schedule):
+@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("continuous", MAKE_TABLE)
+def test_the_bound_does_not_depend_on_how_the_prediction_is_put(prediction_type, continuous):
     with jax.enable_x64(True):
-        table = MAKE_TABLE[schedule]()
-        for ours, truth in zip(_bound(kind, table), _bound("x_0", table), strict=True):
+        schedule = MAKE_TABLE[continuous]()
+        for ours, truth in zip(_bound(prediction_type, schedule), _bound("x_0", schedule), strict=True):
             np.testing.assert_allclose(ours, truth, rtol=1e-9)
 
 
@@ -79,7 +87,7 @@ def test_as_many_terms_as_steps_visits_each_once():
 
 def test_a_table_of_one_step_has_no_diffusion_term():
     for terms in (None, 1, 5):
-        bound = _bound(table=TABLE.strided(np.array([0, 8])), terms=terms)
+        bound = _bound(schedule=TABLE.subsequence(np.array([0, 8])), terms=terms)
         assert np.array_equal(bound.diffusion, np.zeros(4))
         assert np.all(np.isfinite(bound.total))
 
@@ -93,8 +101,8 @@ def test_bound_refuses_no_terms(terms):
 
 
 def test_diffusion_weight_of_a_clean_s_is_infinite():
-    for kind in KINDS:
-        assert float(elbo.diffusion_weight(TABLE.step(0, 1), kind)) == np.inf
+    for prediction_type in KINDS:
+        assert float(elbo.diffusion_weight(TABLE.step(0, 1), prediction_type)) == np.inf
 
 
 def test_reconstruction_is_the_decoders_at_step_one():
@@ -105,10 +113,15 @@ def test_reconstruction_is_the_decoders_at_step_one():
 
     x_0 = jnp.linspace(-1.0, 1.0, 3)[:, None]
     told = elbo.bound(
-        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h - z, var=lv.t), kind="x_0"
+        lambda x, _: 0.5 * x,
+        jax.random.key(0),
+        x_0,
+        TABLE,
+        lambda h, z, lv: Told(h - z, var=lv.t),
+        prediction_type="x_0",
     )
     seen = elbo.bound(
-        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, var=lv.t), kind="x_0"
+        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, var=lv.t), prediction_type="x_0"
     )
     np.testing.assert_allclose(told.reconstruction, -seen.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
     times = elbo.bound(
@@ -117,19 +130,19 @@ def test_reconstruction_is_the_decoders_at_step_one():
         x_0,
         TABLE,
         lambda h, z, lv: Told(jnp.reshape(lv.t, (1,)), var=lv.t),
-        kind="x_0",
+        prediction_type="x_0",
     )
     np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the level told is that of step 1
 
 
 def test_gradients_are_finite():
     x_0 = WORLD.sample(jax.random.key(2), (4, 3))
-    table = tabulate(Cosine(), 6)
+    schedule = discretize(Cosine(), 6)
 
     def scaled(w, x_t, level):
         return w * denoiser(WORLD)(x_t, level)
 
-    loss = lambda w: elbo.bound(Partial(scaled, w), jax.random.key(0), x_0, table, _decoder).total.sum()  # noqa: E731
+    loss = lambda w: elbo.bound(Partial(scaled, w), jax.random.key(0), x_0, schedule, _decoder).total.sum()  # noqa: E731
     assert np.isfinite(jax.grad(loss)(0.9))
 
 
@@ -200,15 +213,15 @@ def test_continuous_bound_has_the_terms_of_its_ends():
         np.testing.assert_allclose(far, truth, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction_type", KINDS)
 @pytest.mark.parametrize("schedule", [Cosine(), VarianceExploding(0.1, 5.0)], ids=repr)
-def test_rate_is_the_weight_of_a_short_step(schedule, kind):
+def test_rate_is_the_weight_of_a_short_step(schedule, prediction_type):
     # also where variance is not preserved: the error of the limit falls with the step
     with jax.enable_x64(True):
         t, errors = jnp.asarray(0.6), []
-        rate = elbo.diffusion_rate(schedule(t), jax.grad(schedule.log_snr)(t), kind)
+        rate = elbo.diffusion_rate(schedule(t), jax.grad(schedule.log_snr)(t), prediction_type)
         for length in (1e-3, 1e-4):
-            weight = elbo.diffusion_weight(schedule.step(t - length, t), kind) / length
+            weight = elbo.diffusion_weight(schedule.step(t - length, t), prediction_type) / length
             errors.append(abs(float(weight / rate) - 1))
         assert errors[1] < 1e-3
         assert errors[0] / errors[1] == pytest.approx(10.0, rel=0.05)

@@ -12,10 +12,10 @@ from scipy import stats
 
 from tests.derivations.check import assert_moments
 from tests.test_divergence import SHAPES, batch
-from vdm_jax import energy, exact, langevin
+from vdm_jax import closed_form, energy, langevin
 
 KEY = jax.random.key(0)
-LAW = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
 
 
 def quartic(x):
@@ -122,7 +122,7 @@ def test_contrast_by_hand(shape):
     x, start, w = batch(shape), batch(shape, count=8), jnp.float32(1.3)
 
     def contrast(w):
-        return energy.contrast(Partial(bell, w), KEY, x, start, 0.1, 3)
+        return energy.contrastive_divergence(Partial(bell, w), KEY, x, start, 0.1, 3)
 
     ours = contrast(w)
     assert (ours.data.shape, ours.model.shape, ours.negatives.shape) == ((5,), (8,), (8, *shape))
@@ -139,7 +139,7 @@ def test_no_gradient_runs_through_the_chains():
     x, start = batch((3,)), batch((3,), count=8)
 
     def negatives(w, start):
-        return energy.contrast(Partial(bell, w), KEY, x, start, 0.1, 3).negatives
+        return energy.contrastive_divergence(Partial(bell, w), KEY, x, start, 0.1, 3).negatives
 
     w = jnp.float32(1.3)
     assert np.all(negatives(w, start) != negatives(2 * w, start))  # they do depend on it
@@ -150,9 +150,9 @@ def test_no_gradient_runs_through_the_chains():
 @pytest.mark.slow
 def test_the_chains_are_langevin_s_on_the_energy():
     start = jnp.zeros((20_000, 2))
-    ours = energy.contrast(Partial(bell, jnp.float32(2.0)), KEY, batch((2,)), start, 0.1, 60).negatives
+    ours = energy.contrastive_divergence(Partial(bell, jnp.float32(2.0)), KEY, batch((2,)), start, 0.1, 60).negatives
     assert_moments(ours, 0.0, 0.5 / (1 - 0.1))  # x <- 0.8 x + noise of variance 0.2
-    same = langevin.unadjusted(lambda x: -2.0 * x, KEY, start, 0.1, 60).x
+    same = langevin.ula(lambda x: -2.0 * x, KEY, start, 0.1, 60).x
     np.testing.assert_allclose(ours, same, rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_keys_and_neighbours():
     x = batch((3,))
 
     def negatives(key, start):
-        return energy.contrast(quartic, key, x, start, 0.1, 3).negatives
+        return energy.contrastive_divergence(quartic, key, x, start, 0.1, 3).negatives
 
     np.testing.assert_array_equal(negatives(KEY, x), negatives(KEY, x))
     np.testing.assert_allclose(negatives(KEY, x[:1]), negatives(KEY, x)[:1], rtol=1e-5, atol=1e-6)
@@ -179,7 +179,7 @@ def test_refusals():
             lambda e: energy.score(e, x),
             lambda e: energy.log_density(e, x),
             lambda e: energy.log_partition(e, x, jnp.zeros(5)),
-            lambda e: energy.contrast(e, KEY, x, x, 0.1, 3),
+            lambda e: energy.contrastive_divergence(e, KEY, x, x, 0.1, 3),
         ):
             with pytest.raises(ValueError, match=message):
                 ask(wrong)
@@ -187,6 +187,6 @@ def test_refusals():
         with pytest.raises(ValueError, match=f"nodes is {nodes}: an integral needs at least one"):
             energy.line_integral(lambda x: -x, x, x, nodes=nodes)
     with pytest.raises(ValueError, match=r"step_size is 0.0: it must be positive"):
-        energy.contrast(quartic, KEY, x, x, 0.0, 3)
+        energy.contrastive_divergence(quartic, KEY, x, x, 0.0, 3)
     with pytest.raises(ValueError, match="num_steps is 0: a chain has at least one step"):
-        energy.contrast(quartic, KEY, x, x, 0.1, 0)
+        energy.contrastive_divergence(quartic, KEY, x, x, 0.1, 0)

@@ -11,23 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _denoiser, _plane, ddpm_digits, ddpm_digits_cond, ebm_2d, score_2d, sure_denoise_digits
-from experiments._ncsn import NCSN
-from experiments._observation import Observation
-from experiments._sampling import Sampling
-from experiments._score import Noise, falling
-from experiments._vae import VAE
-from experiments._vdm import VDM
+from experiments import ddpm_digits, ddpm_digits_cond, ebm_2d, score_2d, sure_denoise_digits
 from tests.derivations.check import assert_mean
-from vdm_jax import exact
+from vdm_jax import closed_form
+from vdm_jax.models import denoiser, planes
+from vdm_jax.models.annealing import Noise, falling
+from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.models.ncsn import NCSN
+from vdm_jax.models.sampling import Sampling
+from vdm_jax.models.vae import VAE
+from vdm_jax.models.vdm import VDM
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.networks.mlp import MLPConfig
 from vdm_jax.networks.refinenet import RefineNetConfig
 from vdm_jax.networks.unet import UNetConfig
-from vdm_jax.training.contract import DataSpec
-from vdm_jax.training.devices import make_mesh
+from vdm_jax.training.data.planes import PLANES
+from vdm_jax.training.experiment import DataSpec
 from vdm_jax.training.optimizer import optimizer
-from vdm_jax.training.planes import PLANES
+from vdm_jax.training.runtime.devices import make_mesh
 from vdm_jax.training.state import create
 from vdm_jax.training.step import make_step
 
@@ -96,7 +97,7 @@ def test_end_points_stay_pinned_through_training(head):
 def test_a_fixed_schedule_has_no_parameters_and_t_steps_are_trained():
     spec = DataSpec("digits", (4, 4, 1), 5, 0, 1, 1)
     config = VDM(
-        network=SMALL, noise="fixed", gamma_0=-6.0, gamma_1=4.0, num_steps=10, learning_rate=0.01, eval_terms=4
+        network=SMALL, noise_schedule="fixed", gamma_0=-6.0, gamma_1=4.0, num_steps=10, learning_rate=0.01, eval_terms=4
     )
     experiment, state, losses = trained(config, spec, 40)
     assert state.params["schedule"] == {}
@@ -125,7 +126,7 @@ def test_options_that_cannot_work():
         VDM(network=dataclasses.replace(SMALL, groups=3)).build(SPECS["digits"])
 
 
-SMALL_VAE = VAE(network=AutoencoderConfig(kind="mlp", latent=2, width=8, blocks=1), importance_samples=3)
+SMALL_VAE = VAE(network=AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1), importance_samples=3)
 
 
 @pytest.mark.slow
@@ -159,8 +160,8 @@ def test_in_em_one_network_rests_while_the_other_learns():
     ("options", "message"),
     [
         ({"turns": 5}, "--turns holds one network still: that needs --b1 0 and --weight-decay 0"),
-        ({"observation": Observation("bernoulli")}, "these pixels have 17: add --observation.binarize"),
-        ({"observation": Observation("mixture", components=0)}, "--observation.components must be at least 1"),
+        ({"observation": LikelihoodOptions("bernoulli")}, "these pixels have 17: add --observation.binarize"),
+        ({"observation": LikelihoodOptions("mixture", components=0)}, "--observation.components must be at least 1"),
     ],
 )
 def test_options_that_no_vae_has(options, message):
@@ -168,11 +169,11 @@ def test_options_that_no_vae_has(options, message):
         dataclasses.replace(SMALL_VAE, **options).build(SPECS["digits"])
 
 
-@pytest.mark.parametrize("law", ["bernoulli", "gaussian", "discretized", "mixture"])
+@pytest.mark.parametrize("distribution", ["bernoulli", "gaussian", "discretized", "mixture"])
 @pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_every_law_of_an_image_is_read_from_its_features(law, channels):
-    look = Observation(law, components=2)
-    levels = 2 if law == "bernoulli" else 5
+def test_every_law_of_an_image_is_read_from_its_features(distribution, channels):
+    look = LikelihoodOptions(distribution, components=2)
+    levels = 2 if distribution == "bernoulli" else 5
     output = jnp.asarray(np.random.RandomState(0).normal(size=(1, 1, look.features(channels))), jnp.float32)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, levels)] * channels, indexing="ij"), -1).reshape(
         -1, 1, 1, channels
@@ -183,24 +184,24 @@ def test_every_law_of_an_image_is_read_from_its_features(law, channels):
 
 
 def test_a_density_is_trained_and_its_mass_evaluated():
-    look, output = Observation("gaussian", scale=0.01), jnp.zeros((1, 1, 1))
+    look, output = LikelihoodOptions("gaussian", scale=0.01), jnp.zeros((1, 1, 1))
     x = jnp.zeros((1, 1, 1))
     assert look.read(output, 5, density=True).log_prob(x) > 3.0
     np.testing.assert_allclose(look.read(output, 5).log_prob(x), 0.0, atol=1e-6)
 
 
 def test_black_and_white():
-    look = Observation("bernoulli", binarize=True)
+    look = LikelihoodOptions("bernoulli", binarize=True)
     np.testing.assert_array_equal(look.x(jnp.asarray([0, 8, 9, 16]), 17), [-1.0, -1.0, 1.0, 1.0])
     np.testing.assert_array_equal(look.values(jnp.asarray([-1.0, 1.0]), 17), [0, 16])
 
 
 def test_ways_to_match_a_score_differ_by_a_constant():
     """The same for a good score and a bad one, whichever way; and the truth has the least."""
-    law = _plane.truth(SPECS["two_modes"])
+    distribution = planes.truth(SPECS["two_modes"])
     config = dataclasses.replace(score_2d.CONFIG, num_levels=5)
-    table, x = config.noise.table(5), batch_of(SPECS["two_modes"], 20_000)["image"]
-    level, best = table(1 + jnp.arange(len(x)) % 5), exact.OptimalDenoiser(law)
+    schedule, x = config.noise.discrete_schedule(5), batch_of(SPECS["two_modes"], 20_000)["image"]
+    level, best = schedule(1 + jnp.arange(len(x)) % 5), closed_form.OptimalDenoiser(distribution)
     bent = lambda x_t, level: best(x_t, level) + 0.3 * jnp.tanh(x_t)  # noqa: E731
     gaps = {}
     for objective in ("denoising", "implicit", "sliced"):
@@ -214,7 +215,7 @@ def test_ways_to_match_a_score_differ_by_a_constant():
 
 
 def test_the_levels_of_a_score_model_fall():
-    levels = falling(Noise(sigma_max=2.0, sigma_min=0.02).table(3))
+    levels = falling(Noise(sigma_max=2.0, sigma_min=0.02).discrete_schedule(3))
     np.testing.assert_allclose(levels.sigma, [2.0, 0.2, 0.02], rtol=1e-6)
     np.testing.assert_allclose(levels.alpha, 1.0)
 
@@ -226,7 +227,7 @@ def test_an_energy_s_log_density_integrates_to_one():
     )
     params = experiment.init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape), params)
-    nodes, cell = _plane.grid(150, 4.0).reshape(-1, 2), (8.0 / 150) ** 2
+    nodes, cell = planes.grid(150, 4.0).reshape(-1, 2), (8.0 / 150) ** 2
     batch = {"image": nodes, "label": jnp.zeros(len(nodes), jnp.int32)}
     nats = experiment.evaluate(params, jax.random.key(0), batch)["nats"]
     np.testing.assert_allclose(np.sum(np.exp(-np.asarray(nats, np.float64))) * cell, 1.0, rtol=1e-3)
@@ -234,11 +235,11 @@ def test_an_energy_s_log_density_integrates_to_one():
 
 def test_an_image_has_one_noise_for_good():
     images = batch_of(SPECS["digits"], 6)["image"]
-    keys = jax.random.key_data(_denoiser._own_keys(images))
-    np.testing.assert_array_equal(jax.random.key_data(_denoiser._own_keys(images[::-1])), keys[::-1])
+    keys = jax.random.key_data(denoiser._own_keys(images))
+    np.testing.assert_array_equal(jax.random.key_data(denoiser._own_keys(images[::-1])), keys[::-1])
     assert len(np.unique(np.asarray(keys), axis=0)) == 6
     nearly = images.at[0, 0, 0, 0].add(1)
-    assert not np.array_equal(jax.random.key_data(_denoiser._own_keys(nearly))[0], keys[0])
+    assert not np.array_equal(jax.random.key_data(denoiser._own_keys(nearly))[0], keys[0])
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ import pytest
 
 from tests.derivations.check import assert_mean, assert_moments
 from vdm_jax import forward
+from vdm_jax.discrete_schedules import discretize, from_betas, linear_betas
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import step_from_log_snr
+from vdm_jax.noise_levels import step_from_log_snr
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
-from vdm_jax.tables import from_betas, linear_betas, tabulate
 
 TABLE = from_betas(np.array([0.1, 0.2, 0.3, 0.4]))
 
@@ -21,32 +21,32 @@ TABLE = from_betas(np.array([0.1, 0.2, 0.3, 0.4]))
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4, 1)])
 def test_kernels_take_any_shape(shape):
     x, step = jax.random.normal(jax.random.key(0), shape), TABLE.step(1, 3)
-    laws = [
+    distributions = [
         forward.marginal(x, step.t),
         forward.transition(x, step),
         forward.posterior(x, x + 1, step),
         forward.posterior_from_eps(x, x, step),
         forward.posterior_from_score(x, x, step),
     ]
-    for law in laws:
-        assert law.mean.shape == shape
-        assert law.var.shape == ()
+    for distribution in distributions:
+        assert distribution.mean.shape == shape
+        assert distribution.var.shape == ()
         # each acts on every number alone
-        first = jax.tree.map(lambda leaf: leaf.reshape(-1)[0], law)
-        assert float(first.mean) == float(law.mean.reshape(-1)[0])
+        first = jax.tree.map(lambda leaf: leaf.reshape(-1)[0], distribution)
+        assert float(first.mean) == float(distribution.mean.reshape(-1)[0])
 
 
-@pytest.mark.parametrize("table", [TABLE, linear_betas(1000), tabulate(VarianceExploding(), 10)])
-def test_from_clean_data_the_transition_is_the_marginal_and_the_posterior_a_point(table):
+@pytest.mark.parametrize("schedule", [TABLE, linear_betas(1000), discretize(VarianceExploding(), 10)])
+def test_from_clean_data_the_transition_is_the_marginal_and_the_posterior_a_point(schedule):
     x_0, x_t = jnp.asarray([0.3, -1.0]), jnp.asarray([7.0, 0.1])
-    for t in (1, 2, table.num_steps):
-        step = table.step(0, t)
+    for t in (1, 2, schedule.num_steps):
+        step = schedule.step(0, t)
         marginal, transition = forward.marginal(x_0, step.t), forward.transition(x_0, step)
         np.testing.assert_allclose(transition.mean, marginal.mean, rtol=1e-6)
         np.testing.assert_allclose(transition.var, marginal.var, rtol=1e-6)
-        law = forward.posterior(x_t, x_0, step)
-        assert np.array_equal(law.mean, x_0)
-        assert float(law.var) == 0.0
+        distribution = forward.posterior(x_t, x_0, step)
+        assert np.array_equal(distribution.mean, x_0)
+        assert float(distribution.var) == 0.0
         assert tuple(map(float, forward.posterior_coefficients(step))) == (0.0, 1.0, 0.0)
 
 
@@ -65,8 +65,8 @@ def test_posterior_forgets_x_t_where_s_keeps_all_signal_and_x_0_where_the_step_i
 def test_a_sampled_chain_has_the_marginal_of_every_level():
     x = jnp.full((100_000,), 1.5)
     for t in range(1, 5):
-        law = forward.transition(x, TABLE.step(t - 1, t))
-        x = Normal(law.mean, var=law.var).sample(jax.random.key(t))
+        distribution = forward.transition(x, TABLE.step(t - 1, t))
+        x = Normal(distribution.mean, var=distribution.var).sample(jax.random.key(t))
         truth = forward.marginal(jnp.asarray(1.5), TABLE(t))
         assert_moments(x, truth.mean, truth.var)
 
@@ -78,9 +78,9 @@ def test_a_sampled_pair_regresses_as_the_posterior_says():
     marginal = forward.marginal(x_0, step.s)
     x_s = Normal(jnp.full((200_000,), marginal.mean), var=marginal.var).sample(key_s)
     x_t = forward.transition(x_s, step).sample(key_t)
-    law = jax.vmap(lambda x: forward.posterior(x, x_0, step))(x_t)
-    rest = x_s - law.mean
-    assert_moments(rest, 0.0, law.var[0])
+    distribution = jax.vmap(lambda x: forward.posterior(x, x_0, step))(x_t)
+    rest = x_s - distribution.mean
+    assert_moments(rest, 0.0, distribution.var[0])
     assert_mean(rest * (x_t - x_t.mean()), 0.0)
 
 
@@ -88,13 +88,13 @@ def test_bridge_is_bayes_rule_and_ends_in_the_posterior():
     # q(x_s|x_r,x_t) q(x_t|x_r) = q(x_s|x_r) q(x_t|x_s), pointwise; from clean data it is the posterior
     with jax.enable_x64(True):
         x_r, x_s, x_t = (jnp.asarray(x) for x in np.random.RandomState(0).randn(3, 4))
-        for schedule in (LinearLogSNR(4.0, -3.0), VarianceExploding(0.1, 5.0)):
-            first, second, across = (schedule.step(*times) for times in ((0.1, 0.3), (0.3, 0.8), (0.1, 0.8)))
+        for continuous in (LinearLogSNR(4.0, -3.0), VarianceExploding(0.1, 5.0)):
+            first, second, across = (continuous.step(*times) for times in ((0.1, 0.3), (0.3, 0.8), (0.1, 0.8)))
             joint = forward.transition(x_r, first).log_prob(x_s) + forward.transition(x_s, second).log_prob(x_t)
             bayes = joint - forward.transition(x_r, across).log_prob(x_t)
             assert float(forward.bridge(x_r, x_t, first, second).log_prob(x_s)) == pytest.approx(float(bayes), rel=1e-9)
-        table = linear_betas(10, 0.1, 0.5)
-        ours = forward.bridge(x_r, x_t, table.step(0, 4), table.step(4, 7))
-        truth = forward.posterior(x_t, x_r, table.step(4, 7))
+        schedule = linear_betas(10, 0.1, 0.5)
+        ours = forward.bridge(x_r, x_t, schedule.step(0, 4), schedule.step(4, 7))
+        truth = forward.posterior(x_t, x_r, schedule.step(4, 7))
         np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-11)
         assert float(ours.var) == pytest.approx(float(truth.var), rel=1e-12)

@@ -58,7 +58,9 @@ def test_density_integrates_to_one_and_has_the_entropy(var):
 def test_sums_are_in_float32_where_the_numbers_have_fewer_digits():
     random = np.random.RandomState(0)
     p, q, x = (Normal(jnp.asarray(random.randn(2000), jnp.bfloat16), var=jnp.bfloat16(v)) for v in (0.5, 0.7, 1.0))
-    wide_p, wide_q, wide_x = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), law) for law in (p, q, x))
+    wide_p, wide_q, wide_x = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), distribution) for distribution in (p, q, x)
+    )
     for ours, same in (
         (p.log_prob(x.mean), wide_p.log_prob(wide_x.mean)),
         (p.entropy(), wide_p.entropy()),

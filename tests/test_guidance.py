@@ -9,14 +9,14 @@ from jax.tree_util import Partial
 
 from tests.derivations.check import assert_close, assert_mean, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import exact
+from vdm_jax import closed_form
 from vdm_jax.compilation import compiled
-from vdm_jax.guidance import Classifier, ClassifierFree, Reconstruction
-from vdm_jax.levels import Level, level_from_log_snr
+from vdm_jax.discrete_schedules import discretize
+from vdm_jax.guidance import ClassifierFreeGuidance, ClassifierGuidance, ReconstructionGuidance
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.parameterization import convert
 from vdm_jax.samplers import ancestral, ddim, dpmpp, heun
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import tabulate
 
 WEIGHTS = np.array([0.2, 0.3, 0.1, 0.4])
 MEANS = np.array([[-1.0, 0.2], [0.8, -0.4], [0.2, 1.1], [1.2, 0.9]])
@@ -25,7 +25,8 @@ COVARIANCES = np.array(
 )
 CLASS = np.array([0, 2])  # the components of the one class
 KINDS = pytest.mark.parametrize(
-    "kind", ["eps", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("x_0", "v", "score"))]
+    "prediction_type",
+    ["eps", *(pytest.param(prediction_type, marks=pytest.mark.slow) for prediction_type in ("x_0", "v", "score"))],
 )
 
 
@@ -36,7 +37,7 @@ def _float64():
 
 
 def _mixture(chosen=slice(None)):
-    return exact.mixture(WEIGHTS[chosen], MEANS[chosen], COVARIANCES[chosen])
+    return closed_form.mixture(WEIGHTS[chosen], MEANS[chosen], COVARIANCES[chosen])
 
 
 def _log_density(x, level, chosen=slice(None)):
@@ -62,31 +63,36 @@ def _ask(net, x_t, level):
     return net(x_t, level)
 
 
-def _score(law, x_t, level):
-    return _ask(exact.OptimalDenoiser(law, "score"), x_t, level)
+def _score(distribution, x_t, level):
+    return _ask(closed_form.OptimalDenoiser(distribution, "score"), x_t, level)
 
 
 @compiled()
-def _as_score(net, x_t, level, kind):
-    return jax.vmap(lambda p, x, lv: convert(p, x, lv, kind, "score"))(net(x_t, level), x_t, level)
+def _as_score(net, x_t, level, prediction_type):
+    return jax.vmap(lambda p, x, lv: convert(p, x, lv, prediction_type, "score"))(net(x_t, level), x_t, level)
 
 
 @KINDS
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_labels_and_classifiers_guide_to_the_conditional_law(kind, scale):
+def test_labels_and_classifiers_guide_to_the_conditional_law(prediction_type, scale):
     level, x_t = _levels(-6.0, -2.0, -0.5, 0.0, 1.0, 3.0, 6.0)
-    every, one = (exact.OptimalDenoiser(law, kind) for law in (_mixture(), _mixture(CLASS)))
+    every, one = (
+        closed_form.OptimalDenoiser(distribution, prediction_type) for distribution in (_mixture(), _mixture(CLASS))
+    )
 
     def log_density(x, level):  # of its own: log q(x_t) + w log p(y | x_t)
         return (1.0 - scale) * _log_density(x, level) + scale * _log_density(x, level, CLASS)
 
     truth = jax.jit(jax.vmap(jax.grad(log_density)))(x_t, level)
-    for guided in (ClassifierFree(one, every, scale), Classifier(every, _log_class, scale, kind)):
-        ours = _as_score(guided, x_t, level, kind)
+    for guided in (
+        ClassifierFreeGuidance(one, every, scale),
+        ClassifierGuidance(every, _log_class, scale, prediction_type),
+    ):
+        ours = _as_score(guided, x_t, level, prediction_type)
         assert_close(ours, truth, rtol=1e-8, atol=1e-8)
-        law = {0.0: _mixture(), 1.0: _mixture(CLASS)}.get(scale)
-        if law is not None:
-            assert_close(ours, _score(law, x_t, level), rtol=1e-8, atol=1e-8)
+        distribution = {0.0: _mixture(), 1.0: _mixture(CLASS)}.get(scale)
+        if distribution is not None:
+            assert_close(ours, _score(distribution, x_t, level), rtol=1e-8, atol=1e-8)
         else:
             with refuted():
                 assert_close(ours, _score(_mixture(CLASS), x_t, level), rtol=1e-2)
@@ -95,9 +101,9 @@ def test_labels_and_classifiers_guide_to_the_conditional_law(kind, scale):
 @pytest.mark.slow
 def test_outside_of_the_interval_the_conditional_denoiser_speaks():
     level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
-    every, one = (exact.OptimalDenoiser(law) for law in (_mixture(), _mixture(CLASS)))
-    ours = _ask(ClassifierFree(one, every, 3.0, log_snr_min=-1.5, log_snr_max=0.5), x_t, level)
-    plain, always = _ask(one, x_t, level), _ask(ClassifierFree(one, every, 3.0), x_t, level)
+    every, one = (closed_form.OptimalDenoiser(distribution) for distribution in (_mixture(), _mixture(CLASS)))
+    ours = _ask(ClassifierFreeGuidance(one, every, 3.0, log_snr_min=-1.5, log_snr_max=0.5), x_t, level)
+    plain, always = _ask(one, x_t, level), _ask(ClassifierFreeGuidance(one, every, 3.0), x_t, level)
     inside = np.array([False, True, True, False, False])
     assert_close(ours[~inside], plain[~inside])
     assert_close(ours[inside], always[inside])
@@ -108,18 +114,18 @@ def test_outside_of_the_interval_the_conditional_denoiser_speaks():
 @pytest.mark.slow
 def test_guided_samples_are_the_class():
     # by each in a sampler of its own, as plain functions, and as pytrees of arrays
-    every, one = (exact.OptimalDenoiser(law) for law in (_mixture(), _mixture(CLASS)))
-    table, key = tabulate(LinearLogSNR(10.0, -9.0), 100), jax.random.key(2)
+    every, one = (closed_form.OptimalDenoiser(distribution) for distribution in (_mixture(), _mixture(CLASS)))
+    schedule, key = discretize(LinearLogSNR(10.0, -9.0), 100), jax.random.key(2)
     x_T = jax.random.normal(key, (4_000, 2))
-    guided = ClassifierFree(lambda x, level: one(x, level), Partial(lambda x, level: every(x, level)), 1.0)
-    law = _mixture(CLASS)
+    guided = ClassifierFreeGuidance(lambda x, level: one(x, level), Partial(lambda x, level: every(x, level)), 1.0)
+    distribution = _mixture(CLASS)
     for x_0 in (
-        dpmpp(guided, key, x_T, table).x_0,
-        heun(Classifier(every, _log_class, 1.0), key, x_T, table).x_0,
+        dpmpp(guided, key, x_T, schedule).x_0,
+        heun(ClassifierGuidance(every, _log_class, 1.0), key, x_T, schedule).x_0,
     ):
-        assert_mean(x_0, law.mean, resolution=0.015)
-        apart = np.asarray(x_0 - law.mean[None])
-        assert_mean(apart[:, :, None] * apart[:, None, :], law.covariance(), resolution=0.02)
+        assert_mean(x_0, distribution.mean, resolution=0.015)
+        apart = np.asarray(x_0 - distribution.mean[None])
+        assert_mean(apart[:, :, None] * apart[:, None, :], distribution.covariance(), resolution=0.02)
 
 
 # A measurement y = A x_0 + noise
@@ -127,14 +133,14 @@ def test_guided_samples_are_the_class():
 
 def _conditioned(weights, means, covariances, a, y, var):
     """The mixture given y, by hand: each component's regression on y, its weight times N(y; A m, A S A^T + var)."""
-    laws, log_weights = [], []
+    distributions, log_weights = [], []
     for w, m, c in zip(weights, means, covariances, strict=True):
         s = a @ c @ a.T + var * np.eye(len(a))
         gain = c @ a.T @ np.linalg.inv(s)
-        laws.append((m + gain @ (y - a @ m), c - gain @ a @ c))
+        distributions.append((m + gain @ (y - a @ m), c - gain @ a @ c))
         log_weights.append(np.log(w) + float(multivariate_normal.logpdf(y, a @ m, s)))
-    return exact.mixture(
-        np.exp(log_weights - np.max(log_weights)), *(np.stack(parts) for parts in zip(*laws, strict=True))
+    return closed_form.mixture(
+        np.exp(log_weights - np.max(log_weights)), *(np.stack(parts) for parts in zip(*distributions, strict=True))
     )
 
 
@@ -158,21 +164,23 @@ def _measure(x):
     return x @ LINE.T
 
 
-def _guided(count, kind="eps", spread=_spread):
-    best = exact.OptimalDenoiser(exact.gaussian(MEAN, SIGMA), kind)
-    return Reconstruction(best, _measure, jnp.broadcast_to(Y, (count, 1)), NOISE, spread, kind=kind)
+def _guided(count, prediction_type="eps", spread=_spread):
+    best = closed_form.OptimalDenoiser(closed_form.gaussian(MEAN, SIGMA), prediction_type)
+    return ReconstructionGuidance(
+        best, _measure, jnp.broadcast_to(Y, (count, 1)), NOISE, spread, prediction_type=prediction_type
+    )
 
 
 @pytest.mark.slow
 @KINDS
-def test_a_measurement_of_normal_data_is_exact(kind):
+def test_a_measurement_of_normal_data_is_exact(prediction_type):
     truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
     level, _ = _levels(-8.0, -2.0, 0.0, 1.0, 4.0, 9.0)
     x_t = jax.random.normal(jax.random.key(3), (6, 3))
-    ours = _as_score(_guided(6, kind), x_t, level, kind)
+    ours = _as_score(_guided(6, prediction_type), x_t, level, prediction_type)
     assert_close(ours, _score(truth, x_t, level), rtol=1e-9, atol=1e-9)
     with refuted():  # whose spread is not that of N(0, I)
-        wrong = _as_score(_guided(6, kind, None), x_t, level, kind)
+        wrong = _as_score(_guided(6, prediction_type, None), x_t, level, prediction_type)
         assert_close(wrong, _score(truth, x_t, level), rtol=1e-2)
 
 
@@ -180,32 +188,32 @@ def test_a_measurement_of_normal_data_is_exact(kind):
 @pytest.mark.parametrize("preserving", [True, False])
 def test_the_spread_left_out_is_that_of_standard_normal_data(preserving):
     # inpainting two of three numbers, each measurement an example's own; a mask instead of a selection says the same
-    best = exact.OptimalDenoiser(exact.gaussian(np.zeros(3), np.eye(3)))
+    best = closed_form.OptimalDenoiser(closed_form.gaussian(np.zeros(3), np.eye(3)))
     level, _ = _levels(-3.0, 0.0, 3.0)
     if not preserving:
         sigma = level.sigma / level.alpha
-        level = Level(jnp.ones(3), sigma, jnp.zeros(3), jnp.log(sigma), level.t)
+        level = NoiseLevel(jnp.ones(3), sigma, jnp.zeros(3), jnp.log(sigma), level.t)
     x_t, y = (jax.random.normal(jax.random.key(seed), (3, 3)) for seed in (4, 5))
     mask = jnp.broadcast_to(jnp.array([1.0, 0.0, 1.0]), (3, 3))
-    selected = _ask(Reconstruction(best, lambda x: x[:, ::2], y[:, ::2], 0.1), x_t, level)
-    masked = _ask(Reconstruction(best, lambda x: mask * x, mask * y, 0.1), x_t, level)
+    selected = _ask(ReconstructionGuidance(best, lambda x: x[:, ::2], y[:, ::2], 0.1), x_t, level)
+    masked = _ask(ReconstructionGuidance(best, lambda x: mask * x, mask * y, 0.1), x_t, level)
     assert_close(selected, masked, atol=1e-12)
     for i in range(3):
-        law = _conditioned([1.0], [np.zeros(3)], [np.eye(3)], np.eye(3)[::2], np.asarray(y[i, ::2]), 0.1)
-        truth = _ask(exact.OptimalDenoiser(law), x_t, level)
+        distribution = _conditioned([1.0], [np.zeros(3)], [np.eye(3)], np.eye(3)[::2], np.asarray(y[i, ::2]), 0.1)
+        truth = _ask(closed_form.OptimalDenoiser(distribution), x_t, level)
         assert_close(selected[i], truth[i], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
 def test_sampling_by_a_measurement_has_the_posterior():
     truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
-    table, key = tabulate(LinearLogSNR(10.0, -9.0), 150), jax.random.key(6)
+    schedule, key = discretize(LinearLogSNR(10.0, -9.0), 150), jax.random.key(6)
     x_T = jax.random.normal(key, (5_000, 3))
-    for x_0 in (heun(_guided(5_000), key, x_T, table).x_0, ancestral(_guided(5_000), key, x_T, table).x_0):
+    for x_0 in (heun(_guided(5_000), key, x_T, schedule).x_0, ancestral(_guided(5_000), key, x_T, schedule).x_0):
         assert_mean(x_0, truth.mean, resolution=0.015)
         apart = np.asarray(x_0 - truth.mean[None])
         assert_mean(apart[:, :, None] * apart[:, None, :], truth.covariance(), resolution=0.015)
-    free = ddim(_guided(5_000).denoiser, key, x_T, table).x_0
+    free = ddim(_guided(5_000).denoiser, key, x_T, schedule).x_0
     with refuted():
         assert_mean(free, truth.mean)
 
@@ -223,14 +231,16 @@ def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
     # against the posterior of the mixture, along states that its own noisy law visits
     a, y = np.array([[1.0, 0.0]]), np.array([0.6])
     truth = _conditioned(WEIGHTS, MEANS, COVARIANCES, a, y, 0.05)
-    best, errors = exact.OptimalDenoiser(_mixture()), []
+    best, errors = closed_form.OptimalDenoiser(_mixture()), []
     for log_snr in (-6.0, -3.0, 0.0, 3.0, 6.0, 9.0):
         one = level_from_log_snr(jnp.asarray(log_snr))
-        x_t = draws(exact.marginal(truth, one), jax.random.key(7), 2_000)
+        x_t = draws(closed_form.marginal(truth, one), jax.random.key(7), 2_000)
         level = jax.tree.map(lambda field: jnp.full(2_000, field), one)
-        spread = jax.jit(jax.vmap(lambda x, lv: best.law.given(x, lv).covariance()[0, 0]))(x_t, level).mean()
-        guided = Reconstruction(best, _first, jnp.full((2_000, 1), y[0]), 0.05, Partial(_constant, spread))
-        ours, plain, ideal = (_ask(net, x_t, level) for net in (guided, best, exact.OptimalDenoiser(truth)))
+        spread = jax.jit(jax.vmap(lambda x, lv: best.distribution.posterior(x, lv).covariance()[0, 0]))(
+            x_t, level
+        ).mean()
+        guided = ReconstructionGuidance(best, _first, jnp.full((2_000, 1), y[0]), 0.05, Partial(_constant, spread))
+        ours, plain, ideal = (_ask(net, x_t, level) for net in (guided, best, closed_form.OptimalDenoiser(truth)))
         pull = jnp.mean((plain - ideal) ** 2)  # what guidance is to do
         errors.append(float(jnp.sqrt(jnp.mean((ours - ideal) ** 2) / pull)))
     print(f"error of the guidance over its size, log-SNR -6..9: {np.round(errors, 4)}")
@@ -245,13 +255,13 @@ def test_another_scale_is_that_much_more():
     x_t = jax.random.normal(jax.random.key(3), (2, 3))
     whole = _guided(2)
     free = _ask(whole.denoiser, x_t, level)
-    half = Reconstruction(whole.denoiser, _measure, whole.y, NOISE, _spread, 0.5)
+    half = ReconstructionGuidance(whole.denoiser, _measure, whole.y, NOISE, _spread, 0.5)
     assert_close(_ask(half, x_t, level) - free, 0.5 * (_ask(whole, x_t, level) - free), atol=1e-12)
 
 
 @pytest.mark.slow
 def test_a_measurement_of_another_shape_is_refused():
     level, _ = _levels(-2.0, 1.0)
-    wrong = Reconstruction(_guided(2).denoiser, _measure, jnp.ones(2), NOISE)
+    wrong = ReconstructionGuidance(_guided(2).denoiser, _measure, jnp.ones(2), NOISE)
     with pytest.raises(ValueError, match=r"y has shape \(2,\), A x_hat \(2, 1\): give y that of A x_hat"):
         wrong(jnp.ones((2, 3)), level)

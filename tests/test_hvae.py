@@ -23,7 +23,7 @@ def _likelihood(mean):
 def _three_levels(hears=(1.0, 1.0, 1.0)):
     """q(z_i|z_{i+1}, x) hears so much of x; p(z_i|z_{i+1}) = N(z_{i+1} / 2, 1)."""
     posteriors = [lambda z, x, a=a: _unit(a * x + (0.0 if z is None else 0.5 * z)) for a in hears]
-    return hvae.ladder((2,), posteriors, [lambda z: _unit(0.5 * z)] * 2, lambda z: z)
+    return hvae.top_down((2,), posteriors, [lambda z: _unit(0.5 * z)] * 2, lambda z: z)
 
 
 def test_each_level_has_its_row_in_order_of_drawing():
@@ -36,7 +36,7 @@ def test_each_level_has_its_row_in_order_of_drawing():
 
 def test_a_level_that_hears_nothing_is_seen_to_be_dead():
     key, data = jax.random.key(0), jax.random.normal(jax.random.key(1), (200, 2))
-    found = hvae.diagnose(_three_levels((1.0, 0.0, 1.0)), key, data)
+    found = hvae.collapse_diagnostics(_three_levels((1.0, 0.0, 1.0)), key, data)
     np.testing.assert_allclose(found.kl[1], 0.0, atol=1e-6)
     np.testing.assert_array_equal(found.active_units, [2, 0, 2])
     assert found.mutual_information[1] == pytest.approx(float(found.mutual_information[0]), abs=1e-5)
@@ -62,30 +62,30 @@ def test_from_the_bottom_up_no_level_can_be_left_to_the_model():
 def test_temperature_shrinks_every_level_and_the_prior_has_its_moments():
     # z_1 = N(0, 1) + N(0, 1) / 2 + N(0, 1) / 4: variance 1.3125
     for temperature in (1.0, 0.5):
-        drawn = hvae.imagine(_three_levels(), jax.random.key(2), 20_000, temperature=temperature)
+        drawn = hvae.sample_decoder_output(_three_levels(), jax.random.key(2), 20_000, temperature=temperature)
         np.testing.assert_allclose(jnp.var(drawn, axis=0), 1.3125 * temperature**2, rtol=0.05)
-    x = hvae.generate(_three_levels(), _likelihood, jax.random.key(2), 20_000)
+    x = hvae.sample(_three_levels(), _likelihood, jax.random.key(2), 20_000)
     np.testing.assert_allclose(jnp.var(x, axis=0), 1.3125 + 0.5, rtol=0.05)
 
 
 def test_objective_is_the_bound_unless_asked():
     terms = hvae.bound(_three_levels((0.1, 2.0, 0.5)), _likelihood, jax.random.key(0), X)
-    assert hvae.objective(terms) == pytest.approx(float(terms.total.mean()), rel=1e-6)
-    silent = hvae.objective(terms, beta=0.0)
+    assert hvae.free_bits_objective(terms) == pytest.approx(float(terms.total.mean()), rel=1e-6)
+    silent = hvae.free_bits_objective(terms, beta=0.0)
     assert silent == pytest.approx(float(terms.reconstruction.mean()), rel=1e-6)
     means = np.asarray(terms.kl.mean(1), np.float64)
-    free = float(hvae.objective(terms, beta=0.5, free_nats=1.0)) - float(silent)
+    free = float(hvae.free_bits_objective(terms, beta=0.5, free_nats=1.0)) - float(silent)
     assert free == pytest.approx(0.5 * np.maximum(means, 1.0).sum(), rel=1e-5)
 
 
 def test_warm_up_grows_to_one_and_stays():
-    assert [float(hvae.warm_up(i, 4)) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert float(hvae.warm_up(0, 0)) == 1.0
+    assert [float(hvae.kl_warm_up(i, 4)) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert float(hvae.kl_warm_up(0, 0)) == 1.0
 
 
 def test_traced_once():
     decoder = chex.assert_max_traces(lambda z: z, n=1)
-    hierarchy = hvae.ladder((2,), [lambda z, x: _unit(x)], [], decoder)
+    hierarchy = hvae.top_down((2,), [lambda z, x: _unit(x)], [], decoder)
     for i in range(3):
         hvae.bound(hierarchy, _likelihood, jax.random.key(i), X)
 
@@ -93,17 +93,19 @@ def test_traced_once():
 def test_levels_that_do_not_chain():
     up = lambda x: _unit(x)  # noqa: E731
     with pytest.raises(ValueError, match="2 posteriors and 2 conditionals do not chain"):
-        hvae.ladder((2,), [lambda z, x: _unit(x)] * 2, [up] * 2, lambda z: z)
+        hvae.top_down((2,), [lambda z, x: _unit(x)] * 2, [up] * 2, lambda z: z)
     with pytest.raises(ValueError, match="0 encoders and 0 conditionals do not chain"):
         hvae.bottom_up((2,), [], [], lambda z: z)
-    wrong = hvae.ladder((2,), [lambda z, x: _unit(x), lambda z, x: _unit(x)], [lambda z: _unit(z[:, :1])], lambda z: z)
+    wrong = hvae.top_down(
+        (2,), [lambda z, x: _unit(x), lambda z, x: _unit(x)], [lambda z: _unit(z[:, :1])], lambda z: z
+    )
     with pytest.raises(ValueError, match=r"q\(z_1\) is of shape \(6, 2\), p\(z_1\) of \(6, 1\)"):
         hvae.bound(wrong, _likelihood, jax.random.key(0), X)
     top = hvae.bottom_up((3,), [up, up], [up], lambda z: z)
     with pytest.raises(ValueError, match=r"q\(z_2\) is of shape \(6, 2\), p\(z_2\) of \(6, 3\)"):
         hvae.bound(top, _likelihood, jax.random.key(0), X)
     with pytest.raises(ValueError, match="samples is 0"):
-        hvae.importance_bound(_three_levels(), _likelihood, jax.random.key(0), X, samples=0)
+        hvae.importance_weighted_bound(_three_levels(), _likelihood, jax.random.key(0), X, samples=0)
 
 
 def test_data_without_a_posterior_are_refused():
@@ -113,6 +115,6 @@ def test_data_without_a_posterior_are_refused():
         z = draw(0, None, p)
         return [hvae.Latent(z, None, p)], z
 
-    assert hvae.imagine(generator, jax.random.key(0), 3).shape == (3, 2)
+    assert hvae.sample_decoder_output(generator, jax.random.key(0), 3).shape == (3, 2)
     with pytest.raises(ValueError, match="no q for a level though it was shown data"):
         hvae.bound(generator, _likelihood, jax.random.key(0), X)

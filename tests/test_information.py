@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from tests.test_exact import COVARIANCES, FACTOR, MEANS, WEIGHTS, worlds
-from vdm_jax import elbo, exact, information
-from vdm_jax.levels import level_from_log_snr
+from tests.test_closed_form import COVARIANCES, FACTOR, MEANS, WEIGHTS, worlds
+from vdm_jax import closed_form, elbo, information
+from vdm_jax.discrete_schedules import discretize
+from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import tabulate
 
 SMALL = partial(information.quadrature, nodes=61)
 NAMES = ["gaussian", "low_rank", "mixture", "points", "pixels", "independent"]
@@ -30,26 +30,26 @@ def _assert_within(estimate, truth, slack=1e-10):
 
 @pytest.mark.parametrize("name", ["mixture", "points"])
 def test_quadrature_gives_the_moments(name):
-    law = worlds()[name]
-    second = information.quadrature(lambda x: x[0] * x[1], law)
-    truth = law.covariance()[0, 1] + law.mean[0] * law.mean[1]
+    distribution = worlds()[name]
+    second = information.quadrature(lambda x: x[0] * x[1], distribution)
+    truth = distribution.covariance()[0, 1] + distribution.mean[0] * distribution.mean[1]
     assert float(second.value) == pytest.approx(float(truth), rel=1e-12)
     assert float(second.error) < 1e-12
 
 
 def test_quadrature_in_three_dimensions():
-    law = exact.low_rank(np.zeros(3), np.array([[1.0, 0.0], [1.0, 0.5], [0.0, 2.0]]), 0.1)
-    estimate = SMALL(lambda x: (x[0] * x[2]) ** 2, law)
-    c = np.asarray(law.covariance())
+    distribution = closed_form.low_rank(np.zeros(3), np.array([[1.0, 0.0], [1.0, 0.5], [0.0, 2.0]]), 0.1)
+    estimate = SMALL(lambda x: (x[0] * x[2]) ** 2, distribution)
+    c = np.asarray(distribution.covariance())
     assert float(estimate.value) == pytest.approx(c[0, 0] * c[2, 2] + 2 * c[0, 2] ** 2, rel=1e-9)  # Isserlis
 
 
 def test_quadrature_states_an_error_above_its_own():
-    law = exact.gaussian([0.3], [[1.0]])
+    distribution = closed_form.gaussian([0.3], [[1.0]])
     truth = integrate.quad(lambda x: np.tanh(5 * x) ** 2 * stats.norm(0.3, 1).pdf(x), -12, 12, limit=500)[0]
     errors = []
     for nodes in (41, 81, 161, 321):
-        estimate = information.quadrature(lambda x: jnp.tanh(5 * x[0]) ** 2, law, nodes)
+        estimate = information.quadrature(lambda x: jnp.tanh(5 * x[0]) ** 2, distribution, nodes)
         _assert_within(estimate, truth)
         errors.append(abs(float(estimate.value) - truth))
     assert errors[-1] < 1e-12 < errors[0]
@@ -57,78 +57,82 @@ def test_quadrature_states_an_error_above_its_own():
 
 @pytest.mark.slow
 def test_monte_carlo_states_its_standard_error():
-    law = worlds()["gaussian"]
-    estimates = [information.monte_carlo(lambda x: jnp.sum(x), law, jax.random.key(i), draws=2000) for i in range(20)]
-    z = np.array([(float(e.value) - float(law.mean.sum())) / float(e.error) for e in estimates])
+    distribution = worlds()["gaussian"]
+    estimates = [
+        information.monte_carlo(lambda x: jnp.sum(x), distribution, jax.random.key(i), draws=2000) for i in range(20)
+    ]
+    z = np.array([(float(e.value) - float(distribution.mean.sum())) / float(e.error) for e in estimates])
     assert np.all(np.abs(z) < 4)
     assert 0.5 < z.std() < 1.6
-    truth = np.sqrt(float(law.covariance().sum()) / 2000)
+    truth = np.sqrt(float(distribution.covariance().sum()) / 2000)
     assert float(estimates[0].error) == pytest.approx(truth, rel=0.1)
 
 
 def test_entropy_is_scipys():
-    law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3])
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3])
     p = lambda x: 0.3 * stats.norm(-1, 0.02**0.5).pdf(x) + 0.7 * stats.norm(0.8, 0.3**0.5).pdf(x)  # noqa: E731
     truth = integrate.quad(lambda x: -p(x) * np.log(p(x)), -6, 7, points=[-1, 0.8], limit=500, epsabs=1e-13)[0]
-    estimate = information.entropy(law)
+    estimate = information.entropy(distribution)
     _assert_within(estimate, truth)
     assert float(estimate.value) == pytest.approx(truth, rel=1e-9)
     # independent numbers: the sum
     both = worlds()["independent"]
-    parts = [jax.tree.map(lambda leaf, i=i: leaf[i], both.law) for i in range(2)]
+    parts = [jax.tree.map(lambda leaf, i=i: leaf[i], both.distribution) for i in range(2)]
     total = sum(float(information.entropy(part).value) for part in parts)
     assert float(information.entropy(both).value) == pytest.approx(total, rel=1e-12)
 
 
 def test_mmse_of_two_points():
     # x_0 = +-1: E[x_0 | x_t] = tanh(alpha x_t / sigma^2)
-    law = exact.points([[-1.0], [1.0]])
+    distribution = closed_form.empirical([[-1.0], [1.0]])
     for log_snr in (-3.0, 0.0, 2.0):
         level = level_from_log_snr(jnp.asarray(log_snr))
         alpha, sigma = float(level.alpha), float(level.sigma)
         square = lambda x, a=alpha, s=sigma: np.tanh(a * x / s**2) ** 2 * stats.norm(a, s).pdf(x)  # noqa: E731
         truth = 1 - integrate.quad(square, alpha - 10 * sigma, alpha + 10 * sigma, epsabs=1e-13)[0]
-        assert float(information.mmse(law, level).value) == pytest.approx(truth, rel=1e-9)
+        assert float(information.mmse(distribution, level).value) == pytest.approx(truth, rel=1e-9)
 
 
 def test_mmse_of_a_gaussian_by_the_regression_formula():
-    law = worlds()["low_rank"]
+    distribution = worlds()["low_rank"]
     covariance = FACTOR @ FACTOR.T + 0.1 * np.eye(4)
     level = level_from_log_snr(jnp.asarray(0.7))
     noisy = level.alpha**2 * covariance + level.sigma**2 * np.eye(4)
     truth = np.trace(covariance - level.alpha**2 * covariance @ np.linalg.solve(noisy, covariance))
-    assert float(information.mmse(law, level).value) == pytest.approx(float(truth), rel=1e-11)
+    assert float(information.mmse(distribution, level).value) == pytest.approx(float(truth), rel=1e-11)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_i_mmse(name):
     # d I / d SNR = mmse / 2: two integrals that share no formula
-    law = worlds()[name]
+    distribution = worlds()[name]
     for log_snr in (-2.0, 1.0):
-        slope = jax.grad(lambda lam: information.mutual_information(law, level_from_log_snr(lam), SMALL).value)(
-            jnp.asarray(log_snr)
-        )
-        mmse = information.mmse(law, level_from_log_snr(jnp.asarray(log_snr)), SMALL).value
+        slope = jax.grad(
+            lambda lam: information.mutual_information(distribution, level_from_log_snr(lam), SMALL).value
+        )(jnp.asarray(log_snr))
+        mmse = information.mmse(distribution, level_from_log_snr(jnp.asarray(log_snr)), SMALL).value
         assert float(slope) == pytest.approx(0.5 * np.exp(log_snr) * float(mmse), rel=1e-7)
 
 
 @pytest.mark.parametrize("name", ["points", "pixels"])
 def test_information_of_a_finite_law_ends_at_its_entropy(name):
-    law = worlds()[name]
+    distribution = worlds()[name]
     level = level_from_log_snr(jnp.asarray(9.0))
-    entropy = float(information.entropy(law).value)
-    assert float(information.mutual_information(law, level, SMALL).value) == pytest.approx(entropy, abs=1e-6)
-    assert float(information.mutual_information(law, level_from_log_snr(jnp.asarray(-25.0)), SMALL).value) < 1e-9
+    entropy = float(information.entropy(distribution).value)
+    assert float(information.mutual_information(distribution, level, SMALL).value) == pytest.approx(entropy, abs=1e-6)
+    assert (
+        float(information.mutual_information(distribution, level_from_log_snr(jnp.asarray(-25.0)), SMALL).value) < 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_steps", [3, 12])
 def test_optimal_bound_is_the_expectation_of_the_library_s(name, num_steps):
-    law, table = worlds()[name], tabulate(LinearLogSNR(3.0, -6.0), num_steps)
-    truth = information.optimal_bound(law, table, SMALL)
-    x_0 = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 8000))
-    denoiser, decoder = exact.OptimalDenoiser(law, "x_0"), exact.OptimalDecoder(law)
-    ours = elbo.bound(denoiser, jax.random.key(1), x_0, table, decoder, kind="x_0")
+    distribution, schedule = worlds()[name], discretize(LinearLogSNR(3.0, -6.0), num_steps)
+    truth = information.optimal_bound(distribution, schedule, SMALL)
+    x_0 = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 8000))
+    denoiser, decoder = closed_form.OptimalDenoiser(distribution, "x_0"), closed_form.OptimalDecoder(distribution)
+    ours = elbo.bound(denoiser, jax.random.key(1), x_0, schedule, decoder, prediction_type="x_0")
     for term, estimate in (*zip(ours, truth, strict=True), (ours.total, truth.total)):
         error = np.std(term) / np.sqrt(len(x_0)) + float(estimate.error)
         assert abs(np.mean(term) - float(estimate.value)) < 4 * error
@@ -136,11 +140,11 @@ def test_optimal_bound_is_the_expectation_of_the_library_s(name, num_steps):
 
 @pytest.mark.parametrize("name", ["gaussian", pytest.param("mixture", marks=pytest.mark.slow), "points"])
 def test_optimal_bound_limit_is_approached(name):
-    law, ends = worlds()[name], tabulate(LinearLogSNR(5.0, -3.0), 2)
-    limit = information.optimal_bound_limit(law, ends(1), ends(2), SMALL).total
+    distribution, ends = worlds()[name], discretize(LinearLogSNR(5.0, -3.0), 2)
+    limit = information.optimal_bound_limit(distribution, ends(1), ends(2), SMALL).total
     gaps = []
     for num_steps in (100, 200, 400):
-        bound = information.optimal_bound(law, tabulate(LinearLogSNR(5.0, -3.0), num_steps), SMALL).total
+        bound = information.optimal_bound(distribution, discretize(LinearLogSNR(5.0, -3.0), num_steps), SMALL).total
         gaps.append(float(bound.value - limit.value))
     np.testing.assert_allclose(np.array(gaps[:-1]) / np.array(gaps[1:]), 2.0, rtol=0.03)  # O(1 / T)
     assert gaps[-1] > 0
@@ -148,25 +152,31 @@ def test_optimal_bound_limit_is_approached(name):
 
 def test_optimal_bound_limit_exceeds_the_entropy_by_the_prior_alone():
     # KL(q(x_T) || N(0, 1)) of a one-dimensional mixture, by scipy
-    law, ends = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3]), tabulate(LinearLogSNR(8.0, -1.0), 2)
+    distribution, ends = (
+        closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3]),
+        discretize(LinearLogSNR(8.0, -1.0), 2),
+    )
     alpha, sigma = float(ends(2).alpha), float(ends(2).sigma)
     parts = [
         (w, stats.norm(alpha * m, np.sqrt(alpha**2 * v + sigma**2))) for w, m, v in ((0.3, -1, 0.02), (0.7, 0.8, 0.3))
     ]
     q = lambda x: sum(w * n.pdf(x) for w, n in parts)  # noqa: E731
     kl = integrate.quad(lambda x: q(x) * (np.log(q(x)) - stats.norm.logpdf(x)), -9, 9, epsabs=1e-13)[0]
-    excess = information.optimal_bound_limit(law, ends(1), ends(2)).total.value - information.entropy(law).value
+    excess = (
+        information.optimal_bound_limit(distribution, ends(1), ends(2)).total.value
+        - information.entropy(distribution).value
+    )
     assert float(excess) == pytest.approx(kl, rel=1e-7)
 
 
 def test_prior_log_var_moves_the_prior():
-    law, ends = worlds()["gaussian"], tabulate(LinearLogSNR(5.0, -3.0), 2)
-    wide = information.optimal_bound_limit(law, ends(1), ends(2), prior_log_var=float(np.log(4.0)))
-    covariance = np.asarray(ends(2).alpha ** 2 * law.covariance() + ends(2).sigma ** 2 * np.eye(4))
-    mean = np.asarray(ends(2).alpha * law.mean).reshape(-1)
+    distribution, ends = worlds()["gaussian"], discretize(LinearLogSNR(5.0, -3.0), 2)
+    wide = information.optimal_bound_limit(distribution, ends(1), ends(2), prior_log_var=float(np.log(4.0)))
+    covariance = np.asarray(ends(2).alpha ** 2 * distribution.covariance() + ends(2).sigma ** 2 * np.eye(4))
+    mean = np.asarray(ends(2).alpha * distribution.mean).reshape(-1)
     # E KL(q(x_T|x_0) || N(0, 4 I)) = KL(q(x_T) || N(0, 4 I)) + I(x_0; x_T), the first in closed form
     marginal = 0.5 * (np.trace(covariance) / 4 + mean @ mean / 4 - 4 - np.linalg.slogdet(covariance / 4)[1])
-    information_left = float(information.mutual_information(law, ends(2)).value)
+    information_left = float(information.mutual_information(distribution, ends(2)).value)
     assert float(wide.prior.value) == pytest.approx(marginal + information_left, rel=1e-10)
 
 
@@ -174,16 +184,21 @@ def test_what_quadrature_cannot_do_is_refused():
     with pytest.raises(ValueError, match="at most 3 dimensions, not 4"):
         information.quadrature(jnp.sum, worlds()["gaussian"])
     with pytest.raises(ValueError, match="odd"):
-        information.quadrature(jnp.sum, exact.mixture(WEIGHTS, MEANS, COVARIANCES), nodes=10)
+        information.quadrature(jnp.sum, closed_form.mixture(WEIGHTS, MEANS, COVARIANCES), nodes=10)
 
 
 def test_errors_add_up():
-    def unsure(function, law):
-        return information.quadrature(function, law)._replace(error=jnp.asarray(1.0))
+    def unsure(function, distribution):
+        return information.quadrature(function, distribution)._replace(error=jnp.asarray(1.0))
 
-    law, ends = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3]), tabulate(LinearLogSNR(5.0, -3.0), 3)
-    limit = information.optimal_bound_limit(law, ends(1), ends(3), unsure)
+    distribution, ends = (
+        closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3]),
+        discretize(LinearLogSNR(5.0, -3.0), 3),
+    )
+    limit = information.optimal_bound_limit(distribution, ends(1), ends(3), unsure)
     assert [float(term.error) for term in limit] == [0.0, 2.0, 2.0]  # an entropy and an information; two informations
     assert float(limit.total.error) == 4.0
     weights = [0.5 * float(ends(t - 1).snr - ends(t).snr) for t in (2, 3)]
-    assert float(information.optimal_bound(law, ends, unsure).diffusion.error) == pytest.approx(sum(weights), rel=1e-9)
+    assert float(information.optimal_bound(distribution, ends, unsure).diffusion.error) == pytest.approx(
+        sum(weights), rel=1e-9
+    )

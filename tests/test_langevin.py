@@ -13,16 +13,16 @@ from scipy import stats
 
 from tests.derivations.check import assert_mean, assert_moments
 from tests.test_divergence import SHAPES, batch
-from vdm_jax import exact, langevin
-from vdm_jax.levels import Level, level_from_log_snr
+from vdm_jax import closed_form, langevin
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.parameterization import convert
 from vdm_jax.schedules import VarianceExploding
 
 KEY = jax.random.key(0)
 KINDS = ("x_0", "eps", "v", "score")
-LAW = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
 LEVELS = level_from_log_snr(jnp.linspace(-5.0, 4.0, 6))
-POINT = exact.points([[0.4, -0.7, 0.1]])
+POINT = closed_form.empirical([[0.4, -0.7, 0.1]])
 
 
 def last(levels):
@@ -43,26 +43,26 @@ def net(w, x_t, level):
 
 NET = Partial(net, jnp.float32(0.7))
 CHAINS = {
-    "unadjusted": lambda key, x, **options: langevin.unadjusted(minus_cube, key, x, 0.05, 4, **options),
-    "metropolis": lambda key, x, **options: langevin.metropolis(quartic, key, x, 0.3, 4, **options),
-    "annealed": lambda key, x, **options: langevin.annealed(
-        NET, key, x, LEVELS, kind="eps", steps=2, denoise=False, **options
+    "unadjusted": lambda key, x, **options: langevin.ula(minus_cube, key, x, 0.05, 4, **options),
+    "metropolis": lambda key, x, **options: langevin.mala(quartic, key, x, 0.3, 4, **options),
+    "annealed": lambda key, x, **options: langevin.annealed_langevin(
+        NET, key, x, LEVELS, prediction_type="eps", steps=2, denoise=False, **options
     ),
 }
 
 
 def test_kernel_by_hand():
-    law = langevin.kernel(jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2))
-    np.testing.assert_allclose(law.mean, [1.1, -1.4], rtol=1e-6)
+    distribution = langevin.langevin_kernel(jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2))
+    np.testing.assert_allclose(distribution.mean, [1.1, -1.4], rtol=1e-6)
     truth = stats.norm([1.1, -1.4], np.sqrt(0.4)).logpdf([0.3, 0.2]).sum()
-    np.testing.assert_allclose(law.log_prob(jnp.asarray([0.3, 0.2])), truth, rtol=1e-6)
+    np.testing.assert_allclose(distribution.log_prob(jnp.asarray([0.3, 0.2])), truth, rtol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_step_is_a_drift_and_fresh_noise(shape):
     x = batch(shape, count=600)
-    path = langevin.unadjusted(minus_cube, KEY, x, 0.02, 3, path=True).path
+    path = langevin.ula(minus_cube, KEY, x, 0.02, 3, path=True).path
     before = np.concatenate([x[None], path[:-1]])
     noise = ((path - before + 0.02 * before**3) / np.sqrt(0.04)).reshape(-1)
     assert stats.kstest(noise, "norm").pvalue > 1e-3
@@ -103,9 +103,9 @@ def test_float64_is_kept(name):
         levels = level_from_log_snr(jnp.linspace(-5.0, 4.0, 3))
         x, wide = batch((3,), jnp.float64), Partial(net, jnp.asarray(0.7))
         chain = {
-            "unadjusted": lambda: langevin.unadjusted(minus_cube, KEY, x, 0.05, 2, path=True),
-            "metropolis": lambda: langevin.metropolis(quartic, KEY, x, 0.3, 2, path=True),
-            "annealed": lambda: langevin.annealed(wide, KEY, x, levels, steps=2, path=True),
+            "unadjusted": lambda: langevin.ula(minus_cube, KEY, x, 0.05, 2, path=True),
+            "metropolis": lambda: langevin.mala(quartic, KEY, x, 0.3, 2, path=True),
+            "annealed": lambda: langevin.annealed_langevin(wide, KEY, x, levels, steps=2, path=True),
         }[name]()
         assert {leaf.dtype for leaf in chain} == {jnp.dtype("float64")}
         assert np.any(np.asarray(chain.x) != np.asarray(chain.x, np.float32))
@@ -114,11 +114,11 @@ def test_float64_is_kept(name):
 @pytest.mark.slow
 def test_metropolis_counts_what_it_accepts_and_keeps_the_rest():
     x = batch((3,), count=50)
-    chain = langevin.metropolis(quartic, KEY, x, 0.5, 40, path=True)
+    chain = langevin.mala(quartic, KEY, x, 0.5, 40, path=True)
     moved = np.any(np.diff(np.concatenate([x[None], chain.path]), axis=0) != 0, axis=2)
     np.testing.assert_allclose(chain.accepted, moved.mean(0), rtol=1e-6)
     assert 0.1 < moved.mean() < 0.95
-    tiny = langevin.metropolis(quartic, KEY, x, 1e-5, 40)
+    tiny = langevin.mala(quartic, KEY, x, 1e-5, 40)
     np.testing.assert_array_equal(tiny.accepted, 1.0)
 
 
@@ -129,7 +129,7 @@ def test_metropolis_never_goes_where_there_is_nothing():
         return jnp.where(jnp.all(jnp.abs(x) < 1.0, axis=1), 0.0, -jnp.inf).astype(x.dtype)
 
     x = jax.random.uniform(KEY, (2000, 2), minval=-1.0, maxval=1.0)
-    chain = langevin.metropolis(box, KEY, x, 0.2, 20, path=True)
+    chain = langevin.mala(box, KEY, x, 0.2, 20, path=True)
     assert np.all(np.abs(chain.path) < 1.0)
     assert 0.3 < np.mean(chain.accepted) < 0.8
     assert stats.kstest(np.asarray(chain.x).reshape(-1), stats.uniform(-1.0, 2.0).cdf).pvalue > 1e-3
@@ -139,27 +139,29 @@ def test_metropolis_never_goes_where_there_is_nothing():
 def test_metropolis_has_the_law_at_a_step_that_the_plain_chain_does_not_stand():
     # N(0, 1) at eta = 1.5: x <- -0.5 x + noise of variance 3, whose own law has variance 4
     x, score = jax.random.normal(KEY, (20_000, 1)), lambda x: -x
-    plain = langevin.unadjusted(score, KEY, x, 1.5, 20).x
-    exactly = langevin.metropolis(lambda x: -0.5 * jnp.sum(x**2, axis=1), KEY, x, 1.5, 20).x
+    plain = langevin.ula(score, KEY, x, 1.5, 20).x
+    exactly = langevin.mala(lambda x: -0.5 * jnp.sum(x**2, axis=1), KEY, x, 1.5, 20).x
     assert_moments(plain, 0.0, 4.0)
     assert_moments(exactly, 0.0, 1.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds_make_the_same_chain(kind):
+@pytest.mark.parametrize("prediction_type", KINDS)
+def test_kinds_make_the_same_chain(prediction_type):
     x = batch((2,))
 
-    def run(kind):
-        return langevin.annealed(exact.OptimalDenoiser(LAW, kind), KEY, x, LEVELS, kind=kind, steps=3).x
+    def run(prediction_type):
+        return langevin.annealed_langevin(
+            closed_form.OptimalDenoiser(LAW, prediction_type), KEY, x, LEVELS, prediction_type=prediction_type, steps=3
+        ).x
 
-    np.testing.assert_allclose(run(kind), run("score"), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run(prediction_type), run("score"), rtol=1e-3, atol=1e-4)
 
 
 def _rescaled(levels):
     """The exploding process of the same signal-to-noise: alpha = 1."""
     ones, log_sigma = jnp.ones_like(levels.alpha), levels.log_sigma - levels.log_alpha
-    return Level(ones, jnp.exp(log_sigma), jnp.zeros_like(ones), log_sigma)
+    return NoiseLevel(ones, jnp.exp(log_sigma), jnp.zeros_like(ones), log_sigma)
 
 
 @pytest.mark.slow
@@ -167,38 +169,38 @@ def _rescaled(levels):
 def test_preserving_and_exploding_levels_make_the_same_chain(denoise):
     # rescaled by alpha, up to rounding; the denoiser is the exact one of each process
     x, exploding = batch((2,)), _rescaled(LEVELS)
-    options = {"kind": "eps", "steps": 4, "denoise": denoise, "path": True}
-    best = exact.OptimalDenoiser(LAW)
-    preserving = langevin.annealed(best, KEY, x * LEVELS.alpha[0], LEVELS, **options)
-    other = langevin.annealed(best, KEY, x, exploding, **options)
+    options = {"prediction_type": "eps", "steps": 4, "denoise": denoise, "path": True}
+    best = closed_form.OptimalDenoiser(LAW)
+    preserving = langevin.annealed_langevin(best, KEY, x * LEVELS.alpha[0], LEVELS, **options)
+    other = langevin.annealed_langevin(best, KEY, x, exploding, **options)
     np.testing.assert_allclose(jax.vmap(jnp.divide)(preserving.path, LEVELS.alpha), other.path, rtol=1e-3, atol=1e-4)
     scale = 1.0 if denoise else LEVELS.alpha[-1]
     np.testing.assert_allclose(preserving.x / scale, other.x, rtol=1e-3, atol=1e-4)
     # nor do they come by it another way
-    table = jax.vmap(VarianceExploding(0.2, 5.0))(jnp.linspace(1.0, 0.0, 4))
-    assert not np.allclose(langevin.annealed(best, KEY, x, table, **options).x, other.x, atol=1e-2)
+    schedule = jax.vmap(VarianceExploding(0.2, 5.0))(jnp.linspace(1.0, 0.0, 4))
+    assert not np.allclose(langevin.annealed_langevin(best, KEY, x, schedule, **options).x, other.x, atol=1e-2)
 
 
 @pytest.mark.slow
 def test_a_level_of_its_own_law():
     # data that are a point: x <- x - rate (x - alpha m) + sqrt(2 rate) sigma xi, of variance sigma^2 / (1 - rate / 2)
-    rate, score = 0.3, exact.OptimalDenoiser(POINT, "score")
+    rate, score = 0.3, closed_form.OptimalDenoiser(POINT, "score")
     x = jnp.zeros((4000, 3))
-    ends = langevin.annealed(score, KEY, x, LEVELS, rate=rate, steps=60, path=True)
+    ends = langevin.annealed_langevin(score, KEY, x, LEVELS, rate=rate, steps=60, path=True)
     np.testing.assert_allclose(ends.x, jnp.broadcast_to(POINT.points, (4000, 3)), atol=1e-5)  # denoised: the point
     for i in range(len(LEVELS.alpha)):
         mean, var = LEVELS.alpha[i] * POINT.points[0], LEVELS.sigma[i] ** 2 / (1 - rate / 2)
         assert_moments(ends.path[i], mean, var)
-    noisy = langevin.annealed(score, KEY, x, LEVELS, rate=rate, steps=60, denoise=False)
+    noisy = langevin.annealed_langevin(score, KEY, x, LEVELS, rate=rate, steps=60, denoise=False)
     np.testing.assert_allclose(noisy.x, ends.path[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_end_is_the_denoiser_s():
     x = batch((2,))
-    best = exact.OptimalDenoiser(LAW, "v")
-    chain = langevin.annealed(best, KEY, x, LEVELS, kind="v", steps=3, path=True)
-    truth = jax.vmap(lambda x_t: LAW.given(x_t, last(LEVELS)).mean)(chain.path[-1])
+    best = closed_form.OptimalDenoiser(LAW, "v")
+    chain = langevin.annealed_langevin(best, KEY, x, LEVELS, prediction_type="v", steps=3, path=True)
+    truth = jax.vmap(lambda x_t: LAW.posterior(x_t, last(LEVELS)).mean)(chain.path[-1])
     np.testing.assert_allclose(chain.x, truth, rtol=1e-4, atol=1e-5)
 
 
@@ -208,7 +210,7 @@ def test_the_corrector_s_drift_is_so_long_beside_its_noise():
     sigma, direction = float(level.sigma), np.sqrt(3.0) * np.array([0.48, -0.6, 0.64])
     x = jnp.broadcast_to(batch((3,))[:1], (many, 3))
     constant = lambda x_t, level: jnp.broadcast_to(jnp.asarray(direction, x_t.dtype)[None], x_t.shape)  # noqa: E731
-    moved = langevin.corrector(constant, KEY, x, level, kind="eps", ratio=ratio) - x
+    moved = langevin.langevin_corrector(constant, KEY, x, level, prediction_type="eps", ratio=ratio) - x
     noise = moved - moved.mean(0)[None]
     drift, size = np.linalg.norm(np.asarray(moved, np.float64).mean(0)), np.sqrt((np.asarray(noise) ** 2).sum(1).mean())
     np.testing.assert_allclose(drift / size, ratio, rtol=0.02)
@@ -217,10 +219,12 @@ def test_the_corrector_s_drift_is_so_long_beside_its_noise():
 
 def test_the_corrector_keeps_the_law():
     # where steps of eta ~ 1 / ||score||^2 would end in D + 2 for the mean of ||x||^2
-    level, law = level_from_log_snr(jnp.zeros(())), exact.gaussian(np.zeros(4), np.eye(4))
+    level, distribution = level_from_log_snr(jnp.zeros(())), closed_form.gaussian(np.zeros(4), np.eye(4))
     x = jax.random.normal(KEY, (2_000, 4))
-    denoiser, ratio, steps = exact.OptimalDenoiser(law), 0.05, 1_000
-    kept = langevin.corrector(denoiser, jax.random.key(1), x, level, kind="eps", ratio=ratio, steps=steps)
+    denoiser, ratio, steps = closed_form.OptimalDenoiser(distribution), 0.05, 1_000
+    kept = langevin.langevin_corrector(
+        denoiser, jax.random.key(1), x, level, prediction_type="eps", ratio=ratio, steps=steps
+    )
     eta = 2 * (ratio * float(level.sigma)) ** 2
     assert_moments(kept, np.zeros(4), 1.0 / (1.0 - 0.5 * eta))
 
@@ -228,25 +232,29 @@ def test_the_corrector_keeps_the_law():
 @pytest.mark.slow
 def test_the_corrector_as_a_program():
     x, level = batch((2, 3)), last(LEVELS)
-    for kind in KINDS:  # of one prediction
+    for prediction_type in KINDS:  # of one prediction
 
-        def converted(x_t, level, kind=kind):
-            return jax.vmap(lambda value, x, lv: convert(value, x, lv, "eps", kind))(NET(x_t, level), x_t, level)
+        def converted(x_t, level, prediction_type=prediction_type):
+            return jax.vmap(lambda value, x, lv: convert(value, x, lv, "eps", prediction_type))(
+                NET(x_t, level), x_t, level
+            )
 
-        ours = langevin.corrector(converted, KEY, x, level, kind=kind, steps=3)
+        ours = langevin.langevin_corrector(converted, KEY, x, level, prediction_type=prediction_type, steps=3)
         np.testing.assert_allclose(
-            ours, langevin.corrector(NET, KEY, x, level, kind="eps", steps=3), rtol=1e-3, atol=1e-4
+            ours, langevin.langevin_corrector(NET, KEY, x, level, prediction_type="eps", steps=3), rtol=1e-3, atol=1e-4
         )
-    assert langevin.corrector(NET, KEY, batch(()), level).shape == (5,)
-    assert np.all(langevin.corrector(NET, jax.random.key(1), x, level) != langevin.corrector(NET, KEY, x, level))
+    assert langevin.langevin_corrector(NET, KEY, batch(()), level).shape == (5,)
+    assert np.all(
+        langevin.langevin_corrector(NET, jax.random.key(1), x, level) != langevin.langevin_corrector(NET, KEY, x, level)
+    )
 
 
 @pytest.mark.parametrize("name", ["unadjusted", "metropolis"])
 def test_refusals_of_a_chain(name):
     def run(step_size=0.1, num_steps=3):
         function, field = {
-            "unadjusted": (langevin.unadjusted, minus_cube),
-            "metropolis": (langevin.metropolis, quartic),
+            "unadjusted": (langevin.ula, minus_cube),
+            "metropolis": (langevin.mala, quartic),
         }[name]
         return function(field, KEY, batch((3,)), step_size, num_steps)
 
@@ -260,10 +268,10 @@ def test_refusals_of_a_chain(name):
 
 def test_refusals_of_levels(monkeypatch):
     def anneal(levels=LEVELS, **options):
-        return langevin.annealed(NET, KEY, batch((3,)), levels, **options)
+        return langevin.annealed_langevin(NET, KEY, batch((3,)), levels, **options)
 
     def correct(**options):
-        return langevin.corrector(NET, KEY, batch((3,)), last(LEVELS), **options)
+        return langevin.langevin_corrector(NET, KEY, batch((3,)), last(LEVELS), **options)
 
     rising = jax.tree.map(lambda field: field[::-1], LEVELS)
     staying = jax.tree.map(lambda field: jnp.stack([field[0], field[0]]), LEVELS)
@@ -282,9 +290,11 @@ def test_refusals_of_levels(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
     for function in (anneal, correct):
         with pytest.raises(ValueError, match="unknown parameterisation 'noise'"):
-            function(kind="noise")
-    langevin.check_falling(LEVELS)
-    assert jax.jit(lambda levels: langevin.check_falling(levels) or levels.alpha)(rising).shape == (6,)  # not asked
+            function(prediction_type="noise")
+    langevin.check_decreasing_noise(LEVELS)
+    assert jax.jit(lambda levels: langevin.check_decreasing_noise(levels) or levels.alpha)(rising).shape == (
+        6,
+    )  # not asked
 
 
 @pytest.mark.slow
@@ -292,7 +302,9 @@ def test_a_point_s_chain_of_one_level_has_the_mean_of_its_start_shrunk():
     # (1 - rate)^steps of the way from where it began is left
     level = jax.tree.map(lambda field: field[-1:], LEVELS)
     start = jnp.full((20_000, 3), 5.0)
-    best = exact.OptimalDenoiser(POINT)
-    ours = langevin.annealed(best, KEY, start, level, kind="eps", rate=0.2, steps=5, denoise=False).x
+    best = closed_form.OptimalDenoiser(POINT)
+    ours = langevin.annealed_langevin(
+        best, KEY, start, level, prediction_type="eps", rate=0.2, steps=5, denoise=False
+    ).x
     centre = level.alpha[0] * POINT.points[0]
     assert_mean(ours, centre + 0.8**5 * (5.0 - centre), resolution=0.01)

@@ -19,25 +19,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments._sampling import Sampling
 from tests.test_experiments import RECIPES, SPECS, config_of
 from tests.training.bits import assert_same_bits
-from vdm_jax.networks.hierarchy import HierarchyConfig
+from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNetConfig
-from vdm_jax.training import __main__ as training
-from vdm_jax.training import catalogue, dry_run, evaluate, ledger, sample
+from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
+from vdm_jax.training import dry_run, registry
 from vdm_jax.training import run as runs
-from vdm_jax.training.command import newest
+from vdm_jax.training.cli import train as training
+from vdm_jax.training.cli.command import newest
 from vdm_jax.training.config import to_json
-from vdm_jax.training.contract import Row, Samples
-from vdm_jax.training.data import Dataset, Images
-from vdm_jax.training.devices import make_mesh
-from vdm_jax.training.errors import UserError, readable_errors
-from vdm_jax.training.evaluate import report
+from vdm_jax.training.data.planes import PLANES
+from vdm_jax.training.data.sources import Dataset, Images
+from vdm_jax.training.evaluation import likelihood_report, report, sampling
+from vdm_jax.training.evaluation.report import write_report
+from vdm_jax.training.evaluation.sampling import draw_final, draw_test_images
+from vdm_jax.training.experiment import LikelihoodRow, SampleBatch
 from vdm_jax.training.loop import train
-from vdm_jax.training.planes import PLANES
-from vdm_jax.training.sample import draw_final, draw_test_images
+from vdm_jax.training.runtime.devices import make_mesh
+from vdm_jax.training.runtime.errors import UserError, readable_errors
 
 ROOT = Path(__file__).parents[1]
 FAST = ["score_2d", "ebm_2d", "vae_digits"]  # those that compile within seconds
@@ -83,7 +84,7 @@ def smallest(config):
 
 def small_network(network):
     """A network with the same parts, each once and narrow."""
-    if isinstance(network, HierarchyConfig):
+    if isinstance(network, VeryDeepVAEConfig):
         once = {part: tuple((size, 1) for size, _ in getattr(network, part)) for part in ("layers", "encoder")}
         return dataclasses.replace(network, width=16, z_channels=2, **once)
     narrow = getattr(network, "groups", 8)
@@ -130,8 +131,8 @@ def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
     assert_same_bits(train(run, step=step).state, whole.state)  # from the checkpoint of step 1
     saved = newest(run)
     assert_same_bits(saved.state, whole.state)
-    result = report(run, saved)
-    ledger.fill(run, saved, {} if name in FAST else dict(run.experiment.ledger), result)
+    result = write_report(run, saved)
+    likelihood_report.fill(run, saved, {} if name in FAST else dict(run.experiment.ledger), result)
     numbers = [value["mean"] for value in result["test"].values()]
     numbers += [entry["nats"]["mean"] for entry in result.get("ledger", {}).values()]
     assert all(map(math.isfinite, numbers)), json.dumps(result, indent=1)
@@ -190,7 +191,7 @@ def every_option_once():
 @pytest.mark.parametrize(("recipe", "path", "hint"), list(every_option_once()))
 def test_an_option_at_its_boundaries_can_be_traced_or_is_refused_by_its_name(recipe, path, hint, opened, monkeypatch):
     config = smallest(config_of(recipe))
-    monkeypatch.setattr(catalogue, "find", lambda _: config)
+    monkeypatch.setattr(registry, "find", lambda _: config)
     for value in at_the_boundaries(hint, functools.reduce(getattr, path, config)):
         try:
             checked(opened(recipe, changed(config, path, value)), ledger=path[0] in ("ledger", "importance_samples"))
@@ -222,10 +223,18 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
     [
         ("init", lambda key: [] / key, r"The initial state cannot work .*TypeError: unsupported operand"),
         ("loss", lambda *_: (jnp.zeros(()), {"mean": jnp.zeros(3)}), r"metrics of the loss must have shape \(\), and"),
-        ("sample", lambda _, key, n: Samples(jnp.zeros((n, 4, 4, 1))), r"samples must have shape \(2, 8, 8, 1\), and"),
+        (
+            "sample",
+            lambda _, key, n: SampleBatch(jnp.zeros((n, 4, 4, 1))),
+            r"samples must have shape \(2, 8, 8, 1\), and",
+        ),
         ("evaluate", lambda *_: {"error": jnp.zeros(())}, r"numbers of an evaluation must have shape \(2,\), and"),
         ("evaluate", lambda *_: {"error": [] / 1}, r"Evaluation cannot work .*TypeError: unsupported operand"),
-        ("ledger", {"bound": Row("", lambda *_: jnp.zeros((2, 2)))}, r"row 'bound' must have shape \(2,\), and"),
+        (
+            "ledger",
+            {"bound": LikelihoodRow("", lambda *_: jnp.zeros((2, 2)))},
+            r"row 'bound' must have shape \(2,\), and",
+        ),
         ("codes", lambda *_: jnp.zeros((10, 3)), r"codes must have shape \(10, 2\), and have \(10, 3\)"),
         ("pictures", {"map": lambda *_: jnp.zeros(3)[5:][0]}, r"The picture 'map' cannot work"),
     ],
@@ -241,8 +250,12 @@ def test_a_recipe_s_function_that_cannot_work_is_named(opened, part, function, m
     [
         ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "--sampling.eta 1.5"),
         ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "eta is 1.5: it must be in"),
-        ("ddpm_digits", {"noise": "linear", "num_steps": 1}, "--num-steps must be at least 2"),
-        ("ddpm_digits", {"noise": "linear", "num_steps": 20}, "--noise linear .* --num-steps 21 or more"),
+        ("ddpm_digits", {"noise_schedule": "linear", "num_steps": 1}, "--num-steps must be at least 2"),
+        (
+            "ddpm_digits",
+            {"noise_schedule": "linear", "num_steps": 20},
+            "--noise-schedule linear .* --num-steps 21 or more",
+        ),
         ("iddpm_cifar", {"num_steps": 1}, "--num-steps must be at least 2"),
         ("ddpm_digits_cond", {"label_dropout": 0.0}, "guidance 2 needs .* --label-dropout 0 never trains"),
         ("ddpm_digits", {"network": UNetConfig(channels=32, out_channels=3)}, "--network.out-channels 3"),
@@ -298,7 +311,7 @@ def test_sampling_and_evaluation_refuse_options_before_they_begin(command, opene
     run = opened("ddpm_digits", eval_batch_size=8, batch_size=8)
     run.folder.mkdir()
     (run.folder / "config.json").write_text(json.dumps({"config": to_json(run.config)}))
-    code, told = command(sample.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
+    code, told = command(sampling.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
     assert code == 1
     assert "Sampling cannot work with these options: eta is 1.5" in told
     for options, message in [
@@ -307,7 +320,7 @@ def test_sampling_and_evaluation_refuse_options_before_they_begin(command, opene
         (("--quality", "20"), "compared with 20 test images or more, and 12 are evaluated. Take more --eval-examples"),
         (("--inception", str(tmp_path / "none")), "--inception .*none cannot be used"),
     ]:
-        code, told = command(evaluate.main, "ddpm_digits", *options)
+        code, told = command(report.main, "ddpm_digits", *options)
         assert code == 1
         assert re.search(message, told), told
         assert "Traceback" not in told
@@ -340,7 +353,7 @@ def test_a_recipe_that_cannot_be_imported_is_one_message_with_its_line(monkeypat
     for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=message):
-        catalogue.find("mine")
+        registry.find("mine")
     sys.modules.pop("experiments.mine", None)
 
 

@@ -12,16 +12,16 @@ from scipy import stats
 from tests.derivations.check import assert_mean
 from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
 from vdm_jax.likelihoods import (
     Bernoulli,
     Categorical,
     DiscretizedGaussian,
     LogisticMixture,
-    from_unit,
+    denormalize,
+    normalize,
     on_grid,
-    to_unit,
 )
+from vdm_jax.noise_levels import level_from_log_snr
 
 LEVELS = [2, 17, 256]
 SCALES = [1e-3, 0.01, 0.1, 1.0, 30.0]
@@ -37,14 +37,14 @@ def _discretized(mean, scale, levels):
 @parametrize("levels", LEVELS)
 def test_units_round_trip(levels):
     values = jnp.arange(levels)
-    unit = to_unit(values, levels)
+    unit = normalize(values, levels)
     assert float(unit[0]) == -1.0
     assert float(unit[-1]) == pytest.approx(1.0, abs=1e-6)
-    assert np.array_equal(from_unit(unit, levels), values)
+    assert np.array_equal(denormalize(unit, levels), values)
     nudge = 0.49 * 2 / (levels - 1)  # anything in a bin belongs to its value, anything outside to an end
-    assert np.array_equal(from_unit(unit + nudge, levels), values)
-    assert np.array_equal(from_unit(unit - nudge, levels), values)
-    assert np.array_equal(from_unit(jnp.asarray([-7.0, 7.0]), levels), [0, levels - 1])
+    assert np.array_equal(denormalize(unit + nudge, levels), values)
+    assert np.array_equal(denormalize(unit - nudge, levels), values)
+    assert np.array_equal(denormalize(jnp.asarray([-7.0, 7.0]), levels), [0, levels - 1])
 
 
 @parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
@@ -54,7 +54,7 @@ def test_values_are_on_the_grid_however_they_are_rounded(levels, dtype):
         pytest.skip("neighboring values are the same number in this dtype")
     index = np.arange(levels)
     makers = (
-        lambda i: np.asarray(to_unit(jnp.asarray(i), levels)),
+        lambda i: np.asarray(normalize(jnp.asarray(i), levels)),
         lambda i: 2.0 * (i / (levels - 1)) - 1.0,
         lambda i: i.astype(np.float32) / np.float32((levels - 1) / 2) - np.float32(1.0),
         lambda i: np.linspace(-1.0, 1.0, levels),
@@ -63,7 +63,7 @@ def test_values_are_on_the_grid_however_they_are_rounded(levels, dtype):
         for make in makers:
             x = jnp.asarray(make(index), dtype)
             assert np.array_equal(on_grid(x, levels), np.ones(levels))
-            assert np.array_equal(from_unit(x, levels), index)
+            assert np.array_equal(denormalize(x, levels), index)
 
 
 @parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
@@ -125,8 +125,10 @@ def test_a_width_is_given_by_name(distribution):
 )
 def test_distributions_are_pytrees(make):
     means, scales, x = jnp.asarray([[0.1, 0.2], [-0.3, 0.4]]), jnp.asarray([0.1, 0.7]), jnp.zeros((2, 2))
-    laws = jax.jit(lambda laws: laws)(jax.vmap(make)(means, scales))  # any number of levels is static
-    together = jax.vmap(lambda law, x: law.log_prob(x))(laws, x)
+    distributions = jax.jit(lambda distributions: distributions)(
+        jax.vmap(make)(means, scales)
+    )  # any number of levels is static
+    together = jax.vmap(lambda distribution, x: distribution.log_prob(x))(distributions, x)
     each = [make(*row).log_prob(x[0]) for row in zip(means, scales, strict=True)]
     np.testing.assert_allclose(together, each, rtol=1e-6)
 
@@ -139,37 +141,37 @@ def test_integers_become_unit_and_nothing_else_does():
         (np.array([-1, 3]), ValueError),
     ):
         with pytest.raises(error, match=r"0\.\.255"):
-            to_unit(bad, 256)
-    traced = jax.jit(lambda i: to_unit(i, 17))(jnp.asarray([-1, 0, 16, 17]))
+            normalize(bad, 256)
+    traced = jax.jit(lambda i: normalize(i, 17))(jnp.asarray([-1, 0, 16, 17]))
     np.testing.assert_array_equal(traced, [np.nan, -1.0, 1.0, np.nan])
-    assert np.array_equal(to_unit(np.array([False, True]), 2), [-1.0, 1.0])
+    assert np.array_equal(normalize(np.array([False, True]), 2), [-1.0, 1.0])
 
 
 def test_decoders_compute_in_float32_where_their_parameters_have_fewer_digits():
-    x, z = to_unit(jnp.asarray([100, 128]), 256), jnp.asarray([-0.2, 0.01], jnp.bfloat16)
+    x, z = normalize(jnp.asarray([100, 128]), 256), jnp.asarray([-0.2, 0.01], jnp.bfloat16)
     level = level_from_log_snr(jnp.float32(6.0))
     mixture = LogisticMixture(z[:, None] * 0.0, z[:, None, None], z[:, None, None] - 3.0, 256)
-    for law in (
+    for distribution in (
         DiscretizedGaussian(z, scale=jnp.asarray(0.05, jnp.bfloat16), levels=256),
         Categorical(z, level, 256),
         mixture,
     ):
-        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if hasattr(leaf, "astype") else leaf, law)
-        given = x[:, None] if isinstance(law, LogisticMixture) else x
-        ours = law.log_prob(given.astype(jnp.bfloat16))
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if hasattr(leaf, "astype") else leaf, distribution)
+        given = x[:, None] if isinstance(distribution, LogisticMixture) else x
+        ours = distribution.log_prob(given.astype(jnp.bfloat16))
         assert ours.dtype == jnp.float32
         assert float(ours) == float(wide.log_prob(given))
 
 
 def test_samples_of_laws_that_are_not_numbers_are_not_numbers():
     bad, key, level = jnp.asarray([0.0, jnp.nan]), jax.random.key(0), level_from_log_snr(jnp.float32(0.0))
-    for law in (
+    for distribution in (
         DiscretizedGaussian(bad, scale=jnp.float32(0.1), levels=17),
         Categorical(bad, level, 17),
         Bernoulli(bad),
         LogisticMixture(jnp.zeros((2, 1)), bad[:, None, None], jnp.zeros((2, 1, 1)), 17),
     ):
-        assert np.array_equal(np.isnan(law.sample(key).ravel()), [False, True])
+        assert np.array_equal(np.isnan(distribution.sample(key).ravel()), [False, True])
 
 
 @parametrize("levels", LEVELS)
@@ -216,7 +218,7 @@ def test_discretized_is_symmetric():
 
 def test_discretized_tends_to_the_density_times_the_bin():
     with jax.enable_x64(True):
-        x = to_unit(jnp.asarray([100, 128]), 256)
+        x = normalize(jnp.asarray([100, 128]), 256)
         mean, scale = jnp.asarray([0.0, 0.1]), jnp.asarray(0.7)
         density = Normal(mean, var=scale**2).log_prob(x) + 2 * np.log(2 / 255)
         assert float(DiscretizedGaussian(mean, scale=scale, levels=256).log_prob(x)) == pytest.approx(
@@ -229,16 +231,16 @@ def test_discretized_log_prob_picks_and_sums_the_masses():
     levels = 17
     mean, scale = jnp.asarray([[0.1, -0.5], [0.9, 2.0]]), jnp.asarray([[0.3, 0.1], [0.2, 0.5]])
     index = jnp.asarray([[0, levels - 1], [1, levels // 2]])
-    law = DiscretizedGaussian(mean, scale=scale, levels=levels)
-    masses = np.take_along_axis(np.asarray(law.log_masses()), np.asarray(index)[..., None], -1)
-    assert float(law.log_prob(to_unit(index, levels))) == pytest.approx(masses.sum(), rel=1e-6)
+    distribution = DiscretizedGaussian(mean, scale=scale, levels=levels)
+    masses = np.take_along_axis(np.asarray(distribution.log_masses()), np.asarray(index)[..., None], -1)
+    assert float(distribution.log_prob(normalize(index, levels))) == pytest.approx(masses.sum(), rel=1e-6)
 
 
 @parametrize("distance", [2.0, *(pytest.param(far, marks=pytest.mark.slow) for far in (10.0, 40.0)), 100.0])
 def test_discretized_gradient_lives_in_the_tails(distance):
     with jax.enable_x64(True), mpmath.workdps(60):
         scale, levels = 0.1, 17
-        x, mean = to_unit(jnp.asarray(4), levels), -0.5 + distance * scale
+        x, mean = normalize(jnp.asarray(4), levels), -0.5 + distance * scale
 
         def log_prob(mean):
             return DiscretizedGaussian(jnp.reshape(mean, (1,)), scale=jnp.asarray(scale), levels=levels).log_prob(
@@ -275,13 +277,13 @@ def test_discretized_gradient_of_the_open_edge():
 def test_samples_follow_the_masses(decoder):
     centre = jnp.asarray([-0.9, 0.2])
     if decoder == "discretized":
-        law = DiscretizedGaussian(centre, scale=jnp.asarray(0.6), levels=5)
+        distribution = DiscretizedGaussian(centre, scale=jnp.asarray(0.6), levels=5)
     else:
-        law = Categorical(centre, level_from_log_snr(jnp.asarray(0.5)), 5)
-    x = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000))
-    onehot = np.asarray(jax.nn.one_hot(from_unit(x, 5), 5))
-    assert np.allclose(x, to_unit(from_unit(x, 5), 5), atol=1e-6)  # on the grid
-    assert_mean(onehot, np.exp(law.log_masses()))
+        distribution = Categorical(centre, level_from_log_snr(jnp.asarray(0.5)), 5)
+    x = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 40_000))
+    onehot = np.asarray(jax.nn.one_hot(denormalize(x, 5), 5))
+    assert np.allclose(x, normalize(denormalize(x, 5), 5), atol=1e-6)  # on the grid
+    assert_mean(onehot, np.exp(distribution.log_masses()))
 
 
 @parametrize("levels", LEVELS)
@@ -299,11 +301,11 @@ def test_categorical_is_bayes_rule_under_a_uniform_prior():
         grid = np.linspace(-1, 1, levels)
         joint = stats.norm(float(level.alpha) * grid, float(level.sigma)).pdf(z[:, None]) / levels
         bayes = joint / joint.sum(-1, keepdims=True)
-        law = Categorical(jnp.asarray(z), level, levels)
-        np.testing.assert_allclose(np.exp(law.log_masses()), bayes, rtol=1e-11)
+        distribution = Categorical(jnp.asarray(z), level, levels)
+        np.testing.assert_allclose(np.exp(distribution.log_masses()), bayes, rtol=1e-11)
         x = jnp.asarray(grid[[3, 8, 16]])
         truth = np.log(bayes[0, 3] * bayes[1, 8] * bayes[2, 16])
-        assert float(law.log_prob(x)) == pytest.approx(truth, rel=1e-12)
+        assert float(distribution.log_prob(x)) == pytest.approx(truth, rel=1e-12)
 
 
 def test_categorical_gradient_lives_in_the_tails():
@@ -327,8 +329,8 @@ def test_distance_from_a_value_keeps_its_digits_in_float32():
     scale = np.float32(3e-4)
 
     def log_mass(dtype):
-        law = DiscretizedGaussian(jnp.asarray(mean, dtype), scale=jnp.asarray(scale, dtype), levels=256)
-        return law._log_mass(jnp.asarray(index + 1))
+        distribution = DiscretizedGaussian(jnp.asarray(mean, dtype), scale=jnp.asarray(scale, dtype), levels=256)
+        return distribution._log_mass(jnp.asarray(index + 1))
 
     with jax.enable_x64(True):
         truth = log_mass(jnp.float64)
@@ -339,7 +341,7 @@ def test_distance_from_a_value_keeps_its_digits_in_float32():
 def test_gradients_of_a_wide_law_are_the_densitys():
     # bins far narrower than the law: d/dscale log N, whatever the branches that are not taken would give
     for scale in (1e2, 1e5, 1e8):
-        x, mean = to_unit(jnp.asarray([60, 128]), 256), jnp.asarray([0.3, -0.4])
+        x, mean = normalize(jnp.asarray([60, 128]), 256), jnp.asarray([0.3, -0.4])
         by_mean, by_scale = jax.grad(
             lambda m, s, x=x: DiscretizedGaussian(m, scale=s, levels=256).log_prob(x), argnums=(0, 1)
         )(mean, jnp.asarray(scale, mean.dtype))
@@ -374,21 +376,21 @@ def test_bernoulli_is_the_other_decoders_at_two_levels():
 
 @parametrize("value", [0.0, 0.5, 2.0, float("nan")])
 def test_bernoulli_takes_binary_data_only(value):
-    x, law = jnp.asarray([1.0, value]), Bernoulli(jnp.asarray([0.3, -0.2]))
+    x, distribution = jnp.asarray([1.0, value]), Bernoulli(jnp.asarray([0.3, -0.2]))
     with pytest.raises(ValueError, match=r"-1 and 1 only.*to_unit\(values, 2\)"):
-        law.log_prob(x)
+        distribution.log_prob(x)
     log_prob = jax.jit(lambda logits, x: Bernoulli(logits).log_prob(x))  # nobody can look at x
-    assert np.isnan(log_prob(law.logits, x))
-    assert np.isnan(jax.grad(log_prob)(law.logits, x)[1])
-    binary = to_unit(jnp.asarray([1, 0]), 2)
-    assert float(log_prob(law.logits, binary)) == pytest.approx(float(law.log_prob(binary)), rel=1e-6)
+    assert np.isnan(log_prob(distribution.logits, x))
+    assert np.isnan(jax.grad(log_prob)(distribution.logits, x)[1])
+    binary = normalize(jnp.asarray([1, 0]), 2)
+    assert float(log_prob(distribution.logits, binary)) == pytest.approx(float(distribution.log_prob(binary)), rel=1e-6)
 
 
 def test_bernoulli_samples_have_its_mean():
-    law = Bernoulli(jnp.asarray([[-2.0], [0.4]]))
-    x = jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 20_000))
+    distribution = Bernoulli(jnp.asarray([[-2.0], [0.4]]))
+    x = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 20_000))
     assert np.all(np.abs(x) == 1.0)
-    assert_mean(x, law.mean(), resolution=0.01)
+    assert_mean(x, distribution.mean(), resolution=0.01)
 
 
 def _mixture_parameters(seed, channels, components, pixels=()):
@@ -439,7 +441,7 @@ def _mixture_truth(logits, means, log_scales, coefficients, levels, index):
 
 @parametrize(("channels", "levels"), [(1, 2), (1, 256), (2, 17), (3, 6), (4, 3)])
 def test_mixture_masses_sum_to_one(channels, levels):
-    x = to_unit(jnp.asarray(list(itertools.product(range(levels), repeat=channels))), levels)
+    x = normalize(jnp.asarray(list(itertools.product(range(levels), repeat=channels))), levels)
     cases = [_mixture_parameters(seed, channels, 3) for seed in range(5)]
     parameters = [np.stack(arrays).astype(np.float32) for arrays in zip(*cases, strict=True)]
 
@@ -453,7 +455,7 @@ def test_mixture_masses_sum_to_one(channels, levels):
 
 def test_mixture_without_coefficients_has_independent_channels():
     logits, means, log_scales, coefficients = _mixture_parameters(0, 3, 2)
-    x = to_unit(jnp.asarray([3, 0, 16]), 17)
+    x = normalize(jnp.asarray([3, 0, 16]), 17)
     without = LogisticMixture(jnp.asarray(logits), jnp.asarray(means), jnp.asarray(log_scales), 17).log_prob(x)
     zero = _mixture(logits, means, log_scales, 0.0 * coefficients, 17).log_prob(x)
     assert float(without) == float(zero)
@@ -466,8 +468,10 @@ def test_mixture_of_one_is_a_difference_of_distribution_functions():
         mean, scale, levels = 0.3, 0.35, 9
         edges = np.concatenate([[-np.inf], np.linspace(-1, 1, levels)[:-1] + 1 / (levels - 1), [np.inf]])
         truth = np.diff(stats.logistic(mean, scale).cdf(edges))
-        law = _mixture(np.zeros(1), np.full((1, 1), mean), np.full((1, 1), np.log(scale)), np.zeros((0, 1)), levels)
-        ours = jax.vmap(law.log_prob)(to_unit(jnp.arange(levels)[:, None], levels))
+        distribution = _mixture(
+            np.zeros(1), np.full((1, 1), mean), np.full((1, 1), np.log(scale)), np.zeros((0, 1)), levels
+        )
+        ours = jax.vmap(distribution.log_prob)(normalize(jnp.arange(levels)[:, None], levels))
         np.testing.assert_allclose(np.exp(ours), truth, rtol=1e-12)
 
 
@@ -484,7 +488,7 @@ def test_mixture_against_fifty_digits_in_float32():
         )
         near = 2 * index[30:, c, None] / 255 - 1 - regression + 0.01 * random.randn(30, 2)
         parameters[1][30:, c] = near.astype(np.float32)
-    ours = jax.vmap(lambda x, *p: _mixture(*p, levels).log_prob(x))(to_unit(jnp.asarray(index), levels), *parameters)
+    ours = jax.vmap(lambda x, *p: _mixture(*p, levels).log_prob(x))(normalize(jnp.asarray(index), levels), *parameters)
     with mpmath.workdps(50):
         truth = [float(_mixture_truth(*(a[i] for a in parameters), levels, index[i])) for i in range(60)]
     assert min(truth) < -1e4
@@ -496,7 +500,7 @@ def test_mixture_gradients_against_fifty_digits():
     parameters = [a.astype(np.float32) for a in _mixture_parameters(3, 3, 2)]
     parameters[1][1, 0] = 30.0  # in the far tail too: the other component takes over, and the weights' gradients live
     parameters[2] = np.clip(parameters[2], -3.0, 1.0)
-    x = to_unit(jnp.asarray(index), levels)
+    x = normalize(jnp.asarray(index), levels)
     slopes = jax.jit(jax.grad(lambda p: _mixture(*p, levels).log_prob(x)))(parameters)
     with mpmath.workdps(50):
         h = mpmath.mpf(10) ** -20
@@ -515,7 +519,7 @@ def test_mixture_gradients_against_fifty_digits():
 @parametrize("log_scale", [-70.0, -8.0, 0.0, 70.0])
 @parametrize("mean", [-30.0, 0.1, 30.0])
 def test_mixture_is_finite_with_its_gradients(mean, log_scale):
-    x = to_unit(jnp.asarray([0, 100, 255]), 256)
+    x = normalize(jnp.asarray([0, 100, 255]), 256)
 
     def log_prob(*parameters):
         return _mixture(*parameters, 256).log_prob(x)
@@ -535,10 +539,10 @@ def test_mixture_samples_follow_its_masses():
         np.log([[0.3, 0.2], [0.25, 0.4]]),
         np.asarray([[0.9, -0.7]]),
     )
-    law = _mixture(*parameters, levels)
-    grid = to_unit(jnp.asarray(list(itertools.product(range(levels), repeat=2))), levels)
-    masses = np.exp(jax.vmap(law.log_prob)(grid))
-    x = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 40_000)))
+    distribution = _mixture(*parameters, levels)
+    grid = normalize(jnp.asarray(list(itertools.product(range(levels), repeat=2))), levels)
+    masses = np.exp(jax.vmap(distribution.log_prob)(grid))
+    x = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 40_000)))
     onehot = np.all(x[:, None, :] == np.asarray(grid), axis=-1)
     assert np.all(onehot.sum(-1) == 1)  # on the grid
     assert_mean(onehot, masses, resolution=0.003)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.derivations.check import assert_mean
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import elbo, forward, losses, times
+from vdm_jax import elbo, forward, losses, time_sampling
+from vdm_jax.discrete_schedules import linear_betas
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.tables import linear_betas
 
 TABLE = linear_betas(8, 0.01, 0.5)
 WORLD = GaussianWorld(0.4, 0.6)
@@ -39,21 +39,29 @@ def test_parts_of_a_loss():
 def test_a_true_prediction_costs_nothing():
     # data that are one point: the exact denoiser knows the noise
     point = GaussianWorld(0.7, 0.0)
-    for kind in ("x_0", "eps", "v", "score"):
-        loss = losses.simple_loss(denoiser(point, kind), jax.random.key(0), jnp.full((50, 2), 0.7), TABLE, kind=kind)
+    for prediction_type in ("x_0", "eps", "v", "score"):
+        loss = losses.simple_loss(
+            denoiser(point, prediction_type),
+            jax.random.key(0),
+            jnp.full((50, 2), 0.7),
+            TABLE,
+            prediction_type=prediction_type,
+        )
         assert np.max(loss) < 1e-6
 
 
 def test_one_prediction_through_four_kinds():
     # the same errors in other units: eps = -(alpha / sigma) x_0, score = -eps / sigma, v = eps / alpha at fixed x_t
     with jax.enable_x64(True):
-        table, x_0 = linear_betas(8, 0.01, 0.5), jnp.asarray(np.asarray(X_0, np.float64))
+        schedule, x_0 = linear_betas(8, 0.01, 0.5), jnp.asarray(np.asarray(X_0, np.float64))
 
-        def error(kind):
-            return losses.denoising_loss(denoiser(WORLD, kind, 0.2), jax.random.key(3), x_0, table, kind=kind)
+        def error(prediction_type):
+            return losses.denoising_loss(
+                denoiser(WORLD, prediction_type, 0.2), jax.random.key(3), x_0, schedule, prediction_type=prediction_type
+            )
 
-        x, eps, v, score = (error(kind) for kind in ("x_0", "eps", "v", "score"))
-        level = table(x.t)
+        x, eps, v, score = (error(prediction_type) for prediction_type in ("x_0", "eps", "v", "score"))
+        level = schedule(x.t)
         np.testing.assert_allclose(eps.squared_error, level.snr * x.squared_error, rtol=1e-9)
         np.testing.assert_allclose(score.squared_error, eps.squared_error / level.sigma**2, rtol=1e-9)
         np.testing.assert_allclose(v.squared_error, eps.squared_error / level.alpha**2, rtol=1e-9)
@@ -84,12 +92,12 @@ def test_gradient_reaches_the_denoiser():
 
 
 def test_the_bounds_weight_is_infinite_at_the_decoders_step_only():
-    weight = partial(elbo.diffusion_weight, kind="eps")
+    weight = partial(elbo.diffusion_weight, prediction_type="eps")
     loss = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, weight=weight)
     assert np.array_equal(np.isinf(loss.weight), loss.t == 1)
 
 
-@pytest.mark.parametrize("how", ["independent", "spread", "antithetic"])
+@pytest.mark.parametrize("how", ["independent", "low_discrepancy", "antithetic"])
 def test_importance_changes_the_steps_and_not_the_mean(how):
     # the mean of all terms, here in closed form: E ||eps - eps_hat||^2 = SNR D (Var[x_0 | x_t] + shift^2)
     level = TABLE(jnp.arange(1, 9))
@@ -98,7 +106,7 @@ def test_importance_changes_the_steps_and_not_the_mean(how):
     for probabilities in (None, PROBABILITIES):
 
         def draw(k, x, p=probabilities):
-            drawn = losses.denoising_loss(NET, k, x, TABLE, how=how, probabilities=p)
+            drawn = losses.denoising_loss(NET, k, x, TABLE, time_sampling=how, probabilities=p)
             return drawn, drawn.loss.mean()
 
         drawn, mean = jax.vmap(draw)(jax.random.split(jax.random.key(4), 300), x_0)
@@ -115,13 +123,13 @@ def test_arrangements_lessen_the_variance_of_a_batch():
 
     def variance(how):
         def mean(key):
-            return losses.denoising_loss(_silent, key, x_0, TABLE, weight=_by_step, how=how).loss.mean()
+            return losses.denoising_loss(_silent, key, x_0, TABLE, weight=_by_step, time_sampling=how).loss.mean()
 
         return float(jax.lax.map(mean, jax.random.split(jax.random.key(4), 400)).var())
 
-    var = {how: variance(how) for how in ("independent", "spread", "antithetic")}
+    var = {how: variance(how) for how in ("independent", "low_discrepancy", "antithetic")}
     print({how: round(var["independent"] / v, 1) for how, v in var.items()})
-    assert var["spread"] < var["independent"] / 10
+    assert var["low_discrepancy"] < var["independent"] / 10
     assert var["antithetic"] < var["independent"] / 4
 
 
@@ -133,13 +141,10 @@ def _by_step(step):
     return step.t.t
 
 
-def test_spread_is_short_for_an_arrangement():
-    short = losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, spread=True)
-    long = losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, how="spread")
-    assert np.array_equal(short.loss, long.loss)
-    # and the steps are those that draw_steps gives of the first half of the key
-    t = times.draw_steps(jax.random.split(jax.random.key(0))[0], 500, 8, spread=True)
-    assert np.array_equal(short.t, t)
+def test_low_discrepancy_timesteps_are_those_of_time_sampling():
+    loss = losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, time_sampling="low_discrepancy")
+    t = time_sampling.sample_timesteps(jax.random.split(jax.random.key(0))[0], 500, 8, time_sampling="low_discrepancy")
+    assert np.array_equal(loss.t, t)
 
 
 def test_probabilities_of_another_table_are_refused():

@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from vdm_jax import elbo, gaussian, losses, samplers, schedules, tables
+from vdm_jax import discrete_schedules, elbo, gaussian, losses, samplers, schedules
 from vdm_jax.compilation import compiled
 from vdm_jax.types import Batch, evaluate
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (8, 6))
-TABLE = tables.linear_betas(4)
+TABLE = discrete_schedules.linear_betas(4)
 MESH = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from tests.derivations.check import assert_close, assert_mean, refuted
-from vdm_jax.metrics import Moments, frechet, frechet_extrapolated, kernel_distance, moments, precision_recall
+from vdm_jax.metrics import (
+    Moments,
+    frechet_distance,
+    frechet_distance_extrapolated,
+    kernel_distance,
+    moments,
+    precision_recall,
+)
 
 KEY = jax.random.key(0)
 
@@ -91,15 +98,17 @@ def test_one_example_has_no_covariance():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("rows", [2, 20, 500])
 def test_equal_moments_are_at_distance_zero(rows, scale):
-    law = moments(scale * normal(0, rows, 64))
-    assert frechet(law, law) <= 1e-9 * scale**2
+    distribution = moments(scale * normal(0, rows, 64))
+    assert frechet_distance(distribution, distribution) <= 1e-9 * scale**2
 
 
 def test_commuting_covariances():
     turn = np.linalg.qr(normal(0, 6, 6))[0]
     a, b = np.array([4.0, 1.0, 0.25, 0.0, 9.0, 1e-6]), np.array([1.0, 1.0, 0.0, 0.0, 16.0, 1e-4])
     m = np.arange(6.0)
-    distance = frechet(with_moments(m, turn @ np.diag(a) @ turn.T), with_moments(0 * m, turn @ np.diag(b) @ turn.T))
+    distance = frechet_distance(
+        with_moments(m, turn @ np.diag(a) @ turn.T), with_moments(0 * m, turn @ np.diag(b) @ turn.T)
+    )
     assert_close(distance, 55.0 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rtol=1e-12)
 
 
@@ -109,7 +118,7 @@ def test_two_dimensions_by_trace_and_determinant():
         a, b = covariance(seed, 2), covariance(seed + 100, 2)
         root = np.sqrt(np.trace(a @ b) + 2.0 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
         truth = np.trace(a) + np.trace(b) - 2.0 * root
-        assert_close(frechet(with_moments([0, 0], a), with_moments([0, 0], b)), truth, rtol=1e-11)
+        assert_close(frechet_distance(with_moments([0, 0], a), with_moments([0, 0], b)), truth, rtol=1e-11)
 
 
 def test_against_fifty_digits():
@@ -118,7 +127,7 @@ def test_against_fifty_digits():
             a, b = covariance(seed, 5), covariance(seed + 50, 5)
             root = mpmath.sqrtm(mpmath.matrix(a.tolist()) * mpmath.matrix(b.tolist()))
             truth = mpmath.fsum(a.diagonal()) + mpmath.fsum(b.diagonal()) - 2 * sum(root[i, i] for i in range(5))
-            ours = frechet(with_moments(np.zeros(5), a), with_moments(np.zeros(5), b))
+            ours = frechet_distance(with_moments(np.zeros(5), a), with_moments(np.zeros(5), b))
             assert_close(ours, float(mpmath.re(truth)), rtol=1e-11)
 
 
@@ -126,7 +135,7 @@ def test_against_fifty_digits():
 def test_covariances_of_rank_one(cosine):
     turn = np.linalg.qr(normal(0, 50, 50))[0]
     u, v = 3.0 * turn[0], 2.0 * (cosine * turn[0] + np.sqrt(1.0 - cosine**2) * turn[1])
-    distance = frechet(with_moments(0 * u, np.outer(u, u)), with_moments(0 * u, np.outer(v, v)))
+    distance = frechet_distance(with_moments(0 * u, np.outer(u, u)), with_moments(0 * u, np.outer(v, v)))
     assert_close(distance, 9.0 + 4.0 - 12.0 * cosine, rtol=1e-12, atol=1e-12)
 
 
@@ -137,22 +146,22 @@ def test_fewer_examples_than_dimensions():
     a, b = x - x.mean(0)[None], y - y.mean(0)[None]
     squares = np.sum((x.mean(0) - y.mean(0)) ** 2) + (np.sum(a**2) + np.sum(b**2)) / 19
     truth = squares - 2.0 * np.linalg.norm(a @ b.T, "nuc") / 19
-    assert_close(frechet(moments(x), moments(y)), truth, rtol=1e-10)
+    assert_close(frechet_distance(moments(x), moments(y)), truth, rtol=1e-10)
 
 
 def test_rotation_translation_scale_and_order():
     x, y = normal(0, 40, 6), 1.5 * normal(1, 30, 6) + 0.3
     turn = np.linalg.qr(normal(2, 6, 6))[0]
-    distance = frechet(moments(x), moments(y))
+    distance = frechet_distance(moments(x), moments(y))
     assert distance > 1.0
-    assert_close(frechet(moments(y), moments(x)), distance, rtol=1e-12)
-    assert_close(frechet(moments(x @ turn + 7.0), moments(y @ turn + 7.0)), distance, rtol=1e-10)
-    assert_close(frechet(moments(3.0 * x), moments(3.0 * y)), 9.0 * distance, rtol=1e-12)
+    assert_close(frechet_distance(moments(y), moments(x)), distance, rtol=1e-12)
+    assert_close(frechet_distance(moments(x @ turn + 7.0), moments(y @ turn + 7.0)), distance, rtol=1e-10)
+    assert_close(frechet_distance(moments(3.0 * x), moments(3.0 * y)), 9.0 * distance, rtol=1e-12)
 
 
 def test_features_must_be_alike():
     with pytest.raises(ValueError, match="features of 3 and of 2 dimensions: take both from the same extractor"):
-        frechet(moments(np.ones((4, 3))), moments(np.ones((4, 2))))
+        frechet_distance(moments(np.ones((4, 3))), moments(np.ones((4, 2))))
 
 
 # Its bias
@@ -174,20 +183,20 @@ def test_bias_constant_of_the_unit_covariance():
 
 @pytest.mark.parametrize("values", [(1.0,), (1.0, 1.0, 1.0), (4.0, 1.0, 0.1)])
 def test_bias_is_the_stated_constant_over_n(values):
-    law, scale, count = with_moments(np.zeros(len(values)), np.diag(values)), np.sqrt(values)[None], 1000
-    found = [frechet(moments(normal(seed, count, len(values)) * scale), law) for seed in range(400)]
+    distribution, scale, count = with_moments(np.zeros(len(values)), np.diag(values)), np.sqrt(values)[None], 1000
+    found = [frechet_distance(moments(normal(seed, count, len(values)) * scale), distribution) for seed in range(400)]
     assert_mean(count * np.array(found), bias_constant(values), resolution=0.07 * bias_constant(values))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_extrapolation_takes_the_bias_away(shift):
-    law = with_moments(np.full(4, shift), np.diag([1.0, 2.0, 0.5, 1.0]))
+    distribution = with_moments(np.full(4, shift), np.diag([1.0, 2.0, 0.5, 1.0]))
     truth = 4 * shift**2 + (2**0.5 - 1) ** 2 + (0.5**0.5 - 1) ** 2
     plain, lines = [], []
     for seed in range(100):
         x = normal(seed, 400, 4)
-        plain.append(frechet(moments(x), law))
-        lines.append(frechet_extrapolated(x, law, jax.random.key(seed)))
+        plain.append(frechet_distance(moments(x), distribution))
+        lines.append(frechet_distance_extrapolated(x, distribution, jax.random.key(seed)))
     values = np.array([line.value for line in lines])
     assert_mean(values, truth, resolution=0.02)
     if not shift:  # with one, the noise of so few tries hides the bias
@@ -199,10 +208,10 @@ def test_extrapolation_takes_the_bias_away(shift):
 
 
 def test_extrapolation_needs_two_parts_of_two():
-    law = moments(normal(0, 10, 2))
+    distribution = moments(normal(0, 10, 2))
     for rows, parts in ((10, 1), (9, 5)):
         with pytest.raises(ValueError, match=f"{rows} examples in {parts} parts: take 2 parts or more, of 2 examples"):
-            frechet_extrapolated(normal(0, rows, 2), law, KEY, parts)
+            frechet_distance_extrapolated(normal(0, rows, 2), distribution, KEY, parts)
 
 
 # Kernel distance
@@ -311,7 +320,7 @@ def test_features_of_a_device_are_taken_too():
     for function in (
         lambda a, b: kernel_distance(a, b, KEY),
         precision_recall,
-        lambda a, b: frechet(moments(a), moments(b)),
+        lambda a, b: frechet_distance(moments(a), moments(b)),
     ):
         assert function(jax.numpy.asarray(x), jax.numpy.asarray(y)) == function(x, y)
 
@@ -321,7 +330,7 @@ def test_features_of_a_device_are_taken_too():
 METRICS = {
     "moments": lambda a, b: (moments(a), moments(b)),
     "update": lambda a, b: moments(normal(9, 4, 3)).update(a).update(b),
-    "frechet_extrapolated": lambda a, b: frechet_extrapolated(a, moments(b), KEY, 2),
+    "frechet_extrapolated": lambda a, b: frechet_distance_extrapolated(a, moments(b), KEY, 2),
     "kernel_distance": lambda a, b: kernel_distance(a, b, KEY, 2),
     "precision_recall": precision_recall,
 }
@@ -342,13 +351,17 @@ def test_moments_that_are_not_finite_have_no_distance():
     for spoiled in (with_moments([0.0, np.nan], np.eye(2)), with_moments([0.0, 0.0], np.diag([1.0, np.inf]))):
         for pair in ((good, spoiled), (spoiled, good)):
             with pytest.raises(ValueError, match="moments of 10 examples are not finite"):
-                frechet(*pair)
+                frechet_distance(*pair)
 
 
 def test_large_features_have_the_distances_of_small_ones():
     x, y, scale = normal(0, 40, 3), normal(1, 40, 3), 2.0**70
     assert precision_recall(scale * x, scale * y) == precision_recall(x, y)
-    assert_close(frechet(moments(scale * x), moments(scale * y)) / scale**2, frechet(moments(x), moments(y)), rtol=1e-9)
+    assert_close(
+        frechet_distance(moments(scale * x), moments(scale * y)) / scale**2,
+        frechet_distance(moments(x), moments(y)),
+        rtol=1e-9,
+    )
     # The cubic term is all there is of the kernel.
     one, two = (kernel_distance(scale * k * x, scale * k * y, KEY, 4).mean for k in (1.0, 2.0))
     assert_close(two / one, 64.0, rtol=1e-9)

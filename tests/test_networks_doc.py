@@ -43,5 +43,5 @@ def test_a_level_without_its_trailing_axes_is_found_by_both_tests(names):
         with pytest.raises(AssertionError):
             names["check_examples"](wrong, x, names["levels"])
         with pytest.raises((TypeError, ValueError), match="ncompatible shapes"):  # from JAX: either
-            jax.eval_shape(lambda x: loss(wrong, names["key"], x, names["table"]), names["x_test"])
-        assert loss(wrong, names["key"], x, names["table"]).shape == (3,)  # which the loss itself cannot find
+            jax.eval_shape(lambda x: loss(wrong, names["key"], x, names["schedule"]), names["x_test"])
+        assert loss(wrong, names["key"], x, names["schedule"]).shape == (3,)  # which the loss itself cannot find

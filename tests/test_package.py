@@ -20,17 +20,17 @@ import jax, jax.numpy as jnp
 import vdm_jax
 from jax.tree_util import Partial
 
-table = vdm_jax.tables.linear_betas(20)
+schedule = vdm_jax.discrete_schedules.linear_betas(20)
 network = Partial(lambda scale, x_t, level: scale * x_t, jnp.float32(0.5))
-x_0, key = vdm_jax.likelihoods.to_unit(jnp.arange(12).reshape(3, 4) % 5, 5), jax.random.key(0)
+x_0, key = vdm_jax.likelihoods.normalize(jnp.arange(12).reshape(3, 4) % 5, 5), jax.random.key(0)
 decoder = lambda x_hat, x_1, level: vdm_jax.likelihoods.DiscretizedGaussian(x_hat, scale=level.sigma, levels=5)
-assert vdm_jax.losses.simple_loss(network, key, x_0, table).shape == (3,)
-assert jnp.isfinite(vdm_jax.elbo.bound(network, key, x_0, table, decoder).total).all()
-assert vdm_jax.samplers.ancestral(network, key, x_0, table).x_0.shape == (3, 4)
+assert vdm_jax.losses.simple_loss(network, key, x_0, schedule).shape == (3,)
+assert jnp.isfinite(vdm_jax.elbo.bound(network, key, x_0, schedule, decoder).total).all()
+assert vdm_jax.samplers.ancestral(network, key, x_0, schedule).x_0.shape == (3, 4)
 import importlib
-for name in [name for name in vdm_jax.__all__ if name != "training"]:
+for name in [name for name in vdm_jax.__all__ if name not in ("models", "training")]:
     importlib.import_module("vdm_jax." + name)
-import vdm_jax.networks.unet, vdm_jax.networks.hierarchy, vdm_jax.networks.refinenet
+import vdm_jax.networks.unet, vdm_jax.networks.very_deep_vae, vdm_jax.networks.refinenet
 import sys
 print(sorted(name for name in FORBIDDEN if sys.modules.get(name) is not None))
 """

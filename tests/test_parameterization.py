@@ -9,19 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.levels import Level
-from vdm_jax.parameterization import convert, target, to_eps, to_score, to_v, to_x_0
+from vdm_jax.noise_levels import NoiseLevel
+from vdm_jax.parameterization import convert, prediction_target, to_eps, to_score, to_v, to_x_0
 
 KINDS = ("x_0", "eps", "v", "score")
 # alpha = 0.6, sigma = 0.8, x_0 = 2, eps = -1: x_t = 0.4, v = -2.2, score = 1.25, by hand
-LEVEL = Level(*(jnp.asarray(f) for f in (0.6, 0.8, np.log(0.6), np.log(0.8))))
+LEVEL = NoiseLevel(*(jnp.asarray(f) for f in (0.6, 0.8, np.log(0.6), np.log(0.8))))
 X_0, EPS, X_T = (jnp.asarray([value]) for value in (2.0, -1.0, 0.4))
 BY_HAND = {"x_0": 2.0, "eps": -1.0, "v": -2.2, "score": 1.25}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_target_by_hand(kind):
-    assert float(target(X_0, EPS, LEVEL, kind)[0]) == pytest.approx(BY_HAND[kind], rel=1e-6)
+@pytest.mark.parametrize("prediction_type", KINDS)
+def test_target_by_hand(prediction_type):
+    assert float(prediction_target(X_0, EPS, LEVEL, prediction_type)[0]) == pytest.approx(
+        BY_HAND[prediction_type], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("source", KINDS)
@@ -36,18 +38,18 @@ def test_converters_by_hand(source, wanted, function):
 @pytest.mark.parametrize("wanted", KINDS)
 def test_converters_by_hand_where_the_variance_grows(source, wanted):
     # alpha = 1, sigma = 2, x_0 = 3, eps = -0.5: x_t = 2, v = -6.5, score = 0.25, by hand
-    level = Level(*(jnp.asarray(f) for f in (1.0, 2.0, 0.0, np.log(2.0))))
+    level = NoiseLevel(*(jnp.asarray(f) for f in (1.0, 2.0, 0.0, np.log(2.0))))
     by_hand = {"x_0": 3.0, "eps": -0.5, "v": -6.5, "score": 0.25}
     value = jnp.asarray([by_hand[source]])
     assert float(convert(value, jnp.asarray([2.0]), level, source, wanted)[0]) == pytest.approx(
         by_hand[wanted], rel=1e-6
     )
-    assert float(target(jnp.asarray([3.0]), jnp.asarray([-0.5]), level, wanted)[0]) == by_hand[wanted]
+    assert float(prediction_target(jnp.asarray([3.0]), jnp.asarray([-0.5]), level, wanted)[0]) == by_hand[wanted]
 
 
 def test_v_and_x_0_need_no_signal():
-    silent = Level(*(jnp.asarray(f) for f in (0.0, 1.0, -jnp.inf, 0.0)))  # x_t = eps, v = -x_0
-    assert np.array_equal(target(X_0, EPS, silent, "v"), -X_0)
+    silent = NoiseLevel(*(jnp.asarray(f) for f in (0.0, 1.0, -jnp.inf, 0.0)))  # x_t = eps, v = -x_0
+    assert np.array_equal(prediction_target(X_0, EPS, silent, "v"), -X_0)
     assert np.array_equal(to_x_0(-X_0, EPS, silent, "v"), X_0)
     assert np.array_equal(to_eps(-X_0, EPS, silent, "v"), EPS)
     assert np.array_equal(to_eps(X_0, EPS, silent, "x_0"), EPS)
@@ -55,8 +57,8 @@ def test_v_and_x_0_need_no_signal():
 
 
 def test_v_and_eps_need_no_noise():
-    clean = Level(*(jnp.asarray(f) for f in (1.0, 0.0, 0.0, -jnp.inf)))  # x_t = x_0, v = eps
-    assert np.array_equal(target(X_0, EPS, clean, "v"), EPS)
+    clean = NoiseLevel(*(jnp.asarray(f) for f in (1.0, 0.0, 0.0, -jnp.inf)))  # x_t = x_0, v = eps
+    assert np.array_equal(prediction_target(X_0, EPS, clean, "v"), EPS)
     assert np.array_equal(to_x_0(EPS, X_0, clean, "v"), X_0)
     assert np.array_equal(to_x_0(EPS, X_0, clean, "eps"), X_0)
     assert np.array_equal(to_eps(EPS, X_0, clean, "v"), EPS)
@@ -69,6 +71,6 @@ def test_unknown_kind():
         with pytest.raises(ValueError, match=message):
             inspect.unwrap(function)(X_0, X_T, LEVEL, "noise")
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(target)(X_0, EPS, LEVEL, "noise")
+        inspect.unwrap(prediction_target)(X_0, EPS, LEVEL, "noise")
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(convert)(X_0, X_T, LEVEL, "eps", "noise")

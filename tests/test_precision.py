@@ -14,32 +14,39 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import Partial
 
 from tests.test_transforms import BATCH, CONTINUOUS, HEAVY, HOST, KEYS, LOW, POINT, ROWS, TABLE, WORLDS
-from vdm_jax import exact, flow, losses, samplers
-from vdm_jax.levels import level_from_log_snr
+from vdm_jax import closed_form, losses, probability_flow, samplers
+from vdm_jax.noise_levels import level_from_log_snr
 
 PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
-BEST = {kind: exact.OptimalDenoiser(WORLDS["exact.Mixture"], kind) for kind in ("x_0", "eps", "v", "score")}
+BEST = {
+    prediction_type: closed_form.OptimalDenoiser(WORLDS["closed_form.Mixture"], prediction_type)
+    for prediction_type in ("x_0", "eps", "v", "score")
+}
 POINTS = jnp.broadcast_to(POINT, (2, *POINT.shape))
 # Public functions which the table of `test_transforms` has elsewhere.
 MORE = {
-    "exact.OptimalDenoiser": (
+    "closed_form.OptimalDenoiser": (
         lambda x, lam: [net(x, level_from_log_snr(lam)) for net in BEST.values()],
         (jnp.stack([POINT] * 2), jnp.stack([LOW] * 2)),
     ),
-    "exact.OptimalDecoder": (
-        lambda x, lam: exact.OptimalDecoder(WORLDS["exact.Mixture"])(x, x, level_from_log_snr(lam)).log_prob(x),
+    "closed_form.OptimalDecoder": (
+        lambda x, lam: closed_form.OptimalDecoder(WORLDS["closed_form.Mixture"])(
+            x, x, level_from_log_snr(lam)
+        ).log_prob(x),
         (POINT, LOW),
     ),
-    "flow.flow_log_prob": (
-        lambda k, x: flow.flow_log_prob(BEST["eps"], k, x, CONTINUOUS, trace="exact").log_prob,
+    "probability_flow.log_likelihood": (
+        lambda k, x: probability_flow.log_likelihood(BEST["eps"], k, x, CONTINUOUS, trace="exact").log_prob,
         (KEYS, POINTS),
     ),
-    "flow.flow_sample": (lambda x: flow.flow_sample(BEST["eps"], x, CONTINUOUS), (POINTS,)),
+    "probability_flow.sample": (lambda x: probability_flow.sample(BEST["eps"], x, CONTINUOUS), (POINTS,)),
     "samplers.adaptive": (lambda k, x: samplers.adaptive(BEST["eps"], k, x, CONTINUOUS).x_0, (KEYS, POINTS)),
 }
 CASES = {**ROWS, **{name: (function, ()) for name, function in HOST.items()}, **MORE}
-SLOW = (HEAVY | {"flow.flow_log_prob"}) - {name for name in CASES if name.startswith(("exact", "information"))}
+SLOW = (HEAVY | {"probability_flow.log_likelihood"}) - {
+    name for name in CASES if name.startswith(("exact", "information"))
+}
 
 
 def products(program: Any) -> Iterator[Any]:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdm_jax import forward, tables
+from vdm_jax import discrete_schedules, forward
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.levels import level_from_log_snr, step_from_log_snr
-from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, from_unit, to_unit
-from vdm_jax.parameterization import convert, target
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, denormalize, normalize
+from vdm_jax.noise_levels import level_from_log_snr, step_from_log_snr
+from vdm_jax.parameterization import convert, prediction_target
 
 KINDS = ("x_0", "eps", "v", "score")
 SHAPES = [(), (3,), (2, 1), (1, 2, 2)]
@@ -75,14 +75,14 @@ def test_two_transitions_are_the_one_across(seed, shape, log_snr, drop, more):
 @given(seeds, shapes, betas)
 def test_the_transition_from_clean_data_is_the_marginal(seed, shape, betas):
     x_0, x_t = _normals(seed, shape)
-    table = tables.from_betas(betas)
-    step = table.step(0, betas.size)
+    schedule = discrete_schedules.from_betas(betas)
+    step = schedule.step(0, betas.size)
     ours, truth = forward.transition(x_0, step), forward.marginal(x_0, step.t)
     np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-13)
     np.testing.assert_allclose(ours.var, truth.var, rtol=1e-13)
-    law = forward.posterior(x_t, x_0, step)  # and there the posterior is the point
-    assert np.array_equal(law.mean, x_0)
-    assert float(law.var) == 0.0
+    distribution = forward.posterior(x_t, x_0, step)  # and there the posterior is the point
+    assert np.array_equal(distribution.mean, x_0)
+    assert float(distribution.var) == 0.0
 
 
 @some
@@ -91,9 +91,9 @@ def test_the_posterior_tends_to_x_t_in_a_short_step(seed, shape, log_snr):
     x_t, x_0 = _normals(seed, shape)
     for drop in (1e-5, 1e-8):
         (step, _) = _steps(log_snr + drop, log_snr)
-        law = forward.posterior(x_t, x_0, step)
-        np.testing.assert_allclose(law.mean, x_t, atol=10 * drop)
-        assert float(law.var) < 2 * drop
+        distribution = forward.posterior(x_t, x_0, step)
+        np.testing.assert_allclose(distribution.mean, x_t, atol=10 * drop)
+        assert float(distribution.var) < 2 * drop
 
 
 @some
@@ -102,11 +102,13 @@ def test_the_posterior_averaged_over_x_t_is_the_marginal(seed, shape, log_snr, d
     (x_0,) = _normals(seed, shape, count=1)
     step, _ = _steps(log_snr, log_snr - drop)
     later, earlier = forward.marginal(x_0, step.t), forward.marginal(x_0, step.s)
-    law = forward.posterior(later.mean, x_0, step)
-    np.testing.assert_allclose(law.mean, earlier.mean, rtol=1e-10)
+    distribution = forward.posterior(later.mean, x_0, step)
+    np.testing.assert_allclose(distribution.mean, earlier.mean, rtol=1e-10)
     c_1, _, sigma = forward.posterior_coefficients(step)
-    np.testing.assert_allclose(c_1**2 * later.var + law.var, earlier.var, rtol=1e-10)  # the law of total variance
-    np.testing.assert_allclose(sigma**2, law.var, rtol=1e-12)
+    np.testing.assert_allclose(
+        c_1**2 * later.var + distribution.var, earlier.var, rtol=1e-10
+    )  # the law of total variance
+    np.testing.assert_allclose(sigma**2, distribution.var, rtol=1e-12)
 
 
 @some
@@ -116,12 +118,12 @@ def test_the_posterior_by_noise_and_by_score(seed, shape, log_snr, drop):
     step, _ = _steps(log_snr, log_snr - drop)
     x_t = step.t.alpha * x_0 + step.t.sigma * eps
     truth = forward.posterior(x_t, x_0, step)
-    for law in (
+    for distribution in (
         forward.posterior_from_eps(x_t, eps, step),
         forward.posterior_from_score(x_t, -eps / step.t.sigma, step),
     ):
-        np.testing.assert_allclose(law.mean, truth.mean, rtol=1e-8, atol=1e-10 / float(step.t.alpha))
-        assert np.array_equal(law.var, truth.var)
+        np.testing.assert_allclose(distribution.mean, truth.mean, rtol=1e-8, atol=1e-10 / float(step.t.alpha))
+        assert np.array_equal(distribution.var, truth.var)
 
 
 @some
@@ -130,19 +132,19 @@ def test_the_bridge_averaged_over_its_far_end_is_the_transition(seed, shape, log
     x_r, x_t = _normals(seed, shape)
     first, second, across = _steps(log_snr, log_snr - drop, log_snr - drop - more)
     near, far = forward.transition(x_r, first), forward.transition(x_r, across)
-    law = forward.bridge(x_r, far.mean, first, second)
-    np.testing.assert_allclose(law.mean, near.mean, rtol=1e-9)
+    distribution = forward.bridge(x_r, far.mean, first, second)
+    np.testing.assert_allclose(distribution.mean, near.mean, rtol=1e-9)
     moved = forward.bridge(x_r, far.mean + x_t, first, second)
-    slope = (moved.mean - law.mean) / x_t
-    np.testing.assert_allclose(slope**2 * far.var + law.var, np.broadcast_to(near.var, shape), rtol=1e-7)
+    slope = (moved.mean - distribution.mean) / x_t
+    np.testing.assert_allclose(slope**2 * far.var + distribution.var, np.broadcast_to(near.var, shape), rtol=1e-7)
 
 
 @some
 @given(seeds, shapes, betas)
 def test_the_bridge_from_clean_data_is_the_posterior(seed, shape, betas):
     x_0, x_t = _normals(seed, shape)
-    table = tables.from_betas(np.append(betas, 0.3))
-    first, second = table.step(0, betas.size), table.step(betas.size, betas.size + 1)
+    schedule = discrete_schedules.from_betas(np.append(betas, 0.3))
+    first, second = schedule.step(0, betas.size), schedule.step(betas.size, betas.size + 1)
     ours, truth = forward.bridge(x_0, x_t, first, second), forward.posterior(x_t, x_0, second)
     np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(ours.var, truth.var, rtol=1e-10, atol=1e-12)
@@ -161,13 +163,13 @@ def test_every_kind_there_and_back(seed, shape, dtype, log_snr):
     # how much a rounding of x_t moves each kind
     moves = {"x_0": 1 / alpha, "eps": 1 / sigma, "v": 1 / min(alpha, sigma), "score": 1 / sigma**2}
     for source in KINDS:
-        value = target(x_0, eps, level, source)
+        value = prediction_target(x_0, eps, level, source)
         for wanted in KINDS:
             there = convert(value, x_t, level, source, wanted)
             back = convert(there, x_t, level, wanted, source)
             assert (there.dtype, there.shape) == (dtype, shape)
             rounding = 64 * np.finfo(dtype).eps
-            np.testing.assert_allclose(there, target(x_0, eps, level, wanted), atol=rounding * moves[wanted])
+            np.testing.assert_allclose(there, prediction_target(x_0, eps, level, wanted), atol=rounding * moves[wanted])
             np.testing.assert_allclose(back, value, atol=rounding * moves[source])
 
 
@@ -177,29 +179,32 @@ def test_every_kind_there_and_back(seed, shape, dtype, log_snr):
 @some
 @given(betas)
 def test_conventions_there_and_back(betas):
-    table = tables.from_betas(betas)
-    ho, lai = tables.to_betas(table), tables.to_standard_deviations(table)
+    schedule = discrete_schedules.from_betas(betas)
+    ho, lai = discrete_schedules.to_betas(schedule), discrete_schedules.to_standard_deviations(schedule)
     np.testing.assert_allclose(ho.beta, betas, rtol=1e-10)
     np.testing.assert_allclose(ho.alpha, 1 - betas, rtol=1e-12)
     np.testing.assert_allclose(ho.abar, np.cumprod(1 - betas), rtol=1e-12)
     for ours, theirs in zip(lai, ho, strict=True):  # each is the square root of the other's
         np.testing.assert_allclose(ours**2, theirs, rtol=1e-12)
-    again = [tables.from_standard_deviations(lai.beta), tables.from_gammas(tables.to_gammas(table))]
+    again = [
+        discrete_schedules.from_standard_deviations(lai.beta),
+        discrete_schedules.from_gammas(discrete_schedules.to_gammas(schedule)),
+    ]
     for other in again:
-        np.testing.assert_allclose(other.levels.log_alpha, table.levels.log_alpha, rtol=1e-9)
-        np.testing.assert_allclose(other.levels.log_sigma, table.levels.log_sigma, rtol=1e-9)
+        np.testing.assert_allclose(other.levels.log_alpha, schedule.levels.log_alpha, rtol=1e-9)
+        np.testing.assert_allclose(other.levels.log_sigma, schedule.levels.log_sigma, rtol=1e-9)
 
 
 @some
 @given(st.sets(st.integers(1, 40), min_size=1, max_size=6))
 def test_strided_keeps_levels_and_drops(steps):
-    table, steps = tables.linear_betas(40, 1e-3, 0.2), np.array([0, *sorted(steps)])
-    short = table.strided(steps)
-    for ours, theirs in zip(jax.tree.leaves(short), jax.tree.leaves(table), strict=True):
+    schedule, steps = discrete_schedules.linear_betas(40, 1e-3, 0.2), np.array([0, *sorted(steps)])
+    short = schedule.subsequence(steps)
+    for ours, theirs in zip(jax.tree.leaves(short), jax.tree.leaves(schedule), strict=True):
         assert np.array_equal(ours, theirs[steps])
     i = np.arange(1, steps.size)
     drop = short.step(jnp.asarray(i - 1), jnp.asarray(i)).log_snr_drop
-    assert np.array_equal(drop, table.step(jnp.asarray(steps[i - 1]), jnp.asarray(steps[i])).log_snr_drop)
+    assert np.array_equal(drop, schedule.step(jnp.asarray(steps[i - 1]), jnp.asarray(steps[i])).log_snr_drop)
 
 
 # -- decoders ---------------------------------------------------------------------------------------------------------
@@ -210,8 +215,8 @@ def test_strided_keeps_levels_and_drops(steps):
 def test_quantised_values_there_and_back(seed, levels, double):
     values = np.append(np.random.RandomState(seed).randint(0, levels, 6), [0, levels - 1]).astype(np.int32)
     with jax.enable_x64(double):
-        unit = to_unit(jnp.asarray(values), levels)
-        assert np.array_equal(from_unit(unit, levels), values)
+        unit = normalize(jnp.asarray(values), levels)
+        assert np.array_equal(denormalize(unit, levels), values)
         np.testing.assert_allclose(unit[-2:], [-1.0, 1.0], atol=1e-6)
 
 

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from vdm_jax import exact, flow, guidance, langevin, samplers
-from vdm_jax.levels import level_from_log_snr
+from vdm_jax import closed_form, guidance, langevin, probability_flow, samplers
+from vdm_jax.discrete_schedules import InterpolatedSchedule, discretize, linear_betas, uniform_steps
+from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import Cosine, LinearLogSNR
-from vdm_jax.tables import Interpolated, even_steps, linear_betas, tabulate
 
 KEY = jax.random.key(0)
 SCHEDULE = LinearLogSNR(6.0, -6.0)
@@ -37,27 +37,40 @@ def _learned(net):
 
 # name -> function of a network, x and a table
 SAMPLERS = {
-    "ancestral": lambda net, x, table, **o: samplers.ancestral(net, KEY, x, table, **o).x_0,
-    "ancestral_learned": lambda net, x, table, **o: samplers.ancestral_learned(_learned(net), KEY, x, table, **o).x_0,
-    "ddim": lambda net, x, table, **o: samplers.ddim(net, KEY, x, table, eta=0.5, **o).x_0,
-    "heun": lambda net, x, table, **o: samplers.heun(net, KEY, x, table, churn=2.0, **o).x_0,
-    "dpmpp": lambda net, x, table, **o: samplers.dpmpp(net, KEY, x, table, stochastic=True, **o).x_0,
-    "predictor_corrector": lambda net, x, table, **o: samplers.predictor_corrector(net, KEY, x, table, **o).x_0,
-    "replacement": lambda net, x, table, **o: (
-        samplers.replacement(net, KEY, x, table, 0.5 * x, (x > 0).astype(x.dtype), rounds=2, **o).x_0
+    "ancestral": lambda net, x, schedule, **o: samplers.ancestral(net, KEY, x, schedule, **o).x_0,
+    "ancestral_learned": lambda net, x, schedule, **o: (
+        samplers.ancestral_learned(_learned(net), KEY, x, schedule, **o).x_0
+    ),
+    "ddim": lambda net, x, schedule, **o: samplers.ddim(net, KEY, x, schedule, eta=0.5, **o).x_0,
+    "heun": lambda net, x, schedule, **o: samplers.heun(net, KEY, x, schedule, churn=2.0, **o).x_0,
+    "dpmpp": lambda net, x, schedule, **o: samplers.dpmpp(net, KEY, x, schedule, stochastic=True, **o).x_0,
+    "predictor_corrector": lambda net, x, schedule, **o: samplers.predictor_corrector(net, KEY, x, schedule, **o).x_0,
+    "replacement": lambda net, x, schedule, **o: (
+        samplers.repaint(net, KEY, x, schedule, 0.5 * x, (x > 0).astype(x.dtype), rounds=2, **o).x_0
     ),
 }
 OTHERS = {
-    "ddim_inverse": lambda net, x, table: samplers.ddim_inverse(net, x, table),
-    "adaptive": lambda net, x, table: samplers.adaptive(net, None, x, Interpolated(table), tolerance=1e-2).x_0,
-    "flow_sample": lambda net, x, table: flow.flow_sample(net, x, Interpolated(table), tolerance=1e-2),
-    "flow_log_prob": lambda net, x, table: flow.flow_log_prob(net, KEY, x, Interpolated(table), tolerance=1e-2).x_1,
-    "annealed": lambda net, x, table: langevin.annealed(net, KEY, x, _levels(), kind="eps", steps=2).x,
-    "corrector": lambda net, x, table: langevin.corrector(net, KEY, x, table(3), kind="eps"),
-    "unadjusted": lambda net, x, table: langevin.unadjusted(lambda x: net(x, None), KEY, x, 0.1, 2).x,
-    "classifier": lambda net, x, table: (
+    "ddim_inverse": lambda net, x, schedule: samplers.ddim_inverse(net, x, schedule),
+    "adaptive": lambda net, x, schedule: (
+        samplers.adaptive(net, None, x, InterpolatedSchedule(schedule), tolerance=1e-2).x_0
+    ),
+    "flow_sample": lambda net, x, schedule: probability_flow.sample(
+        net, x, InterpolatedSchedule(schedule), tolerance=1e-2
+    ),
+    "flow_log_prob": lambda net, x, schedule: (
+        probability_flow.log_likelihood(net, KEY, x, InterpolatedSchedule(schedule), tolerance=1e-2).x_1
+    ),
+    "annealed": lambda net, x, schedule: (
+        langevin.annealed_langevin(net, KEY, x, _levels(), prediction_type="eps", steps=2).x
+    ),
+    "corrector": lambda net, x, schedule: langevin.langevin_corrector(net, KEY, x, schedule(3), prediction_type="eps"),
+    "unadjusted": lambda net, x, schedule: langevin.ula(lambda x: net(x, None), KEY, x, 0.1, 2).x,
+    "classifier": lambda net, x, schedule: (
         samplers.ddim(
-            guidance.Classifier(net, lambda x, _: -jnp.sum(x.astype(jnp.float32) ** 2, 1), 0.5), None, x, table
+            guidance.ClassifierGuidance(net, lambda x, _: -jnp.sum(x.astype(jnp.float32) ** 2, 1), 0.5),
+            None,
+            x,
+            schedule,
         ).x_0
     ),
 }
@@ -105,26 +118,26 @@ def test_static_numbers_may_be_arrays():
 
 
 def test_a_key_is_needed_for_noise_alone():
-    table = _table()
+    schedule = _table()
     for quiet in (samplers.ddim, samplers.heun, samplers.dpmpp):
-        np.testing.assert_array_equal(quiet(NET, None, X, table).x_0, quiet(NET, KEY, X, table).x_0)
+        np.testing.assert_array_equal(quiet(NET, None, X, schedule).x_0, quiet(NET, KEY, X, schedule).x_0)
     for function, options in (
         (samplers.ddim, {"eta": 0.5}),
         (samplers.heun, {"churn": 1.0}),
         (samplers.dpmpp, {"stochastic": True}),
     ):
         with pytest.raises(ValueError, match="key is None"):
-            function(NET, None, X, table, **options)
+            function(NET, None, X, schedule, **options)
 
 
 # Few steps of a schedule that loses its signal
 
-LAW = exact.gaussian(np.zeros(2), 0.3 * np.eye(2))
+LAW = closed_form.gaussian(np.zeros(2), 0.3 * np.eye(2))
 
 
-def _off(kind, error=3e-2):
+def _off(prediction_type, error=3e-2):
     """A denoiser with an error that does not fall with the noise, as networks have it."""
-    best = exact.OptimalDenoiser(LAW, kind)
+    best = closed_form.OptimalDenoiser(LAW, prediction_type)
     return lambda x, level: best(x, level) + error * jnp.sin(3.0 * x)
 
 
@@ -134,16 +147,16 @@ def _frechet(x):
 
 
 def test_errors_are_multiplied_without_a_clip_and_the_samplers_warn():
-    table = tabulate(Cosine(), 1000)
-    short, x_T = table.strided(even_steps(1000, 20)), jax.random.normal(KEY, (1000, 2))
+    schedule = discretize(Cosine(), 1000)
+    short, x_T = schedule.subsequence(uniform_steps(1000, 20)), jax.random.normal(KEY, (1000, 2))
     for function in (samplers.ancestral, samplers.ddim, samplers.heun, samplers.dpmpp):
-        with pytest.warns(UserWarning, match=r"clip=1.0 .*predict x_0 or v.*even_log_snr_steps"):
+        with pytest.warns(UserWarning, match=r"clip=1.0 .*predict x_0 or v.*log_snr_uniform_steps"):
             wild = function(_off("eps"), KEY, x_T, short).x_0
         if function is samplers.heun:
             assert _frechet(wild) > 1e3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for denoiser, options in ((_off("eps"), {"clip": 1.5}), (_off("v"), {"kind": "v"})):
+        for denoiser, options in ((_off("eps"), {"clip": 1.5}), (_off("v"), {"prediction_type": "v"})):
             assert _frechet(samplers.ddim(denoiser, KEY, x_T, short, **options).x_0) < 0.05
         clipped = samplers.heun(_off("eps"), KEY, x_T, short, clip=1.5).x_0
         assert np.max(np.abs(clipped)) <= 1.5
@@ -156,8 +169,8 @@ def test_errors_are_multiplied_without_a_clip_and_the_samplers_warn():
 @pytest.mark.parametrize("name", EACH)
 def test_shards_of_a_mesh_sample_what_they_would_alone(name):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
-    table = _table()
-    function = lambda x: ALL[name](NET, x, table)  # noqa: E731
+    schedule = _table()
+    function = lambda x: ALL[name](NET, x, schedule)  # noqa: E731
     alone = np.concatenate([function(x) for x in np.split(X, 4)])
     for check_vma in (True, False):
         shards = jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)

@@ -16,29 +16,31 @@ from scipy import stats
 
 from tests.derivations.check import assert_close, assert_mean, refuted
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import exact, forward
-from vdm_jax.flow import flow_sample
-from vdm_jax.levels import Level
-from vdm_jax.samplers import adaptive, ancestral, ancestral_learned, ddim, dpmpp, heun, predictor_corrector
-from vdm_jax.schedules import LinearLogSNR, VarianceExploding
-from vdm_jax.tables import (
-    Interpolated,
-    even_log_snr_steps,
-    even_steps,
+from vdm_jax import closed_form, forward
+from vdm_jax.discrete_schedules import (
+    InterpolatedSchedule,
+    discretize,
     from_betas,
     from_gammas,
     karras_steps,
     linear_betas,
-    tabulate,
+    log_snr_uniform_steps,
+    uniform_steps,
 )
+from vdm_jax.noise_levels import NoiseLevel
+from vdm_jax.probability_flow import sample
+from vdm_jax.samplers import adaptive, ancestral, ancestral_learned, ddim, dpmpp, heun, predictor_corrector
+from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 
 TABLE = linear_betas(12, 0.01, 0.4)
 WORLD = GaussianWorld(0.4, 0.6)
 X_T = jax.random.normal(jax.random.key(7), (5, 3))
 
 
-def _sample(table=TABLE, kind="eps", key=0, **options):
-    return ancestral(denoiser(WORLD, kind), jax.random.key(key), X_T, table, kind=kind, **options)
+def _sample(schedule=TABLE, prediction_type="eps", key=0, **options):
+    return ancestral(
+        denoiser(WORLD, prediction_type), jax.random.key(key), X_T, schedule, prediction_type=prediction_type, **options
+    )
 
 
 def test_trajectory_is_the_chain():
@@ -51,8 +53,8 @@ def test_trajectory_is_the_chain():
     for i, t in enumerate(range(12, 1, -1)):
         x_hat = WORLD.x_hat(chain.x_t[i], TABLE(t))
         np.testing.assert_allclose(chain.x_hat[i], x_hat, rtol=2e-4, atol=1e-5)
-        law = forward.posterior(chain.x_t[i], x_hat, TABLE.step(t - 1, t))
-        noises.append((chain.x_t[i + 1] - law.mean) / jnp.sqrt(law.var))
+        distribution = forward.posterior(chain.x_t[i], x_hat, TABLE.step(t - 1, t))
+        noises.append((chain.x_t[i + 1] - distribution.mean) / jnp.sqrt(distribution.var))
     noise = np.stack(noises).reshape(-1)
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
     assert 0.6 < noise.var() < 1.5
@@ -73,7 +75,7 @@ def test_snapshots_are_states_of_the_chain(snapshots):
 
 
 def test_the_last_step_has_no_noise():
-    for variance in ("lower", "upper"):
+    for variance in ("fixed_small", "fixed_large"):
         samples = _sample(snapshots=12, variance=variance)
         assert int(samples.trajectory.t[-1]) == 1
         np.testing.assert_array_equal(samples.x_0, samples.trajectory.x_hat[-1])
@@ -82,11 +84,11 @@ def test_the_last_step_has_no_noise():
 @pytest.mark.slow
 def test_the_noise_of_a_step_has_the_variance_asked_for():
     # from x_2 = 0 and predictions of 0, x_1 is the noise of its step alone; abar_1 = 0.7, abar_2 = 0.28
-    table, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((1000, 50))
-    for variance, truth in (("lower", 0.6 * 0.3 / 0.72), ("upper", 0.6)):
+    schedule, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((1000, 50))
+    for variance, truth in (("fixed_small", 0.6 * 0.3 / 0.72), ("fixed_large", 0.6)):
         chain = ancestral(
-            lambda x_t, level: jnp.zeros_like(x_t), jax.random.key(3), nothing, table,
-            kind="x_0", variance=variance, snapshots=2,
+            lambda x_t, level: jnp.zeros_like(x_t), jax.random.key(3), nothing, schedule,
+            prediction_type="x_0", variance=variance, snapshots=2,
         ).trajectory  # fmt: skip
         assert stats.kstest(chain.x_t[1].reshape(-1), stats.norm(0.0, np.sqrt(truth)).cdf).pvalue > 1e-3
 
@@ -107,9 +109,11 @@ def test_clip_bounds_every_prediction():
     np.testing.assert_allclose(clipped.trajectory.x_hat[0], jnp.clip(free.trajectory.x_hat[0], -0.3, 0.3), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["x_0", "v", "score"])
-def test_kinds_draw_the_same_samples(kind):
-    np.testing.assert_allclose(_sample(kind=kind).x_0, _sample(kind="eps").x_0, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("prediction_type", ["x_0", "v", "score"])
+def test_kinds_draw_the_same_samples(prediction_type):
+    np.testing.assert_allclose(
+        _sample(prediction_type=prediction_type).x_0, _sample(prediction_type="eps").x_0, rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -125,7 +129,7 @@ def test_strided_chain_is_told_the_original_times():
         jax.debug.callback(lambda t: told.append(np.asarray(t)), level.t, ordered=True)
         return jnp.zeros_like(x_t)
 
-    short = TABLE.strided(even_steps(12, 4))
+    short = TABLE.subsequence(uniform_steps(12, 4))
     samples = ancestral(spy, jax.random.key(0), X_T, short, snapshots=4)
     jax.effects_barrier()
     np.testing.assert_array_equal(np.stack(told)[:, 0], [12, 9, 6, 3])
@@ -134,7 +138,9 @@ def test_strided_chain_is_told_the_original_times():
 
 def test_refusals():
     # unwrapped, since the tests' run-time type checker would speak first
-    with pytest.raises(ValueError, match="unknown variance 'middle': choose 'lower' or 'upper', or give an array"):
+    with pytest.raises(
+        ValueError, match="unknown variance 'middle': choose 'fixed_small' or 'fixed_large', or give an array"
+    ):
         inspect.unwrap(ancestral)(denoiser(WORLD), jax.random.key(0), X_T, TABLE, variance="middle")
     for snapshots in (-1, 13):
         with pytest.raises(ValueError, match=f"snapshots is {snapshots}: this chain has 12 states to return"):
@@ -163,14 +169,14 @@ def _beta(lower):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lower", "upper"])
+@pytest.mark.parametrize("name", ["fixed_small", "fixed_large"])
 def test_variances_given_or_learned_are_those_of_the_name(name):
     truth = _sample(variance=name, snapshots=12)
-    given = _beta(name == "lower")
+    given = _beta(name == "fixed_small")
     for chain in (
         _sample(variance=given, snapshots=12),
         _sample(variance=jnp.broadcast_to(given[:, None], (12, 3)), snapshots=12),
-        _learned(jnp.asarray(0.0 if name == "lower" else 1.0), snapshots=12),
+        _learned(jnp.asarray(0.0 if name == "fixed_small" else 1.0), snapshots=12),
     ):
         np.testing.assert_allclose(chain.x_0, truth.x_0, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(chain.trajectory.x_t, truth.trajectory.x_t, rtol=1e-4, atol=1e-5)
@@ -179,17 +185,17 @@ def test_variances_given_or_learned_are_those_of_the_name(name):
 
 def test_each_dimension_has_its_own_variance():
     # from x_2 = 0 and predictions of 0, x_1 is the noise of its step alone; abar_1 = 0.7, abar_2 = 0.28
-    table, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((20_000, 3))
+    schedule, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((20_000, 3))
     given = jnp.asarray([[9.0, 9.0, 9.0], [0.2, 0.5, 2.0]])
-    options = {"kind": "x_0", "snapshots": 2}
-    chain = ancestral(lambda x, _: 0 * x, jax.random.key(3), nothing, table, variance=given, **options).trajectory
+    options = {"prediction_type": "x_0", "snapshots": 2}
+    chain = ancestral(lambda x, _: 0 * x, jax.random.key(3), nothing, schedule, variance=given, **options).trajectory
     np.testing.assert_allclose(np.var(chain.x_t[1], axis=0), [0.2, 0.5, 2.0], rtol=0.05)
     fractions = jnp.asarray([0.0, 0.5, 1.0])
 
     def model(x_t, level):
         return 0 * x_t, jnp.broadcast_to(fractions, x_t.shape)
 
-    chain = ancestral_learned(model, jax.random.key(3), nothing, table, **options).trajectory
+    chain = ancestral_learned(model, jax.random.key(3), nothing, schedule, **options).trajectory
     low, high = 0.6 * 0.3 / 0.72, 0.6
     np.testing.assert_allclose(np.var(chain.x_t[1], axis=0), [low, np.sqrt(low * high), high], rtol=0.05)
 
@@ -200,7 +206,7 @@ def test_a_learned_chain_clips_and_takes_any_kind():
     def as_v(x_t, level):
         return denoiser(WORLD, "v")(x_t, level), jnp.full_like(x_t, 0.4)
 
-    other = ancestral_learned(as_v, jax.random.key(0), X_T, TABLE, kind="v")
+    other = ancestral_learned(as_v, jax.random.key(0), X_T, TABLE, prediction_type="v")
     np.testing.assert_allclose(other.x_0, _learned(0.4).x_0, rtol=1e-3, atol=1e-4)
 
 
@@ -208,7 +214,7 @@ def test_a_learned_chain_clips_and_takes_any_kind():
 
 SAMPLERS = {
     "ancestral": (ancestral, {}, (1, 1, 1)),
-    "ancestral, upper": (ancestral, {"variance": "upper"}, (1, 1, 1)),
+    "ancestral, upper": (ancestral, {"variance": "fixed_large"}, (1, 1, 1)),
     "ddim": (ddim, {}, (1, 1, 1)),
     "ddim, eta 1/2": (ddim, {"eta": 0.5}, (1, 1, 1)),
     "ddim, eta 1": (ddim, {"eta": 1.0}, (1, 1, 1)),
@@ -230,9 +236,9 @@ def _each(*fast):
 ALL = _each(*SAMPLERS)
 
 
-def _run(name, net, x_T, table, key=0, **options):
+def _run(name, net, x_T, schedule, key=0, **options):
     function, own, _ = SAMPLERS[name]
-    return function(net, jax.random.key(key), x_T, table, **own, **options)
+    return function(net, jax.random.key(key), x_T, schedule, **own, **options)
 
 
 @pytest.fixture
@@ -249,11 +255,11 @@ def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
         jax.debug.callback(lambda level: told.append(level), level)
         return 0.3 * x_t
 
-    table = linear_betas(60, 1e-3, 0.3).strided(karras_steps(linear_betas(60, 1e-3, 0.3), 7))
-    jax.block_until_ready(_run(name, spy, X_T, table))
+    schedule = linear_betas(60, 1e-3, 0.3).subsequence(karras_steps(linear_betas(60, 1e-3, 0.3), 7))
+    jax.block_until_ready(_run(name, spy, X_T, schedule))
     jax.effects_barrier()
     noisiest, between, first = SAMPLERS[name][2]
-    t = np.asarray(table.levels.t)
+    t = np.asarray(schedule.levels.t)
     if name == "heun, churn":  # where a step begins it is told a level of more noise; where it ends, the table's
         told = [level for level in told if np.isin(level.t[0], t)]
         noisiest, between, first = 1, 1, 1  # the noisiest is told the table's last t
@@ -261,7 +267,7 @@ def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
     assert Counter(float(level.t[0]) for level in told) == want
     for level in told:
         assert level.t.shape == X_T.shape[:1]
-        truth = table(int(np.searchsorted(t, level.t[0])))
+        truth = schedule(int(np.searchsorted(t, level.t[0])))
         if not (name == "heun, churn" and level.t[0] == t[7]):
             np.testing.assert_allclose(level.sigma, np.full(5, truth.sigma), rtol=1e-6)
             np.testing.assert_allclose(level.log_snr, np.full(5, truth.log_snr), rtol=1e-5)
@@ -298,7 +304,15 @@ def test_a_network_of_ones_that_is_clipped_is_one_that_says_the_clip(name):
     if name == "predictor-corrector":
         pytest.skip("its corrector takes the score as it is")
     loud, quiet = (
-        _run(name, lambda x, _, value=value: jnp.full_like(x, value), X_T, TABLE, kind="x_0", snapshots=12, clip=clip)
+        _run(
+            name,
+            lambda x, _, value=value: jnp.full_like(x, value),
+            X_T,
+            TABLE,
+            prediction_type="x_0",
+            snapshots=12,
+            clip=clip,
+        )
         for value, clip in ((1.0, 0.3), (np.float32(0.3), None))
     )
     np.testing.assert_allclose(loud.trajectory.x_t, quiet.trajectory.x_t, rtol=1e-5, atol=1e-5)
@@ -308,17 +322,23 @@ def test_a_network_of_ones_that_is_clipped_is_one_that_says_the_clip(name):
 @pytest.mark.usefixtures("x64")
 def test_kinds_draw_the_same_and_so_do_schedules_of_the_same_ratio(name):
     # x / alpha and sigma / alpha are all that matters: an exploding table and a preserving one make the same data
-    law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-    exploding = tabulate(VarianceExploding(0.004, 20.0), 9)
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+    exploding = discretize(VarianceExploding(0.004, 20.0), 9)
     preserving = from_gammas(2 * np.asarray(exploding.levels.log_sigma)[1:])
     z = jax.random.normal(jax.random.key(1), (6, 2))
     x_T = {exploding: exploding(9).sigma * z, preserving: preserving(9).sigma * z}
-    truth = _run(name, exact.OptimalDenoiser(law), x_T[preserving], preserving).x_0
-    for table in (preserving, exploding):
-        if table is exploding and name == "ancestral, upper":
+    truth = _run(name, closed_form.OptimalDenoiser(distribution), x_T[preserving], preserving).x_0
+    for schedule in (preserving, exploding):
+        if schedule is exploding and name == "ancestral, upper":
             continue  # the forward step's variance is a schedule's own
-        for kind in ("eps", "x_0", "v", "score"):
-            ours = _run(name, exact.OptimalDenoiser(law, kind), x_T[table], table, kind=kind).x_0
+        for prediction_type in ("eps", "x_0", "v", "score"):
+            ours = _run(
+                name,
+                closed_form.OptimalDenoiser(distribution, prediction_type),
+                x_T[schedule],
+                schedule,
+                prediction_type=prediction_type,
+            ).x_0
             np.testing.assert_allclose(ours, truth, rtol=1e-9, atol=1e-10)
 
 
@@ -365,21 +385,23 @@ def _rule(name, y, z, n, m, ratio, var, steps, memory):
 @pytest.mark.usefixtures("x64")
 def test_normal_data_have_the_closed_form_variance(name, monkeypatch):
     gammas, var = np.array([-9.0, -6.5, -5.0, -2.0, -1.2, 0.4, 3.0, 4.5]), 0.6
-    table, steps = from_gammas(gammas), len(gammas)
+    schedule, steps = from_gammas(gammas), len(gammas)
     n, alpha = np.append(0.0, np.exp(gammas / 2)), np.append(1.0, np.sqrt(1 / (1 + np.exp(gammas))))
-    law = exact.gaussian([0.4], [[var]])
+    distribution = closed_form.gaussian([0.4], [[var]])
     x_T, start = jnp.zeros((steps + 1, 1)).at[0].set(1.0), float(alpha[-1]) * 0.4
     if name == "predictor-corrector":  # whose corrector's noise is its own: its answer to x_T, and its draws below
-        chains = [_run(name, exact.OptimalDenoiser(law), shift + x_T, table).x_0 for shift in (0.0, start)]
+        chains = [
+            _run(name, closed_form.OptimalDenoiser(distribution), shift + x_T, schedule).x_0 for shift in (0.0, start)
+        ]
         keep = [1 - 2 * 0.16**2 * m**2 / (var + m**2) if m > 0 else 1.0 for m in n[:-1]]  # of a Langevin step
         down = [m**2 / k**2 + (1 - m**2 / k**2) * var / (var + k**2) for m, k in pairwise(n)]
-        other = _run(name, exact.OptimalDenoiser(law), x_T.at[0].set(2.0), table).x_0
+        other = _run(name, closed_form.OptimalDenoiser(distribution), x_T.at[0].set(2.0), schedule).x_0
         truth = np.prod(down) * np.prod(keep) ** 2 / alpha[-1]
         return assert_close(other[0, 0] - chains[0][0, 0], truth)
     module = importlib.import_module(SAMPLERS[name][0].__module__)
     monkeypatch.setattr(module, "noise", lambda key, t, x: jax.nn.one_hot(t, steps + 1, dtype=x.dtype)[:, None])
-    best = exact.OptimalDenoiser(law)
-    ours = _run(name, lambda x, level: best(x, level), x_T + start, table).x_0[:, 0] - 0.4
+    best = closed_form.OptimalDenoiser(distribution)
+    ours = _run(name, lambda x, level: best(x, level), x_T + start, schedule).x_0[:, 0] - 0.4
     truth = _response(name, n, alpha, var)
     assert_close(ours, truth, rtol=1e-11, atol=1e-13)
     x_T_var = alpha[-1] ** 2 * var + 1 / (1 + np.exp(-gammas[-1]))
@@ -401,10 +423,12 @@ def test_predictor_corrector_has_the_closed_form_variance():
         for _ in range(2 if m > 0 else 0):
             eta = 2 * (0.3 * m) ** 2
             v = (1 - eta / (var + m**2)) ** 2 * v + 2 * eta
-    table, law = from_gammas(gammas), exact.gaussian([0.0], [[var]])
-    x_T = jnp.sqrt(table(5).alpha ** 2 * var + table(5).sigma ** 2) * jax.random.normal(jax.random.key(3), (200_000, 1))
-    best = exact.OptimalDenoiser(law)
-    x_0 = predictor_corrector(best, jax.random.key(4), x_T, table, ratio=0.3, corrections=2).x_0
+    schedule, distribution = from_gammas(gammas), closed_form.gaussian([0.0], [[var]])
+    x_T = jnp.sqrt(schedule(5).alpha ** 2 * var + schedule(5).sigma ** 2) * jax.random.normal(
+        jax.random.key(3), (200_000, 1)
+    )
+    best = closed_form.OptimalDenoiser(distribution)
+    x_0 = predictor_corrector(best, jax.random.key(4), x_T, schedule, ratio=0.3, corrections=2).x_0
     assert_mean(np.square(x_0), v, resolution=0.005)
     with refuted():
         assert_mean(np.square(x_0), var)
@@ -422,12 +446,12 @@ ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp": 2}
 @pytest.mark.usefixtures("x64")
 def test_order_of_convergence(name):
     # at level 1, where the flow ends; the step from there to clean data is of first order in all of them
-    law, x_T = exact.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (64, 2))
-    best = exact.OptimalDenoiser(law)
-    truth = flow_sample(best, x_T, SCHEDULE, tolerance=1e-11)
+    distribution, x_T = closed_form.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (64, 2))
+    best = closed_form.OptimalDenoiser(distribution)
+    truth = sample(best, x_T, SCHEDULE, tolerance=1e-11)
     steps, errors = [32, 64, 128, 256], []
     for count in steps:
-        state = _run(name, best, x_T, tabulate(SCHEDULE, count + 1), snapshots=2).trajectory
+        state = _run(name, best, x_T, discretize(SCHEDULE, count + 1), snapshots=2).trajectory
         assert int(state.t[-1]) == 1
         errors.append(float(jnp.sqrt(jnp.mean((state.x_t[-1] - truth) ** 2))))
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -437,34 +461,36 @@ def test_order_of_convergence(name):
 
 @_each()
 def test_the_law_of_the_data_is_kept(name):
-    law = exact.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
-    table = tabulate(LinearLogSNR(10.0, -9.0), 256)
+    distribution = closed_form.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
+    schedule = discretize(LinearLogSNR(10.0, -9.0), 256)
     options = {"ratio": 0.1} if name == "predictor-corrector" else {}
     if name == "heun, churn":
         options = {"churn": 60.0, "churn_noise": 1.0}
     function, own, _ = SAMPLERS[name]
     x_T = jax.random.normal(jax.random.key(6), (5_000, 2))
-    x_0 = function(exact.OptimalDenoiser(law), jax.random.key(7), x_T, table, **{**own, **options}).x_0
-    level = Level(jnp.float32(1.0), jnp.float32(1e-2), jnp.float32(0.0), jnp.log(jnp.float32(1e-2)))
-    shares = jnp.exp(jax.vmap(lambda x: law.given(x, level).log_weights)(x_0))
+    x_0 = function(
+        closed_form.OptimalDenoiser(distribution), jax.random.key(7), x_T, schedule, **{**own, **options}
+    ).x_0
+    level = NoiseLevel(jnp.float32(1.0), jnp.float32(1e-2), jnp.float32(0.0), jnp.log(jnp.float32(1e-2)))
+    shares = jnp.exp(jax.vmap(lambda x: distribution.posterior(x, level).log_weights)(x_0))
     assert_mean(shares, [0.3, 0.5, 0.2], resolution=0.008)
-    assert_mean(x_0, law.mean, resolution=0.015)
-    deviations = np.asarray(x_0 - law.mean[None])
-    assert_mean(deviations[:, :, None] * deviations[:, None, :], law.covariance(), resolution=0.015)
+    assert_mean(x_0, distribution.mean, resolution=0.015)
+    deviations = np.asarray(x_0 - distribution.mean[None])
+    assert_mean(deviations[:, :, None] * deviations[:, None, :], distribution.covariance(), resolution=0.015)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [even_steps, even_log_snr_steps, karras_steps])
+@pytest.mark.parametrize("steps", [uniform_steps, log_snr_uniform_steps, karras_steps])
 @pytest.mark.usefixtures("x64")
 def test_a_few_steps_of_a_long_table(steps):
     # normal data: the flow keeps x over its deviation, so x_0 is known; the places chosen decide the error
-    table, var = linear_betas(1000), 0.09
-    law, x_T = exact.gaussian([0.0], [[var]]), jnp.array([[1.3], [-0.4]])
-    truth = np.sqrt(var / (var * table(1000).alpha ** 2 + table(1000).sigma ** 2)) * np.asarray(x_T)
-    index = steps(1000, 20) if steps is even_steps else steps(table, 20)
-    second = 0.15 if steps is even_steps else 0.08
+    schedule, var = linear_betas(1000), 0.09
+    distribution, x_T = closed_form.gaussian([0.0], [[var]]), jnp.array([[1.3], [-0.4]])
+    truth = np.sqrt(var / (var * schedule(1000).alpha ** 2 + schedule(1000).sigma ** 2)) * np.asarray(x_T)
+    index = steps(1000, 20) if steps is uniform_steps else steps(schedule, 20)
+    second = 0.15 if steps is uniform_steps else 0.08
     for name, bound in {"ddim": 0.25, "heun": second, "dpmpp": second}.items():
-        ours = _run(name, exact.OptimalDenoiser(law), x_T, table.strided(index)).x_0
+        ours = _run(name, closed_form.OptimalDenoiser(distribution), x_T, schedule.subsequence(index)).x_0
         loss = np.max(np.abs(ours / truth - 1))
         print(f"{steps.__name__}, {name}: {loss:.1e}")
         assert loss < bound
@@ -473,20 +499,29 @@ def test_a_few_steps_of_a_long_table(steps):
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_adaptive_is_the_flow_and_its_x_0():
-    law, x_T = exact.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (16, 2))
-    best, schedule = exact.OptimalDenoiser(law), LinearLogSNR(12.0, -6.0)
-    fine = heun(best, jax.random.key(0), x_T, tabulate(schedule, 2_000)).x_0
-    rough, ours = (adaptive(best, None, x_T, schedule, tolerance=tolerance) for tolerance in (1e-3, 1e-8))
+    distribution, x_T = closed_form.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (16, 2))
+    best, continuous = closed_form.OptimalDenoiser(distribution), LinearLogSNR(12.0, -6.0)
+    fine = heun(best, jax.random.key(0), x_T, discretize(continuous, 2_000)).x_0
+    rough, ours = (adaptive(best, None, x_T, continuous, tolerance=tolerance) for tolerance in (1e-3, 1e-8))
     assert_close(ours.x_0, fine, rtol=0.0, atol=1e-4)
     assert 1e-6 < np.max(np.abs(rough.x_0 - ours.x_0)) < 0.05
     assert ours.trajectory.x_t.shape == (0, 16, 2)
-    for kind in ("x_0", "v", "score"):
-        same = adaptive(exact.OptimalDenoiser(law, kind), None, x_T, schedule, kind=kind, tolerance=1e-8)
+    for prediction_type in ("x_0", "v", "score"):
+        same = adaptive(
+            closed_form.OptimalDenoiser(distribution, prediction_type),
+            None,
+            x_T,
+            continuous,
+            prediction_type=prediction_type,
+            tolerance=1e-8,
+        )
         assert_close(same.x_0, ours.x_0, rtol=0.0, atol=1e-6)
-    assert np.max(np.abs(adaptive(best, None, x_T, schedule, clip=0.5).x_0)) <= 0.5
-    assert np.all(np.isnan(adaptive(best, None, x_T, schedule, max_steps=3).x_0))
-    table = tabulate(schedule, 9)  # through its levels, evenly spaced in log-SNR, the same schedule
-    assert_close(adaptive(best, None, x_T, Interpolated(table), tolerance=1e-8).x_0, ours.x_0, rtol=0.0, atol=1e-6)
+    assert np.max(np.abs(adaptive(best, None, x_T, continuous, clip=0.5).x_0)) <= 0.5
+    assert np.all(np.isnan(adaptive(best, None, x_T, continuous, max_steps=3).x_0))
+    schedule = discretize(continuous, 9)  # through its levels, evenly spaced in log-SNR, the same schedule
+    assert_close(
+        adaptive(best, None, x_T, InterpolatedSchedule(schedule), tolerance=1e-8).x_0, ours.x_0, rtol=0.0, atol=1e-6
+    )
 
 
 @ALL

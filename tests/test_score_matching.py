@@ -16,8 +16,8 @@ from tests.derivations.check import assert_mean
 from tests.test_divergence import SHAPES, batch, matrix, mixing
 from vdm_jax import score_matching
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.parameterization import target
+from vdm_jax.noise_levels import level_from_log_snr
+from vdm_jax.parameterization import prediction_target
 
 KEY = jax.random.key(0)
 LEVEL = level_from_log_snr(jnp.float32(0.4))
@@ -154,8 +154,15 @@ def test_a_single_clean_point_leaves_nothing_to_learn(shape):
     normal = score_matching.denoising(lambda y: (x - y) / 0.3, KEY, x, noise)
     logistic = score_matching.denoising(lambda y: -jnp.tanh(0.5 * (y - x)), KEY, x, Logistic)
     at_level = [
-        score_matching.denoising_at(Partial(partial(_of_point, kind), point), KEY, x, LEVEL, kind=kind, weight=_snr)
-        for kind in KINDS
+        score_matching.denoising_at(
+            Partial(partial(_of_point, prediction_type), point),
+            KEY,
+            x,
+            LEVEL,
+            prediction_type=prediction_type,
+            weight=_snr,
+        )
+        for prediction_type in KINDS
     ]
     for loss in (normal, logistic, *at_level):
         np.testing.assert_allclose(loss, np.zeros(6), atol=1e-10)
@@ -165,9 +172,11 @@ def _snr(level):
     return level.snr
 
 
-def _of_point(kind, point, x_t, level):
+def _of_point(prediction_type, point, x_t, level):
     """The exact denoiser of data that are one point."""
-    return jax.vmap(lambda y, lv: target(point, (y - lv.alpha * point) / lv.sigma, lv, kind))(x_t, level)
+    return jax.vmap(lambda y, lv: prediction_target(point, (y - lv.alpha * point) / lv.sigma, lv, prediction_type))(
+        x_t, level
+    )
 
 
 @pytest.mark.slow
@@ -258,4 +267,4 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         score_matching.finite_difference(quartic, KEY, x, 0.1, trace="all")
     with pytest.raises(ValueError, match="unknown parameterisation 'noise'"):
-        score_matching.denoising_at(NET, KEY, x, LEVEL, kind="noise")
+        score_matching.denoising_at(NET, KEY, x, LEVEL, prediction_type="noise")

@@ -10,8 +10,8 @@ import pytest
 
 from tests.training import shards
 from tests.training.test_checkpoint import fill, numbered
-from vdm_jax.training import data
 from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.data import sources
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("vdm_jax", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -25,7 +25,7 @@ ALLOWED = {
     # the package's own modules, by a list of their names
     ("vdm_jax/__init__.py", "import_module"),
     # the name is that of a file in the folder of experiments: tests/training/test_fuzz.py
-    ("vdm_jax/training/catalogue.py", "import_module"),
+    ("vdm_jax/training/registry.py", "import_module"),
     # torch and diffusers, which are compared with, by their own names
     ("benchmarks/convolutions.py", "import_module"),
     ("benchmarks/eager.py", "import_module"),
@@ -116,8 +116,8 @@ def test_checkpoints_are_restored_without_a_pickle(tmp_path, unpickled):
 def test_data_and_its_position_are_read_without_a_pickle(tmp_path, monkeypatch, unpickled):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     shards.write(tmp_path)
-    train = data.load("tiny_set").train
-    batches = data.train_iterator(train, 8, 0)
+    train = sources.load("tiny_set").train
+    batches = sources.train_iterator(train, 8, 0)
     state = batches.get_state()
     first = next(batches)
     batches.set_state(state)

@@ -14,14 +14,14 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import Partial
 
 from tests.test_bound_types import CASES, KEY, NET, SCHEDULE, TABLE, P, X, decoder, denoiser, learned, same
-from vdm_jax import elbo, exact, information, losses, paths, sure, times, tweedie, vdm, weightings
+from vdm_jax import closed_form, elbo, information, losses, path_bounds, sure, time_sampling, tweedie, vdm, weightings
 from vdm_jax.schedules import Cosine
 
 MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 DATA, ALL = PartitionSpec("data"), PartitionSpec()
 BATCH = jnp.concatenate([X, -0.5 * X[::-1]])
 BATCH = jnp.round(BATCH * 4) / 4  # on the grid of `X`
-LAW = exact.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]])
+LAW = closed_form.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]])
 
 # name -> function of (p, key, x), p and key the same on all devices
 FUNCTIONS = {
@@ -29,14 +29,16 @@ FUNCTIONS = {
     "elbo.denoising_error": lambda p, k, x: elbo.denoising_error(
         Partial(denoiser, same, p), k, x, TABLE(jnp.arange(4) % 3 + 1), "eps"
     ),
-    "elbo.reconstruction": lambda p, k, x: elbo.reconstruction(
+    "elbo.reconstruction_nll": lambda p, k, x: elbo.reconstruction_nll(
         Partial(denoiser, same, p), k, x, TABLE(jnp.ones(4, int)), decoder, "eps"
     ),
-    "times.warp": lambda p, k, x: times.warp(jnp.abs(x[:, 0]) / 2, jnp.asarray([0.2, 0.8]) + 0 * p),
-    "times.SecondMoments": lambda p, k, x: (
-        times.SecondMoments.init(3, 2).update(jnp.arange(4) % 3 + 1, x[:, 0]).probabilities()
+    "time_sampling.importance_sample": lambda p, k, x: time_sampling.importance_sample(
+        jnp.abs(x[:, 0]) / 2, jnp.asarray([0.2, 0.8]) + 0 * p
     ),
-    "sure.best_threshold": lambda p, k, x: jax.vmap(lambda y: sure.best_threshold(y, p))(x),
+    "time_sampling.LossSecondMoments": lambda p, k, x: (
+        time_sampling.LossSecondMoments.init(3, 2).update(jnp.arange(4) % 3 + 1, x[:, 0]).probabilities()
+    ),
+    "sure.sure_threshold": lambda p, k, x: jax.vmap(lambda y: sure.sure_threshold(y, p))(x),
     "tweedie.cumulants": lambda p, k, x: jax.vmap(
         lambda x: tweedie.cumulants(lambda x: p * jnp.sum(jnp.log(x)), tweedie.poisson_base, x, 2)
     )(x**2 + 1.0),
@@ -44,13 +46,13 @@ FUNCTIONS = {
     "weightings.uniform_time, learned": lambda p, k, x: weightings.uniform_time(x, learned(p)),
     "information.optimal_bound": lambda p, k, x: information.optimal_bound(LAW, TABLE, prior_log_var=p),
 }
-ONE_STEP = TABLE.strided([0, 3])  # its bound has no diffusion term, and scans over nothing
+ONE_STEP = TABLE.subsequence([0, 3])  # its bound has no diffusion term, and scans over nothing
 FUNCTIONS["elbo.bound of one step"] = lambda p, k, x: elbo.bound(Partial(denoiser, same, p), k, x, ONE_STEP, decoder)
-FUNCTIONS["paths.consistency_bound of one step"] = lambda p, k, x: paths.consistency_bound(
+FUNCTIONS["path_bounds.consistency_bound of one step"] = lambda p, k, x: path_bounds.consistency_bound(
     Partial(denoiser, same, p), k, x, ONE_STEP, decoder
 )
 FAST = {  # those that once failed in one form or another
-    "elbo.continuous_bound", "elbo.diffusion_curve, continuous", "vdm.vdm_loss", "paths.importance_bound",
+    "elbo.continuous_bound", "elbo.diffusion_curve, continuous", "vdm.vdm_loss", "path_bounds.importance_weighted_bound",
 }  # fmt: skip
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
 
@@ -92,7 +94,7 @@ def test_every_device_has_the_result_of_its_own_examples(name):
 DIFFERENTIATED = {
     "losses.denoising_loss": lambda p, x: losses.denoising_loss(Partial(denoiser, same, p), KEY, x, TABLE).loss,
     "elbo.bound": lambda p, x: elbo.bound(Partial(denoiser, same, p), KEY, x, TABLE, decoder).total,
-    "paths.importance_bound": lambda p, x: paths.importance_bound(
+    "path_bounds.importance_weighted_bound": lambda p, x: path_bounds.importance_weighted_bound(
         Partial(denoiser, same, p), KEY, x, TABLE, decoder, samples=2
     ),
     "vdm.vdm_loss": lambda p, x: vdm.vdm_loss(Partial(denoiser, same, p), KEY, x, SCHEDULE, decoder).total,
@@ -102,7 +104,7 @@ DIFFERENTIATED = {
         name: lambda p, x, f=FUNCTIONS[name]: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(f(p, KEY, x)))
         for name in (
             "sure.sure", "score_matching.sliced", "score_matching.denoising", "tweedie.posterior_variance",
-            "energy.contrast", "energy.line_integral", "dequantization.dequantized_bound, truncated",
+            "energy.contrastive_divergence", "energy.line_integral", "dequantization.dequantized_bound, truncated",
         )
     },
 }  # fmt: skip

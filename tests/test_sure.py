@@ -68,7 +68,7 @@ def test_best_threshold_by_a_search(shape, scale):
     # sparse numbers in noise; none of many thresholds has a lower estimate, made by `sure` itself
     rng = np.random.RandomState(0)
     y = jnp.asarray(scale * rng.normal(size=shape) * (rng.uniform(size=shape) < 0.2) + rng.normal(size=shape))
-    threshold, risk = sure.best_threshold(y, 1.0)
+    threshold, risk = sure.sure_threshold(y, 1.0)
     every = np.linspace(0.0, float(np.abs(y).max()) + 1.0, 700) + 1e-4
     ask = jax.jit(jax.vmap(lambda t: sure.sure(soft(t), None, y[None], 1.0, trace="exact")[0]))
     searched = np.asarray(ask(jnp.asarray(every, y.dtype)))
@@ -80,14 +80,14 @@ def test_best_threshold_by_a_search(shape, scale):
 
 def test_best_threshold_of_nothing_and_of_much():
     small, large = jnp.asarray([0.01, -0.03, 0.02]), jnp.asarray([50.0, -80.0, 60.0])
-    threshold, risk = sure.best_threshold(small, 1.0)
+    threshold, risk = sure.sure_threshold(small, 1.0)
     assert threshold == jnp.float32(0.03)  # forget all
     np.testing.assert_allclose(risk, -3.0 + 0.0014, rtol=1e-6)
-    threshold, risk = sure.best_threshold(large, 1.0)
+    threshold, risk = sure.sure_threshold(large, 1.0)
     assert threshold == 0.0  # keep all
     assert risk == 3.0
     with jax.enable_x64(True):
-        assert all(number.dtype == jnp.float64 for number in sure.best_threshold(jnp.ones(3), 0.5))
+        assert all(number.dtype == jnp.float64 for number in sure.sure_threshold(jnp.ones(3), 0.5))
 
 
 @pytest.mark.slow

@@ -15,48 +15,48 @@ from jax.tree_util import Partial
 
 from vdm_jax import (
     autoencoder,
+    closed_form,
     dequantization,
+    discrete_schedules,
     divergence,
     elbo,
     energy,
-    exact,
     forward,
     gaussian,
     guidance,
     hvae,
     information,
     langevin,
-    levels,
     likelihoods,
-    linear,
+    linear_gaussian,
     losses,
+    noise_levels,
     parameterization,
-    paths,
-    reverse,
+    path_bounds,
+    reverse_variance,
     samplers,
     schedules,
     score_matching,
     sure,
-    tables,
-    times,
+    time_sampling,
     tweedie,
     vae,
     vdm,
     weightings,
 )
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import Level, level_from_log_snr, step_from_log_snr
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr, step_from_log_snr
 
 MODULES = [
-    "gaussian", "levels", "schedules", "tables", "times", "forward", "parameterization", "likelihoods",
-    "autoencoder", "vae", "hvae", "elbo", "paths", "losses", "vdm", "weightings", "reverse", "samplers", "guidance",
-    "dequantization", "flow", "exact", "information", "linear",
+    "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling", "forward", "parameterization", "likelihoods",
+    "autoencoder", "vae", "hvae", "elbo", "path_bounds", "losses", "vdm", "weightings", "reverse_variance", "samplers", "guidance",
+    "dequantization", "probability_flow", "closed_form", "information", "linear_gaussian",
     "divergence", "energy", "score_matching", "tweedie", "sure", "langevin",
 ]  # fmt: skip
 DEVICES = 8
 CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
-TABLE = tables.tabulate(CONTINUOUS, 10)
-GRID = tables.Grid(CONTINUOUS, 10)
+TABLE = discrete_schedules.discretize(CONTINUOUS, 10)
+GRID = discrete_schedules.DiscretizedSchedule(CONTINUOUS, 10)
 
 
 def numbers(seed: int, *shape: int, low: float = -0.9, high: float = 0.9) -> jax.Array:
@@ -68,7 +68,7 @@ X, Y, P = numbers(0, 3, 2), numbers(1, 3, 2), numbers(2)
 HIGH, LOW, VAR = numbers(3, low=1.0, high=6.0), numbers(4, low=-6.0, high=0.5), numbers(5, low=0.5, high=2.0)
 KEYS, STEPS = jax.random.split(jax.random.key(0), DEVICES), jnp.arange(1, 1 + DEVICES)
 BATCH = numbers(6, 5, 3)
-DRAWN = likelihoods.to_unit(jnp.arange(DEVICES * 6).reshape(DEVICES, 3, 2) % 17, 17)
+DRAWN = likelihoods.normalize(jnp.arange(DEVICES * 6).reshape(DEVICES, 3, 2) % 17, 17)
 
 
 def at(function, *, pair: bool = False):
@@ -79,15 +79,17 @@ def at(function, *, pair: bool = False):
 
 
 def to_all(convert):
-    return lambda value, x_t, lam: [convert(value, x_t, level_from_log_snr(lam), kind) for kind in KINDS]
+    return lambda value, x_t, lam: [
+        convert(value, x_t, level_from_log_snr(lam), prediction_type) for prediction_type in KINDS
+    ]
 
 
 KINDS = ("x_0", "eps", "v", "score")
 WORLDS = {
-    "exact.Gaussian": exact.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]]),
-    "exact.Mixture": exact.mixture([0.3, 0.7], [[0.5, -0.5], [-0.6, 0.2]], [0.1, 0.2]),
-    "exact.Finite": exact.points([[0.5, -0.5], [-0.6, 0.2], [0.0, 1.0]]),
-    "exact.Independent": exact.pixels([[0.1, 0.6, 0.3], [0.3, 0.3, 0.4]]),
+    "closed_form.Gaussian": closed_form.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]]),
+    "closed_form.Mixture": closed_form.mixture([0.3, 0.7], [[0.5, -0.5], [-0.6, 0.2]], [0.1, 0.2]),
+    "closed_form.Empirical": closed_form.empirical([[0.5, -0.5], [-0.6, 0.2], [0.0, 1.0]]),
+    "closed_form.Independent": closed_form.independent_pixels([[0.1, 0.6, 0.3], [0.3, 0.3, 0.4]]),
 }
 POINT = numbers(9, 2)
 
@@ -104,8 +106,8 @@ def in_world(name, function):
 
 
 def _questions(world, x, level):
-    noisy = exact.marginal(world, level)
-    given = world.given(x, level)
+    noisy = closed_form.marginal(world, level)
+    given = world.posterior(x, level)
     return noisy.log_prob(x), noisy.score(x), noisy.score_jacobian(x), given.mean, given.variance, given.covariance()
 
 
@@ -114,16 +116,16 @@ def _law(mean, var):
 
 
 def _model(weights, shift, var):
-    return linear.Linear(weights, shift, var)
+    return linear_gaussian.LinearGaussianModel(weights, shift, var)
 
 
 def _pca(x):
-    principal = linear.principal_components(x)
+    principal = linear_gaussian.principal_components(x)
     return principal.variances, principal.decode(principal.encode(x, 1))  # directions may turn by pi
 
 
 def _ppca(x):
-    model = linear.probabilistic_pca(x, 1)
+    model = linear_gaussian.probabilistic_pca(x, 1)
     return model.var, jnp.square(model.weights), jax.vmap(model.log_prob)(x)
 
 
@@ -131,7 +133,9 @@ def _fitted(x):
     start = _model(
         jnp.ones_like(x[0])[:, None] * jnp.arange(1.0, 4.0, dtype=x.dtype)[:, None], x[0], x[0, 0] ** 2 + 1.0
     )
-    return vae.alternate(lambda m: m.encoder(x), lambda q: linear.likeliest_decoder(q, x), start, rounds=2)
+    return vae.variational_em(
+        lambda m: m.encoder(x), lambda q: linear_gaussian.maximum_likelihood_decoder(q, x), start, rounds=2
+    )
 
 
 def _field(x):
@@ -164,29 +168,29 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "gaussian.Normal": (lambda m, v, x: (Normal(m, var=v).log_prob(x), Normal(m, var=v).entropy()), (X, VAR, Y)),
     "gaussian.kl": (lambda m, v, n, w: gaussian.kl(Normal(m, var=v), Normal(n, var=w)), (X, VAR, Y, VAR[::-1])),
     "gaussian.variance_kl": (gaussian.variance_kl, (P,)),
-    "levels.Level": (lambda lam: (level_from_log_snr(lam).snr, level_from_log_snr(lam).log_snr), (P,)),
-    "levels.Step": (
+    "noise_levels.NoiseLevel": (lambda lam: (level_from_log_snr(lam).snr, level_from_log_snr(lam).log_snr), (P,)),
+    "noise_levels.Step": (
         lambda s, t: (step_from_log_snr(s, t).snr_ratio, step_from_log_snr(s, t).one_minus_ratio),
         (HIGH, LOW),
     ),
-    "levels.level_from_log_snr": (levels.level_from_log_snr, (P,)),
-    "levels.step_from_log_snr": (levels.step_from_log_snr, (HIGH, LOW)),
+    "noise_levels.level_from_log_snr": (noise_levels.level_from_log_snr, (P,)),
+    "noise_levels.step_from_log_snr": (noise_levels.step_from_log_snr, (HIGH, LOW)),
     **{
         f"schedules.{name}": (
-            lambda s, d, schedule=schedule: schedule.step(s, s + d),
+            lambda s, d, continuous=continuous: continuous.step(s, s + d),
             (numbers(7, low=0.1, high=0.5), numbers(8, low=0.01, high=0.4)),
         )
-        for name, schedule in {
+        for name, continuous in {
             "LinearBeta": schedules.LinearBeta(),
             "Cosine": schedules.Cosine(),
             "Sigmoid": schedules.Sigmoid(),
             "LinearLogSNR": schedules.LinearLogSNR(),
             "VarianceExploding": schedules.VarianceExploding(),
-            "Learned": schedules.Learned(-6.0, 4.0, Partial(lambda s, t: t * t * t - s * s * s + t - s)),
+            "Learned": schedules.LearnedSchedule(-6.0, 4.0, Partial(lambda s, t: t * t * t - s * s * s + t - s)),
         }.items()
     },
-    "tables.Interpolated": (
-        lambda s, d: tables.Interpolated(table(s)).step(s, s + d),
+    "discrete_schedules.InterpolatedSchedule": (
+        lambda s, d: discrete_schedules.InterpolatedSchedule(table(s)).step(s, s + d),
         (numbers(7, low=0.1, high=0.5), numbers(8, low=0.01, high=0.4)),
     ),
     "forward.marginal": (at(forward.marginal), (X, P)),
@@ -196,8 +200,11 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "forward.posterior_from_score": (at(forward.posterior_from_score, pair=True), (X, Y, HIGH, LOW)),
     "forward.posterior_variance": (at(forward.posterior_variance, pair=True), (HIGH, LOW)),
     "forward.posterior_coefficients": (at(forward.posterior_coefficients, pair=True), (HIGH, LOW)),
-    "parameterization.target": (
-        lambda x, e, lam: [parameterization.target(x, e, level_from_log_snr(lam), kind) for kind in KINDS],
+    "parameterization.prediction_target": (
+        lambda x, e, lam: [
+            parameterization.prediction_target(x, e, level_from_log_snr(lam), prediction_type)
+            for prediction_type in KINDS
+        ],
         (X, Y, P),
     ),
     "parameterization.to_x_0": (to_all(parameterization.to_x_0), (X, Y, P)),
@@ -236,39 +243,46 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (numbers(17, 4, 3), numbers(18, 5, 3)),
     ),
     "vae.kl_to_prior": (lambda m, v: vae.kl_to_prior(Normal(m, var=v)), (X, VAR)),
-    "vae.kl_estimate": (lambda m, v, z: vae.kl_estimate(Normal(m, var=v), z), (X, VAR, Y)),
-    "vae.importance_weighted": (vae.importance_weighted, (BATCH,)),
-    "vae.aggregate_log_prob": (lambda m, v, z: vae.aggregate_log_prob(_law(m, v), z), (BATCH, VAR, BATCH[:, 0])),
-    "vae.averaging_decoder": (
-        lambda m, v, x, z: vae.averaging_decoder(_law(m, v), x, z),
+    "vae.kl_monte_carlo": (lambda m, v, z: vae.kl_monte_carlo(Normal(m, var=v), z), (X, VAR, Y)),
+    "vae.importance_weighted_average": (vae.importance_weighted_average, (BATCH,)),
+    "vae.aggregated_posterior_log_prob": (
+        lambda m, v, z: vae.aggregated_posterior_log_prob(_law(m, v), z),
+        (BATCH, VAR, BATCH[:, 0]),
+    ),
+    "vae.optimal_mean_decoder": (
+        lambda m, v, x, z: vae.optimal_mean_decoder(_law(m, v), x, z),
         (BATCH, VAR, numbers(19, 5, 2), BATCH[:, 0]),
     ),
-    "vae.alternate": (lambda x: _fitted(x), (numbers(20, 6, 3),)),
-    "hvae.objective": (
-        lambda r, d: hvae.objective(hvae.Bound(r, d), beta=0.5, free_nats=0.1),
+    "vae.variational_em": (lambda x: _fitted(x), (numbers(20, 6, 3),)),
+    "hvae.free_bits_objective": (
+        lambda r, d: hvae.free_bits_objective(hvae.HierarchicalBound(r, d), beta=0.5, free_nats=0.1),
         (numbers(21, 4), numbers(22, 2, 4)),
     ),
-    "linear.principal_components": (lambda x: _pca(x), (numbers(20, 6, 3),)),
-    "linear.probabilistic_pca": (lambda x: _ppca(x), (numbers(20, 6, 3),)),
-    "linear.likeliest_decoder": (
-        lambda m, v, x: linear.likeliest_decoder(_law(m, v), x),
+    "linear_gaussian.principal_components": (lambda x: _pca(x), (numbers(20, 6, 3),)),
+    "linear_gaussian.probabilistic_pca": (lambda x: _ppca(x), (numbers(20, 6, 3),)),
+    "linear_gaussian.maximum_likelihood_decoder": (
+        lambda m, v, x: linear_gaussian.maximum_likelihood_decoder(_law(m, v), x),
         (numbers(23, 6, 2), VAR, numbers(20, 6, 3)),
     ),
-    "linear.Linear": (
+    "linear_gaussian.LinearGaussianModel": (
         lambda w, b, v, x: (_model(w, b, v).log_prob(x[0]), _model(w, b, v).posterior(x), _model(w, b, v).encoder(x)),
         (numbers(24, 3, 2), numbers(25, 3), VAR, numbers(20, 6, 3)),
     ),
     "elbo.prior_kl": (at(elbo.prior_kl), (X, P)),
     "elbo.diffusion_weight": (
-        lambda s, t: [elbo.diffusion_weight(step_from_log_snr(s, t), kind) for kind in KINDS],
+        lambda s, t: [elbo.diffusion_weight(step_from_log_snr(s, t), prediction_type) for prediction_type in KINDS],
         (HIGH, LOW),
     ),
     "elbo.diffusion_kl": (
-        lambda x, y, s, t: [elbo.diffusion_kl(x, y, step_from_log_snr(s, t), kind) for kind in KINDS],
+        lambda x, y, s, t: [
+            elbo.diffusion_kl(x, y, step_from_log_snr(s, t), prediction_type) for prediction_type in KINDS
+        ],
         (X, Y, HIGH, LOW),
     ),
     "elbo.diffusion_rate": (
-        lambda lam: [elbo.diffusion_rate(level_from_log_snr(lam), -2.0 * lam, kind) for kind in KINDS],
+        lambda lam: [
+            elbo.diffusion_rate(level_from_log_snr(lam), -2.0 * lam, prediction_type) for prediction_type in KINDS
+        ],
         (P,),
     ),
     "forward.bridge": (
@@ -276,100 +290,119 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (X, Y, HIGH + 8.0, HIGH, LOW),
     ),
     **{name: (in_world(name, _questions), (POINT, P)) for name in WORLDS},
-    "exact.marginal": (in_world("exact.Finite", lambda w, level: exact.marginal(w, level)), (P,)),
-    "exact.reverse": (
-        lambda x, s, t: exact.reverse(
-            jax.tree.map(lambda leaf: leaf.astype(x.dtype), WORLDS["exact.Mixture"]), x, step_from_log_snr(s, t)
+    "closed_form.marginal": (in_world("closed_form.Empirical", lambda w, level: closed_form.marginal(w, level)), (P,)),
+    "closed_form.reverse_transition": (
+        lambda x, s, t: closed_form.reverse_transition(
+            jax.tree.map(lambda leaf: leaf.astype(x.dtype), WORLDS["closed_form.Mixture"]), x, step_from_log_snr(s, t)
         ),
         (POINT, HIGH, LOW),
     ),
-    "exact.prediction": (
-        in_world("exact.Mixture", lambda w, x, level: [exact.prediction(w, x, level, kind) for kind in KINDS]),
+    "closed_form.optimal_prediction": (
+        in_world(
+            "closed_form.Mixture",
+            lambda w, x, level: [
+                closed_form.optimal_prediction(w, x, level, prediction_type) for prediction_type in KINDS
+            ],
+        ),
         (POINT, P),
     ),
     **{
         f"information.{name}": (
-            in_world("exact.Mixture", lambda w, level, f=function: f(w, level, SMALL)),
+            in_world("closed_form.Mixture", lambda w, level, f=function: f(w, level, SMALL)),
             (P,),
         )
         for name, function in {
             "mmse": information.mmse,
             "mutual_information": information.mutual_information,
-            "entropy": lambda w, level, expect: information.entropy(exact.marginal(w, level), expect),
+            "entropy": lambda w, level, expect: information.entropy(closed_form.marginal(w, level), expect),
         }.items()
     },
     "information.quadrature": (
-        in_world("exact.Gaussian", lambda w, level: SMALL(lambda x: jnp.sum(x**2), exact.marginal(w, level))),
+        in_world(
+            "closed_form.Gaussian", lambda w, level: SMALL(lambda x: jnp.sum(x**2), closed_form.marginal(w, level))
+        ),
         (P,),
     ),
     "information.monte_carlo": (
         in_world(
-            "exact.Gaussian",
-            lambda w, level: information.monte_carlo(jnp.sum, exact.marginal(w, level), jax.random.key(0), draws=10),
+            "closed_form.Gaussian",
+            lambda w, level: information.monte_carlo(
+                jnp.sum, closed_form.marginal(w, level), jax.random.key(0), draws=10
+            ),
         ),
         (P,),
     ),
     "information.optimal_bound": (
         in_world(
-            "exact.Gaussian",
+            "closed_form.Gaussian",
             lambda w, level: information.optimal_bound(w, table(w.mean), prior_log_var=level.log_alpha),
         ),
         (P,),
     ),
     "information.optimal_bound_limit": (
-        in_world("exact.Gaussian", lambda w, level: information.optimal_bound_limit(w, table(w.mean)(1), level)),
+        in_world("closed_form.Gaussian", lambda w, level: information.optimal_bound_limit(w, table(w.mean)(1), level)),
         (LOW - 4.0,),
     ),
     "elbo.bits_per_dim": (lambda nats: elbo.bits_per_dim(nats, 7, 0.5), (P,)),
-    "likelihoods.log_interval": (likelihoods.log_interval, (X, VAR)),
+    "likelihoods.log_interval_probability": (likelihoods.log_interval_probability, (X, VAR)),
     "dequantization.TruncatedNormal": (
         lambda m, v, u, x: dequantization.TruncatedNormal(
             jax.lax.stop_gradient(x), levels=17, mean=0.05 * m, scale=v
         ).log_prob(x + 0.05 * u),
         (P, VAR, Y, DRAWN),
     ),
-    "reverse.interpolated_variance": (
-        lambda f, s, t: reverse.interpolated_variance(f, step_from_log_snr(s, t)),
+    "reverse_variance.interpolated_variance": (
+        lambda f, s, t: reverse_variance.interpolated_variance(f, step_from_log_snr(s, t)),
         (X, HIGH, LOW),
     ),
-    "reverse.variance_fraction": (
-        lambda v, s, t: reverse.variance_fraction(v, step_from_log_snr(s, t)),
+    "reverse_variance.variance_fraction": (
+        lambda v, s, t: reverse_variance.variance_fraction(v, step_from_log_snr(s, t)),
         (VAR, HIGH, LOW),
     ),
-    "reverse.reverse_kl": (
-        lambda x, y, r, s, t: [reverse.reverse_kl(x, y, r, step_from_log_snr(s, t), kind) for kind in KINDS],
+    "reverse_variance.reverse_step_kl": (
+        lambda x, y, r, s, t: [
+            reverse_variance.reverse_step_kl(x, y, r, step_from_log_snr(s, t), prediction_type)
+            for prediction_type in KINDS
+        ],
         (X, Y, P, HIGH, LOW),
     ),
-    "reverse.matched_variance": (at(lambda e, step: reverse.matched_variance(step, e), pair=True), (VAR, HIGH, LOW)),
-    "reverse.analytic_variance": (
-        at(lambda e, step: reverse.analytic_variance(step, 0.4 * e), pair=True),
+    "reverse_variance.optimal_variance": (
+        at(lambda e, step: reverse_variance.optimal_variance(step, e), pair=True),
         (VAR, HIGH, LOW),
     ),
-    "reverse.variance_bounds": (at(lambda step: reverse.variance_bounds(step, 1.0), pair=True), (HIGH, LOW)),
+    "reverse_variance.analytic_variance": (
+        at(lambda e, step: reverse_variance.analytic_variance(step, 0.4 * e), pair=True),
+        (VAR, HIGH, LOW),
+    ),
+    "reverse_variance.variance_bounds": (
+        at(lambda step: reverse_variance.variance_bounds(step, 1.0), pair=True),
+        (HIGH, LOW),
+    ),
     **{
         f"weightings.{name}": (getattr(weightings, name), (P,))
-        for name in ("likelihood", "cosine", "velocity", "edm", "p2", "min_snr", "sigmoid")
+        for name in ("likelihood", "cosine", "v_prediction", "edm", "p2", "min_snr", "sigmoid")
     },
     "weightings.uniform_time": (lambda lam: weightings.uniform_time(lam, schedules.Cosine()), (P,)),
-    "weightings.mixture": (
-        lambda t: weightings.mixture(weightings.sigmoid, CONTINUOUS, t),
+    "weightings.elbo_mixture": (
+        lambda t: weightings.elbo_mixture(weightings.sigmoid, CONTINUOUS, t),
         (numbers(7, low=0.1, high=0.9),),
     ),
-    "times.variance_proposal": (
-        lambda lam: times.variance_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
+    "time_sampling.geometric_variance_proposal": (
+        lambda lam: time_sampling.geometric_variance_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
         (P,),
     ),
-    "times.step_proposal": (
-        lambda lam: times.step_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
+    "time_sampling.timestep_proposal": (
+        lambda lam: time_sampling.timestep_proposal(level_from_log_snr(lam - jnp.arange(4, dtype=lam.dtype))),
         (P,),
     ),
     "divergence.value_and_divergence": (
         lambda x, v: divergence.value_and_divergence(_field, x, v),
         (BATCH, numbers(26, 2, 5, 3)),
     ),
-    "parameterization.ScoreOf": (
+    "parameterization.ScoreFromDenoiser": (
         lambda p, x, lam: [
-            parameterization.ScoreOf(Partial(network, p), level_from_log_snr(lam), kind)(x) for kind in KINDS
+            parameterization.ScoreFromDenoiser(Partial(network, p), level_from_log_snr(lam), prediction_type)(x)
+            for prediction_type in KINDS
         ],
         (P, BATCH, LOW),
     ),
@@ -386,9 +419,9 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "tweedie.poisson_base": (tweedie.poisson_base, (X,)),
     "tweedie.gamma_base": (tweedie.gamma_base, (numbers(27, 3, 2, low=0.1), VAR)),
     "sure.soft_threshold": (lambda y, t: sure.soft_threshold(y, 0.1 * t), (BATCH, VAR)),
-    "sure.best_threshold": (lambda y: sure.best_threshold(y, 0.5)[1], (X,)),
-    "langevin.kernel": (
-        lambda x, s, eta, y: (langevin.kernel(x, s, eta), langevin.kernel(x, s, eta).log_prob(y)),
+    "sure.sure_threshold": (lambda y: sure.sure_threshold(y, 0.5)[1], (X,)),
+    "langevin.langevin_kernel": (
+        lambda x, s, eta, y: (langevin.langevin_kernel(x, s, eta), langevin.langevin_kernel(x, s, eta).log_prob(y)),
         (X, Y, VAR, X[::-1]),
     ),
     "energy.score": (lambda x: energy.score(_energy, x), (BATCH,)),
@@ -421,7 +454,7 @@ def _falling(x):
 
 def _score(net, x):
     """The network as a score."""
-    return parameterization.ScoreOf(net, _level_of(x))
+    return parameterization.ScoreFromDenoiser(net, _level_of(x))
 
 
 def _noise(x):
@@ -462,7 +495,7 @@ def _vae(p):
 
 
 def _ladder(p):
-    return hvae.ladder((2,), [Partial(_encode, p)] * 2, [Partial(_below, p)], Partial(_decode, p))
+    return hvae.top_down((2,), [Partial(_encode, p)] * 2, [Partial(_below, p)], Partial(_decode, p))
 
 
 def _bottom_up(p):
@@ -482,7 +515,7 @@ def _measured(x):
 
 
 def _dequantized(net, k, x):
-    x_0 = likelihoods.to_unit(likelihoods.from_unit(x, 17), 17).astype(x.dtype)
+    x_0 = likelihoods.normalize(likelihoods.denormalize(x, 17), 17).astype(x.dtype)
     return dequantization.dequantized_bound(
         lambda y: -jnp.sum(net(y, _levels_of(y)) ** 2, axis=1),
         k,
@@ -493,7 +526,9 @@ def _dequantized(net, k, x):
 
 
 def _encoded(net, k, x):
-    return dequantization.encoder_bound(lambda y: -jnp.sum(y**2, axis=1), net, k, x, _level_of(x), decoder)
+    return dequantization.latent_dequantization_bound(
+        lambda y: -jnp.sum(y**2, axis=1), net, k, x, _level_of(x), decoder
+    )
 
 
 def _learned_decoder(x_hat, fraction, x_1, level):
@@ -503,39 +538,53 @@ def _learned_decoder(x_hat, fraction, x_1, level):
 # Functions of a denoiser, a key and a batch.
 ASKING: dict[str, Any] = {
     "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, table(x), decoder),
-    "paths.consistency_bound": lambda net, k, x: paths.consistency_bound(net, k, x, table(x), decoder),
+    "path_bounds.consistency_bound": lambda net, k, x: path_bounds.consistency_bound(net, k, x, table(x), decoder),
     "elbo.diffusion_curve": lambda net, k, x: elbo.diffusion_curve(net, k, x, CONTINUOUS, terms=3),
-    "paths.importance_bound": lambda net, k, x: paths.importance_bound(net, k, x, table(x), decoder, samples=2),
+    "path_bounds.importance_weighted_bound": lambda net, k, x: path_bounds.importance_weighted_bound(
+        net, k, x, table(x), decoder, samples=2
+    ),
     "vdm.vdm_loss": lambda net, k, x: vdm.vdm_loss(net, k, x, CONTINUOUS, decoder),
     "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, CONTINUOUS, decoder, terms=3),
-    "paths.joint_log_ratio": lambda net, k, x: paths.joint_log_ratio(net, k, x, table(x), decoder),
-    "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(net, k, x, table(x), kind="v")[1:],
-    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, table(x), spread=True),
+    "path_bounds.joint_log_ratio": lambda net, k, x: path_bounds.joint_log_ratio(net, k, x, table(x), decoder),
+    "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(net, k, x, table(x), prediction_type="v")[1:],
+    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, table(x), time_sampling="low_discrepancy"),
     "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, table(x), decoder),
     "weightings.weighted_bound": lambda net, k, x: weightings.weighted_bound(
         net, k, x, CONTINUOUS, weightings.sigmoid, terms=3
     ),
-    "reverse.eps_power": lambda net, k, x: reverse.eps_power(net, k, x, table(x)),
+    "reverse_variance.eps_second_moment": lambda net, k, x: reverse_variance.eps_second_moment(net, k, x, table(x)),
     "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
     "samplers.ddim": lambda net, k, x: samplers.ddim(net, k, x, table(x), eta=0.5, snapshots=3),
     "samplers.ddim_inverse": lambda net, k, x: samplers.ddim_inverse(net, x, table(x)),
     "samplers.heun": lambda net, k, x: samplers.heun(net, k, x, table(x), churn=2.0).x_0,
-    "samplers.dpmpp": lambda net, k, x: samplers.dpmpp(net, k, x, table(x), kind="v", stochastic=True).x_0,
+    "samplers.dpmpp": lambda net, k, x: samplers.dpmpp(net, k, x, table(x), prediction_type="v", stochastic=True).x_0,
     "samplers.predictor_corrector": lambda net, k, x: samplers.predictor_corrector(net, k, x, table(x)).x_0,
-    "samplers.replacement": lambda net, k, x: samplers.replacement(net, k, x, table(x), 0.5 * x, x, rounds=2).x_0,
+    "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, table(x), 0.5 * x, x, rounds=2).x_0,
     "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
     "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
-    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(net, k, x, _levels_of(x), kind="v"),
+    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(
+        net, k, x, _levels_of(x), prediction_type="v"
+    ),
     "sure.sure": lambda net, k, x: sure.sure(_score(net, x), k, x, 0.4, trace="sphere"),
-    "langevin.unadjusted": lambda net, k, x: langevin.unadjusted(_score(net, x), k, x, 0.05, 3),
-    "langevin.annealed": lambda net, k, x: langevin.annealed(net, k, x, _falling(x), kind="eps", steps=2, path=True),
-    "langevin.corrector": lambda net, k, x: langevin.corrector(net, k, x, _level_of(x), kind="eps", steps=2),
+    "langevin.ula": lambda net, k, x: langevin.ula(_score(net, x), k, x, 0.05, 3),
+    "langevin.annealed_langevin": lambda net, k, x: langevin.annealed_langevin(
+        net, k, x, _falling(x), prediction_type="eps", steps=2, path=True
+    ),
+    "langevin.langevin_corrector": lambda net, k, x: langevin.langevin_corrector(
+        net, k, x, _level_of(x), prediction_type="eps", steps=2
+    ),
 }
 # Those whose denoiser gives a variance too.
 LEARNING: dict[str, Any] = {
-    "reverse.learned_bound": lambda net, k, x: reverse.learned_bound(net, k, x, table(x), _learned_decoder),
-    "reverse.vlb_loss": lambda net, k, x: reverse.vlb_loss(net, k, x, table(x), _learned_decoder).loss,
-    "reverse.hybrid_loss": lambda net, k, x: reverse.hybrid_loss(net, k, x, table(x), _learned_decoder).squared_error,
+    "reverse_variance.learned_variance_bound": lambda net, k, x: reverse_variance.learned_variance_bound(
+        net, k, x, table(x), _learned_decoder
+    ),
+    "reverse_variance.vlb_loss": lambda net, k, x: (
+        reverse_variance.vlb_loss(net, k, x, table(x), _learned_decoder).loss
+    ),
+    "reverse_variance.hybrid_loss": lambda net, k, x: (
+        reverse_variance.hybrid_loss(net, k, x, table(x), _learned_decoder).squared_error
+    ),
     "samplers.ancestral_learned": lambda net, k, x: samplers.ancestral_learned(net, k, x, table(x)).x_0,
 }
 # As functions of a row (key, the network's parameter, a batch).
@@ -544,7 +593,7 @@ BATCHED: dict[str, Any] = {
     **{name: lambda k, p, x, ask=ask: ask(Partial(network, p), k, x) for name, ask in ASKING.items()},
     "elbo.denoising_error": lambda k, p, x: elbo.denoising_error(Partial(network, p), k, x, _levels_of(x), "eps"),
     "dequantization.dequantized_bound": lambda k, p, x: _dequantized(Partial(network, p), k, x),
-    "dequantization.encoder_bound": lambda k, p, x: _encoded(Partial(network, p), k, x),
+    "dequantization.latent_dequantization_bound": lambda k, p, x: _encoded(Partial(network, p), k, x),
     "autoencoder.reconstruction_error": lambda k, p, x: autoencoder.reconstruction_error(
         lambda x: jnp.tanh(p * x), lambda z: p + z, x
     ),
@@ -552,27 +601,29 @@ BATCHED: dict[str, Any] = {
         lambda x: jnp.tanh(p * x), lambda z: p + z, k, x, 0.3
     ),
     "vae.bound": lambda k, p, x: vae.bound(*_vae(p), k, x),
-    "vae.importance_bound": lambda k, p, x: vae.importance_bound(*_vae(p), k, x, samples=3),
-    "vae.information_split": lambda k, p, x: vae.information_split(_encode(p, x), k, samples=2),
-    "vae.decoding_cost": lambda k, p, x: vae.decoding_cost(Partial(_decode, p), _likelihood, x[:, 1:], x),
-    "vae.draw": lambda k, p, x: vae.draw(_encode(p, x), k),
-    "hvae.ladder": lambda k, p, x: hvae.bound(_ladder(p), _likelihood, k, x),
+    "vae.importance_weighted_bound": lambda k, p, x: vae.importance_weighted_bound(*_vae(p), k, x, samples=3),
+    "vae.kl_decomposition": lambda k, p, x: vae.kl_decomposition(_encode(p, x), k, samples=2),
+    "vae.reconstruction_nll": lambda k, p, x: vae.reconstruction_nll(Partial(_decode, p), _likelihood, x[:, 1:], x),
+    "vae.reparameterized_sample": lambda k, p, x: vae.reparameterized_sample(_encode(p, x), k),
+    "hvae.top_down": lambda k, p, x: hvae.bound(_ladder(p), _likelihood, k, x),
     "hvae.bottom_up": lambda k, p, x: hvae.bound(_bottom_up(p), _likelihood, k, x),
-    "hvae.importance_bound": lambda k, p, x: hvae.importance_bound(_ladder(p), _likelihood, k, x, samples=2),
-    "hvae.generate": lambda k, p, x: hvae.generate(_ladder(p), _likelihood, k, 3, temperature=0.7),
-    "hvae.imagine": lambda k, p, x: hvae.imagine(_ladder(p), k, 3),
+    "hvae.importance_weighted_bound": lambda k, p, x: hvae.importance_weighted_bound(
+        _ladder(p), _likelihood, k, x, samples=2
+    ),
+    "hvae.sample": lambda k, p, x: hvae.sample(_ladder(p), _likelihood, k, 3, temperature=0.7),
+    "hvae.sample_decoder_output": lambda k, p, x: hvae.sample_decoder_output(_ladder(p), k, 3),
     "hvae.reconstruct": lambda k, p, x: hvae.reconstruct(_ladder(p), k, x, keep=1),
-    "elbo.reconstruction": lambda k, p, x: elbo.reconstruction(
+    "elbo.reconstruction_nll": lambda k, p, x: elbo.reconstruction_nll(
         Partial(network, p), k, x, _levels_of(x), decoder, "eps"
     ),
-    "guidance.ClassifierFree": lambda k, p, x: guidance.ClassifierFree(
+    "guidance.ClassifierFreeGuidance": lambda k, p, x: guidance.ClassifierFreeGuidance(
         Partial(network, p), Partial(network, 2 * p), 1.0 + p, -3.0, 3.0
     )(x, _levels_of(x)),
-    "guidance.Classifier": lambda k, p, x: guidance.Classifier(
+    "guidance.ClassifierGuidance": lambda k, p, x: guidance.ClassifierGuidance(
         Partial(network, p), Partial(_class_log_prob, p), 1.0 + p
     )(x, _levels_of(x)),
-    "guidance.Reconstruction": lambda k, p, x: guidance.Reconstruction(
-        Partial(network, p), _measured, 0.3 * x[:, :2], 0.1 + p**2, kind="v"
+    "guidance.ReconstructionGuidance": lambda k, p, x: guidance.ReconstructionGuidance(
+        Partial(network, p), _measured, 0.3 * x[:, :2], 0.1 + p**2, prediction_type="v"
     )(x, _levels_of(x)),
     "score_matching.finite_difference": lambda k, p, x: score_matching.finite_difference(
         Partial(_network_energy, p), k, x, 0.1
@@ -581,16 +632,19 @@ BATCHED: dict[str, Any] = {
 # Integers in or out: no gradient.
 DISCRETE: dict[str, tuple[Any, tuple]] = {
     "gaussian.Normal.sample": (lambda k, m, v: Normal(m, var=v).sample(k), (KEYS, X, VAR)),
-    "tables.Table": (lambda t: (TABLE(t), TABLE.step(t - 1, t).log_snr_drop), (STEPS,)),
-    "tables.Grid": (lambda t: (GRID(t), GRID.step(t - 1, t).log_snr_drop), (STEPS,)),
-    "tables.to_betas": (lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_betas(TABLE)), (STEPS,)),
-    "tables.to_standard_deviations": (
-        lambda t: jax.tree.map(lambda b: b[t - 1], tables.to_standard_deviations(TABLE)),
+    "discrete_schedules.TabulatedSchedule": (lambda t: (TABLE(t), TABLE.step(t - 1, t).log_snr_drop), (STEPS,)),
+    "discrete_schedules.DiscretizedSchedule": (lambda t: (GRID(t), GRID.step(t - 1, t).log_snr_drop), (STEPS,)),
+    "discrete_schedules.to_betas": (
+        lambda t: jax.tree.map(lambda b: b[t - 1], discrete_schedules.to_betas(TABLE)),
         (STEPS,),
     ),
-    "tables.to_gammas": (lambda t: tables.to_gammas(TABLE)[t - 1], (STEPS,)),
-    "likelihoods.to_unit": (lambda i: likelihoods.to_unit(i, 17), (STEPS,)),
-    "likelihoods.from_unit": (lambda x: likelihoods.from_unit(x, 17), (X,)),
+    "discrete_schedules.to_standard_deviations": (
+        lambda t: jax.tree.map(lambda b: b[t - 1], discrete_schedules.to_standard_deviations(TABLE)),
+        (STEPS,),
+    ),
+    "discrete_schedules.to_gammas": (lambda t: discrete_schedules.to_gammas(TABLE)[t - 1], (STEPS,)),
+    "likelihoods.normalize": (lambda i: likelihoods.normalize(i, 17), (STEPS,)),
+    "likelihoods.denormalize": (lambda x: likelihoods.denormalize(x, 17), (X,)),
     "likelihoods.on_grid": (lambda x: likelihoods.on_grid(x, 17), (DRAWN,)),
     "dequantization.Uniform": (lambda x: dequantization.Uniform(x, 17).log_prob(x), (DRAWN,)),
     "likelihoods.sample": (
@@ -607,67 +661,78 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         ),
         (KEYS, X, numbers(13, 3, 2)),
     ),
-    "vae.score_function": (lambda c, q: vae.score_function(c, q), (P, VAR)),
-    "hvae.diagnose": (lambda k, p, x: hvae.diagnose(_ladder(p), k, x), (KEYS, P, BATCH)),
-    "hvae.warm_up": (lambda t: hvae.warm_up(t, 4), (STEPS,)),
-    "times.uniforms": (
-        lambda k: [times.uniforms(k, 5, how) for how in ("independent", "spread", "antithetic")],
+    "vae.score_function_surrogate": (lambda c, q: vae.score_function_surrogate(c, q), (P, VAR)),
+    "hvae.collapse_diagnostics": (lambda k, p, x: hvae.collapse_diagnostics(_ladder(p), k, x), (KEYS, P, BATCH)),
+    "hvae.kl_warm_up": (lambda t: hvae.kl_warm_up(t, 4), (STEPS,)),
+    "time_sampling.uniform_times": (
+        lambda k: [time_sampling.uniform_times(k, 5, how) for how in ("independent", "low_discrepancy", "antithetic")],
         (KEYS,),
     ),
-    "times.warp": (times.warp, (numbers(7, low=0.1, high=0.9), numbers(8, 4, low=0.1))),
-    "times.to_steps": (lambda p: times.to_steps(jnp.abs(p), 7), (P,)),
-    "times.SecondMoments": (
-        lambda t, p: times.SecondMoments.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
+    "time_sampling.importance_sample": (
+        time_sampling.importance_sample,
+        (numbers(7, low=0.1, high=0.9), numbers(8, 4, low=0.1)),
+    ),
+    "time_sampling.to_timesteps": (lambda p: time_sampling.to_timesteps(jnp.abs(p), 7), (P,)),
+    "time_sampling.LossSecondMoments": (
+        lambda t, p: time_sampling.LossSecondMoments.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
         (STEPS, P),
     ),
     "divergence.directions": (
         lambda k, x: [divergence.directions(k, x, how, 2) for how in ("exact", "rademacher", "gaussian", "sphere")],
         (KEYS, BATCH),
     ),
-    "sure.best_threshold.threshold": (lambda y: sure.best_threshold(y, 0.5)[0], (X,)),
+    "sure.sure_threshold.threshold": (lambda y: sure.sure_threshold(y, 0.5)[0], (X,)),
     # accepting is a jump
-    "langevin.metropolis": (
-        lambda k, p, x: langevin.metropolis(Partial(_minus_energy, p), k, x, 0.2, 3, path=True),
+    "langevin.mala": (
+        lambda k, p, x: langevin.mala(Partial(_minus_energy, p), k, x, 0.2, 3, path=True),
         (KEYS, P, BATCH),
     ),
     # the gradient of its loss is not the slope of its value: none runs through the chains
-    "energy.contrast": (
-        lambda k, p, x: energy.contrast(Partial(_network_energy, p), k, x, x[:4], 0.05, 2),
+    "energy.contrastive_divergence": (
+        lambda k, p, x: energy.contrastive_divergence(Partial(_network_energy, p), k, x, x[:4], 0.05, 2),
         (KEYS, P, BATCH),
     ),
-    "times.draw_steps": (lambda k: (times.draw_steps(k, 4, 10), times.draw_steps(k, 4, 10, spread=True)), (KEYS,)),
+    "time_sampling.sample_timesteps": (
+        lambda k: (
+            time_sampling.sample_timesteps(k, 4, 10),
+            time_sampling.sample_timesteps(k, 4, 10, time_sampling="low_discrepancy"),
+        ),
+        (KEYS,),
+    ),
 }
 # Made on the host from static numbers; here, that they can be made inside a compiled function.
 HOST = {
-    "tables.tabulate": lambda: tables.tabulate(schedules.Cosine(), 4),
-    "tables.from_betas": lambda: tables.from_betas(np.array([0.1, 0.2])),
-    "tables.from_standard_deviations": lambda: tables.from_standard_deviations(np.array([0.1, 0.2])),
-    "tables.from_gammas": lambda: tables.from_gammas(np.array([-1.0, 2.0])),
-    "tables.linear_betas": lambda: tables.linear_betas(10),
-    "exact.gaussian": lambda: exact.gaussian([0.0, 1.0], np.eye(2)),
-    "exact.low_rank": lambda: exact.low_rank([0.0, 1.0], np.ones((2, 1)), 0.1),
-    "exact.mixture": lambda: exact.mixture([0.5, 0.5], [[0.0], [1.0]], [0.1, 0.2]),
-    "exact.points": lambda: exact.points([[0.0], [1.0]]),
-    "exact.pixels": lambda: exact.pixels([[0.2, 0.8]]),
-    "tables.even_steps": lambda: jnp.asarray(tables.even_steps(10, 4)),
-    "tables.even_log_snr_steps": lambda: jnp.asarray(tables.even_log_snr_steps(TABLE, 4)),
-    "tables.karras_steps": lambda: jnp.asarray(tables.karras_steps(TABLE, 4)),
+    "discrete_schedules.discretize": lambda: discrete_schedules.discretize(schedules.Cosine(), 4),
+    "discrete_schedules.from_betas": lambda: discrete_schedules.from_betas(np.array([0.1, 0.2])),
+    "discrete_schedules.from_standard_deviations": lambda: discrete_schedules.from_standard_deviations(
+        np.array([0.1, 0.2])
+    ),
+    "discrete_schedules.from_gammas": lambda: discrete_schedules.from_gammas(np.array([-1.0, 2.0])),
+    "discrete_schedules.linear_betas": lambda: discrete_schedules.linear_betas(10),
+    "closed_form.gaussian": lambda: closed_form.gaussian([0.0, 1.0], np.eye(2)),
+    "closed_form.low_rank": lambda: closed_form.low_rank([0.0, 1.0], np.ones((2, 1)), 0.1),
+    "closed_form.mixture": lambda: closed_form.mixture([0.5, 0.5], [[0.0], [1.0]], [0.1, 0.2]),
+    "closed_form.empirical": lambda: closed_form.empirical([[0.0], [1.0]]),
+    "closed_form.independent_pixels": lambda: closed_form.independent_pixels([[0.2, 0.8]]),
+    "discrete_schedules.uniform_steps": lambda: jnp.asarray(discrete_schedules.uniform_steps(10, 4)),
+    "discrete_schedules.log_snr_uniform_steps": lambda: jnp.asarray(discrete_schedules.log_snr_uniform_steps(TABLE, 4)),
+    "discrete_schedules.karras_steps": lambda: jnp.asarray(discrete_schedules.karras_steps(TABLE, 4)),
 }
 # Protocols, results and checks, which have no computation of their own; `flow` has its own test of this, and
 # `samplers.adaptive` is it.
 NAMED_ELSEWHERE = {
-    "levels.check_positive", "levels.for_batch", "elbo.decoded_log_prob", "reverse.evaluate_variance",
-    "flow.check_ends", "vae.encode", "vae.check_posterior", "vae.decoded_cost",
-    "schedules.Continuous", "schedules.Schedule", "schedules.check_begins_noisy", "tables.Betas", "tables.Discrete",
-    "times.Draw", "times.check_probabilities", "forward.PosteriorCoefficients", "elbo.Bound", "elbo.Curve",
-    "elbo.Decoder", "likelihoods.Likelihood", "vae.Encoder", "vae.Decoder", "vae.Observation", "vae.Bound",
-    "vae.InformationSplit", "hvae.Latent", "hvae.Draw", "hvae.Hierarchy", "hvae.Bound", "hvae.Diagnostics",
-    "hvae.bound", "linear.Principal", "losses.DenoisingLoss", "reverse.HybridLoss", "reverse.InterpolatedDecoder",
-    "reverse.VarianceBounds", "reverse.VarianceDecoder", "reverse.VarianceDenoiser", "reverse.VariationalLoss",
-    "samplers.Samples", "samplers.Trajectory", "samplers.adaptive", "flow.FlowLikelihood",
-    "flow.drift", "flow.flow_log_prob", "flow.flow_sample",
-    "exact.Law", "exact.OptimalDecoder", "exact.OptimalDenoiser", "information.Estimate", "information.Expectation",
-    "information.OptimalBound", "divergence.check_trace", "energy.Contrast", "langevin.Chain", "langevin.check_falling",
+    "noise_levels.check_positive", "noise_levels.broadcast_to_batch", "elbo.decoder_log_prob", "reverse_variance.evaluate_variance",
+    "probability_flow.check_nonsingular", "vae.encode", "vae.check_posterior", "vae.output_nll",
+    "schedules.ContinuousSchedule", "schedules.Schedule", "schedules.check_noise_at_start", "discrete_schedules.Betas", "discrete_schedules.DiscreteSchedule",
+    "time_sampling.WeightedTime", "time_sampling.check_probabilities", "forward.PosteriorCoefficients", "elbo.DiffusionBound", "elbo.DiffusionCurve",
+    "elbo.DiffusionDecoder", "likelihoods.Likelihood", "vae.EncoderFn", "vae.DecoderFn", "vae.LikelihoodFn", "vae.VAEBound",
+    "vae.KLDecomposition", "hvae.Latent", "hvae.ChooseLatent", "hvae.Hierarchy", "hvae.HierarchicalBound", "hvae.CollapseDiagnostics",
+    "hvae.bound", "linear_gaussian.PrincipalComponents", "losses.DenoisingLoss", "reverse_variance.HybridLoss", "reverse_variance.InterpolatedDecoder",
+    "reverse_variance.VarianceBounds", "reverse_variance.VarianceDecoder", "reverse_variance.VarianceDenoiser", "reverse_variance.VariationalLoss",
+    "samplers.Samples", "samplers.Trajectory", "samplers.adaptive", "probability_flow.FlowLogLikelihood",
+    "probability_flow.drift", "probability_flow.log_likelihood", "probability_flow.sample",
+    "closed_form.Distribution", "closed_form.OptimalDecoder", "closed_form.OptimalDenoiser", "information.Estimate", "information.Expectation",
+    "information.OptimalBound", "divergence.check_trace", "energy.ContrastiveDivergence", "langevin.Chain", "langevin.check_decreasing_noise",
     "energy.log_partition", "tweedie.covariance_operator",
 }  # fmt: skip
 ROWS = {
@@ -680,21 +745,21 @@ ROWS = {
 # Whole chains and their like, which take long to compile in every way there is.
 HEAVY = {
     *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.heun", "samplers.dpmpp",
-    "samplers.predictor_corrector", "samplers.replacement", "guidance.Classifier", "guidance.Reconstruction",
+    "samplers.predictor_corrector", "samplers.repaint", "guidance.ClassifierGuidance", "guidance.ReconstructionGuidance",
     "information.mmse", "likelihoods.sample",
-    "likelihoods.LogisticMixture", "vae.alternate", "hvae.generate", "hvae.importance_bound",
-    "hvae.bottom_up", "hvae.diagnose", "likelihoods.sample_more", "vae.information_split", "hvae.reconstruct",
-    "vae.aggregate_log_prob", "linear.Linear", "linear.likeliest_decoder", "linear.probabilistic_pca",
-    "vae.kl_to_prior", "paths.consistency_bound", "paths.importance_bound", "weightings.weighted_bound",
-    "reverse.eps_power", "dequantization.dequantized_bound", "dequantization.encoder_bound", "elbo.diffusion_curve",
-    "exact.reverse", "exact.Independent", "exact.Finite", "exact.Mixture", "likelihoods.DiscretizedGaussian",
-    "paths.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
-    "langevin.annealed", "langevin.corrector", "langevin.metropolis", "langevin.unadjusted", "energy.contrast",
+    "likelihoods.LogisticMixture", "vae.variational_em", "hvae.sample", "hvae.importance_weighted_bound",
+    "hvae.bottom_up", "hvae.collapse_diagnostics", "likelihoods.sample_more", "vae.kl_decomposition", "hvae.reconstruct",
+    "vae.aggregated_posterior_log_prob", "linear_gaussian.LinearGaussianModel", "linear_gaussian.maximum_likelihood_decoder", "linear_gaussian.probabilistic_pca",
+    "vae.kl_to_prior", "path_bounds.consistency_bound", "path_bounds.importance_weighted_bound", "weightings.weighted_bound",
+    "reverse_variance.eps_second_moment", "dequantization.dequantized_bound", "dequantization.latent_dequantization_bound", "elbo.diffusion_curve",
+    "closed_form.reverse_transition", "closed_form.Independent", "closed_form.Empirical", "closed_form.Mixture", "likelihoods.DiscretizedGaussian",
+    "path_bounds.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
+    "langevin.annealed_langevin", "langevin.langevin_corrector", "langevin.mala", "langevin.ula", "energy.contrastive_divergence",
     "energy.log_density", "energy.score", "score_matching.sliced", "score_matching.finite_difference",
-    "score_matching.denoising", "score_matching.denoising_at", "sure.sure", "sure.best_threshold",
+    "score_matching.denoising", "score_matching.denoising_at", "sure.sure", "sure.sure_threshold",
     "tweedie.posterior_covariance", "tweedie.posterior_variance", "tweedie.cumulants", "tweedie.normal_base",
-    "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean", "sure.best_threshold.threshold",
-    "parameterization.ScoreOf", "divergence.value_and_divergence", "divergence.directions", "langevin.kernel",
+    "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean", "sure.sure_threshold.threshold",
+    "parameterization.ScoreFromDenoiser", "divergence.value_and_divergence", "divergence.directions", "langevin.langevin_kernel",
 }  # fmt: skip
 
 
@@ -770,7 +835,7 @@ def test_table_is_an_argument_a_closure_and_a_scan_s_constant():
 def test_traced_once(name):
     traces = itertools.count()  # a list would be a variable of `counted` that changes
 
-    def counted(param, x_t, level: Level):
+    def counted(param, x_t, level: NoiseLevel):
         next(traces)
         return network(param, x_t, level)
 

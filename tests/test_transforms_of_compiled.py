@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from vdm_jax import elbo, losses, samplers, tables
+from vdm_jax import discrete_schedules, elbo, losses, samplers
 from vdm_jax.compilation import compiled
 from vdm_jax.types import Batch, evaluate
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (4, 3))
-TABLE = tables.linear_betas(4)
+TABLE = discrete_schedules.linear_betas(4)
 TRACES: list[int] = []
 
 

@@ -15,15 +15,15 @@ from scipy import special, stats
 
 from tests.derivations.worlds import draws
 from tests.test_divergence import SHAPES, batch, matrix, mixing
-from vdm_jax import exact, tweedie
-from vdm_jax.levels import Level, level_from_log_snr
-from vdm_jax.parameterization import ScoreOf
+from vdm_jax import closed_form, tweedie
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
+from vdm_jax.parameterization import ScoreFromDenoiser
 
 KEY = jax.random.key(0)
 KINDS = ("x_0", "eps", "v", "score")
 LOG_SNRS = np.linspace(-20.0, 20.0, 17)
 LEVEL = level_from_log_snr(jnp.float32(0.4))
-EXPLODING = Level(*(jnp.float32(f) for f in (1.0, 2.0, 0.0, np.log(2.0))))
+EXPLODING = NoiseLevel(*(jnp.float32(f) for f in (1.0, 2.0, 0.0, np.log(2.0))))
 
 
 def as64(tree):
@@ -33,11 +33,11 @@ def as64(tree):
 def correlated(shape):
     """A Gaussian law that is not diagonal."""
     size = math.prod(shape)
-    return exact.gaussian(np.full(shape, 0.3), matrix(size) @ matrix(size).T + 0.1 * np.eye(size))
+    return closed_form.gaussian(np.full(shape, 0.3), matrix(size) @ matrix(size).T + 0.1 * np.eye(size))
 
 
-def score_of(law, level):
-    return jax.vmap(exact.marginal(law, level).score)
+def score_of(distribution, level):
+    return jax.vmap(closed_form.marginal(distribution, level).score)
 
 
 def assert_rounded(function, *args):
@@ -70,9 +70,9 @@ def test_posterior_mean_in_float32(log_snr):
 def test_a_whole_mean_in_float32(log_snr):
     # where there is signal the score of a law loses no digits either
     def ask(dtype):
-        law = exact.gaussian([0.3, -0.2], [[0.5, 0.1], [0.1, 0.3]])
+        distribution = closed_form.gaussian([0.3, -0.2], [[0.5, 0.1], [0.1, 0.3]])
         level = level_from_log_snr(jnp.asarray(log_snr, dtype))
-        return tweedie.posterior_mean(score_of(law, level), batch((2,), dtype), level)
+        return tweedie.posterior_mean(score_of(distribution, level), batch((2,), dtype), level)
 
     ours = ask(jnp.float32)
     with jax.enable_x64(True):
@@ -80,11 +80,16 @@ def test_a_whole_mean_in_float32(log_snr):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_score_of_in_float32(kind):
+@pytest.mark.parametrize("prediction_type", KINDS)
+def test_score_of_in_float32(prediction_type):
     def ask(value, x_t):
         levels = [level_from_log_snr(jnp.asarray(log_snr, x_t.dtype)) for log_snr in LOG_SNRS]
-        return jnp.stack([ScoreOf(Partial(lambda v, x_t, level: v, value), level, kind)(x_t) for level in levels])
+        return jnp.stack(
+            [
+                ScoreFromDenoiser(Partial(lambda v, x_t, level: v, value), level, prediction_type)(x_t)
+                for level in levels
+            ]
+        )
 
     value, x_t = batch((3,)), batch((3,), count=10)[5:]
     assert_rounded(ask, value, x_t)
@@ -92,18 +97,20 @@ def test_score_of_in_float32(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_score_of_the_best_denoiser_is_the_score_of_the_noisy_law(shape, kind):
-    law, x_t = correlated(shape), batch(shape)
+@pytest.mark.parametrize("prediction_type", KINDS)
+def test_score_of_the_best_denoiser_is_the_score_of_the_noisy_law(shape, prediction_type):
+    distribution, x_t = correlated(shape), batch(shape)
     for level in (LEVEL, EXPLODING):
-        ours = ScoreOf(exact.OptimalDenoiser(law, kind), level, kind)(x_t)
-        np.testing.assert_allclose(ours, score_of(law, level)(x_t), rtol=1e-4, atol=1e-5)
+        ours = ScoreFromDenoiser(closed_form.OptimalDenoiser(distribution, prediction_type), level, prediction_type)(
+            x_t
+        )
+        np.testing.assert_allclose(ours, score_of(distribution, level)(x_t), rtol=1e-4, atol=1e-5)
 
 
 def test_score_of_tells_the_denoiser_one_level_an_example():
     told = []
     levels = level_from_log_snr(jnp.float32(0.4), t=0.25)
-    ScoreOf(lambda x_t, level: told.append(level) or x_t, levels)(batch((2, 3)))
+    ScoreFromDenoiser(lambda x_t, level: told.append(level) or x_t, levels)(batch((2, 3)))
     assert {jnp.shape(field) for field in told[0]} == {(5,)}
     np.testing.assert_array_equal(told[0].t, np.full(5, 0.25, np.float32))
     np.testing.assert_array_equal(told[0].sigma, np.full(5, LEVEL.sigma))
@@ -114,11 +121,11 @@ def test_score_of_tells_the_denoiser_one_level_an_example():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_moments_of_every_shape(shape, dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        law, x_t = correlated(shape), batch(shape, dtype)
+        distribution, x_t = correlated(shape), batch(shape, dtype)
         rtol = 1e-4 if dtype == jnp.float32 else 1e-11
         for level in (LEVEL, EXPLODING):
             level = jax.tree.map(lambda field: jnp.asarray(field, dtype), level)
-            score, truth = score_of(law, level), law.given(x_t[0], level)
+            score, truth = score_of(distribution, level), distribution.posterior(x_t[0], level)
             mean = tweedie.posterior_mean(score, x_t, level)
             covariance = tweedie.posterior_covariance(score, x_t, level)
             variance = tweedie.posterior_variance(score, None, x_t, level, trace="exact")
@@ -204,13 +211,13 @@ def test_cumulants_of_independent_counts(shape):
 def test_cumulants_of_a_mixture_are_its_posterior_moments():
     # mu ~ a mixture, x ~ N(mu, 0.5 I): eta = mu / 0.5
     with jax.enable_x64(True):
-        law = exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+        distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
         half = jnp.asarray(0.5)
-        level = Level(jnp.ones(()), jnp.sqrt(half), jnp.zeros(()), 0.5 * jnp.log(half))
+        level = NoiseLevel(jnp.ones(()), jnp.sqrt(half), jnp.zeros(()), 0.5 * jnp.log(half))
         x = jnp.asarray([0.2, 0.1])
         base = Partial(lambda var, x: tweedie.normal_base(x, var), half)
-        ours = tweedie.cumulants(exact.marginal(law, level).log_prob, base, x, 3)
-        given = law.given(x, level)
+        ours = tweedie.cumulants(closed_form.marginal(distribution, level).log_prob, base, x, 3)
+        given = distribution.posterior(x, level)
         np.testing.assert_allclose(ours[0], given.mean / 0.5, rtol=1e-11)
         np.testing.assert_allclose(ours[1], given.covariance() / 0.25, rtol=1e-11)
         apart = np.asarray(draws(given, KEY, 200_000) - given.mean[None])
@@ -233,4 +240,4 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         tweedie.posterior_variance(mixing, KEY, x, LEVEL, trace="all")
     with pytest.raises(ValueError, match="unknown parameterisation 'noise'"):
-        ScoreOf(lambda x_t, level: x_t, LEVEL, "noise")(x)
+        ScoreFromDenoiser(lambda x_t, level: x_t, LEVEL, "noise")(x)

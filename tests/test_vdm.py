@@ -12,7 +12,7 @@ from tests.derivations.worlds import GaussianWorld, denoiser
 from vdm_jax import elbo, vdm
 from vdm_jax.gaussian import Normal
 from vdm_jax.networks.schedule import MonotoneNetwork
-from vdm_jax.schedules import Learned, LinearLogSNR, VarianceExploding
+from vdm_jax.schedules import LearnedSchedule, LinearLogSNR, VarianceExploding
 
 WORLD = GaussianWorld(0.4, 0.6)
 X_0 = jnp.asarray(np.random.RandomState(0).randn(64, 2), jnp.float32)
@@ -24,8 +24,15 @@ def _decoder(x_hat, x_1, level):
 
 def test_parameterisations_agree():
     losses = [
-        vdm.vdm_loss(denoiser(WORLD, kind, 0.1), jax.random.key(0), X_0, LinearLogSNR(5.0, -4.0), _decoder, kind=kind)
-        for kind in ("x_0", "eps", "v", "score")
+        vdm.vdm_loss(
+            denoiser(WORLD, prediction_type, 0.1),
+            jax.random.key(0),
+            X_0,
+            LinearLogSNR(5.0, -4.0),
+            _decoder,
+            prediction_type=prediction_type,
+        )
+        for prediction_type in ("x_0", "eps", "v", "score")
     ]
     for other in losses[1:]:
         np.testing.assert_allclose(other.total, losses[0].total, rtol=2e-5, atol=2e-6)
@@ -34,24 +41,24 @@ def test_parameterisations_agree():
 def test_a_learned_line_is_the_fixed_one():
     line = MonotoneNetwork(0)
     params = line.init(jax.random.key(0), jnp.zeros(()), jnp.ones(()))
-    learned = Learned(jnp.float32(-5.0), jnp.float32(4.0), Partial(line.apply, params))
+    learned = LearnedSchedule(jnp.float32(-5.0), jnp.float32(4.0), Partial(line.apply, params))
     ours, fixed = (
         vdm.vdm_loss(denoiser(WORLD, "eps", 0.1), jax.random.key(0), X_0, s, _decoder)
         for s in (learned, LinearLogSNR(5.0, -4.0))
     )
-    for name in elbo.Bound._fields:
+    for name in elbo.DiffusionBound._fields:
         np.testing.assert_allclose(getattr(ours, name), getattr(fixed, name), rtol=2e-5, atol=1e-5)
 
 
 def test_a_schedule_that_does_not_preserve_variance():
     schedule, prior = VarianceExploding(0.1, 5.0), 2 * float(np.log(5.0))
-    options = {"prior_log_var": prior, "kind": "x_0"}
+    options = {"prior_log_var": prior, "prediction_type": "x_0"}
     x_0 = jnp.broadcast_to(X_0[:1], (8000, 2))
     ours = vdm.vdm_loss(denoiser(WORLD, "x_0", 0.1), jax.random.key(0), x_0, schedule, _decoder, **options)
     theirs = elbo.continuous_bound(
         denoiser(WORLD, "x_0", 0.1), jax.random.key(1), x_0, schedule, _decoder, terms=50, **options
     )
-    for name in elbo.Bound._fields:
+    for name in elbo.DiffusionBound._fields:
         a, b = (np.asarray(getattr(bound, name), np.float64) for bound in (ours, theirs))
         assert abs(a.mean() - b.mean()) <= 4 * np.hypot(a.std(), b.std()) / len(a) ** 0.5 + 1e-6
 

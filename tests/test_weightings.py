@@ -11,14 +11,14 @@ import pytest
 from tests.derivations.check import assert_close, assert_mean
 from tests.derivations.worlds import GaussianWorld, denoiser
 from vdm_jax import elbo, weightings
+from vdm_jax.discrete_schedules import discretize
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
-from vdm_jax.tables import tabulate
 
 # name -> (ours, by mpmath)
 WEIGHTS = {
     "likelihood": (weightings.likelihood, lambda x: 1),
     "cosine": (weightings.cosine, lambda x: mp.sech(x / 2)),
-    "velocity": (weightings.velocity, lambda x: mp.e ** (-x / 2)),
+    "velocity": (weightings.v_prediction, lambda x: mp.e ** (-x / 2)),
     "edm": (weightings.edm, lambda x: mp.npdf(x, mp.mpf("2.4"), mp.mpf("2.4")) * (mp.e**-x + mp.mpf("0.25"))),
     "edm of others": (
         partial(weightings.edm, mean=-0.4, std=1.0, sigma_data=1.0),
@@ -107,7 +107,7 @@ def test_uniform_time_of_a_schedule_without_offset_is_the_closed_form():
 
 WORLD, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
 X_0 = WORLD.sample(jax.random.key(3), (20_000, 2))
-NETS = {kind: denoiser(WRONG, kind) for kind in ("eps", "v", "x_0")}
+NETS = {prediction_type: denoiser(WRONG, prediction_type) for prediction_type in ("eps", "v", "x_0")}
 
 
 def _error(log_snr):
@@ -121,9 +121,10 @@ def _error(log_snr):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "kind"), [(LinearLogSNR(6.0, -6.0), "eps"), (VarianceExploding(0.05, 20.0), "x_0"), (Cosine(), "v")]
+    ("schedule", "prediction_type"),
+    [(LinearLogSNR(6.0, -6.0), "eps"), (VarianceExploding(0.05, 20.0), "x_0"), (Cosine(), "v")],
 )
-def test_the_estimate_is_the_integral_over_the_log_snr(schedule, kind):
+def test_the_estimate_is_the_integral_over_the_log_snr(schedule, prediction_type):
     # whatever the schedule and kind: 1/2 int w E ||eps - eps_hat||^2 dlambda between the ends, by the trapezoidal rule
     start = 0.05 if isinstance(schedule, Cosine) else 0.0
     high, low = float(schedule.log_snr(start)), max(float(schedule.log_snr(1.0)), -40.0)
@@ -133,7 +134,12 @@ def test_the_estimate_is_the_integral_over_the_log_snr(schedule, kind):
         with jax.enable_x64(True):
             truth = np.trapezoid(0.5 * np.asarray(weight(jnp.asarray(grid))) * _error(grid), grid)
         estimate = partial(
-            weightings.weighted_bound, NETS[kind], schedule=schedule, weight=weight, kind=kind, t_0=start
+            weightings.weighted_bound,
+            NETS[prediction_type],
+            schedule=schedule,
+            weight=weight,
+            prediction_type=prediction_type,
+            t_0=start,
         )
         ours, many = estimate(jax.random.key(1), X_0), estimate(jax.random.key(1), X_0[:5000], terms=8)
         assert_mean(ours, truth, resolution=0.03 * truth)
@@ -143,12 +149,12 @@ def test_the_estimate_is_the_integral_over_the_log_snr(schedule, kind):
 
 def test_the_estimate_of_a_table_weighs_its_terms():
     # sum_t w(lambda_t) KL_t, every term visited: with w = 1 the bound's diffusion term
-    table = tabulate(LinearLogSNR(6.0, -6.0), 12)
-    step = table.step(jnp.arange(1, 12), jnp.arange(2, 13))
-    kl = np.asarray(jax.vmap(partial(elbo.diffusion_weight, kind="eps"))(step)) * _error(step.t.log_snr)
+    schedule = discretize(LinearLogSNR(6.0, -6.0), 12)
+    step = schedule.step(jnp.arange(1, 12), jnp.arange(2, 13))
+    kl = np.asarray(jax.vmap(partial(elbo.diffusion_weight, prediction_type="eps"))(step)) * _error(step.t.log_snr)
     for name in ("likelihood", "min_snr"):
         weight = WEIGHTS[name][0]
-        ours = weightings.weighted_bound(NETS["eps"], jax.random.key(1), X_0, table, weight, terms=11)
+        ours = weightings.weighted_bound(NETS["eps"], jax.random.key(1), X_0, schedule, weight, terms=11)
         assert_mean(ours, np.sum(np.asarray(weight(step.t.log_snr)) * kl), resolution=0.04)
 
 
@@ -157,7 +163,7 @@ def test_the_estimate_of_a_table_weighs_its_terms():
     [
         (LinearLogSNR(), {"terms": 0}, "terms is 0"),
         (LinearBeta(), {}, "LinearBeta.* has no noise at t = 0.0"),
-        (tabulate(Cosine(), 5), {"terms": 5}, "this schedule has 4 diffusion terms"),
+        (discretize(Cosine(), 5), {"terms": 5}, "this schedule has 4 diffusion terms"),
     ],
 )
 def test_an_estimate_that_makes_no_sense_is_refused(schedule, options, message):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vdm_jax.compilation import compiled
 from vdm_jax.gaussian import _root
-from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, _stateless, check_values, per_example, wide
+from vdm_jax.types import Batch, Data, Key, PerExample, Scalar, _stateless, at_least_float32, check_values, per_example
 
 Map = Callable[[Any], Any]
 
@@ -61,7 +61,7 @@ def denoising_reconstruction_error(encoder: Map, decoder: Map, key: Key, x: Batc
     Source: Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders"; Vincent 2011,
         "A connection between score matching and denoising autoencoders".
     """
-    dtype = wide(x.dtype)
+    dtype = at_least_float32(x.dtype)
     noisy = x.astype(dtype) + jnp.asarray(sigma, dtype) * jax.random.normal(key, x.shape, dtype)
     return _error(encoder, decoder, noisy.astype(x.dtype), x)
 
@@ -94,7 +94,7 @@ def nearest_distance(x: Batch, data: Data) -> PerExample:
     Raises:
         ValueError: x and the data have examples of different shapes.
     """
-    dtype = wide(x.dtype, data.dtype)
+    dtype = at_least_float32(x.dtype, data.dtype)
     x, data = x.astype(dtype), data.astype(dtype)
 
     def nearest(one):

@@ -20,25 +20,25 @@ import numpy as np
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
-from vdm_jax.elbo import Decoder, decoded_log_prob
+from vdm_jax.elbo import DiffusionDecoder, decoder_log_prob
 from vdm_jax.gaussian import LOG_2PI, Normal
-from vdm_jax.levels import Level, check_positive, for_batch
-from vdm_jax.likelihoods import _from_integer, _widened, from_unit, log_interval, on_grid, to_unit
+from vdm_jax.likelihoods import _from_integer, _widened, denormalize, log_interval_probability, normalize, on_grid
+from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch, check_positive
 from vdm_jax.parameterization import to_x_0
 from vdm_jax.types import (
     Batch,
     Denoiser,
     Key,
-    Parameterization,
     PerExample,
+    PredictionType,
     Real,
     Scalar,
     X,
+    at_least_float32,
     check_distribution,
     check_values,
     evaluate,
     evaluate_scalars,
-    wide,
 )
 
 LogDensity = Callable[[Batch], PerExample]
@@ -68,7 +68,7 @@ class Uniform(NamedTuple):
 
     def log_prob(self, y: X) -> Scalar:
         """log q(y | x) = -D log w for y in the bin, in nats. Raises ValueError as `sample`."""
-        density = jnp.asarray((self.levels - 1) / 2.0, wide(y.dtype))
+        density = jnp.asarray((self.levels - 1) / 2.0, at_least_float32(y.dtype))
         return on_grid(self.x, self.levels).mean() * y.size * jnp.log(density)
 
 
@@ -113,7 +113,7 @@ class TruncatedNormal:
         mean, scale = _widened(self.mean, self.scale)
         low, high = self._edges(mean, scale)
         z = (y - _value(self.x, self.levels) - mean) / scale
-        mass = log_interval(mean / scale, 2.0 / ((self.levels - 1) * scale), jnp.minimum(-low, high))
+        mass = log_interval_probability(mean / scale, 2.0 / ((self.levels - 1) * scale), jnp.minimum(-low, high))
         return jnp.sum(-0.5 * (z**2 + LOG_2PI) - jnp.log(scale) - mass)
 
     def _edges(self, mean: Real, scale: Real) -> tuple[Real, Real]:
@@ -126,8 +126,8 @@ class TruncatedNormal:
 def _value(x: X, levels: int) -> X:
     """x in float32 or a wider type, NaN where it is none of the values; a narrower type may be off by half a bin."""
     x = jnp.asarray(x)
-    dtype = wide(x.dtype)
-    return on_grid(x, levels) * (x if x.dtype == dtype else to_unit(from_unit(x, levels), levels).astype(dtype))
+    dtype = at_least_float32(x.dtype)
+    return on_grid(x, levels) * (x if x.dtype == dtype else normalize(denormalize(x, levels), levels).astype(dtype))
 
 
 @jax.custom_jvp
@@ -139,7 +139,10 @@ def _quantile(u: X, low: X, high: X) -> X:
     def halve(ends, _):
         begin, end = ends
         z = 0.5 * (begin + end)
-        below = log_interval(0.5 * (low + z), z - low) - log_interval(0.5 * (z + high), high - z) < odds
+        below = (
+            log_interval_probability(0.5 * (low + z), z - low) - log_interval_probability(0.5 * (z + high), high - z)
+            < odds
+        )
         return (jnp.where(below, z, begin), jnp.where(below, end, z)), None
 
     (begin, end), _ = scan(halve, (low, high), jnp.arange(jnp.finfo(low.dtype).nmant + 5))
@@ -173,7 +176,7 @@ def dequantized_bound(
 
     Args:
         log_prob: the model's log-density of y, a batch (B, *x) -> (B,); y is in float32 or a wider type, whatever x_0
-            is. That of `flow.flow_log_prob` is of z_0 = alpha_0 y, so that of y is greater by D log alpha_0.
+            is. That of `probability_flow.log_likelihood` is of z_0 = alpha_0 y, so that of y is greater by D log alpha_0.
         key: for y.
         x_0: quantised batch, on [-1, 1], shape (B, *x).
         dequantizer: x -> q(y | x) of one example: `lambda x: Uniform(x, levels)`.
@@ -190,14 +193,14 @@ def dequantized_bound(
     if samples < 1:
         raise ValueError(f"samples is {samples}: the bound needs at least one")
 
-    def law(x):
+    def distribution(x):
         return check_distribution(dequantizer(x), "dequantizer", "sample", "log_prob")
 
     def sample(x, k):
-        return check_values(law(x).sample(k), x.shape, "sample of the dequantizer")
+        return check_values(distribution(x).sample(k), x.shape, "sample of the dequantizer")
 
     def density(x, y):
-        return check_values(law(x).log_prob(y), (), "log_prob of the dequantizer")
+        return check_values(distribution(x).log_prob(y), (), "log_prob of the dequantizer")
 
     def log_ratio(key):
         y = jax.vmap(sample)(x_0, jax.random.split(key, x_0.shape[0]))
@@ -207,20 +210,20 @@ def dequantized_bound(
     return float(np.log(samples)) - jax.nn.logsumexp(ratios, axis=0)
 
 
-def _check_level(level: Level) -> None:
+def _check_level(level: NoiseLevel) -> None:
     check_positive(level, "sigma")
 
 
 @compiled(check=_check_level)
-def encoder_bound(
+def latent_dequantization_bound(
     log_prob: LogDensity,
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    level: Level,
-    decoder: Decoder,
+    level: NoiseLevel,
+    decoder: DiffusionDecoder,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
 ) -> PerExample:
     """One unbiased estimate per example of the bound with z_0 itself as the dequantised data (LIK-5).
 
@@ -232,25 +235,25 @@ def encoder_bound(
 
     Args:
         log_prob: log p(z_0) of a batch, at this level.
-        denoiser: predicts `kind`; evaluated once, for the decoder's x_hat.
+        denoiser: predicts `prediction_type`; evaluated once, for the decoder's x_hat.
         key: for z_0.
         x_0: clean batch, shape (B, *x).
         level: of z_0, scalars, sigma > 0.
         decoder: P(x | z_0) of one example.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
 
     Returns:
         Shape (B,), nats.
 
     Raises:
-        ValueError: unknown kind, a level without noise, or a density of another shape.
+        ValueError: unknown prediction_type, a level without noise, or a density of another shape.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, equation 3; Ho et al. 2019, arXiv:1902.00275.
     """
-    laws = jax.vmap(lambda x: forward.marginal(x.astype(wide(x.dtype)), level))(x_0)
-    z_0 = jax.vmap(Normal.sample)(laws, jax.random.split(key, x_0.shape[0]))
-    levels = for_batch(level, x_0)
+    distributions = jax.vmap(lambda x: forward.marginal(x.astype(at_least_float32(x.dtype)), level))(x_0)
+    z_0 = jax.vmap(Normal.sample)(distributions, jax.random.split(key, x_0.shape[0]))
+    levels = broadcast_to_batch(level, x_0)
     prediction = evaluate(denoiser, z_0.astype(x_0.dtype), levels)
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(prediction, z_0, levels)
-    decoded = decoded_log_prob(lambda h, z: decoder(h, z, level), x_0, x_hat, z_0)
-    return jax.vmap(Normal.log_prob)(laws, z_0) - evaluate_scalars(log_prob, z_0, name="log_prob") - decoded
+    x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, z_0, levels)
+    decoded = decoder_log_prob(lambda h, z: decoder(h, z, level), x_0, x_hat, z_0)
+    return jax.vmap(Normal.log_prob)(distributions, z_0) - evaluate_scalars(log_prob, z_0, name="log_prob") - decoded

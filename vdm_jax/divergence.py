@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.compilation import varying_like
-from vdm_jax.types import Batch, Key, PerExample, Score, evaluate, per_example, wide
+from vdm_jax.types import Batch, Key, PerExample, Score, at_least_float32, evaluate, per_example
 
 Trace = Literal["exact", "rademacher", "gaussian", "sphere"]
 Directions = Float[Array, "k b *x"]
@@ -40,7 +40,7 @@ def directions(key: Key | None, x: Batch, trace: Trace = "rademacher", probes: i
     Source: Hutchinson 1990, "A stochastic estimator of the trace"; Song et al. 2019, arXiv:1905.07088 (the laws of v).
     """
     check_trace(trace, probes)
-    dtype = wide(x.dtype)
+    dtype = at_least_float32(x.dtype)
     if trace == "exact":
         basis = jnp.eye(x[0].size, dtype=dtype).reshape(-1, 1, *x.shape[1:])
         return jnp.broadcast_to(basis * x[0].size ** 0.5, (x[0].size, *x.shape))
@@ -86,7 +86,9 @@ def value_and_divergence(field: Score, x: Batch, directions: Directions) -> tupl
         raise ValueError(
             f"directions of shape {directions.shape} for x of shape {x.shape}: they must be (K, *{x.shape})"
         )
-    start = varying_like(x.astype(wide(x.dtype)), directions)  # products and their sums are at least float32
+    start = varying_like(
+        x.astype(at_least_float32(x.dtype)), directions
+    )  # products and their sums are at least float32
     value, push = jax.linearize(lambda y: evaluate(field, y.astype(x.dtype), name="field"), start)
     directions = varying_like(directions.astype(start.dtype), start)
 

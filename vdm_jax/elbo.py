@@ -17,42 +17,42 @@ from jaxtyping import Array, Float
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
+from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.gaussian import variance_kl
-from vdm_jax.levels import Level, Step
 from vdm_jax.likelihoods import Likelihood
-from vdm_jax.parameterization import target, to_x_0
-from vdm_jax.schedules import Schedule, check_begins_noisy
-from vdm_jax.tables import Discrete
+from vdm_jax.noise_levels import NoiseLevel, Step
+from vdm_jax.parameterization import prediction_target, to_x_0
+from vdm_jax.schedules import Schedule, check_noise_at_start
 from vdm_jax.types import (
     Batch,
     Denoiser,
     Key,
-    Parameterization,
     PerExample,
+    PredictionType,
     Real,
     Scalar,
     X,
+    at_least_float32,
     check_distribution,
     check_values,
     evaluate,
     per_example,
-    unknown_parameterization,
-    wide,
+    unknown_prediction_type,
 )
 
 
 @runtime_checkable
-class Decoder(Protocol):
+class DiffusionDecoder(Protocol):
     """`decoder(x_hat, x_1, level)`: the law p(x_0 | x_1) of one example.
 
     x_hat is the denoiser's prediction of x_0 from x_1. Ho et al.'s decoder reads it, `DiscretizedGaussian(x_hat,
     level.sigma, levels)`; Kingma et al.'s reads x_1 alone, `Categorical(x_1, level, levels)`.
     """
 
-    def __call__(self, x_hat: X, x_1: X, level: Level, /) -> Likelihood: ...
+    def __call__(self, x_hat: X, x_1: X, level: NoiseLevel, /) -> Likelihood: ...
 
 
-def prior_kl(x_0: X, level: Level, log_var: Scalar | float = 0.0) -> Scalar:
+def prior_kl(x_0: X, level: NoiseLevel, log_var: Scalar | float = 0.0) -> Scalar:
     """KL(q(x_T | x_0) || N(0, e^log_var I)) in nats (ELBO-4).
 
         1/2 sum[ (alpha_T x_0)^2 / v + sigma_T^2 / v - 1 - log(sigma_T^2 / v) ]
@@ -67,11 +67,11 @@ def prior_kl(x_0: X, level: Level, log_var: Scalar | float = 0.0) -> Scalar:
 
     Source: Ho et al. 2020, arXiv:2006.11239, L_T; Kingma et al. 2021, arXiv:2107.00630, equation 7.
     """
-    signal = 0.5 * jnp.sum((level.alpha * x_0) ** 2) * jnp.exp(-jnp.asarray(log_var, wide(x_0.dtype)))
+    signal = 0.5 * jnp.sum((level.alpha * x_0) ** 2) * jnp.exp(-jnp.asarray(log_var, at_least_float32(x_0.dtype)))
     return signal + x_0.size * variance_kl(2.0 * level.log_sigma - log_var)
 
 
-def diffusion_weight(step: Step, kind: Parameterization) -> Real:
+def diffusion_weight(step: Step, prediction_type: PredictionType) -> Real:
     """The w in KL(q(x_s|x_t,x_0) || p(x_s|x_t)) = w ||target - prediction||^2 (ELBO-7, ELBO-8, ELBO-9).
 
         x_0: (SNR(s) - SNR(t)) / 2      v: sigma_t^2 (SNR(s) - SNR(t)) / 2     (alpha^2 + sigma^2 = 1)
@@ -79,16 +79,16 @@ def diffusion_weight(step: Step, kind: Parameterization) -> Real:
 
     Args:
         step: the levels s < t, scalars; the weight is infinite where s is clean, whose term is the decoder's.
-        kind: what is predicted.
+        prediction_type: what is predicted.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown prediction_type.
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 12; Kingma et al. 2021, arXiv:2107.00630, equation 13.
     """
     t = step.t
     lost = 0.5 * step.one_minus_ratio  # times SNR(s), or over r: two forms, so that no end makes 0 times infinity
-    match kind:
+    match prediction_type:
         case "x_0":
             return lost * step.s.snr
         case "v":
@@ -97,10 +97,10 @@ def diffusion_weight(step: Step, kind: Parameterization) -> Real:
             return lost / step.snr_ratio
         case "score":
             return lost / step.snr_ratio * t.sigma**2
-    raise unknown_parameterization(kind)
+    raise unknown_prediction_type(prediction_type)
 
 
-def diffusion_rate(level: Level, log_snr_slope: Real, kind: Parameterization) -> Real:
+def diffusion_rate(level: NoiseLevel, log_snr_slope: Real, prediction_type: PredictionType) -> Real:
     """What `diffusion_weight` becomes per unit of time as s -> t (ELBO-12).
 
         eps: -lambda'(t) / 2; times SNR by x_0, times sigma^2 by score, times alpha^2 by v (alpha^2 + sigma^2 = 1)
@@ -108,15 +108,15 @@ def diffusion_rate(level: Level, log_snr_slope: Real, kind: Parameterization) ->
     Args:
         level: the level t, scalars, sigma > 0.
         log_snr_slope: lambda'(t) = -gamma'(t) < 0: `jax.grad(schedule.log_snr)(t)`.
-        kind: what is predicted.
+        prediction_type: what is predicted.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown prediction_type.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, equation 17.
     """
     rate = -0.5 * log_snr_slope
-    match kind:
+    match prediction_type:
         case "x_0":
             return rate * level.snr
         case "v":
@@ -125,58 +125,65 @@ def diffusion_rate(level: Level, log_snr_slope: Real, kind: Parameterization) ->
             return rate
         case "score":
             return rate * level.sigma**2
-    raise unknown_parameterization(kind)
+    raise unknown_prediction_type(prediction_type)
 
 
-def diffusion_kl(target: X, prediction: X, step: Step, kind: Parameterization) -> Scalar:
+def diffusion_kl(target: X, prediction: X, step: Step, prediction_type: PredictionType) -> Scalar:
     """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, from target and prediction of the same kind (ELBO-6).
 
     The model's step has the posterior's variance, so this is ||mu_q - mu_theta||^2 / (2 sigma_q^2).
 
     Args:
         target, prediction: the true x_0, eps, v or score and the predicted one, shape (*x).
-        step, kind: as in `diffusion_weight`.
+        step, prediction_type: as in `diffusion_weight`.
 
     Returns:
         A scalar.
     """
-    return diffusion_weight(step, kind) * jnp.sum((target - prediction) ** 2)
+    return diffusion_weight(step, prediction_type) * jnp.sum((target - prediction) ** 2)
 
 
-def denoising_error(denoiser: Denoiser, key: Key, x_0: Batch, level: Level, kind: Parameterization) -> PerExample:
+def denoising_error(
+    denoiser: Denoiser, key: Key, x_0: Batch, level: NoiseLevel, prediction_type: PredictionType
+) -> PerExample:
     """||target - prediction||^2 at x_t = alpha x_0 + sigma eps, with fresh noise: what every bound and loss weights.
 
     Args:
-        denoiser: predicts `kind`; called once, with the whole batch.
+        denoiser: predicts `prediction_type`; called once, with the whole batch.
         key: for the noise.
         x_0: clean batch, shape (B, *x).
         level: fields of shape (B,).
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
 
     Returns:
         Shape (B,), summed over the example.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown prediction_type.
     """
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
-    truth = jax.vmap(partial(target, kind=kind))(x_0, eps, level)
+    truth = jax.vmap(partial(prediction_target, prediction_type=prediction_type))(x_0, eps, level)
     return per_example(jnp.square(truth - evaluate(denoiser, x_t, level)))
 
 
-def reconstruction(
-    denoiser: Denoiser, key: Key, x_0: Batch, level: Level, decoder: Decoder, kind: Parameterization
+def reconstruction_nll(
+    denoiser: Denoiser,
+    key: Key,
+    x_0: Batch,
+    level: NoiseLevel,
+    decoder: DiffusionDecoder,
+    prediction_type: PredictionType,
 ) -> PerExample:
     """-log p(x_0 | x_1) at one x_1 drawn from q(x_1 | x_0), in nats (ELBO-5).
 
     Args:
-        denoiser: predicts `kind`; called once, with the whole batch.
+        denoiser: predicts `prediction_type`; called once, with the whole batch.
         key: for x_1.
         x_0: clean batch, shape (B, *x).
         level: the first level, fields of shape (B,).
         decoder: p(x_0 | x_1) of one example.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
 
     Returns:
         Shape (B,).
@@ -185,11 +192,11 @@ def reconstruction(
     """
     x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, jax.random.split(key, x_0.shape[0]))
     x_1 = x_1.astype(x_0.dtype)
-    x_hat = jax.vmap(partial(to_x_0, kind=kind))(evaluate(denoiser, x_1, level), x_1, level)
-    return -decoded_log_prob(decoder, x_0, x_hat, x_1, level)
+    x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(evaluate(denoiser, x_1, level), x_1, level)
+    return -decoder_log_prob(decoder, x_0, x_hat, x_1, level)
 
 
-def decoded_log_prob(decoder: Any, x_0: Batch, *given: Any) -> PerExample:
+def decoder_log_prob(decoder: Any, x_0: Batch, *given: Any) -> PerExample:
     """log p(x_0 | ...) of a batch, in nats.
 
     Args:
@@ -212,7 +219,7 @@ def decoded_log_prob(decoder: Any, x_0: Batch, *given: Any) -> PerExample:
     return jax.vmap(log_prob)(x_0, *given)
 
 
-class Bound(NamedTuple):
+class DiffusionBound(NamedTuple):
     """The three terms of the bound on -log p(x_0), in nats; each shape (B,)."""
 
     prior: PerExample
@@ -225,7 +232,7 @@ class Bound(NamedTuple):
         return self.prior + self.reconstruction + self.diffusion
 
 
-class Curve(NamedTuple):
+class DiffusionCurve(NamedTuple):
     """The diffusion term spread out over the noise levels, the least noisy first.
 
     Fields:
@@ -242,25 +249,25 @@ def bound(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    table: Discrete,
-    decoder: Decoder,
+    schedule: DiscreteSchedule,
+    decoder: DiffusionDecoder,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     terms: int | None = None,
     prior_log_var: Scalar | float = 0.0,
-) -> Bound:
+) -> DiffusionBound:
     """One unbiased estimate per example of the bound on -log p(x_0) (ELBO-3, ELBO-10).
 
     With `terms` None every step 2..T is visited once, each with fresh noise: the sum L_DDPM. With `terms` = K, K steps
     spread evenly over 2..T from a random start (low discrepancy) stand for all, times (T - 1) / K.
 
     Args:
-        denoiser: predicts `kind`; called once a term, with the whole batch.
+        denoiser: predicts `prediction_type`; called once a term, with the whole batch.
         key: for the noises and steps.
         x_0: clean batch, shape (B, *x).
-        table: the discrete schedule.
+        schedule: the discrete schedule.
         decoder: p(x_0 | x_1) of one example.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
         terms: number of diffusion terms, None for all.
         prior_log_var: as in `prior_kl`.
 
@@ -268,32 +275,32 @@ def bound(
         `Bound`, each field (B,).
 
     Raises:
-        ValueError: unknown kind, or terms below 1.
+        ValueError: unknown prediction_type, or terms below 1.
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 5; Kingma et al. 2021, arXiv:2107.00630 (low-discrepancy t).
     """
     if terms is not None and terms < 1:
         raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term, or None for all")
-    if terms is None or table.num_steps == 1:
-        terms = table.num_steps - 1
+    if terms is None or schedule.num_steps == 1:
+        terms = schedule.num_steps - 1
     key_1, key_terms = jax.random.split(key)
-    diffusion = _discrete_terms(denoiser, key_terms, x_0, table, kind, terms).nats.sum(0)
-    prior = jax.vmap(lambda x: prior_kl(x, table(table.num_steps), prior_log_var))(x_0)
-    level = table(jnp.ones(x_0.shape[0], jnp.int32))
-    return Bound(prior, reconstruction(denoiser, key_1, x_0, level, decoder, kind), diffusion)
+    diffusion = _discrete_terms(denoiser, key_terms, x_0, schedule, prediction_type, terms).nats.sum(0)
+    prior = jax.vmap(lambda x: prior_kl(x, schedule(schedule.num_steps), prior_log_var))(x_0)
+    level = schedule(jnp.ones(x_0.shape[0], jnp.int32))
+    return DiffusionBound(prior, reconstruction_nll(denoiser, key_1, x_0, level, decoder, prediction_type), diffusion)
 
 
-def _discrete_terms(denoiser, key, x_0, table, kind, terms) -> Curve:
+def _discrete_terms(denoiser, key, x_0, schedule, prediction_type, terms) -> DiffusionCurve:
     key_t, key_eps = jax.random.split(key)
-    num_steps = table.num_steps
+    num_steps = schedule.num_steps
     share = (num_steps - 1) / terms if terms else 0.0
 
     def visit(_, index):
         t = _spread_steps(key_t, index, terms, num_steps, x_0.shape[0])
-        step = table.step(t - 1, t)
-        error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, step.t, kind)
-        nats = share * jax.vmap(partial(diffusion_weight, kind=kind))(step) * error
-        return None, Curve(step.t.log_snr, nats)
+        step = schedule.step(t - 1, t)
+        error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, step.t, prediction_type)
+        nats = share * jax.vmap(partial(diffusion_weight, prediction_type=prediction_type))(step) * error
+        return None, DiffusionCurve(step.t.log_snr, nats)
 
     return scan(visit, None, jnp.arange(terms))[1]
 
@@ -308,7 +315,7 @@ def _spread_steps(key, index, terms, num_steps, batch):
 
 
 def _check_start(schedule: Schedule, t_0: float) -> None:
-    check_begins_noisy(schedule, t_0, jnp.float32)
+    check_noise_at_start(schedule, t_0, jnp.float32)
 
 
 @compiled(static=("terms", "t_0"), check=_check_start)
@@ -317,13 +324,13 @@ def continuous_bound(
     key: Key,
     x_0: Batch,
     schedule: Schedule,
-    decoder: Decoder,
+    decoder: DiffusionDecoder,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     terms: int = 1,
     t_0: float = 0.0,
     prior_log_var: Scalar | float = 0.0,
-) -> Bound:
+) -> DiffusionBound:
     """One unbiased estimate per example of the bound as T -> infinity (ELBO-12).
 
         diffusion = 1/2 int_{t_0}^1 gamma'(t) E ||eps - eps_hat||^2 dt
@@ -333,7 +340,7 @@ def continuous_bound(
     a random start.
 
     Args:
-        denoiser, key, x_0, decoder, kind, prior_log_var: as in `bound`.
+        denoiser, key, x_0, decoder, prediction_type, prior_log_var: as in `bound`.
         schedule: continuous.
         terms: how many times an example, at least 1.
         t_0: where the schedule is cut; 0 for one that begins with noise.
@@ -342,35 +349,40 @@ def continuous_bound(
         `Bound`, each field (B,).
 
     Raises:
-        ValueError: unknown kind, terms below 1, or a schedule without noise at t_0.
+        ValueError: unknown prediction_type, terms below 1, or a schedule without noise at t_0.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, section 5.1.
     """
     if terms < 1:
         raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
     key_1, key_terms = jax.random.split(key)
-    diffusion = _continuous_terms(denoiser, key_terms, x_0, schedule, kind, terms, t_0).nats.sum(0)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), wide(x.dtype))), prior_log_var))(x_0)
-    level = schedule(jnp.full(x_0.shape[:1], t_0, wide(x_0.dtype)))
-    return Bound(prior, reconstruction(denoiser, key_1, x_0, level, decoder, kind), diffusion)
+    diffusion = _continuous_terms(denoiser, key_terms, x_0, schedule, prediction_type, terms, t_0).nats.sum(0)
+    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), at_least_float32(x.dtype))), prior_log_var))(x_0)
+    level = schedule(jnp.full(x_0.shape[:1], t_0, at_least_float32(x_0.dtype)))
+    return DiffusionBound(prior, reconstruction_nll(denoiser, key_1, x_0, level, decoder, prediction_type), diffusion)
 
 
-def _continuous_terms(denoiser, key, x_0, schedule, kind, terms, t_0) -> Curve:
+def _continuous_terms(denoiser, key, x_0, schedule, prediction_type, terms, t_0) -> DiffusionCurve:
     key_t, key_eps = jax.random.split(key)
-    start = jax.random.uniform(key_t, x_0.shape[:1], wide(x_0.dtype))
+    start = jax.random.uniform(key_t, x_0.shape[:1], at_least_float32(x_0.dtype))
 
     def visit(_, index):
         t = t_0 + (1.0 - t_0) * (start + index.astype(start.dtype)) / terms
         level, slope = schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t)
-        error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, level, kind)
-        nats = (1.0 - t_0) / terms * jax.vmap(partial(diffusion_rate, kind=kind))(level, slope) * error
-        return None, Curve(level.log_snr, nats)
+        error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, level, prediction_type)
+        nats = (
+            (1.0 - t_0)
+            / terms
+            * jax.vmap(partial(diffusion_rate, prediction_type=prediction_type))(level, slope)
+            * error
+        )
+        return None, DiffusionCurve(level.log_snr, nats)
 
     return scan(visit, None, jnp.arange(terms))[1]
 
 
-def _check_curve(schedule: Discrete | Schedule, t_0: float) -> None:
-    if not isinstance(schedule, Discrete):
+def _check_curve(schedule: DiscreteSchedule | Schedule, t_0: float) -> None:
+    if not isinstance(schedule, DiscreteSchedule):
         _check_start(schedule, t_0)
 
 
@@ -379,16 +391,16 @@ def diffusion_curve(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    schedule: Discrete | Schedule,
+    schedule: DiscreteSchedule | Schedule,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     terms: int,
     t_0: float = 0.0,
-) -> Curve:
+) -> DiffusionCurve:
     """The diffusion term of `bound` (a discrete schedule) or of `continuous_bound`, slice by slice of time.
 
     Args:
-        denoiser, key, x_0, kind: as in `bound`.
+        denoiser, key, x_0, prediction_type: as in `bound`.
         schedule: discrete, or continuous from t_0 on.
         terms: K, the number of slices; at most T - 1 of a discrete schedule.
         t_0: as in `continuous_bound`.
@@ -397,17 +409,17 @@ def diffusion_curve(
         `Curve`, each field (K, B).
 
     Raises:
-        ValueError: unknown kind, or as `continuous_bound`.
+        ValueError: unknown prediction_type, or as `continuous_bound`.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, section 5.
     """
-    if isinstance(schedule, Discrete):
+    if isinstance(schedule, DiscreteSchedule):
         if not 1 <= terms <= schedule.num_steps - 1:
             raise ValueError(f"terms is {terms}: this schedule has {schedule.num_steps - 1} diffusion terms")
-        return _discrete_terms(denoiser, key, x_0, schedule, kind, terms)
+        return _discrete_terms(denoiser, key, x_0, schedule, prediction_type, terms)
     if terms < 1:
         raise ValueError(f"terms is {terms}: the curve needs at least one slice")
-    return _continuous_terms(denoiser, key, x_0, schedule, kind, terms, t_0)
+    return _continuous_terms(denoiser, key, x_0, schedule, prediction_type, terms, t_0)
 
 
 def bits_per_dim(nats: Real, num_dims: int, bin_width: float = 1.0) -> Real:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vdm_jax.compilation import compiled, scan
-from vdm_jax.langevin import unadjusted
+from vdm_jax.langevin import ula
 from vdm_jax.types import (
     Batch,
     Data,
@@ -23,12 +23,12 @@ from vdm_jax.types import (
     PerExample,
     Scalar,
     Score,
+    at_least_float32,
     check_scalar,
     check_values,
     evaluate,
     evaluate_scalars,
     per_example,
-    wide,
 )
 
 
@@ -85,7 +85,9 @@ def score(energy: Energy, x: Batch) -> Batch:
         ValueError: the energy is not one number an example.
     """
     x = jnp.asarray(x)
-    value, pull = jax.vjp(lambda y: evaluate_scalars(energy, y.astype(x.dtype), name="energy"), x.astype(wide(x.dtype)))
+    value, pull = jax.vjp(
+        lambda y: evaluate_scalars(energy, y.astype(x.dtype), name="energy"), x.astype(at_least_float32(x.dtype))
+    )
     return pull(-jnp.ones_like(value))[0]
 
 
@@ -120,7 +122,9 @@ def line_integral(
         raise ValueError(f"nodes is {nodes}: an integral needs at least one")
     if start.shape != end.shape:
         raise ValueError(f"start has shape {start.shape} and end {end.shape}: the two must be equal")
-    places, weights = (jnp.asarray(part, wide(start.dtype)) for part in np.polynomial.legendre.leggauss(nodes))
+    places, weights = (
+        jnp.asarray(part, at_least_float32(start.dtype)) for part in np.polynomial.legendre.leggauss(nodes)
+    )
 
     def position(u):
         return check_values((path or _straight)(u, start, end), start.shape, "path")
@@ -138,7 +142,7 @@ def _straight(u, start, end):
     return start + u * (end - start)
 
 
-class Contrast(NamedTuple):
+class ContrastiveDivergence(NamedTuple):
     """Both sides of the likelihood's gradient.
 
     Fields:
@@ -157,7 +161,9 @@ class Contrast(NamedTuple):
         return self.data.mean() - self.model.mean()
 
 
-def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Scalar | float, num_steps: int) -> Contrast:
+def contrastive_divergence(
+    energy: Energy, key: Key, x: Batch, start: Data, step_size: Scalar | float, num_steps: int
+) -> ContrastiveDivergence:
     """The gradient of -log p by the energy's parameters, as that of a difference of energies (EBM-4).
 
         -grad_theta E_data log p = E_data grad_theta E - E_model grad_theta E
@@ -171,7 +177,7 @@ def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Scalar 
         key: for the chains.
         x: data, shape (B, *x).
         start: where the chains begin, shape (N, *x).
-        step_size, num_steps: of the chains, as in `langevin.unadjusted`.
+        step_size, num_steps: of the chains, as in `langevin.ula`.
 
     Returns:
         `Contrast`, of which `loss` is to be differentiated.
@@ -183,7 +189,7 @@ def contrast(energy: Energy, key: Key, x: Batch, start: Data, step_size: Scalar 
         restricted Boltzmann machines using approximations to the likelihood gradient" (persistent).
     """
     held = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, energy)
-    chain = unadjusted(jax.tree_util.Partial(score, held), key, start, step_size, num_steps)
+    chain = ula(jax.tree_util.Partial(score, held), key, start, step_size, num_steps)
     negatives = jax.lax.stop_gradient(chain.x)
     data, model = (evaluate_scalars(energy, y, name="energy") for y in (x, negatives))
-    return Contrast(data, model, negatives)
+    return ContrastiveDivergence(data, model, negatives)

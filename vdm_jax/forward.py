@@ -6,11 +6,11 @@ Every kernel acts on ONE example of any shape and scalar levels, and returns a `
 from typing import NamedTuple
 
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import Level, Step
+from vdm_jax.noise_levels import NoiseLevel, Step
 from vdm_jax.types import Real, X
 
 
-def marginal(x_0: X, level: Level) -> Normal:
+def marginal(x_0: X, level: NoiseLevel) -> Normal:
     """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I) (FWD-2).
 
     Args:

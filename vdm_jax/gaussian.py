@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.types import Key, Real, Scalar, X, wide
+from vdm_jax.types import Key, Real, Scalar, X, at_least_float32
 
 LOG_2PI = float(np.log(2 * np.pi))
 # Taylor coefficients of (e^y - 1 - y) / y^2 = sum_k y^k / (k + 2)!, enough for float64 on |y| <= 1/2.
@@ -48,7 +48,7 @@ class Normal:
 
 def _widened(*arrays: Any) -> list[jax.Array]:
     """The arrays in one float type, float32 or wider."""
-    dtype = wide(*arrays)
+    dtype = at_least_float32(*arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
 
 

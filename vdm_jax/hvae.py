@@ -21,8 +21,16 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.compilation import compiled
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.types import Batch, Key, Latents, PerExample, Scalar, wide
-from vdm_jax.vae import Decoder, Encoder, Observation, check_posterior, decoded_cost, draw, importance_weighted
+from vdm_jax.types import Batch, Key, Latents, PerExample, Scalar, at_least_float32
+from vdm_jax.vae import (
+    DecoderFn,
+    EncoderFn,
+    LikelihoodFn,
+    check_posterior,
+    importance_weighted_average,
+    output_nll,
+    reparameterized_sample,
+)
 
 Levels = Float[Array, "L b"]
 
@@ -45,7 +53,7 @@ class Latent(NamedTuple):
 
 
 @runtime_checkable
-class Draw(Protocol):
+class ChooseLatent(Protocol):
     """`draw(i, q, p)`: the latent of level i (in order of drawing, from 0), shape (B, *z). p may not be known yet."""
 
     def __call__(self, i: int, q: Normal | None, p: Normal | None, /) -> Latents: ...
@@ -58,10 +66,10 @@ class Hierarchy(Protocol):
     x is a batch (B, *x), or an integer B: that many, with no data seen.
     """
 
-    def __call__(self, x: Batch | int, draw: Draw, /) -> tuple[Sequence[Latent], Any]: ...
+    def __call__(self, x: Batch | int, draw: ChooseLatent, /) -> tuple[Sequence[Latent], Any]: ...
 
 
-class Bound(NamedTuple):
+class HierarchicalBound(NamedTuple):
     """The terms of the bound on -log p(x), in nats.
 
     Fields:
@@ -78,11 +86,11 @@ class Bound(NamedTuple):
         return self.reconstruction + self.kl.sum(0)
 
 
-def ladder(
+def top_down(
     shape: tuple[int, ...],
     posteriors: Sequence[Callable[[Any, Any], Normal]],
-    conditionals: Sequence[Encoder],
-    decoder: Decoder,
+    conditionals: Sequence[EncoderFn],
+    decoder: DecoderFn,
 ) -> Hierarchy:
     """Inference and generation from the top down, level by level.
 
@@ -113,7 +121,7 @@ def _ladder(zero, posteriors, conditionals, decoder, x, draw):
 
 
 def bottom_up(
-    shape: tuple[int, ...], encoders: Sequence[Encoder], conditionals: Sequence[Encoder], decoder: Decoder
+    shape: tuple[int, ...], encoders: Sequence[EncoderFn], conditionals: Sequence[EncoderFn], decoder: DecoderFn
 ) -> Hierarchy:
     """Inference from the bottom up, generation from the top down (HVAE-1, HVAE-2).
 
@@ -135,19 +143,24 @@ def bottom_up(
 def _bottom_up(zero, encoders, conditionals, decoder, x, draw):
     if isinstance(x, int):  # without data there is but one way through
         return _ladder(zero, encoders, conditionals, decoder, x, draw)
-    laws, zs = [], [x]
+    distributions, zs = [], [x]
     for i, encoder in enumerate(encoders):
-        laws.append(check_posterior(encoder(zs[-1]), len(x), f"encoder of z_{i + 1}"))
-        zs.append(draw(i, laws[-1], None))
-    priors = [*(law(z) for law, z in zip(reversed(conditionals), zs[2:], strict=True)), _standard(zero, x)]
-    priors = [_checked(i + 1, q, p, len(x))[0] for i, (q, p) in enumerate(zip(laws, priors, strict=True))]
-    last = len(laws) - 1
-    latents = [Latent(z, q, p, i < last) for i, (z, q, p) in enumerate(zip(zs[1:], laws, priors, strict=True))]
+        distributions.append(check_posterior(encoder(zs[-1]), len(x), f"encoder of z_{i + 1}"))
+        zs.append(draw(i, distributions[-1], None))
+    priors = [
+        *(distribution(z) for distribution, z in zip(reversed(conditionals), zs[2:], strict=True)),
+        _standard(zero, x),
+    ]
+    priors = [_checked(i + 1, q, p, len(x))[0] for i, (q, p) in enumerate(zip(distributions, priors, strict=True))]
+    last = len(distributions) - 1
+    latents = [Latent(z, q, p, i < last) for i, (z, q, p) in enumerate(zip(zs[1:], distributions, priors, strict=True))]
     return latents, decoder(zs[1])
 
 
 @compiled()
-def bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x: Batch, *, sampled_kl: bool = False) -> Bound:
+def bound(
+    hierarchy: Hierarchy, likelihood: LikelihoodFn, key: Key, x: Batch, *, sampled_kl: bool = False
+) -> HierarchicalBound:
     """One unbiased estimate per example of the bound on -log p(x), from one draw of all levels (HVAE-3).
 
         - E log p(x|z_1) + sum_i E KL(q(z_i | .) || p(z_i | .))
@@ -171,14 +184,16 @@ def bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x: Batch, *, 
     Source: Child 2020, arXiv:2011.10650; Kingma et al. 2016, arXiv:1606.04934.
     """
     latents, output = hierarchy(x, _inference(key))
-    return Bound(
-        decoded_cost(likelihood, output, x), jnp.stack([_divergence(latent, sampled_kl) for latent in latents])
+    return HierarchicalBound(
+        output_nll(likelihood, output, x), jnp.stack([_divergence(latent, sampled_kl) for latent in latents])
     )
 
 
 @compiled(static=("samples",))
-def importance_bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x: Batch, *, samples: int) -> PerExample:
-    """The K-sample importance-weighted bound on -log p(x): `vae.importance_bound` with any number of levels (VAE-3).
+def importance_weighted_bound(
+    hierarchy: Hierarchy, likelihood: LikelihoodFn, key: Key, x: Batch, *, samples: int
+) -> PerExample:
+    """The K-sample importance-weighted bound on -log p(x): `vae.importance_weighted_bound` with any number of levels (VAE-3).
 
     Args:
         hierarchy, likelihood, key, x: as in `bound`.
@@ -196,10 +211,10 @@ def importance_bound(hierarchy: Hierarchy, likelihood: Observation, key: Key, x:
     def log_ratio(key):
         return -bound(hierarchy, likelihood, key, x, sampled_kl=True).total
 
-    return importance_weighted(jax.lax.map(log_ratio, jax.random.split(key, samples)))
+    return importance_weighted_average(jax.lax.map(log_ratio, jax.random.split(key, samples)))
 
 
-def generate(
+def sample(
     hierarchy: Hierarchy, likelihood: Callable[[Any], Any], key: Key, n: int, *, temperature: Scalar | float = 1.0
 ) -> Batch:
     """n new examples: every latent from p, the top one from the prior, then x ~ p(x|z_1) (HVAE-1, VAE-12).
@@ -217,12 +232,12 @@ def generate(
         ValueError: n below 1.
     """
     key_z, key_x = jax.random.split(key)
-    output = imagine(hierarchy, key_z, n, temperature=temperature)
+    output = sample_decoder_output(hierarchy, key_z, n, temperature=temperature)
     return jax.vmap(lambda o, k: likelihood(o).sample(k))(output, jax.random.split(key_x, n))
 
 
 @compiled(static=("n",))
-def imagine(hierarchy: Hierarchy, key: Key, n: int, *, temperature: Scalar | float = 1.0) -> Any:
+def sample_decoder_output(hierarchy: Hierarchy, key: Key, n: int, *, temperature: Scalar | float = 1.0) -> Any:
     """What the decoder gives for n draws of all latents from p: what the likelihood reads, with a leading axis n.
 
     Args and errors as in `generate`.
@@ -232,7 +247,7 @@ def imagine(hierarchy: Hierarchy, key: Key, n: int, *, temperature: Scalar | flo
 
     def from_prior(i, q, p):
         del q
-        return draw(Normal(p.mean, var=temperature**2 * p.var), jax.random.fold_in(key, i))
+        return reparameterized_sample(Normal(p.mean, var=temperature**2 * p.var), jax.random.fold_in(key, i))
 
     return hierarchy(n, from_prior)[1]
 
@@ -265,7 +280,9 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
     return hierarchy(x, choose)[1]
 
 
-def objective(bound: Bound, *, beta: Scalar | float = 1.0, free_nats: Scalar | float = 0.0) -> Scalar:
+def free_bits_objective(
+    bound: HierarchicalBound, *, beta: Scalar | float = 1.0, free_nats: Scalar | float = 0.0
+) -> Scalar:
     """What one trains: the mean bound, its KLs weighted, and none of them pressed below its free nats (HVAE-4).
 
         mean reconstruction + beta sum_i max(mean KL_i, free_nats)
@@ -283,12 +300,12 @@ def objective(bound: Bound, *, beta: Scalar | float = 1.0, free_nats: Scalar | f
     return bound.reconstruction.mean() + beta * jnp.maximum(bound.kl.mean(1), free_nats).sum()
 
 
-def warm_up(step: Int[Array, ""] | int, steps: int) -> Scalar:
+def kl_warm_up(step: Int[Array, ""] | int, steps: int) -> Scalar:
     """beta = min(1, (step + 1) / steps) of update number `step`, from 0 on; 1 where steps is 0."""
     return jnp.minimum(1.0, (jnp.asarray(step) + 1).astype(jnp.float32) / max(steps, 1))
 
 
-class Diagnostics(NamedTuple):
+class CollapseDiagnostics(NamedTuple):
     """Whether a level says anything of the data; each shape (L,), in order of drawing (HVAE-4).
 
     Fields:
@@ -304,7 +321,7 @@ class Diagnostics(NamedTuple):
 
 
 @compiled()
-def diagnose(hierarchy: Hierarchy, key: Key, x: Batch) -> Diagnostics:
+def collapse_diagnostics(hierarchy: Hierarchy, key: Key, x: Batch) -> CollapseDiagnostics:
     """Posterior collapse, level by level, on a data set of N examples (HVAE-4).
 
     Goes N times through the hierarchy, for every example's latents under every other example's posterior.
@@ -326,7 +343,7 @@ def diagnose(hierarchy: Hierarchy, key: Key, x: Batch) -> Diagnostics:
 
     log_q = jax.lax.map(under_another, jnp.arange(x.shape[0]))
     information = log_q[0] - jax.nn.logsumexp(log_q, axis=0) + jnp.log(x.shape[0])
-    return Diagnostics(divergence, active, information.mean(1))
+    return CollapseDiagnostics(divergence, active, information.mean(1))
 
 
 def _active(latent: Latent):
@@ -335,14 +352,16 @@ def _active(latent: Latent):
     return jnp.var((_seen(latent.q).mean - latent.p.mean) / scale, axis=0) > 0.01
 
 
-def _inference(key: Key) -> Draw:
+def _inference(key: Key) -> ChooseLatent:
     """Every latent from q."""
-    return lambda i, q, p: draw(_seen(q), jax.random.fold_in(key, i))
+    return lambda i, q, p: reparameterized_sample(_seen(q), jax.random.fold_in(key, i))
 
 
 def _divergence(latent: Latent, sampled: bool) -> PerExample:
     if sampled or latent.upward:
-        log_q, log_p = (jax.vmap(Normal.log_prob)(law, latent.z) for law in (_seen(latent.q), latent.p))
+        log_q, log_p = (
+            jax.vmap(Normal.log_prob)(distribution, latent.z) for distribution in (_seen(latent.q), latent.p)
+        )
         return log_q - log_p
     return jax.vmap(kl)(_seen(latent.q), latent.p)
 
@@ -354,12 +373,12 @@ def _seen(q: Normal | None) -> Normal:
 
 
 def _standard(zero: Array, x: Batch | int) -> Normal:
-    n, dtype = (x, zero.dtype) if isinstance(x, int) else (x.shape[0], wide(x.dtype))
+    n, dtype = (x, zero.dtype) if isinstance(x, int) else (x.shape[0], at_least_float32(x.dtype))
     return Normal(jnp.zeros((n, *zero.shape), dtype), var=jnp.ones((n,), dtype))
 
 
-def _callables(laws, conditionals, decoder):
-    return tuple(map(_as_pytree, laws)), tuple(map(_as_pytree, conditionals)), _as_pytree(decoder)
+def _callables(distributions, conditionals, decoder):
+    return tuple(map(_as_pytree, distributions)), tuple(map(_as_pytree, conditionals)), _as_pytree(decoder)
 
 
 def _as_pytree(function: Callable) -> Callable:
@@ -368,10 +387,10 @@ def _as_pytree(function: Callable) -> Callable:
     return Partial(function) if leaf else function
 
 
-def _check_count(what: str, laws: Sequence, conditionals: Sequence) -> None:
-    if len(laws) < 1 or len(conditionals) != len(laws) - 1:
+def _check_count(what: str, distributions: Sequence, conditionals: Sequence) -> None:
+    if len(distributions) < 1 or len(conditionals) != len(distributions) - 1:
         raise ValueError(
-            f"{len(laws)} {what} and {len(conditionals)} conditionals do not chain: L levels need L of the one and "
+            f"{len(distributions)} {what} and {len(conditionals)} conditionals do not chain: L levels need L of the one and "
             "L - 1 of the other, since p(z_L) is N(0, I)"
         )
 

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.closed_form import Distribution, Empirical, Gaussian, Independent, Mixture, dot, marginal
 from vdm_jax.compilation import compiled
+from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import diffusion_weight, prior_kl
-from vdm_jax.exact import Finite, Gaussian, Independent, Law, Mixture, dot, marginal
 from vdm_jax.gaussian import LOG_2PI, _root
-from vdm_jax.levels import Level, check_positive
-from vdm_jax.tables import Discrete
+from vdm_jax.noise_levels import NoiseLevel, check_positive
 from vdm_jax.types import Key, Real, Scalar, X
 
 _REACH = 9.0  # of the grid, in standard deviations: what lies beyond is below float64's rounding
@@ -40,10 +40,10 @@ class Estimate(NamedTuple):
 class Expectation(Protocol):
     """`expect(function, law)`: the mean of a scalar function of x under a law, as an `Estimate`."""
 
-    def __call__(self, function: Callable[[X], Scalar], law: Any, /) -> Estimate: ...
+    def __call__(self, function: Callable[[X], Scalar], distribution: Any, /) -> Estimate: ...
 
 
-def quadrature(function: Callable[[X], Scalar], law: Any, nodes: int = 201) -> Estimate:
+def quadrature(function: Callable[[X], Scalar], distribution: Any, nodes: int = 201) -> Estimate:
     """E function(x), by the trapezoidal rule in every dimension of every component, nodes^D points each.
 
     For smooth functions its error falls exponentially with the number of nodes. The error stated is the difference from
@@ -51,27 +51,31 @@ def quadrature(function: Callable[[X], Scalar], law: Any, nodes: int = 201) -> E
 
     Args:
         function: of one example, shape (*x); finite within nine standard deviations.
-        law: a Gaussian or Mixture of at most three dimensions, or a Finite law of any (a sum, whose error is 0).
+        distribution: a Gaussian or Mixture of at most three dimensions, or a Finite law of any (a sum, whose error is 0).
         nodes: odd.
 
     Raises:
         ValueError: more than three dimensions, or an even number of nodes.
     """
-    if isinstance(law, Finite):
-        values = jax.lax.map(function, law.points)
-        return Estimate(jnp.sum(jnp.exp(law.log_weights) * values), jnp.zeros((), values.dtype))
-    if law.mean.size > 3 or nodes % 2 == 0:
-        raise ValueError(f"quadrature takes an odd number of nodes and at most 3 dimensions, not {law.mean.size}")
-    if isinstance(law, Gaussian):
-        law = Mixture(jnp.zeros_like(law.mean, shape=(1,)), jax.tree.map(lambda leaf: leaf[None], law))
-    z, fine, coarse = _grid(law.mean, nodes)
+    if isinstance(distribution, Empirical):
+        values = jax.lax.map(function, distribution.points)
+        return Estimate(jnp.sum(jnp.exp(distribution.log_weights) * values), jnp.zeros((), values.dtype))
+    if distribution.mean.size > 3 or nodes % 2 == 0:
+        raise ValueError(
+            f"quadrature takes an odd number of nodes and at most 3 dimensions, not {distribution.mean.size}"
+        )
+    if isinstance(distribution, Gaussian):
+        distribution = Mixture(
+            jnp.zeros_like(distribution.mean, shape=(1,)), jax.tree.map(lambda leaf: leaf[None], distribution)
+        )
+    z, fine, coarse = _grid(distribution.mean, nodes)
 
     def component(normal):
         values = jax.lax.map(lambda node: function(normal.colour(node)), z, batch_size=4096)
         return dot(fine, values), dot(coarse, values)
 
-    whole, half = jax.lax.map(component, law.components)
-    weights = jnp.exp(law.log_weights)
+    whole, half = jax.lax.map(component, distribution.components)
+    weights = jnp.exp(distribution.log_weights)
     return Estimate(dot(weights, whole), jnp.abs(dot(weights, whole - half)))
 
 
@@ -88,65 +92,65 @@ def _grid(like: X, nodes: int):
     return tuple(jnp.asarray(a, like.dtype) for a in (z.reshape(-1, *like.shape), *rules))
 
 
-def monte_carlo(function: Callable[[X], Scalar], law: Any, key: Key, draws: int = 10_000) -> Estimate:
+def monte_carlo(function: Callable[[X], Scalar], distribution: Any, key: Key, draws: int = 10_000) -> Estimate:
     """E function(x), as the mean of independent draws; the error is its standard error.
 
     Args:
         function: of one example, shape (*x).
-        law: any.
+        distribution: any.
         key: for the draws; `functools.partial(monte_carlo, key=key)` is an `Expectation`.
         draws: how many, at least 2.
     """
     keys = jax.random.split(key, draws)
-    values = jax.lax.map(lambda k: function(law.sample(k)), keys, batch_size=1024)
+    values = jax.lax.map(lambda k: function(distribution.sample(k)), keys, batch_size=1024)
     return Estimate(values.mean(), _root(values.var(ddof=1) / draws))
 
 
-def entropy(law: Law, expect: Expectation = quadrature) -> Estimate:
+def entropy(distribution: Distribution, expect: Expectation = quadrature) -> Estimate:
     """-E log p(x) of a law, differential where it has a density.
 
     Args:
-        law: closed form for a Gaussian and a Finite law, and per number for an Independent one.
+        distribution: closed form for a Gaussian and a Finite law, and per number for an Independent one.
         expect: for a Mixture.
     """
-    if isinstance(law, Independent):
-        return _sum(law.each(lambda scalar: entropy(scalar, expect)))
-    if isinstance(law, (Gaussian, Finite)):
-        value = law.entropy()
+    if isinstance(distribution, Independent):
+        return _sum(distribution.each(lambda scalar: entropy(scalar, expect)))
+    if isinstance(distribution, (Gaussian, Empirical)):
+        value = distribution.entropy()
         return Estimate(value, jnp.zeros_like(value))
-    return expect(lambda x: -law.log_prob(x), law)
+    return expect(lambda x: -distribution.log_prob(x), distribution)
 
 
-def mutual_information(law: Law, level: Level, expect: Expectation = quadrature) -> Estimate:
+def mutual_information(distribution: Distribution, level: NoiseLevel, expect: Expectation = quadrature) -> Estimate:
     """I(x_0; x_t) = h(x_t) - D/2 log(2 pi e sigma^2).
 
     Args:
-        law: of x_0.
+        distribution: of x_0.
         level: scalars, sigma > 0.
         expect: for the entropy of x_t.
 
     Source: Guo, Shamai & Verdu 2005, arXiv:cs/0412108.
     """
-    whole = entropy(marginal(law, level), expect)
-    return whole._replace(value=whole.value - 0.5 * law.mean.size * (1.0 + LOG_2PI + 2.0 * level.log_sigma))
+    whole = entropy(marginal(distribution, level), expect)
+    return whole._replace(value=whole.value - 0.5 * distribution.mean.size * (1.0 + LOG_2PI + 2.0 * level.log_sigma))
 
 
-def mmse(law: Law, level: Level, expect: Expectation = quadrature) -> Estimate:
+def mmse(distribution: Distribution, level: NoiseLevel, expect: Expectation = quadrature) -> Estimate:
     """E ||x_0 - E[x_0 | x_t]||^2, the error that no denoiser undercuts (PAR-3). At all levels it is the MMSE curve.
 
     Args:
-        law: of x_0; closed form where it is Gaussian.
+        distribution: of x_0; closed form where it is Gaussian.
         level: scalars, sigma > 0.
         expect: over x_t.
 
     Source: Guo, Shamai & Verdu 2005, arXiv:cs/0412108.
     """
-    if isinstance(law, Independent):
-        return _sum(law.each(lambda scalar: mmse(scalar, level, expect)))
-    if isinstance(law, Gaussian):
-        value = jnp.sum(law.given(law.mean, level).variance)  # whatever x_t is
+    if isinstance(distribution, Independent):
+        return _sum(distribution.each(lambda scalar: mmse(scalar, level, expect)))
+    if isinstance(distribution, Gaussian):
+        value = jnp.sum(distribution.posterior(distribution.mean, level).variance)  # whatever x_t is
         return Estimate(value, jnp.zeros_like(value))
-    return expect(lambda x_t: jnp.sum(law.given(x_t, level).variance), marginal(law, level))
+    return expect(lambda x_t: jnp.sum(distribution.posterior(x_t, level).variance), marginal(distribution, level))
 
 
 class OptimalBound(NamedTuple):
@@ -164,37 +168,48 @@ class OptimalBound(NamedTuple):
 
 @compiled()
 def optimal_bound(
-    law: Law, table: Discrete, expect: Expectation = quadrature, *, prior_log_var: Scalar | float = 0.0
+    distribution: Distribution,
+    schedule: DiscreteSchedule,
+    expect: Expectation = quadrature,
+    *,
+    prior_log_var: Scalar | float = 0.0,
 ) -> OptimalBound:
     """The bound with the exact denoiser and decoder at T steps, in expectation over the data (ELBO-3, ELBO-7).
 
     What is left above the entropy of the data is the model's: a normal reverse step where q(x_s | x_t) is none.
 
     Args:
-        law: of x_0.
-        table: the schedule.
+        distribution: of x_0.
+        schedule: the schedule.
         expect: over x_t.
         prior_log_var: as in `elbo.prior_kl`.
     """
-    first, last = table(1), table(table.num_steps)
+    first, last = schedule(1), schedule(schedule.num_steps)
 
     def term(t):
-        step = table.step(t - 1, t)
+        step = schedule.step(t - 1, t)
         weight = diffusion_weight(step, "x_0")
-        return jax.tree.map(lambda number: weight * number, mmse(law, step.t, expect))
+        return jax.tree.map(lambda number: weight * number, mmse(distribution, step.t, expect))
 
-    diffusion = _sum(jax.lax.map(term, jnp.arange(2, table.num_steps + 1)))
-    return OptimalBound(_prior(law, last, prior_log_var), _reconstruction(law, first, expect), diffusion)
+    diffusion = _sum(jax.lax.map(term, jnp.arange(2, schedule.num_steps + 1)))
+    return OptimalBound(
+        _prior(distribution, last, prior_log_var), _reconstruction(distribution, first, expect), diffusion
+    )
 
 
-def _check_ends(first: Level, last: Level) -> None:
+def _check_ends(first: NoiseLevel, last: NoiseLevel) -> None:
     check_positive(first, "sigma")
     check_positive(last, "sigma")
 
 
 @compiled(check=_check_ends)
 def optimal_bound_limit(
-    law: Law, first: Level, last: Level, expect: Expectation = quadrature, *, prior_log_var: Scalar | float = 0.0
+    distribution: Distribution,
+    first: NoiseLevel,
+    last: NoiseLevel,
+    expect: Expectation = quadrature,
+    *,
+    prior_log_var: Scalar | float = 0.0,
 ) -> OptimalBound:
     """`optimal_bound` as T -> infinity between two levels, whatever the schedule's shape between them (ELBO-12).
 
@@ -202,34 +217,38 @@ def optimal_bound_limit(
     whole exceeds the data's entropy by KL(q(x_T) || p(x_T)) alone.
 
     Args:
-        law: of x_0.
+        distribution: of x_0.
         first, last: the least and the most noisy level, scalars.
         expect, prior_log_var: as in `optimal_bound`.
 
     Raises:
         ValueError: a level without noise.
     """
-    low, high = mutual_information(law, last, expect), mutual_information(law, first, expect)
+    low, high = mutual_information(distribution, last, expect), mutual_information(distribution, first, expect)
     diffusion = Estimate(high.value - low.value, high.error + low.error)
-    return OptimalBound(_prior(law, last, prior_log_var), _reconstruction(law, first, expect), diffusion)
+    return OptimalBound(
+        _prior(distribution, last, prior_log_var), _reconstruction(distribution, first, expect), diffusion
+    )
 
 
-def _prior(law, level, log_var) -> Estimate:
+def _prior(distribution, level, log_var) -> Estimate:
     """E KL(q(x_T | x_0) || p(x_T)): quadratic in x_0, so the mean's value and the variance."""
-    spread = 0.5 * level.alpha**2 * jnp.sum(law.variance) * jnp.exp(-jnp.asarray(log_var, law.mean.dtype))
-    value = prior_kl(law.mean, level, log_var) + spread
+    spread = (
+        0.5 * level.alpha**2 * jnp.sum(distribution.variance) * jnp.exp(-jnp.asarray(log_var, distribution.mean.dtype))
+    )
+    value = prior_kl(distribution.mean, level, log_var) + spread
     return Estimate(value, jnp.zeros_like(value))
 
 
-def _reconstruction(law, level, expect) -> Estimate:
+def _reconstruction(distribution, level, expect) -> Estimate:
     """H(x_0 | x_1) = H(x_0) - I(x_0; x_1)."""
-    if isinstance(law, Gaussian):
-        return entropy(law.given(law.mean, level))
-    if isinstance(law, Independent):
-        return _sum(law.each(lambda scalar: _reconstruction(scalar, level, expect)))
-    if isinstance(law, Finite):  # not as a difference, which is tiny where little noise leaves no doubt
-        return expect(lambda x_1: law.given(x_1, level).entropy(), marginal(law, level))
-    whole, shared = entropy(law, expect), mutual_information(law, level, expect)
+    if isinstance(distribution, Gaussian):
+        return entropy(distribution.posterior(distribution.mean, level))
+    if isinstance(distribution, Independent):
+        return _sum(distribution.each(lambda scalar: _reconstruction(scalar, level, expect)))
+    if isinstance(distribution, Empirical):  # not as a difference, which is tiny where little noise leaves no doubt
+        return expect(lambda x_1: distribution.posterior(x_1, level).entropy(), marginal(distribution, level))
+    whole, shared = entropy(distribution, expect), mutual_information(distribution, level, expect)
     return Estimate(whole.value - shared.value, whole.error + shared.error)
 
 

@@ -19,22 +19,22 @@ from jaxtyping import Array, Float
 
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import Level
-from vdm_jax.parameterization import ScoreOf, to_x_0
+from vdm_jax.noise_levels import NoiseLevel
+from vdm_jax.parameterization import ScoreFromDenoiser, to_x_0
 from vdm_jax.types import (
     Batch,
     Denoiser,
     Energy,
     Key,
-    Parameterization,
     PerExample,
+    PredictionType,
     Real,
     Scalar,
     Score,
     X,
+    at_least_float32,
     evaluate,
     evaluate_scalars,
-    wide,
 )
 
 
@@ -52,7 +52,7 @@ class Chain(NamedTuple):
     accepted: PerExample
 
 
-def kernel(x: X, score: X, step_size: Real) -> Normal:
+def langevin_kernel(x: X, score: X, step_size: Real) -> Normal:
     """The law of the next state, N(x + eta score, 2 eta I), for one example (LAN-1).
 
     Args:
@@ -69,9 +69,7 @@ def _check_step_size(step_size: Scalar | float) -> None:
 
 
 @compiled(static=("num_steps",), check=_check_step_size)
-def unadjusted(
-    score: Score, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False
-) -> Chain:
+def ula(score: Score, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False) -> Chain:
     """So many steps of a Langevin chain (LAN-1, LAN-2).
 
     Args:
@@ -91,7 +89,7 @@ def unadjusted(
     Source: Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
     _check_count("num_steps", num_steps)
-    return _unadjusted(score, key, x, jnp.asarray(step_size, wide(x.dtype)), num_steps, path)
+    return _unadjusted(score, key, x, jnp.asarray(step_size, at_least_float32(x.dtype)), num_steps, path)
 
 
 def _unadjusted(score, key, x, step_size, num_steps, path) -> Chain:
@@ -104,7 +102,7 @@ def _unadjusted(score, key, x, step_size, num_steps, path) -> Chain:
 
 
 def _all_accepted(x: Batch) -> PerExample:
-    return jnp.ones_like(x, wide(x.dtype), shape=x.shape[:1])
+    return jnp.ones_like(x, at_least_float32(x.dtype), shape=x.shape[:1])
 
 
 def _path(states, x):
@@ -117,13 +115,15 @@ def _step(score, key, x, step_size) -> Batch:
 
 
 def _propose(x, score, key, step_size) -> Batch:
-    score, step_size = (value.astype(wide(x.dtype)) for value in (score, step_size))  # the noise is of x's type alone
+    score, step_size = (
+        value.astype(at_least_float32(x.dtype)) for value in (score, step_size)
+    )  # the noise is of x's type alone
     keys = jax.random.split(key, x.shape[0])
-    return jax.vmap(lambda x, s, k: kernel(x, s, step_size).sample(k))(x, score, keys).astype(x.dtype)
+    return jax.vmap(lambda x, s, k: langevin_kernel(x, s, step_size).sample(k))(x, score, keys).astype(x.dtype)
 
 
 @compiled(static=("num_steps",), check=_check_step_size)
-def metropolis(
+def mala(
     log_prob: Energy, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False
 ) -> Chain:
     """Langevin proposals, accepted or refused so that p is kept exactly, at any step size (MALA).
@@ -144,16 +144,16 @@ def metropolis(
     Source: Besag 1994; Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
     _check_count("num_steps", num_steps)
-    return _metropolis(log_prob, key, x, jnp.asarray(step_size, wide(x.dtype)), num_steps, path)
+    return _metropolis(log_prob, key, x, jnp.asarray(step_size, at_least_float32(x.dtype)), num_steps, path)
 
 
 def _metropolis(log_prob, key, x, step_size, num_steps, path) -> Chain:
     def look(x):
         value, pull = jax.vjp(lambda x: evaluate_scalars(log_prob, x, name="log-density"), x)
-        return value, pull(jnp.ones_like(value))[0].astype(wide(x.dtype))
+        return value, pull(jnp.ones_like(value))[0].astype(at_least_float32(x.dtype))
 
     def log_kernel(x, s, y):
-        return jax.vmap(lambda x, s, y: kernel(x, s, step_size).log_prob(y))(x, s, y)
+        return jax.vmap(lambda x, s, y: langevin_kernel(x, s, step_size).log_prob(y))(x, s, y)
 
     def move(state, key):
         (x, (value, s)), (key_y, key_u) = state, jax.random.split(key)
@@ -165,26 +165,26 @@ def _metropolis(log_prob, key, x, step_size, num_steps, path) -> Chain:
         return state, (state[0] if path else None, taken)
 
     (x, _), (states, taken) = scan(move, (x, look(x)), jax.random.split(key, num_steps))
-    return Chain(x, _path(states, x), jnp.mean(taken, axis=0, dtype=wide(x.dtype)))
+    return Chain(x, _path(states, x), jnp.mean(taken, axis=0, dtype=at_least_float32(x.dtype)))
 
 
 def _choose(chosen, new, old):
     return jax.vmap(jnp.where)(chosen, new, old)
 
 
-def _check_annealing(levels: Level, rate: Scalar | float) -> None:
+def _check_annealing(levels: NoiseLevel, rate: Scalar | float) -> None:
     _check_positive("rate", rate)
-    check_falling(levels)
+    check_decreasing_noise(levels)
 
 
 @compiled(static=("steps",), check=_check_annealing)
-def annealed(
+def annealed_langevin(
     denoiser: Denoiser,
     key: Key,
     x: Batch,
-    levels: Level,
+    levels: NoiseLevel,
     *,
-    kind: Parameterization = "score",
+    prediction_type: PredictionType = "score",
     rate: Scalar | float = 0.1,
     steps: int = 100,
     denoise: bool = True,
@@ -197,11 +197,11 @@ def annealed(
     denoiser of a variance-preserving process makes the same chain as one of the exploding process.
 
     Args:
-        denoiser: predicts `kind`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
         key: for the noise.
         x: where the chains begin, draws of (nearly) the noisiest law, shape (B, *x).
         levels: fields of shape (L,), their noise sigma / alpha falling; `jax.vmap(schedule)` or a table gives them.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
         rate: eta / sigma^2.
         steps: on each level.
         denoise: end with the denoiser's x_0 in the place of the last, still noisy, state.
@@ -211,17 +211,17 @@ def annealed(
         `Chain`.
 
     Raises:
-        ValueError: unknown kind, rate not positive, steps below 1, or levels whose noise does not fall.
+        ValueError: unknown prediction_type, rate not positive, steps below 1, or levels whose noise does not fall.
 
     Source: Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon 2020, arXiv:2006.09011 (the last denoising).
     """
     _check_count("steps", steps)
-    rate = jnp.asarray(rate, wide(x.dtype))
+    rate = jnp.asarray(rate, at_least_float32(x.dtype))
 
     def visit(x, turn):
         level, before, key = turn
         x = (x * (level.alpha / before)).astype(x.dtype)
-        score, eta = ScoreOf(denoiser, level, kind), rate * level.sigma**2
+        score, eta = ScoreFromDenoiser(denoiser, level, prediction_type), rate * level.sigma**2
         keys = jax.random.split(key, steps)
         x, _ = scan(lambda x, key: (_step(score, key, x, eta), None), x, keys)
         return x, x if path else None
@@ -230,7 +230,7 @@ def annealed(
     x, states = scan(visit, x, (levels, before, jax.random.split(key, levels.alpha.shape[0])))
     last = jax.tree.map(lambda field: field[-1], levels)
     if denoise:
-        x = to_x_0(ScoreOf(denoiser, last, kind)(x), x, last, "score").astype(x.dtype)
+        x = to_x_0(ScoreFromDenoiser(denoiser, last, prediction_type)(x), x, last, "score").astype(x.dtype)
     return Chain(x, _path(states, x), _all_accepted(x))
 
 
@@ -239,13 +239,13 @@ def _check_ratio(ratio: Scalar | float) -> None:
 
 
 @compiled(static=("steps",), check=_check_ratio)
-def corrector(
+def langevin_corrector(
     denoiser: Denoiser,
     key: Key,
     x_t: Batch,
-    level: Level,
+    level: NoiseLevel,
     *,
-    kind: Parameterization = "score",
+    prediction_type: PredictionType = "score",
     ratio: Scalar | float = 0.16,
     steps: int = 1,
 ) -> Batch:
@@ -254,11 +254,11 @@ def corrector(
         eta = 2 (ratio sigma)^2
 
     Args:
-        denoiser: predicts `kind`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
         key: for the noise.
         x_t: shape (B, *x).
         level: scalars, sigma > 0.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
         ratio: Song et al.'s r, the drift's length over the noise's. They divide by the length of the score in a batch;
             here by that of the conditional score, sqrt(D) / sigma, since steps that depend on the state change its law.
         steps: how many.
@@ -267,16 +267,16 @@ def corrector(
         Shape (B, *x), of the same law as x_t if that is q(x_t), up to the bias of a finite step.
 
     Raises:
-        ValueError: unknown kind, ratio not positive, or steps below 1.
+        ValueError: unknown prediction_type, ratio not positive, or steps below 1.
 
     Source: Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5.
     """
     _check_count("steps", steps)
-    eta = 2.0 * (jnp.asarray(ratio, wide(x_t.dtype)) * level.sigma) ** 2
-    return _unadjusted(ScoreOf(denoiser, level, kind), key, x_t, eta, steps, False).x
+    eta = 2.0 * (jnp.asarray(ratio, at_least_float32(x_t.dtype)) * level.sigma) ** 2
+    return _unadjusted(ScoreFromDenoiser(denoiser, level, prediction_type), key, x_t, eta, steps, False).x
 
 
-def check_falling(levels: Level) -> None:
+def check_decreasing_noise(levels: NoiseLevel) -> None:
     """Refuse levels whose noise does not fall; what is traced is not asked.
 
     Raises:

@@ -17,8 +17,8 @@ from jax.scipy.special import erfc
 from jaxtyping import Array, Bool, Float, Integer
 
 from vdm_jax.gaussian import LOG_2PI, _widened
-from vdm_jax.levels import Level
-from vdm_jax.types import Key, Real, Scalar, X, wide
+from vdm_jax.noise_levels import NoiseLevel
+from vdm_jax.types import Key, Real, Scalar, X, at_least_float32
 
 _OFF_GRID = 2.0**-6  # half bins: farther from a value than this, and than rounding, x is off the grid
 _ROOT_HALF = float(np.sqrt(0.5))
@@ -32,7 +32,7 @@ class Likelihood(Protocol):
     def log_prob(self, x: X) -> Scalar: ...
 
 
-def to_unit(values: Array | np.ndarray, levels: int) -> X:
+def normalize(values: Array | np.ndarray, levels: int) -> X:
     """Quantized data 0..levels-1 as numbers on [-1, 1], in the default float dtype.
 
     Args:
@@ -54,9 +54,9 @@ def to_unit(values: Array | np.ndarray, levels: int) -> X:
     return jnp.where((x >= 0) & (x <= levels - 1), x * (2.0 / (levels - 1)) - 1.0, jnp.nan)
 
 
-def from_unit(x: X, levels: int) -> Integer[Array, "*x"]:
+def denormalize(x: X, levels: int) -> Integer[Array, "*x"]:
     """The nearest quantized value 0..levels-1 of numbers on [-1, 1]; outside, the nearest end."""
-    x = x.astype(wide(x.dtype))
+    x = x.astype(at_least_float32(x.dtype))
     return jnp.clip(jnp.round((x + 1.0) * (0.5 * (levels - 1))), 0, levels - 1).astype(jnp.int32)
 
 
@@ -85,8 +85,8 @@ def on_grid(x: X, levels: int) -> Real:
 
 def _is_value(x: X, levels: int) -> Bool[Array, "*x"]:
     rounding = 2.0 * float(jnp.finfo(x.dtype).eps) * (levels - 1)
-    x = x.astype(wide(x.dtype))
-    return jnp.abs(_from_value(x, from_unit(x, levels), levels)) <= min(max(_OFF_GRID, rounding), 0.5)
+    x = x.astype(at_least_float32(x.dtype))
+    return jnp.abs(_from_value(x, denormalize(x, levels), levels)) <= min(max(_OFF_GRID, rounding), 0.5)
 
 
 @jax.tree_util.register_dataclass
@@ -116,7 +116,7 @@ class DiscretizedGaussian:
         Raises:
             ValueError: as `on_grid`.
         """
-        return jnp.sum(on_grid(x, self.levels) * self._log_mass(from_unit(x, self.levels)))
+        return jnp.sum(on_grid(x, self.levels) * self._log_mass(denormalize(x, self.levels)))
 
     def log_masses(self) -> Float[Array, "*x levels"]:
         """The log-probability of every value, shape (*x, levels)."""
@@ -141,7 +141,7 @@ class DiscretizedGaussian:
         first, last = index == 0, index == self.levels - 1
         # The one edge of a bin at an end may be the farther of the two.
         to_inner = jnp.where(first == (side > 0), to_edge, 1.0 + side * apart)
-        closed = log_interval(apart / bins, 2.0 / bins, to_edge / bins)
+        closed = log_interval_probability(apart / bins, 2.0 / bins, to_edge / bins)
         return jnp.where(first | last, _log_cdf(to_inner / bins), closed)
 
 
@@ -163,7 +163,7 @@ class Categorical(NamedTuple):
     """
 
     z: X
-    level: Level
+    level: NoiseLevel
     levels: int
     logits: Float[Array, "*x levels"] | None = None
 
@@ -173,7 +173,7 @@ class Categorical(NamedTuple):
         Raises:
             ValueError: as `on_grid`.
         """
-        masses = jnp.take_along_axis(self.log_masses(), from_unit(x, self.levels)[..., None], axis=-1)
+        masses = jnp.take_along_axis(self.log_masses(), denormalize(x, self.levels)[..., None], axis=-1)
         return jnp.sum(on_grid(x, self.levels) * masses[..., 0])
 
     def log_masses(self) -> Float[Array, "*x levels"]:
@@ -181,7 +181,7 @@ class Categorical(NamedTuple):
         # Squares relative to the nearest value's: their large common part would round away the differences. In units
         # of half a bin z - alpha v is (z - v) + (1 - alpha) v, and a step between values is 2 alpha.
         (z,) = _widened(self.z)
-        nearest = from_unit(z, self.levels)
+        nearest = denormalize(z, self.levels)
         lost = -jnp.expm1(self.level.log_alpha) * (2 * nearest - (self.levels - 1)).astype(z.dtype)
         offset = (_from_value(z, nearest, self.levels) + lost)[..., None]
         between = jnp.arange(self.levels, dtype=nearest.dtype).reshape((1,) * z.ndim + (-1,)) - nearest[..., None]
@@ -276,7 +276,7 @@ class LogisticMixture(NamedTuple):
             ValueError: as `on_grid`; or as many coefficients as C channels have pairs are needed, and there are not.
         """
         logits, log_scales = _widened(self.logits, self.log_scales)
-        index = from_unit(x, self.levels)
+        index = denormalize(x, self.levels)
         unit = jnp.exp(-log_scales) / (self.levels - 1)  # half a bin, in scales
         first, last = index[..., None] == 0, index[..., None] == self.levels - 1
         masses = _log_logistic(self._from_means(index, -1) * unit, self._from_means(index, 1) * unit, unit, first, last)
@@ -330,7 +330,7 @@ def _grid(levels: int, dtype) -> Float[Array, " levels"]:
 
 def _rounded(x: X, levels: int) -> X:
     """The nearest of the values on [-1, 1]; NaN stays NaN."""
-    return jnp.where(jnp.isnan(x), x, to_unit(from_unit(x, levels), levels).astype(x.dtype))
+    return jnp.where(jnp.isnan(x), x, normalize(denormalize(x, levels), levels).astype(x.dtype))
 
 
 def _from_value(x: X, index: Integer[Array, "*x"], levels: int) -> X:
@@ -390,7 +390,7 @@ def _log1mexp(x: Real) -> Real:
     return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 0.7, x))))
 
 
-def log_interval(middle: X, width: Real, near: Real | None = None) -> X:
+def log_interval_probability(middle: X, width: Real, near: Real | None = None) -> X:
     """log(Phi(m + w/2) - Phi(m - w/2)), right and differentiable from w -> 0 to the far tails.
 
     Three forms, none of which cancels where it is used: quadrature of the density over a narrow interval, the mass

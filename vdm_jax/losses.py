@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.compilation import compiled
-from vdm_jax.elbo import Bound, Decoder, bound, denoising_error
-from vdm_jax.levels import Step
-from vdm_jax.tables import Table
-from vdm_jax.times import Placement, to_steps, uniforms, warp
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, check_weights
+from vdm_jax.discrete_schedules import TabulatedSchedule
+from vdm_jax.elbo import DiffusionBound, DiffusionDecoder, bound, denoising_error
+from vdm_jax.noise_levels import Step
+from vdm_jax.time_sampling import TimeSampling, importance_sample, to_timesteps, uniform_times
+from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, Real, Scalar, check_weights
 
 
 class DenoisingLoss(NamedTuple):
@@ -38,7 +38,7 @@ class DenoisingLoss(NamedTuple):
 
     @property
     def term(self) -> PerExample:
-        """L_t = weight * squared_error, which `times.SecondMoments` keeps."""
+        """L_t = weight * squared_error, which `time_sampling.LossSecondMoments` keeps."""
         return self.weight * self.squared_error
 
     @property
@@ -52,12 +52,11 @@ def denoising_loss(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    table: Table,
+    schedule: TabulatedSchedule,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     weight: Callable[[Step], Real] | None = None,
-    spread: bool = False,
-    how: Placement = "independent",
+    time_sampling: TimeSampling = "independent",
     probabilities: Float[Array, " T"] | None = None,
 ) -> DenoisingLoss:
     """w_t ||target - prediction||^2 at one random step t in 1..T per example (ELBO-11, SAM-1).
@@ -65,67 +64,75 @@ def denoising_loss(
     Its mean is (1/T) sum_t of the terms, whichever way the steps are drawn.
 
     Args:
-        denoiser: predicts `kind`; called once, with the whole batch.
+        denoiser: predicts `prediction_type`; called once, with the whole batch.
         key: for the steps and the noise.
         x_0: clean batch, shape (B, *x).
-        table: the discrete schedule.
-        kind: what is predicted: "x_0", "eps", "v" or "score".
+        schedule: the discrete schedule.
+        prediction_type: what is predicted: "x_0", "eps", "v" or "score".
         weight: w_t of a scalar `Step` (t - 1, t); None is 1. `elbo.diffusion_weight` is the bound's, from t = 2 on.
-        spread: short for how = "spread".
-        how: the arrangement of the batch's steps, as in `times.uniforms`.
-        probabilities: p_t of each step 1..T, shape (T,), as in `times.warp`; None is uniform.
+        time_sampling: how the timesteps of a batch are sampled, as in `time_sampling.uniform_times`.
+        probabilities: p_t of each step 1..T, shape (T,), as in `time_sampling.importance_sample`; None is uniform.
 
     Returns:
         `DenoisingLoss`, each field (B,).
 
     Raises:
-        ValueError: unknown kind or arrangement, or probabilities or weights of another shape. Negative probabilities
+        ValueError: unknown prediction_type or arrangement, or probabilities or weights of another shape. Negative probabilities
             make the loss NaN.
 
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 1 and equation 14.
     """
-    if probabilities is not None and probabilities.shape != (table.num_steps,):
-        raise ValueError(f"{table.num_steps} steps need as many probabilities, got shape {probabilities.shape}")
-    how = "spread" if spread else how
+    if probabilities is not None and probabilities.shape != (schedule.num_steps,):
+        raise ValueError(f"{schedule.num_steps} steps need as many probabilities, got shape {probabilities.shape}")
     key_t, key_eps = jax.random.split(key)
-    u = uniforms(key_t, x_0.shape[0], how)
+    u = uniform_times(key_t, x_0.shape[0], time_sampling)
     if probabilities is None:
-        t, importance = to_steps(u, table.num_steps), jnp.ones_like(u)
+        t, importance = to_timesteps(u, schedule.num_steps), jnp.ones_like(u)
     else:
-        _, index, importance = warp(u, probabilities)
+        _, index, importance = importance_sample(u, probabilities)
         t = index + 1
-    step = table.step(t - 1, t)
-    error = denoising_error(denoiser, key_eps, x_0, step.t, kind)
+    step = schedule.step(t - 1, t)
+    error = denoising_error(denoiser, key_eps, x_0, step.t, prediction_type)
     weights = jnp.ones_like(error) if weight is None else check_weights(jax.vmap(weight)(step), error.shape)
     return DenoisingLoss(t, error, weights, importance.astype(error.dtype))
 
 
 def simple_loss(
-    denoiser: Denoiser, key: Key, x_0: Batch, table: Table, *, kind: Parameterization = "eps", spread: bool = False
+    denoiser: Denoiser,
+    key: Key,
+    x_0: Batch,
+    schedule: TabulatedSchedule,
+    *,
+    prediction_type: PredictionType = "eps",
+    time_sampling: TimeSampling = "independent",
 ) -> PerExample:
-    """L_simple = ||eps - eps_hat||^2 at one random step, or its like for another `kind` (ELBO-11).
+    """L_simple = ||eps - eps_hat||^2 at one random step, or its like for another `prediction_type` (ELBO-11).
 
     Args and errors as in `denoising_loss`. Returns shape (B,), summed over the example.
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 14.
     """
-    return denoising_loss(denoiser, key, x_0, table, kind=kind, spread=spread).loss
+    return denoising_loss(
+        denoiser, key, x_0, schedule, prediction_type=prediction_type, time_sampling=time_sampling
+    ).loss
 
 
 def ddpm_loss(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    table: Table,
-    decoder: Decoder,
+    schedule: TabulatedSchedule,
+    decoder: DiffusionDecoder,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     prior_log_var: Scalar | float = 0.0,
-) -> Bound:
+) -> DiffusionBound:
     """L_DDPM, the bound itself, with (T - 1) times one random diffusion term for their sum (ELBO-6, ELBO-10).
 
     Args, result and errors as in `elbo.bound`, which with `terms=None` visits every step.
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 5.
     """
-    return bound(denoiser, key, x_0, table, decoder, kind=kind, terms=1, prior_log_var=prior_log_var)
+    return bound(
+        denoiser, key, x_0, schedule, decoder, prediction_type=prediction_type, terms=1, prior_log_var=prior_log_var
+    )

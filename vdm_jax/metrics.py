@@ -87,7 +87,7 @@ def moments(features: Features) -> Moments:
     return Moments(len(x), mean, centred.T @ centred)
 
 
-def frechet(one: Moments, other: Moments) -> float:
+def frechet_distance(one: Moments, other: Moments) -> float:
     """The squared Fréchet (2-Wasserstein) distance of the normal laws with these moments.
 
         ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)
@@ -148,7 +148,7 @@ class Extrapolation(NamedTuple):
     distances: Float[np.ndarray, " k"]
 
 
-def frechet_extrapolated(features: Features, other: Moments, key: Key, parts: int = 5) -> Extrapolation:
+def frechet_distance_extrapolated(features: Features, other: Moments, key: Key, parts: int = 5) -> Extrapolation:
     """The Fréchet distance of infinitely many examples: a line in 1/n through that of n = N, N/2, ..., N/parts.
 
         d(n) = d(infinity) + slope / n
@@ -179,7 +179,7 @@ def frechet_extrapolated(features: Features, other: Moments, key: Key, parts: in
 
 def _mean_distance(features, other, count):
     blocks = range(0, len(features) - count + 1, count)
-    return np.mean([frechet(moments(features[first : first + count]), other) for first in blocks])
+    return np.mean([frechet_distance(moments(features[first : first + count]), other) for first in blocks])
 
 
 class KernelDistance(NamedTuple):

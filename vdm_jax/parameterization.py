@@ -13,27 +13,27 @@ from typing import Any
 
 import jax
 
-from vdm_jax.levels import Level, for_batch
-from vdm_jax.types import Batch, Parameterization, Real, X, evaluate, unknown_parameterization
+from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch
+from vdm_jax.types import Batch, PredictionType, Real, X, evaluate, unknown_prediction_type
 
 
-def _power(level: Level) -> Real:
+def _power(level: NoiseLevel) -> Real:
     """alpha^2 + sigma^2: one where the schedule preserves variance, where v is defined by it, and more elsewhere."""
     return level.alpha**2 + level.sigma**2
 
 
-def target(x_0: X, eps: X, level: Level, kind: Parameterization) -> X:
+def prediction_target(x_0: X, eps: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
     """What a network of the given kind should predict for x_t = alpha x_0 + sigma eps.
 
     Args:
         x_0, eps: clean example and its noise, shape (*x).
         level: scalars.
-        kind: x_0, eps, v = alpha eps - sigma x_0, or score = -eps / sigma.
+        prediction_type: x_0, eps, v = alpha eps - sigma x_0, or score = -eps / sigma.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown prediction_type.
     """
-    match kind:
+    match prediction_type:
         case "x_0":
             return x_0
         case "eps":
@@ -42,10 +42,10 @@ def target(x_0: X, eps: X, level: Level, kind: Parameterization) -> X:
             return level.alpha * eps - level.sigma * x_0
         case "score":
             return -eps / level.sigma
-    raise unknown_parameterization(kind)
+    raise unknown_prediction_type(prediction_type)
 
 
-def to_x_0(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+def to_x_0(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
     """x_0 from a prediction of the given kind.
 
         eps: (x_t - sigma eps) / alpha     v: (alpha x_t - sigma v) / (alpha^2 + sigma^2)
@@ -55,13 +55,13 @@ def to_x_0(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
         value: the prediction, shape (*x).
         x_t: the noisy example it was made from, shape (*x).
         level: scalars; from eps or score alpha must not be 0.
-        kind: what value is.
+        prediction_type: what value is.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown prediction_type.
     """
     alpha, sigma = level.alpha, level.sigma
-    match kind:
+    match prediction_type:
         case "x_0":
             return value
         case "eps":
@@ -70,10 +70,10 @@ def to_x_0(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
             return (alpha * x_t - sigma * value) / _power(level)
         case "score":
             return (x_t + sigma**2 * value) / alpha
-    raise unknown_parameterization(kind)
+    raise unknown_prediction_type(prediction_type)
 
 
-def to_eps(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+def to_eps(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
     """The noise eps from a prediction of the given kind.
 
         x_0: (x_t - alpha x_0) / sigma     v: (sigma x_t + alpha v) / (alpha^2 + sigma^2)     score: -sigma score
@@ -81,7 +81,7 @@ def to_eps(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
     Args and errors as in `to_x_0`; from x_0 sigma must not be 0.
     """
     alpha, sigma = level.alpha, level.sigma
-    match kind:
+    match prediction_type:
         case "x_0":
             return (x_t - alpha * value) / sigma
         case "eps":
@@ -90,10 +90,10 @@ def to_eps(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
             return (sigma * x_t + alpha * value) / _power(level)
         case "score":
             return -sigma * value
-    raise unknown_parameterization(kind)
+    raise unknown_prediction_type(prediction_type)
 
 
-def to_v(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+def to_v(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
     """v = alpha eps - sigma x_0 from a prediction of the given kind.
 
         x_0: (alpha x_t - (alpha^2 + sigma^2) x_0) / sigma     eps: ((alpha^2 + sigma^2) eps - sigma x_t) / alpha
@@ -101,52 +101,52 @@ def to_v(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
     Args and errors as in `to_x_0`; from x_0 sigma must not be 0, from eps or score alpha must not.
     """
     alpha, sigma = level.alpha, level.sigma
-    match kind:
+    match prediction_type:
         case "x_0":
             return (alpha * x_t - _power(level) * value) / sigma
         case "eps" | "score":
-            return (_power(level) * to_eps(value, x_t, level, kind) - sigma * x_t) / alpha
+            return (_power(level) * to_eps(value, x_t, level, prediction_type) - sigma * x_t) / alpha
         case "v":
             return value
-    raise unknown_parameterization(kind)
+    raise unknown_prediction_type(prediction_type)
 
 
-def to_score(value: X, x_t: X, level: Level, kind: Parameterization) -> X:
+def to_score(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
     """The score -eps / sigma from a prediction of the given kind (PAR-2).
 
         x_0: -(x_t - alpha x_0) / sigma^2     eps: -eps / sigma
 
     Args and errors as in `to_x_0`; sigma must not be 0.
     """
-    if kind == "score":
+    if prediction_type == "score":
         return value
-    return -to_eps(value, x_t, level, kind) / level.sigma
+    return -to_eps(value, x_t, level, prediction_type) / level.sigma
 
 
-def convert(value: X, x_t: X, level: Level, source: Parameterization, target: Parameterization) -> X:
+def convert(value: X, x_t: X, level: NoiseLevel, source: PredictionType, target: PredictionType) -> X:
     """A prediction of kind `source`, as one of kind `target` (PAR-1). Args and errors as in `to_x_0`."""
     converters = {"x_0": to_x_0, "eps": to_eps, "v": to_v, "score": to_score}
     if target not in converters:
-        raise unknown_parameterization(target)
+        raise unknown_prediction_type(target)
     return converters[target](value, x_t, level, source)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ScoreOf:
+class ScoreFromDenoiser:
     """A denoiser at one level, as the score of q(x_t): (B, *x) -> (B, *x), for whatever takes a score (PAR-2).
 
     Fields:
         denoiser: a `types.Denoiser` that is a pytree, such as a `jax.tree_util.Partial`.
         level: scalars, sigma > 0.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
     """
 
     denoiser: Any
-    level: Level
-    kind: Parameterization = field(default="eps", metadata={"static": True})
+    level: NoiseLevel
+    prediction_type: PredictionType = field(default="eps", metadata={"static": True})
 
     def __call__(self, x_t: Batch) -> Batch:
         """The score of a batch, shape (B, *x)."""
-        prediction = evaluate(self.denoiser, x_t, for_batch(self.level, x_t))
-        return to_score(prediction, x_t, self.level, self.kind)
+        prediction = evaluate(self.denoiser, x_t, broadcast_to_batch(self.level, x_t))
+        return to_score(prediction, x_t, self.level, self.prediction_type)

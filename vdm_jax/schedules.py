@@ -1,7 +1,7 @@
 """Continuous noise schedules: from a time t in [0, 1] to its `Level`, and from a pair s < t to its `Step`.
 
 A formula is written once, for NumPy and JAX arrays alike (the array namespace of t decides), so that a float64 table
-(`vdm_jax.tables`) and a jitted call share it. Each schedule knows the exact log-SNR drop between two close times.
+(`vdm_jax.discrete_schedules`) and a jitted call share it. Each schedule knows the exact log-SNR drop between two close times.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax.core import Tracer, eval_context
 from jaxtyping import ArrayLike
 
 from vdm_jax.compilation import ARGUMENT_CHECKS
-from vdm_jax.levels import Level, Step, level_from_log_snr
+from vdm_jax.noise_levels import NoiseLevel, Step, level_from_log_snr
 from vdm_jax.types import Real
 
 
@@ -23,15 +23,15 @@ from vdm_jax.types import Real
 class Schedule(Protocol):
     """Anything that turns times into levels and steps; scalars, or arrays elementwise."""
 
-    def __call__(self, t) -> Level: ...
+    def __call__(self, t) -> NoiseLevel: ...
 
     def step(self, s, t) -> Step: ...
 
 
-class Continuous:
+class ContinuousSchedule:
     """What the continuous schedules share: the check of t, the step, and `log_snr`; they give `_level` and `_drop`."""
 
-    def __call__(self, t: ArrayLike) -> Level:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         """The level at t in [0, 1]; NaN outside when t is traced.
 
         Raises:
@@ -48,7 +48,7 @@ class Continuous:
         """lambda(t); `jax.grad` of it is lambda'(t) = -gamma'(t)."""
         return self(t).log_snr
 
-    def _level(self, t) -> Level:
+    def _level(self, t) -> NoiseLevel:
         raise NotImplementedError
 
     def _drop(self, s, t):
@@ -64,7 +64,7 @@ def _static(cls):
 
 
 @_static
-class LinearBeta(Continuous):
+class LinearBeta(ContinuousSchedule):
     """beta(t) = beta_min + t (beta_max - beta_min), the limit of Ho et al.'s table (FWD-7).
 
         alpha^2 = exp(-B),  B(t) = t beta_min + t^2 (beta_max - beta_min) / 2
@@ -93,7 +93,7 @@ class LinearBeta(Continuous):
 
 
 @_static
-class Cosine(Continuous):
+class Cosine(ContinuousSchedule):
     """abar(t) = cos^2(a_t) / cos^2(a_0),  a_t = pi/2 (t + offset) / (1 + offset) (FWD-7). No signal is left at t = 1.
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
@@ -123,7 +123,7 @@ class Cosine(Continuous):
 
 
 @_static
-class Sigmoid(Continuous):
+class Sigmoid(ContinuousSchedule):
     """abar(t) = (f(1) - f(t)) / (f(1) - f(0)),  f(t) = sigmoid((start + t (end - start)) / tau) (FWD-7).
 
     No signal is left at t = 1.
@@ -155,7 +155,7 @@ class Sigmoid(Continuous):
 
 
 @_static
-class LinearLogSNR(Continuous):
+class LinearLogSNR(ContinuousSchedule):
     """lambda(t) falls linearly from log_snr_max to log_snr_min, variance preserved (FWD-7). t = 0 is *not* clean.
 
     Source: Kingma et al. 2021, arXiv:2107.00630 (the end points are those of its initialisation).
@@ -179,7 +179,7 @@ class LinearLogSNR(Continuous):
 
 
 @_static
-class VarianceExploding(Continuous):
+class VarianceExploding(ContinuousSchedule):
     """alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t (FWD-7). t = 0 is *not* clean.
 
     The prior is N(0, sigma_max^2 I).
@@ -194,7 +194,7 @@ class VarianceExploding(Continuous):
         xp = t.__array_namespace__()
         sigma = self.sigma_min * _exp_linear(self._rate, t)
         one = xp.where(xp.isnan(t), t, 1.0)  # NaN where t is out of range, as in every other field
-        return Level(one, sigma, one - 1.0, float(np.log(self.sigma_min)) + self._rate * t, t)
+        return NoiseLevel(one, sigma, one - 1.0, float(np.log(self.sigma_min)) + self._rate * t, t)
 
     def _drop(self, s, t):
         return (t - s) * (2 * self._rate)
@@ -206,7 +206,7 @@ class VarianceExploding(Continuous):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Learned(Continuous):
+class LearnedSchedule(ContinuousSchedule):
     """gamma(t) = -lambda(t) rises as a monotone network does, between its own end points, variance preserved (FWD-7).
 
         gamma(t) = (1 - u) gamma_0 + u gamma_1,   u = rise(0, t) / rise(0, 1)
@@ -234,7 +234,7 @@ class Learned(Continuous):
         return (self.gamma_1 - self.gamma_0) * self.rise(s, t) / self.rise(jnp.zeros_like(t), jnp.ones_like(t))
 
 
-def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> None:
+def check_noise_at_start(schedule: Schedule, t_0: Real | float, dtype: Any) -> None:
     """Refuse a start of an integral over time where there is no noise yet; what is traced is not asked.
 
     Raises:
@@ -250,13 +250,15 @@ def check_begins_noisy(schedule: Schedule, t_0: Real | float, dtype: Any) -> Non
     if not begins_noisy:
         raise ValueError(
             f"{schedule} has no noise at t = {float(t_0)}: choose a schedule that begins with noise, such as "
-            "LinearLogSNR() or tables.Interpolated(tables.tabulate(schedule, 1000)), or a later t_0 where one is taken"
+            "LinearLogSNR() or discrete_schedules.InterpolatedSchedule(discrete_schedules.discretize(schedule, 1000)), or a later t_0 where one is taken"
         )
 
 
 def _check_schedule(name: str, value: Any) -> None:
     if hasattr(value, "num_steps"):
-        raise TypeError(f"{name} is a discrete schedule: tables.Interpolated(table) makes a continuous one of it")
+        raise TypeError(
+            f"{name} is a discrete schedule: discrete_schedules.InterpolatedSchedule(table) makes a continuous one of it"
+        )
     if not isinstance(value, Schedule):
         raise TypeError(f"{name} is a {type(value).__name__}: it must be a continuous schedule, such as LinearLogSNR()")
 
@@ -264,7 +266,7 @@ def _check_schedule(name: str, value: Any) -> None:
 ARGUMENT_CHECKS[Schedule] = _check_schedule
 
 
-def _preserving(alpha, sigma, t, signal=None, noise=None) -> Level:
+def _preserving(alpha, sigma, t, signal=None, noise=None) -> NoiseLevel:
     """A variance-preserving level; each logarithm from whichever of the two scales keeps its digits.
 
     `signal` and `noise` are alpha^2 and sigma^2 where the scale is their root: at 0 that has no slope, but its square
@@ -273,7 +275,7 @@ def _preserving(alpha, sigma, t, signal=None, noise=None) -> Level:
     xp = t.__array_namespace__()
     loud = alpha < sigma
     signal, noise = alpha**2 if signal is None else signal, sigma**2 if noise is None else noise
-    return Level(
+    return NoiseLevel(
         alpha,
         sigma,
         xp.where(loud, xp.log(alpha), 0.5 * xp.log1p(-xp.where(loud, 0.0, noise))),

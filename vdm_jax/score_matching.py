@@ -21,25 +21,25 @@ from jax.core import Tracer
 
 from vdm_jax.compilation import compiled
 from vdm_jax.divergence import Trace, directions, value_and_divergence
-from vdm_jax.levels import Level, check_positive, for_batch
+from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch, check_positive
 from vdm_jax.parameterization import to_eps
 from vdm_jax.types import (
     Batch,
     Denoiser,
     Energy,
     Key,
-    Parameterization,
     PerExample,
+    PredictionType,
     Real,
     Scalar,
     Score,
+    at_least_float32,
     check_distribution,
     check_values,
     check_weights,
     evaluate,
     evaluate_scalars,
     per_example,
-    wide,
 )
 
 
@@ -142,7 +142,7 @@ def finite_difference(
 
     Source: Pang et al. 2020, arXiv:2007.03317.
     """
-    x = x.astype(wide(x.dtype))
+    x = x.astype(at_least_float32(x.dtype))
     size, middle = jnp.asarray(size, x.dtype), evaluate_scalars(energy, x, name="energy")
 
     def along(v):
@@ -170,7 +170,7 @@ def denoising(score: Score, key: Key, x: Batch, noise: Callable[[Any], Any]) -> 
 
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders".
     """
-    clean = x.astype(wide(x.dtype))
+    clean = x.astype(at_least_float32(x.dtype))
 
     def sample(x, k):
         return _noise_of(noise, x).sample(k)
@@ -187,7 +187,7 @@ def _noise_of(noise, x):
     return check_distribution(noise(x), "noise", "sample", "log_prob")
 
 
-def _check_level(level: Level) -> None:
+def _check_level(level: NoiseLevel) -> None:
     check_positive(level, "sigma")
 
 
@@ -196,10 +196,10 @@ def denoising_at(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    level: Level,
+    level: NoiseLevel,
     *,
-    kind: Parameterization = "score",
-    weight: Callable[[Level], Real] | None = None,
+    prediction_type: PredictionType = "score",
+    weight: Callable[[NoiseLevel], Real] | None = None,
 ) -> PerExample:
     """w/2 ||s(x_t) + eps / sigma||^2 with x_t = alpha x_0 + sigma eps: `denoising` at a level of any schedule (SM-5).
 
@@ -207,28 +207,28 @@ def denoising_at(
     half of ||eps - eps_hat||^2.
 
     Args:
-        denoiser: predicts `kind`; called once, with the whole batch.
+        denoiser: predicts `prediction_type`; called once, with the whole batch.
         key: for eps.
         x_0: clean batch, shape (B, *x).
         level: one for all, scalars, or one for each example, (B,); sigma > 0.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
         weight: w of a level; None is sigma^2.
 
     Returns:
         Shape (B,).
 
     Raises:
-        ValueError: unknown kind, a level without noise, or weights of another shape.
+        ValueError: unknown prediction_type, a level without noise, or weights of another shape.
 
     Source: Vincent 2011; Song & Ermon 2019, arXiv:1907.05600, equations 5 and 6.
     """
-    level = for_batch(level, x_0)
+    level = broadcast_to_batch(level, x_0)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
-    eps_hat = jax.vmap(partial(to_eps, kind=kind))(evaluate(denoiser, x_t, level), x_t, level)
+    eps_hat = jax.vmap(partial(to_eps, prediction_type=prediction_type))(evaluate(denoiser, x_t, level), x_t, level)
     weights = check_weights((weight or _power)(level), x_0.shape[:1])
     return 0.5 * weights / level.sigma**2 * per_example(jnp.square(eps - eps_hat))
 
 
-def _power(level: Level) -> Real:
+def _power(level: NoiseLevel) -> Real:
     return level.sigma**2

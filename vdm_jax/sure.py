@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.compilation import compiled
 from vdm_jax.divergence import Trace, directions, value_and_divergence
-from vdm_jax.types import Batch, Key, PerExample, Real, Scalar, Score, X, per_example, wide
+from vdm_jax.types import Batch, Key, PerExample, Real, Scalar, Score, X, at_least_float32, per_example
 
 
 @compiled(static=("probes",))
@@ -37,7 +37,7 @@ def sure(
     Source: Stein 1981, "Estimation of the mean of a multivariate normal distribution"; Ramani et al. 2008,
         "Monte-Carlo SURE" (the estimated divergence).
     """
-    sigma = jnp.asarray(sigma, wide(y.dtype))
+    sigma = jnp.asarray(sigma, at_least_float32(y.dtype))
     x_hat, div = value_and_divergence(denoiser, y, directions(key, y, trace, probes))
     return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - y[0].size)
 
@@ -50,7 +50,7 @@ def soft_threshold(y: Batch, threshold: Real | float) -> Batch:
     return jnp.where(jnp.abs(y) > threshold, y - jnp.sign(y) * threshold, 0.0)  # its slope at the kink: 0
 
 
-def best_threshold(y: X, sigma: Scalar | float) -> tuple[Scalar, Scalar]:
+def sure_threshold(y: X, sigma: Scalar | float) -> tuple[Scalar, Scalar]:
     """The threshold of least `sure` for one example, and that estimate (SureShrink).
 
         SURE(t) = sum_i min(|y_i|, t)^2 + sigma^2 (dim - 2 #{|y_i| <= t})
@@ -66,7 +66,7 @@ def best_threshold(y: X, sigma: Scalar | float) -> tuple[Scalar, Scalar]:
 
     Source: Donoho & Johnstone 1995, section 2.
     """
-    y = jnp.asarray(y, wide(y.dtype))
+    y = jnp.asarray(y, at_least_float32(y.dtype))
     candidates = jnp.concatenate([jnp.zeros(1, y.dtype), jnp.sort(jnp.abs(y).reshape(-1))])
     risks = _risks(candidates, jnp.asarray(sigma, y.dtype))
     best = jnp.argmin(risks)

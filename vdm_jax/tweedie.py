@@ -4,7 +4,7 @@
     Cov[x_0 | x_t] = (sigma^2 I + sigma^4 grad s(x_t)) / alpha^2        (TW-2)
 
 with s the score of the *marginal* law q(x_t), for any level: variance preserving, or exploding (alpha = 1). The score
-comes in as a callable that takes and gives a batch; `parameterization.ScoreOf` makes one of a denoiser at a level. For
+comes in as a callable that takes and gives a batch; `parameterization.ScoreFromDenoiser` makes one of a denoiser at a level. For
 noise of other exponential families the derivatives of a log-partition take its place (TW-3).
 """
 
@@ -20,12 +20,12 @@ from jaxtyping import Array, Float
 from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.divergence import Trace, directions
 from vdm_jax.gaussian import LOG_2PI
-from vdm_jax.levels import Level, check_positive
+from vdm_jax.noise_levels import NoiseLevel, check_positive
 from vdm_jax.parameterization import to_x_0
-from vdm_jax.types import Batch, Key, Real, Scalar, Score, X, check_values, evaluate, wide
+from vdm_jax.types import Batch, Key, Real, Scalar, Score, X, at_least_float32, check_values, evaluate
 
 
-def posterior_mean(score: Score, x_t: Batch, level: Level) -> Batch:
+def posterior_mean(score: Score, x_t: Batch, level: NoiseLevel) -> Batch:
     """E[x_0 | x_t] = (x_t + sigma^2 s) / alpha (TW-1).
 
     Args:
@@ -46,7 +46,7 @@ def posterior_mean(score: Score, x_t: Batch, level: Level) -> Batch:
     return to_x_0(evaluate(score, x_t, name="score"), x_t, level, "score")
 
 
-def covariance_operator(score: Score, x_t: Batch, level: Level) -> Callable[[Batch], Batch]:
+def covariance_operator(score: Score, x_t: Batch, level: NoiseLevel) -> Callable[[Batch], Batch]:
     """v -> Cov[x_0 | x_t] v, one forward product of the score; the matrix is never made (TW-2).
 
     Args as in `posterior_mean`; the score treats each example by itself.
@@ -58,22 +58,22 @@ def covariance_operator(score: Score, x_t: Batch, level: Level) -> Callable[[Bat
     """
     check_positive(level, "alpha")
     x_t = jnp.asarray(x_t)
-    start = x_t.astype(wide(x_t.dtype))
+    start = x_t.astype(at_least_float32(x_t.dtype))
     _, push = jax.linearize(lambda x: evaluate(score, x.astype(x_t.dtype), name="score"), start)
     return Partial(_covariance_times, push, level, start)
 
 
-def _covariance_times(push, level: Level, x_t: Batch, v: Batch) -> Batch:
+def _covariance_times(push, level: NoiseLevel, x_t: Batch, v: Batch) -> Batch:
     ratio, v = level.sigma / level.alpha, varying_like(v.astype(x_t.dtype), x_t)
     return ratio**2 * (v + level.sigma**2 * push(v))
 
 
-def _check_level(level: Level) -> None:
+def _check_level(level: NoiseLevel) -> None:
     check_positive(level, "alpha")
 
 
 @compiled(check=_check_level)
-def posterior_covariance(score: Score, x_t: Batch, level: Level) -> Float[Array, "b d d"]:
+def posterior_covariance(score: Score, x_t: Batch, level: NoiseLevel) -> Float[Array, "b d d"]:
     """Cov[x_0 | x_t] in full, of each example flattened, by D forward products (TW-2).
 
     Args and errors as in `covariance_operator`.
@@ -82,14 +82,14 @@ def posterior_covariance(score: Score, x_t: Batch, level: Level) -> Float[Array,
         Shape (B, D, D); symmetric as the Jacobian of a true score is, and no more than that.
     """
     times = covariance_operator(score, x_t, level)
-    basis = jnp.eye(x_t[0].size, dtype=wide(x_t.dtype)).reshape(-1, 1, *x_t.shape[1:])
+    basis = jnp.eye(x_t[0].size, dtype=at_least_float32(x_t.dtype)).reshape(-1, 1, *x_t.shape[1:])
     columns = jax.lax.map(lambda v: times(jnp.broadcast_to(v, x_t.shape)), basis)
     return jnp.moveaxis(columns.reshape(x_t[0].size, x_t.shape[0], -1), 0, -1)
 
 
 @compiled(static=("probes",), check=_check_level)
 def posterior_variance(
-    score: Score, key: Key | None, x_t: Batch, level: Level, *, trace: Trace = "rademacher", probes: int = 1
+    score: Score, key: Key | None, x_t: Batch, level: NoiseLevel, *, trace: Trace = "rademacher", probes: int = 1
 ) -> Batch:
     """The diagonal of Cov[x_0 | x_t], as the mean of v (Cov v) over random directions (TW-2).
 
@@ -142,7 +142,7 @@ def cumulants(
     if order < 1:
         raise ValueError(f"order is {order}: the first cumulant is the mean")
 
-    x = jnp.asarray(x, wide(x.dtype))
+    x = jnp.asarray(x, at_least_float32(x.dtype))
 
     def log_partition(x):
         return check_values(log_prob(x), (), "log_prob") - check_values(log_base(x), (), "log_base")
@@ -156,16 +156,16 @@ def cumulants(
 
 def normal_base(x: X, var: Real | float) -> Scalar:
     """log h of N(mu, var), var known: eta = mu / var (TW-3). x of shape (*x)."""
-    x = x.astype(wide(x.dtype))
+    x = x.astype(at_least_float32(x.dtype))
     return -0.5 * jnp.sum(x**2 / var + jnp.log(var) + LOG_2PI)
 
 
 def poisson_base(x: X) -> Scalar:
     """log h of Poisson counts, -log x!: eta is the log of the rate (TW-3). x of shape (*x), above -1."""
-    return -jnp.sum(gammaln(x.astype(wide(x.dtype)) + 1.0))
+    return -jnp.sum(gammaln(x.astype(at_least_float32(x.dtype)) + 1.0))
 
 
 def gamma_base(x: X, shape: Real | float) -> Scalar:
     """log h of gamma variables of known shape: eta is *minus* the rate (TW-3). x of shape (*x), positive."""
-    x = x.astype(wide(x.dtype))
+    x = x.astype(at_least_float32(x.dtype))
     return jnp.sum((shape - 1.0) * jnp.log(x) - gammaln(shape))

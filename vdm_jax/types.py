@@ -23,7 +23,7 @@ Real = Float[Array, "..."]  # a number, or many at once: the function is element
 Steps = Int[Array, "..."] | Int[np.ndarray, "..."] | int  # discrete times 0..T
 Key = PRNGKeyArray | UInt32[Array, "2"]  # new-style or raw
 
-Parameterization = Literal["x_0", "eps", "v", "score"]
+PredictionType = Literal["x_0", "eps", "v", "score"]
 Score = Callable[[Any], Any]  # (B, *x) -> (B, *x), of each example by itself
 Energy = Callable[[Any], Any]  # (B, *x) -> (B,), of each example by itself
 
@@ -104,22 +104,22 @@ def check_prediction(prediction: Any, x: Batch, name: str = "denoiser") -> Batch
     """A prediction for x, in float32 or a wider type; errors as in `evaluate`."""
     shape, dtype = getattr(prediction, "shape", None), getattr(prediction, "dtype", None)
     if shape is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        kind = type(prediction).__name__ if dtype is None else dtype
-        raise TypeError(f"the {name} returned {kind}: it must return a floating-point array of x_t's shape {x.shape}")
+        found = type(prediction).__name__ if dtype is None else dtype
+        raise TypeError(f"the {name} returned {found}: it must return a floating-point array of x_t's shape {x.shape}")
     if shape != x.shape:
         raise ValueError(f"the {name} returned shape {shape} for x_t of shape {x.shape}: the two must be equal")
-    return prediction.astype(wide(prediction.dtype, x.dtype))
+    return prediction.astype(at_least_float32(prediction.dtype, x.dtype))
 
 
 def check_values(values: Any, shape: tuple[int, ...], name: str) -> Real:
     """What a callable returned, in float32 or a wider type; errors as in `evaluate_scalars`."""
     found, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
     if found is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        kind = type(values).__name__ if dtype is None else dtype
-        raise TypeError(f"the {name} returned {kind}: it must return a floating-point array of shape {shape}")
+        found = type(values).__name__ if dtype is None else dtype
+        raise TypeError(f"the {name} returned {found}: it must return a floating-point array of shape {shape}")
     if found != shape:
         raise ValueError(f"the {name} returned shape {found}: it must return shape {shape}")
-    return values.astype(wide(dtype))
+    return values.astype(at_least_float32(dtype))
 
 
 def check_weights(weights: Any, shape: tuple[int, ...]) -> Real:
@@ -157,7 +157,7 @@ def check_scalar(name: str, value: Any) -> None:
         raise ValueError(f"{name} has shape {np.shape(value)}: it must be one number")
 
 
-def wide(*dtypes: Any) -> Any:
+def at_least_float32(*dtypes: Any) -> Any:
     """The floating type that levels, times and sums have beside data of these types: float32, or wider."""
     known = (jax.dtypes.canonicalize_dtype(dtype) if isinstance(dtype, np.dtype) else dtype for dtype in dtypes)
     with jax.numpy_dtype_promotion("standard"):
@@ -169,7 +169,7 @@ def _check_batch(name: str, x: Any) -> None:
     if shape is None or dtype is None:
         raise TypeError(f"{name} is a {type(x).__name__}: it must be a floating-point array of shape (B, *x)")
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {dtype}: convert integer data by likelihoods.to_unit(values, levels)")
+        raise TypeError(f"{name} has dtype {dtype}: convert integer data by likelihoods.normalize(values, levels)")
     if len(shape) == 0 or 0 in shape:
         raise ValueError(f"{name} has shape {shape}: a batch has shape (B, *x) with at least one example")
 
@@ -183,6 +183,6 @@ def per_example(x: Batch) -> PerExample:
     return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(-1)
 
 
-def unknown_parameterization(kind: object) -> ValueError:
+def unknown_prediction_type(prediction_type: object) -> ValueError:
     """The error for a parameterisation that is none."""
-    return ValueError(f"unknown parameterisation {kind!r}: choose 'x_0', 'eps', 'v' or 'score'")
+    return ValueError(f"unknown parameterisation {prediction_type!r}: choose 'x_0', 'eps', 'v' or 'score'")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.likelihoods import Likelihood
-from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, check_values, wide
+from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, at_least_float32, check_values
 
 Gradient = Literal["reparameterized", "score_function"]
 Theta = TypeVar("Theta")
@@ -29,27 +29,27 @@ Codes = Float[Array, "b *z"]
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class EncoderFn(Protocol):
     """`encoder(x)`: q(z|x) of a batch (B, *x), a `Normal` whose mean is (B, *z) and whose variance (B, *z) or (B,)."""
 
     def __call__(self, x: Batch, /) -> Normal: ...
 
 
 @runtime_checkable
-class Decoder(Protocol):
+class DecoderFn(Protocol):
     """`decoder(z)`: arrays with a leading axis B, of which `likelihood` makes p(x|z) one example at a time."""
 
     def __call__(self, z: Latents, /) -> Any: ...
 
 
 @runtime_checkable
-class Observation(Protocol):
+class LikelihoodFn(Protocol):
     """`likelihood(output)`: p(x|z) of one example, from its part of what the decoder gave."""
 
     def __call__(self, output: Any, /) -> Likelihood: ...
 
 
-class Bound(NamedTuple):
+class VAEBound(NamedTuple):
     """The two terms of the bound on -log p(x), in nats; each shape (B,)."""
 
     reconstruction: PerExample
@@ -69,12 +69,12 @@ def kl_to_prior(q: Normal) -> Scalar:
     return kl(q, _prior(q.mean))
 
 
-def kl_estimate(q: Normal, z: Z) -> Scalar:
+def kl_monte_carlo(q: Normal, z: Z) -> Scalar:
     """log q(z) - log p(z) of one example in nats: over draws z ~ q its mean is `kl_to_prior` (VAE-4)."""
     return q.log_prob(z) - _prior(z).log_prob(z)
 
 
-def decoding_cost(decoder: Decoder, likelihood: Observation, z: Codes, x: Batch) -> PerExample:
+def reconstruction_nll(decoder: DecoderFn, likelihood: LikelihoodFn, z: Codes, x: Batch) -> PerExample:
     """-log p(x|z) of pairs, in nats; with draws z ~ q(z|x), the bound's reconstruction term (VAE-6, VAE-7).
 
     A decoder trained by it on given pairs is trained alone, by maximum likelihood; a Gaussian one by least squares:
@@ -91,10 +91,10 @@ def decoding_cost(decoder: Decoder, likelihood: Observation, z: Codes, x: Batch)
     Raises:
         ValueError, TypeError: as `decoded_cost`.
     """
-    return decoded_cost(likelihood, decoder(z), x)
+    return output_nll(likelihood, decoder(z), x)
 
 
-def decoded_cost(likelihood: Observation, output: Any, x: Batch) -> PerExample:
+def output_nll(likelihood: LikelihoodFn, output: Any, x: Batch) -> PerExample:
     """-log p(x|z) of a batch in nats, from the decoder's output.
 
     Args:
@@ -132,7 +132,7 @@ def decoded_cost(likelihood: Observation, output: Any, x: Batch) -> PerExample:
     return jax.vmap(one)(output, x)
 
 
-def encode(encoder: Encoder, x: Batch) -> Normal:
+def encode(encoder: EncoderFn, x: Batch) -> Normal:
     """q(z|x) of a batch, checked, in float32 or a wider type.
 
     Raises:
@@ -152,10 +152,10 @@ def check_posterior(q: Any, batch: int, name: str) -> Normal:
             f"the {name} returned a mean of shape {mean} and a variance of shape {var} for {batch} examples: the mean "
             "must be (B, *z), the variance (B, *z) or (B,)"
         )
-    return Normal(q.mean.astype(wide(q.mean.dtype)), var=q.var.astype(wide(q.var.dtype)))
+    return Normal(q.mean.astype(at_least_float32(q.mean.dtype)), var=q.var.astype(at_least_float32(q.var.dtype)))
 
 
-def score_function(cost: Real, log_q: Real) -> Real:
+def score_function_surrogate(cost: Real, log_q: Real) -> Real:
     """`cost` at a draw z ~ q, with cost * grad log q for a gradient besides its own: E of that is grad E cost (VAE-5).
 
     For costs that cannot be differentiated by z. It varies far more than the reparameterised gradient.
@@ -171,15 +171,15 @@ def score_function(cost: Real, log_q: Real) -> Real:
 
 @compiled()
 def bound(
-    encoder: Encoder,
-    decoder: Decoder,
-    likelihood: Observation,
+    encoder: EncoderFn,
+    decoder: DecoderFn,
+    likelihood: LikelihoodFn,
     key: Key,
     x: Batch,
     *,
     sampled_kl: bool = False,
     gradient: Gradient = "reparameterized",
-) -> Bound:
+) -> VAEBound:
     """One unbiased estimate per example of the bound on -log p(x), from one draw z ~ q(z|x) (VAE-3).
 
         -log p(x) = bound - KL(q(z|x) || p(z|x))                                                              (VAE-2)
@@ -204,23 +204,23 @@ def bound(
     if gradient not in ("reparameterized", "score_function"):
         raise ValueError(f"unknown gradient {gradient!r}: choose 'reparameterized' or 'score_function'")
     q = encode(encoder, x)
-    z = draw(q, key)
+    z = reparameterized_sample(q, key)
     z = jax.lax.stop_gradient(z) if gradient == "score_function" else z
-    cost = decoding_cost(decoder, likelihood, z, x)
-    divergence = jax.vmap(kl_estimate)(q, z) if sampled_kl else jax.vmap(kl_to_prior)(q)
+    cost = reconstruction_nll(decoder, likelihood, z, x)
+    divergence = jax.vmap(kl_monte_carlo)(q, z) if sampled_kl else jax.vmap(kl_to_prior)(q)
     if gradient == "score_function":
         log_q = jax.vmap(Normal.log_prob)(q, z)
-        cost = score_function(cost, log_q)
-        divergence = score_function(divergence, log_q) if sampled_kl else divergence
-    return Bound(cost, divergence)
+        cost = score_function_surrogate(cost, log_q)
+        divergence = score_function_surrogate(divergence, log_q) if sampled_kl else divergence
+    return VAEBound(cost, divergence)
 
 
-def draw(law: Normal, key: Key) -> Latents:
+def reparameterized_sample(distribution: Normal, key: Key) -> Latents:
     """One z = mu + sigma eps of every example's law, each with a key of its own (VAE-5). Shape (B, *z)."""
-    return jax.vmap(Normal.sample)(law, jax.random.split(key, law.mean.shape[0]))
+    return jax.vmap(Normal.sample)(distribution, jax.random.split(key, distribution.mean.shape[0]))
 
 
-def importance_weighted(log_ratios: Float[Array, "K b"]) -> PerExample:
+def importance_weighted_average(log_ratios: Float[Array, "K b"]) -> PerExample:
     """-log 1/K sum_k e^(log ratio k): the K-sample bound on -log p(x) from K draws of log p(x, z)/q(z|x) (VAE-3).
 
     Averaged inside the logarithm: without its -log K a sum would claim log K nats too many.
@@ -237,8 +237,8 @@ def importance_weighted(log_ratios: Float[Array, "K b"]) -> PerExample:
 
 
 @compiled(static=("samples",))
-def importance_bound(
-    encoder: Encoder, decoder: Decoder, likelihood: Observation, key: Key, x: Batch, *, samples: int
+def importance_weighted_bound(
+    encoder: EncoderFn, decoder: DecoderFn, likelihood: LikelihoodFn, key: Key, x: Batch, *, samples: int
 ) -> PerExample:
     """The K-sample importance-weighted bound on -log p(x) (VAE-3, VAE-1).
 
@@ -262,13 +262,13 @@ def importance_bound(
     q = encode(encoder, x)
 
     def log_ratio(key):
-        z = draw(q, key)
-        return -decoding_cost(decoder, likelihood, z, x) - jax.vmap(kl_estimate)(q, z)
+        z = reparameterized_sample(q, key)
+        return -reconstruction_nll(decoder, likelihood, z, x) - jax.vmap(kl_monte_carlo)(q, z)
 
-    return importance_weighted(jax.lax.map(log_ratio, jax.random.split(key, samples)))
+    return importance_weighted_average(jax.lax.map(log_ratio, jax.random.split(key, samples)))
 
 
-def aggregate_log_prob(q: Normal, z: Z) -> Scalar:
+def aggregated_posterior_log_prob(q: Normal, z: Z) -> Scalar:
     """log q(z) = log 1/N sum_n q(z|x_n): the law of the codes of a data set (VAE-11).
 
     Args:
@@ -279,7 +279,7 @@ def aggregate_log_prob(q: Normal, z: Z) -> Scalar:
     return jax.nn.logsumexp(log_q) - jnp.log(log_q.shape[0])
 
 
-class InformationSplit(NamedTuple):
+class KLDecomposition(NamedTuple):
     """E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)), example by example, nats; each shape (N,) (VAE-11).
 
     Fields:
@@ -294,7 +294,7 @@ class InformationSplit(NamedTuple):
 
 
 @compiled(static=("samples",))
-def information_split(q: Normal, key: Key, *, samples: int = 1) -> InformationSplit:
+def kl_decomposition(q: Normal, key: Key, *, samples: int = 1) -> KLDecomposition:
     """What of the bound's KL is information about x, and what a mismatch of the codes with the prior (VAE-11).
 
     The data set is the N examples themselves, x ~ uniform: I_q(x; z) is at most log N.
@@ -316,15 +316,15 @@ def information_split(q: Normal, key: Key, *, samples: int = 1) -> InformationSp
         raise ValueError(f"samples is {samples}: at least one draw of every example is needed")
 
     def one(key):
-        z = draw(q, key)
-        log_q = jax.lax.map(partial(aggregate_log_prob, q), z)
+        z = reparameterized_sample(q, key)
+        log_q = jax.lax.map(partial(aggregated_posterior_log_prob, q), z)
         return jax.vmap(Normal.log_prob)(q, z) - log_q, log_q - jax.vmap(lambda z: _prior(z).log_prob(z))(z)
 
     parts = jax.lax.map(one, jax.random.split(key, samples))
-    return InformationSplit(jax.vmap(kl_to_prior)(q), *(part.mean(0) for part in parts))
+    return KLDecomposition(jax.vmap(kl_to_prior)(q), *(part.mean(0) for part in parts))
 
 
-def averaging_decoder(q: Normal, data: Batch, z: Code) -> X:
+def optimal_mean_decoder(q: Normal, data: Batch, z: Code) -> X:
     """E_q(x|z)[x] = sum_n q(z|x_n) x_n / sum_n q(z|x_n): the best mean a Gaussian decoder can have (VAE-8).
 
     An average of every x whose code z may be: where codes overlap, a blur of several.
@@ -344,7 +344,7 @@ def averaging_decoder(q: Normal, data: Batch, z: Code) -> X:
     return jnp.sum(data * weights.reshape(-1, *(1,) * (data.ndim - 1)), axis=0)
 
 
-def alternate(
+def variational_em(
     e_step: Callable[[Theta], Any], m_step: Callable[[Any], Theta], theta: Theta, *, rounds: int
 ) -> tuple[Theta, Theta]:
     """Variational EM: phi <- argmax ELBO(phi, theta), theta <- argmax ELBO(phi, theta), in turn (VAE-9).

@@ -8,15 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.compilation import compiled, varying_like
-from vdm_jax.elbo import Bound, Decoder, denoising_error, diffusion_rate, diffusion_weight, prior_kl, reconstruction
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.schedules import Learned, Schedule, check_begins_noisy
-from vdm_jax.times import uniforms
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Scalar, wide
+from vdm_jax.elbo import (
+    DiffusionBound,
+    DiffusionDecoder,
+    denoising_error,
+    diffusion_rate,
+    diffusion_weight,
+    prior_kl,
+    reconstruction_nll,
+)
+from vdm_jax.noise_levels import level_from_log_snr
+from vdm_jax.schedules import LearnedSchedule, Schedule, check_noise_at_start
+from vdm_jax.time_sampling import uniform_times
+from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Scalar, at_least_float32
 
 
 def _check_start(schedule: Schedule) -> None:
-    check_begins_noisy(schedule, 0.0, jnp.float32)
+    check_noise_at_start(schedule, 0.0, jnp.float32)
 
 
 @compiled(static=("num_steps",), check=_check_start)
@@ -25,13 +33,13 @@ def vdm_loss(
     key: Key,
     x_0: Batch,
     schedule: Schedule,
-    decoder: Decoder,
+    decoder: DiffusionDecoder,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     num_steps: int | None = None,
     shape: Literal["variance", "bound"] = "variance",
     prior_log_var: Scalar | float = 0.0,
-) -> Bound:
+) -> DiffusionBound:
     """The bound at one time t an example, those of the batch spread evenly from a random start (ELBO-12, VDM-1).
 
         T -> infinity:  diffusion = 1/2 gamma'(t) ||eps - eps_hat||^2
@@ -46,12 +54,12 @@ def vdm_loss(
     that example's diffusion term per dimension. The values returned are the bound's, whatever the gradient.
 
     Args:
-        denoiser: predicts `kind`; called twice (at t, and for the decoder), with the whole batch.
+        denoiser: predicts `prediction_type`; called twice (at t, and for the decoder), with the whole batch.
         key: for times and noises.
         x_0: clean batch, shape (B, *x).
         schedule: continuous, with noise at t = 0.
         decoder: p(x_0 | z_0) of one example.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
         num_steps: T; None is T -> infinity.
         shape: what a `Learned` schedule's shape is trained on as T -> infinity. At finite T it is the bound.
         prior_log_var: as in `elbo.prior_kl`.
@@ -60,7 +68,7 @@ def vdm_loss(
         `Bound`, each field (B,), nats.
 
     Raises:
-        ValueError: unknown kind or shape, or num_steps below 1.
+        ValueError: unknown prediction_type or shape, or num_steps below 1.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, sections 4 and 5, appendix I.
     """
@@ -69,24 +77,26 @@ def vdm_loss(
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}: the bound needs at least one step, or None for T -> infinity")
     key_t, key_eps, key_0 = jax.random.split(key, 3)
-    t = varying_like(uniforms(key_t, x_0.shape[0], "spread").astype(wide(x_0.dtype)), x_0, denoiser)
+    t = varying_like(
+        uniform_times(key_t, x_0.shape[0], "low_discrepancy").astype(at_least_float32(x_0.dtype)), x_0, denoiser
+    )
     if num_steps is None:
         level, slope, token = _pace(schedule, t, shape == "variance")
-        weight = jax.vmap(partial(diffusion_rate, kind=kind))(level, slope)
-        diffusion = _tell(weight * denoising_error(denoiser, key_eps, x_0, level, kind), token, x_0[0].size)
+        weight = jax.vmap(partial(diffusion_rate, prediction_type=prediction_type))(level, slope)
+        diffusion = _tell(weight * denoising_error(denoiser, key_eps, x_0, level, prediction_type), token, x_0[0].size)
     else:
         i = jnp.floor(t * num_steps)
         step = schedule.step(i / num_steps, jnp.minimum((i + 1) / num_steps, 1.0))
-        weight = num_steps * jax.vmap(partial(diffusion_weight, kind=kind))(step)
-        diffusion = weight * denoising_error(denoiser, key_eps, x_0, step.t, kind)
+        weight = num_steps * jax.vmap(partial(diffusion_weight, prediction_type=prediction_type))(step)
+        diffusion = weight * denoising_error(denoiser, key_eps, x_0, step.t, prediction_type)
     prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), t.dtype)), prior_log_var))(x_0)
     first = schedule(jnp.zeros_like(t))
-    return Bound(prior, reconstruction(denoiser, key_0, x_0, first, decoder, kind), diffusion)
+    return DiffusionBound(prior, reconstruction_nll(denoiser, key_0, x_0, first, decoder, prediction_type), diffusion)
 
 
 def _pace(schedule, t, least_variance):
     """Level and lambda'(t) of each example, and the token that will tell their gradients the loss they led to."""
-    if not (least_variance and isinstance(schedule, Learned)):
+    if not (least_variance and isinstance(schedule, LearnedSchedule)):
         return schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t), jnp.zeros_like(t)
 
     def pace(schedule):

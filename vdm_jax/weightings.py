@@ -33,10 +33,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.compilation import compiled, scan
+from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import diffusion_curve
-from vdm_jax.schedules import Continuous, Schedule
-from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, PerExample, Real, Scalar, check_weights, wide
+from vdm_jax.schedules import ContinuousSchedule, Schedule
+from vdm_jax.types import (
+    Batch,
+    Denoiser,
+    Key,
+    PerExample,
+    PredictionType,
+    Real,
+    Scalar,
+    at_least_float32,
+    check_weights,
+)
 
 Weight = Callable[[Real], Real]
 
@@ -60,7 +70,7 @@ def cosine(log_snr: Real) -> Real:
     return 2.0 * jnp.exp(-0.5 * jnp.abs(log_snr)) / (1.0 + jnp.exp(-jnp.abs(log_snr)))
 
 
-def velocity(log_snr: Real) -> Real:
+def v_prediction(log_snr: Real) -> Real:
     """w = e^(-lambda / 2): v-prediction with the cosine schedule, and flow matching along straight lines.
 
     Args:
@@ -125,7 +135,7 @@ def sigmoid(log_snr: Real, bias: float = 2.0) -> Real:
 
 
 @compiled()
-def uniform_time(log_snr: Real, schedule: Continuous) -> Real:
+def uniform_time(log_snr: Real, schedule: ContinuousSchedule) -> Real:
     """p(lambda) = -dt/dlambda: the density of lambda at a uniform time, and half the weight of L_simple.
 
     t is found by bisection (the gradient is that of the inverse function), so it is as sharp as the schedule's t: where
@@ -137,7 +147,7 @@ def uniform_time(log_snr: Real, schedule: Continuous) -> Real:
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, section 2; Ho et al. 2020, arXiv:2006.11239, equation 14.
     """
-    log_snr = log_snr.astype(wide(log_snr.dtype))
+    log_snr = log_snr.astype(at_least_float32(log_snr.dtype))
     held = jax.lax.stop_gradient(log_snr)
 
     def halve(bracket, _):
@@ -158,10 +168,10 @@ def weighted_bound(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
-    schedule: Discrete | Schedule,
+    schedule: DiscreteSchedule | Schedule,
     weight: Weight,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     terms: int = 1,
     t_0: float = 0.0,
 ) -> PerExample:
@@ -170,7 +180,7 @@ def weighted_bound(
         L_w = 1/2 int_{t_0}^1 w(lambda(t)) gamma'(t) E ||eps - eps_hat||^2 dt,   or   sum_{t=2..T} w(lambda_t) KL_t
 
     Args:
-        denoiser, key, x_0, schedule, kind, terms, t_0: as in `elbo.diffusion_curve`; the integral is estimated at
+        denoiser, key, x_0, schedule, prediction_type, terms, t_0: as in `elbo.diffusion_curve`; the integral is estimated at
             `terms` times an example, spread evenly from a random start.
         weight: w(lambda), elementwise: one of this file, or `functools.partial(min_snr, gamma=5.0)`.
 
@@ -182,11 +192,11 @@ def weighted_bound(
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, equation 8.
     """
-    curve = diffusion_curve(denoiser, key, x_0, schedule, kind=kind, terms=terms, t_0=t_0)
+    curve = diffusion_curve(denoiser, key, x_0, schedule, prediction_type=prediction_type, terms=terms, t_0=t_0)
     return jnp.sum(check_weights(weight(curve.log_snr), curve.nats.shape) * curve.nats, axis=0)
 
 
-def mixture(weight: Weight, schedule: Continuous, t: Scalar) -> Scalar:
+def elbo_mixture(weight: Weight, schedule: ContinuousSchedule, t: Scalar) -> Scalar:
     """w'(t) = d/dt w(lambda(t)): how much the bound L(t) of data noised to t counts in L_w (WEIGHT-2).
 
     It is nowhere negative if w falls in lambda; L_w is then, up to a factor and a constant, the expected bound of data

@@ -12,9 +12,9 @@ from scipy.spatial import cKDTree
 
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import autoencoder, exact, information, linear
+from vdm_jax import autoencoder, closed_form, information, linear_gaussian
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import Level
+from vdm_jax.noise_levels import NoiseLevel
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_AE_1_training_ends_in_the_principal_subspace(k):
     trained = train(jax.tree.map(jnp.asarray, start))
     variances, directions = _eigen(data)
     assert_close(loss(trained), variances[k:].sum(), rtol=1e-10)
-    assert_close(linear.principal_components(data).discarded(k), variances[k:].sum(), rtol=1e-12)
+    assert_close(linear_gaussian.principal_components(data).discarded(k), variances[k:].sum(), rtol=1e-12)
     rows, _ = np.linalg.qr(np.asarray(trained[1][0]).T)
     assert_close(rows @ rows.T, directions[:, :k] @ directions[:, :k].T, atol=1e-6)
 
@@ -103,7 +103,7 @@ def test_AE_1_no_other_subspace_does_better():
     # The error of any orthogonal projection is the variance less that kept; the principal directions keep most.
     data = _data()
     variances, directions = _eigen(data)
-    covariance, principal = np.cov(data.T, bias=True), linear.principal_components(jnp.asarray(data))
+    covariance, principal = np.cov(data.T, bias=True), linear_gaussian.principal_components(jnp.asarray(data))
     for k in range(1, 5):
         encode = partial(principal.encode, k=k)
         ours = autoencoder.reconstruction_error(encode, principal.decode, jnp.asarray(data))
@@ -121,8 +121,8 @@ def test_AE_1_no_other_subspace_does_better():
 
 # Worlds of clean data for AE-2: one dimension, where integrals are sums over a grid.
 LAWS = {
-    "gaussian": lambda: exact.gaussian([0.4], [[0.5]]),
-    "mixture": lambda: exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02]),
+    "gaussian": lambda: closed_form.gaussian([0.4], [[0.5]]),
+    "mixture": lambda: closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02]),
 }
 SIGMA = 0.6
 
@@ -130,20 +130,20 @@ SIGMA = 0.6
 def _level(sigma=SIGMA):
     """Data as they are, noise on top: alpha = 1."""
     one, sigma = jnp.ones(()), jnp.asarray(sigma)
-    return Level(one, sigma, jnp.zeros(()), jnp.log(sigma))
+    return NoiseLevel(one, sigma, jnp.zeros(()), jnp.log(sigma))
 
 
-def _best(law, sigma=SIGMA):
-    return jax.vmap(lambda y: exact.prediction(law, y, _level(sigma), "x_0"))
+def _best(distribution, sigma=SIGMA):
+    return jax.vmap(lambda y: closed_form.optimal_prediction(distribution, y, _level(sigma), "x_0"))
 
 
-def _denoisers(law):
+def _denoisers(distribution):
     """Batched maps y -> x: the best one, and others."""
-    best = _best(law)
+    best = _best(distribution)
     return {
         "best": best,
         "shifted": lambda y: best(y) + 0.2,
-        "for less noise": _best(law, SIGMA / 2),
+        "for less noise": _best(distribution, SIGMA / 2),
         "bent": lambda y: jnp.tanh(2.0 * y),
     }
 
@@ -161,27 +161,27 @@ def _square_at_noisy(f, key, x):
     return _error(lambda y: x + f(y), key, x)
 
 
-def _over_noisy(law, f):
+def _over_noisy(distribution, f):
     """E f(y) over y = x + sigma eps, one y at a time, by quadrature."""
-    return information.quadrature(f, exact.marginal(law, _level())).value
+    return information.quadrature(f, closed_form.marginal(distribution, _level())).value
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_AE_2_best_denoiser_is_the_conditional_expectation(name):
     # E ||x - D(x + sigma eps)||^2 = E Var[x | y] + E ||D(y) - E[x | y]||^2, both by quadrature
-    law, key = LAWS[name](), jax.random.key(1)
-    x, denoisers = draws(law, jax.random.key(0), 50_000), _denoisers(law)
+    distribution, key = LAWS[name](), jax.random.key(1)
+    x, denoisers = draws(distribution, jax.random.key(0), 50_000), _denoisers(distribution)
     best = denoisers["best"]
 
     def claims(denoiser):
         def apart(y):
             return denoiser(y) - best(y)
 
-        excess = _over_noisy(law, lambda y: jnp.sum(apart(y[None]) ** 2))
+        excess = _over_noisy(distribution, lambda y: jnp.sum(apart(y[None]) ** 2))
         return _error(denoiser, key, x), _square_at_noisy(apart, key, x), excess
 
     def all_claims():
-        least = _over_noisy(law, lambda y: jnp.sum(law.given(y, _level()).variance))
+        least = _over_noisy(distribution, lambda y: jnp.sum(distribution.posterior(y, _level()).variance))
         return least, {name: claims(denoiser) for name, denoiser in denoisers.items()}
 
     least, found = jax.jit(all_claims)()
@@ -192,7 +192,7 @@ def test_AE_2_best_denoiser_is_the_conditional_expectation(name):
             assert error.mean() > found["best"][0].mean()
     if name == "gaussian":  # by the regression of x on y
         assert_close(least, 0.5 * SIGMA**2 / (0.5 + SIGMA**2), rtol=1e-12)
-    assert_close(least, information.mmse(law, _level()).value, rtol=1e-12)
+    assert_close(least, information.mmse(distribution, _level()).value, rtol=1e-12)
 
 
 def test_AE_2_no_noise_is_AE_1():
@@ -211,9 +211,9 @@ def test_AE_2_error_is_a_score_s_error_in_symbols():
 
 
 def test_AE_2_training_is_denoising_score_matching():
-    law = LAWS["mixture"]()
-    x, key = draws(law, jax.random.key(2), 50_000), jax.random.key(3)
-    noisy, denoisers = exact.marginal(law, _level()), _denoisers(law)
+    distribution = LAWS["mixture"]()
+    x, key = draws(distribution, jax.random.key(2), 50_000), jax.random.key(3)
+    noisy, denoisers = closed_form.marginal(distribution, _level()), _denoisers(distribution)
     conditional = jax.vmap(lambda x, y: jax.grad(Normal(x, var=jnp.asarray(SIGMA**2)).log_prob)(y))
 
     def score(denoiser, y):
@@ -221,11 +221,11 @@ def test_AE_2_training_is_denoising_score_matching():
 
     def claims(denoiser):
         matched = _square_at_noisy(lambda y: score(denoiser, y) - conditional(x, y), key, x)
-        fisher = _over_noisy(law, lambda y: jnp.sum((score(denoiser, y[None])[0] - noisy.score(y)) ** 2))
+        fisher = _over_noisy(distribution, lambda y: jnp.sum((score(denoiser, y[None])[0] - noisy.score(y)) ** 2))
         return _error(denoiser, key, x), matched, fisher
 
     # the constant: E ||grad log q(y|x) - grad log q(y)||^2 = E Var[x|y] / sigma^4
-    constant = information.mmse(law, _level()).value / SIGMA**4
+    constant = information.mmse(distribution, _level()).value / SIGMA**4
     for error, matched, fisher in jax.jit(lambda: [claims(denoiser) for denoiser in denoisers.values()])():
         assert_close(error, SIGMA**4 * matched, rtol=1e-9, atol=1e-12)
         # and matching the score of the *marginal* law: the same but for the constant, whatever the denoiser
@@ -238,7 +238,7 @@ def test_AE_2_training_is_denoising_score_matching():
 def test_AE_3_the_error_does_not_know_the_scale_of_codes():
     # Codes z A, A invertible, and the decoder that undoes it: one error, any law of codes, so any decoded draws.
     data = jnp.asarray(_data())
-    principal, z = linear.principal_components(data), jax.random.normal(jax.random.key(0), (20_000, 2))
+    principal, z = linear_gaussian.principal_components(data), jax.random.normal(jax.random.key(0), (20_000, 2))
     best, seen = principal.discarded(2), []
     for matrix in ([[1.0, 0.0], [0.0, 1.0]], [[0.2, 0.0], [0.0, 0.2]], [[5.0, 1.0], [-2.0, 3.0]]):
         matrix = jnp.asarray(matrix)
@@ -253,7 +253,7 @@ def test_AE_3_the_error_does_not_know_the_scale_of_codes():
         seen.append(np.square(drawn - principal.mean[None]).sum(1).mean())
     assert max(seen) > 100 * min(seen)
     # a linear VAE's codes are normal: its decoded draws have the data's own variance in the plane, less the noise
-    model = linear.probabilistic_pca(data, 2)
+    model = linear_gaussian.probabilistic_pca(data, 2)
     kept = _eigen(data)[0][:2].sum() - 2 * _eigen(data)[0][2:].mean()
     assert_mean(np.square(model.decode(z) - principal.mean[None]).sum(1), kept)
 
@@ -261,9 +261,9 @@ def test_AE_3_the_error_does_not_know_the_scale_of_codes():
 def test_AE_3_decoded_normal_codes_are_off_the_data():
     # Data of images' size, within [-1, 1]: 16 numbers on a plane of 2, but for a little noise.
     factor = 0.15 * np.linalg.qr(np.random.RandomState(3).randn(16, 2))[0] * np.sqrt(16) * [1.0, 0.5]
-    law = exact.low_rank(np.zeros(16), factor, 0.01**2)
-    data, fresh = draws(law, jax.random.key(0), 500), draws(law, jax.random.key(1), 500)
-    principal, model = linear.principal_components(data), linear.probabilistic_pca(data, 2)
+    distribution = closed_form.low_rank(np.zeros(16), factor, 0.01**2)
+    data, fresh = draws(distribution, jax.random.key(0), 500), draws(distribution, jax.random.key(1), 500)
+    principal, model = linear_gaussian.principal_components(data), linear_gaussian.probabilistic_pca(data, 2)
     z = jax.random.normal(jax.random.key(2), (500, 2))
     noise = jnp.sqrt(model.var) * jax.random.normal(jax.random.key(3), data.shape)
     tree = cKDTree(np.asarray(data))

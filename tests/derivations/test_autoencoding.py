@@ -24,8 +24,8 @@ def _normal(mean, var):
     return Normal(jnp.asarray([mean]), var=jnp.asarray(var))
 
 
-def _density(law, at):
-    return np.exp(jax.vmap(law.log_prob)(jnp.asarray(at)[:, None]))
+def _density(distribution, at):
+    return np.exp(jax.vmap(distribution.log_prob)(jnp.asarray(at)[:, None]))
 
 
 def _decoder(x, z):
@@ -40,9 +40,9 @@ def test_erratum_the_decoder_is_a_law_of_x():
     # p(x|z) = N(x; mu(z), v). Printed as p(z|x) := N(x; mu(z), v): but in z it does not integrate to 1.
     x, z, shift = sp.symbols("x z b", real=True)
     slope, v = sp.symbols("w v", positive=True)
-    law = sp.exp(log_normal(x, slope * z + shift, v))
-    assert_proved(sp.integrate(law, (x, -sp.oo, sp.oo)), 1)
-    over_z = sp.simplify(sp.integrate(law.subs(x, shift), (z, -sp.oo, sp.oo)))
+    distribution = sp.exp(log_normal(x, slope * z + shift, v))
+    assert_proved(sp.integrate(distribution, (x, -sp.oo, sp.oo)), 1)
+    over_z = sp.simplify(sp.integrate(distribution.subs(x, shift), (z, -sp.oo, sp.oo)))
     assert_proved(over_z, 1 / slope)
     assert_disproved(over_z, 1)
     # as p(x|z) it gives p(x) by the integral over z; as p(z|x) it is not what Bayes' rule makes of the same model
@@ -125,14 +125,14 @@ def test_erratum_generation_draws_from_the_prior():
     def encoder(x):
         return _normal(SLOPE * (x - SHIFT) / (SLOPE**2 + NOISE), posterior_var)
 
-    def decoded(law):
-        return Normal(SLOPE * law.mean + SHIFT, var=SLOPE**2 * law.var + NOISE)
+    def decoded(distribution):
+        return Normal(SLOPE * distribution.mean + SHIFT, var=SLOPE**2 * distribution.var + NOISE)
 
     # decoded() is the integral of p(x|z) over the law of z
     grid, x = np.linspace(-12.0, 12.0, 6001), np.array([-1.0, 0.2, 3.0])
-    for law in (_normal(0.0, 1.0), encoder(1.7)):
-        integral = [np.trapezoid(_decoder(value, grid) * _density(law, grid), grid) for value in x]
-        assert_close(integral, _density(decoded(law), x), rtol=1e-10)
+    for distribution in (_normal(0.0, 1.0), encoder(1.7)):
+        integral = [np.trapezoid(_decoder(value, grid) * _density(distribution, grid), grid) for value in x]
+        assert_close(integral, _density(decoded(distribution), x), rtol=1e-10)
 
     assert_close(kl(decoded(_normal(0.0, 1.0)), evidence), 0.0, atol=1e-15)
     for start in (-2.0, 0.5, 1.7):

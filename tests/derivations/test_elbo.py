@@ -30,13 +30,13 @@ from tests.derivations.algebra import (
 )
 from tests.derivations.check import assert_close, assert_disproved, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import GaussianWorld, denoiser, draws, exact_step
-from vdm_jax import elbo, exact, forward, information, losses, paths
+from vdm_jax import closed_form, elbo, forward, information, losses, path_bounds
+from vdm_jax.discrete_schedules import discretize, from_betas, linear_betas
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.levels import level_from_log_snr
-from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, to_unit
-from vdm_jax.parameterization import convert, target
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, normalize
+from vdm_jax.noise_levels import level_from_log_snr
+from vdm_jax.parameterization import convert, prediction_target
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import from_betas, linear_betas, tabulate
 
 WORLD = GaussianWorld(0.4, 0.5)
 KINDS = ("x_0", "eps", "v", "score")
@@ -56,7 +56,7 @@ def _discretized(x_hat, x_1, level):
 
 
 def _finite_world():
-    return exact.points(to_unit(jnp.asarray([[0, 3], [8, 8], [16, 2]]), 17), [0.5, 0.3, 0.2])
+    return closed_form.empirical(normalize(jnp.asarray([[0, 3], [8, 8], [16, 2]]), 17), [0.5, 0.3, 0.2])
 
 
 def test_ELBO_1_falls_short_by_a_divergence():
@@ -88,19 +88,21 @@ def test_ELBO_1_and_3_are_one_sum():
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_ELBO_1_and_3_have_one_expectation(shift):
     # path by path over fixed data; a spoiled denoiser too, since the identity holds for any model
-    table, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
+    schedule, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
     wrong = denoiser(WORLD, shift=shift)
-    joint = np.asarray(paths.joint_log_ratio(wrong, jax.random.key(0), x_0, table, _gaussian_decoder), np.float64)
-    bound = np.asarray(elbo.bound(wrong, jax.random.key(1), x_0, table, _gaussian_decoder).total, np.float64)
+    joint = np.asarray(
+        path_bounds.joint_log_ratio(wrong, jax.random.key(0), x_0, schedule, _gaussian_decoder), np.float64
+    )
+    bound = np.asarray(elbo.bound(wrong, jax.random.key(1), x_0, schedule, _gaussian_decoder).total, np.float64)
     assert_mean(-joint - bound, 0.0, resolution=0.03)
 
 
 def test_ELBO_3_has_less_variance_for_a_blunt_denoiser():
     # One-sample variances at fixed x_0, of a model that hardly looks at x_t: it believes in far narrower data.
     blunt = denoiser(GaussianWorld(WORLD.mean, WORLD.var / 50))
-    table, x_0 = linear_betas(10, 0.1, 0.5), jnp.full((20_000, 4), 0.9)
-    joint = paths.joint_log_ratio(blunt, jax.random.key(0), x_0, table, _gaussian_decoder)
-    bound = elbo.bound(blunt, jax.random.key(1), x_0, table, _gaussian_decoder).total
+    schedule, x_0 = linear_betas(10, 0.1, 0.5), jnp.full((20_000, 4), 0.9)
+    joint = path_bounds.joint_log_ratio(blunt, jax.random.key(0), x_0, schedule, _gaussian_decoder)
+    bound = elbo.bound(blunt, jax.random.key(1), x_0, schedule, _gaussian_decoder).total
     assert np.var(bound) > 0
     assert np.var(joint) > 20 * np.var(bound)
 
@@ -108,9 +110,9 @@ def test_ELBO_3_has_less_variance_for_a_blunt_denoiser():
 def test_ELBO_3_has_more_variance_at_the_optimum():
     # Not "strictly": p(x_0:T) / q(x_1:T|x_0) of the *true* reverse process is p(x_0) on every path. With the exact
     # denoiser and many steps ELBO-1 is nearly that, while ELBO-3 keeps the spread of log p(x_0|x_1).
-    table, x_0 = tabulate(LinearLogSNR(5.0, -10.0), 400), jnp.full((5000, 1), 0.9)
-    joint = paths.joint_log_ratio(denoiser(WORLD), jax.random.key(0), x_0, table, _gaussian_decoder)
-    bound = elbo.bound(denoiser(WORLD), jax.random.key(1), x_0, table, _gaussian_decoder).total
+    schedule, x_0 = discretize(LinearLogSNR(5.0, -10.0), 400), jnp.full((5000, 1), 0.9)
+    joint = path_bounds.joint_log_ratio(denoiser(WORLD), jax.random.key(0), x_0, schedule, _gaussian_decoder)
+    bound = elbo.bound(denoiser(WORLD), jax.random.key(1), x_0, schedule, _gaussian_decoder).total
     assert np.var(joint) < np.var(bound) / 2
 
 
@@ -145,13 +147,13 @@ def test_ELBO_5_decoders_are_laws_of_the_data(decoder):
             log_p = jax.vmap(lambda x: Normal(centre, var=level.sigma**2).log_prob(x[None]))(grid)
             assert_close(np.trapezoid(np.exp(log_p), grid), 1.0, rtol=1e-10)
             return
-        law = (
+        distribution = (
             DiscretizedGaussian(centre, scale=level.sigma, levels=17)
             if decoder == "discretized"
             else Categorical(centre, level, 17)
         )
-        grid = to_unit(jnp.arange(17), 17)
-        masses = np.exp(jax.vmap(lambda x: law.log_prob(x[None]))(grid))
+        grid = normalize(jnp.arange(17), 17)
+        masses = np.exp(jax.vmap(lambda x: distribution.log_prob(x[None]))(grid))
         assert_close(masses.sum(), 1.0, rtol=1e-12)
         if decoder == "discretized":  # open edges: bins by a difference of scipy's normal CDF
             edges = np.r_[-np.inf, (np.asarray(grid)[1:] + np.asarray(grid)[:-1]) / 2, np.inf]
@@ -192,9 +194,9 @@ def test_ELBO_6_diffusion_term_is_the_kl_of_two_posteriors():
 
 def test_ELBO_6_l_ddpm_is_the_sum_over_t():
     # against the closed form of each term, Gaussian data: the error of a shifted x_hat is the shift and the variance
-    table, shift = _table(6), 0.3
+    schedule, shift = _table(6), 0.3
     x_0 = WORLD.sample(jax.random.key(3), (100_000, 1))
-    bound = elbo.bound(denoiser(WORLD, shift=shift), jax.random.key(1), x_0, table, _gaussian_decoder)
+    bound = elbo.bound(denoiser(WORLD, shift=shift), jax.random.key(1), x_0, schedule, _gaussian_decoder)
     abar = np.cumprod(1 - np.linspace(0.1 / 6, 0.9, 6))
     snr = abar / (1 - abar)
     error = 1 / (1 / WORLD.var + snr) + shift**2  # precision of x_0 given x_t adds up
@@ -219,21 +221,23 @@ PRINTED = {
 }
 
 
-def _weight(kind):
+def _weight(prediction_type):
     """||mu(value) - mu(other)||^2 / (2 sigma_q^2) over (value - other)^2, mu by Bayes' rule for Gaussians."""
-    mean = VAR_Q * (KEEP * x_t / ADDED + a_s * TO_X_0[kind] / g_s**2)
+    mean = VAR_Q * (KEEP * x_t / ADDED + a_s * TO_X_0[prediction_type] / g_s**2)
     return sp.simplify((mean - mean.subs(value, other)) ** 2 / (2 * VAR_Q) / (value - other) ** 2)
 
 
-def _check_weight(kind):
-    weight = _weight(kind)
+def _check_weight(prediction_type):
+    weight = _weight(prediction_type)
     with jax.enable_x64(True):
         for levels in LEVELS:
-            assert_close(elbo.diffusion_weight(exact_step(*levels), kind), at_levels(weight, levels), rtol=1e-13)
-        if kind in PRINTED:
-            assert_proved(weight.subs(IN_BETAS), PRINTED[kind])
-            ours = elbo.diffusion_weight(from_betas(np.array([0.1, 0.2])).step(1, 2), kind)
-            assert_close(ours, PRINTED[kind].subs({abar_s: R(9, 10), beta: R(1, 5)}), rtol=1e-12)
+            assert_close(
+                elbo.diffusion_weight(exact_step(*levels), prediction_type), at_levels(weight, levels), rtol=1e-13
+            )
+        if prediction_type in PRINTED:
+            assert_proved(weight.subs(IN_BETAS), PRINTED[prediction_type])
+            ours = elbo.diffusion_weight(from_betas(np.array([0.1, 0.2])).step(1, 2), prediction_type)
+            assert_close(ours, PRINTED[prediction_type].subs({abar_s: R(9, 10), beta: R(1, 5)}), rtol=1e-12)
 
 
 def test_ELBO_7_weight_by_x_hat():
@@ -261,22 +265,26 @@ def test_ELBO_9_all_weights_give_one_kl():
             step = exact_step(*levels)
             noisy = step.t.alpha * clean + step.t.sigma * eps
             truth = kl(forward.posterior(noisy, clean, step), forward.posterior(noisy, x_hat, step))
-            for kind in KINDS:
-                prediction = convert(x_hat, noisy, step.t, "x_0", kind)
-                ours = elbo.diffusion_kl(target(clean, eps, step.t, kind), prediction, step, kind)
+            for prediction_type in KINDS:
+                prediction = convert(x_hat, noisy, step.t, "x_0", prediction_type)
+                ours = elbo.diffusion_kl(
+                    prediction_target(clean, eps, step.t, prediction_type), prediction, step, prediction_type
+                )
                 assert_close(ours, truth, rtol=1e-9)
 
 
 def test_ELBO_10_one_random_term_for_the_sum():
     # T E_t is the sum: the one-term bound against the closed form, and against all terms; spreading terms cuts variance
-    table = _table(6)
+    schedule = _table(6)
     x_0 = jnp.full((100_000, 1), 0.9)
     wrong = denoiser(WORLD, shift=0.3)
     every, one, three = (
-        np.asarray(elbo.bound(wrong, jax.random.key(n), x_0, table, _gaussian_decoder, terms=k).diffusion, np.float64)
+        np.asarray(
+            elbo.bound(wrong, jax.random.key(n), x_0, schedule, _gaussian_decoder, terms=k).diffusion, np.float64
+        )
         for n, k in enumerate((None, 1, 3))
     )
-    ddpm = losses.ddpm_loss(wrong, jax.random.key(9), x_0, table, _gaussian_decoder).diffusion
+    ddpm = losses.ddpm_loss(wrong, jax.random.key(9), x_0, schedule, _gaussian_decoder).diffusion
     for estimate in (one, three, np.asarray(ddpm, np.float64)):
         assert_mean(estimate - every, 0.0)
     assert every.var() < three.var() < one.var()
@@ -294,29 +302,39 @@ def test_ELBO_11_any_other_answer_costs_its_square():
 
 def test_ELBO_11_the_weighted_loss_is_the_bound():
     # T E_t w_t ||.||^2 with the bound's weight (none at t = 1, the decoder's step) is the diffusion term
-    table, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
+    schedule, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
 
-    for kind in KINDS:
-        wrong = denoiser(WORLD, kind, shift=0.3)
+    for prediction_type in KINDS:
+        wrong = denoiser(WORLD, prediction_type, shift=0.3)
 
-        def weight(step, kind=kind):
-            return jnp.where(step.s.sigma > 0, elbo.diffusion_weight(step, kind), 0.0)
+        def weight(step, prediction_type=prediction_type):
+            return jnp.where(step.s.sigma > 0, elbo.diffusion_weight(step, prediction_type), 0.0)
 
-        loss = losses.denoising_loss(wrong, jax.random.key(0), x_0, table, kind=kind, weight=weight).loss
-        diffusion = elbo.bound(wrong, jax.random.key(1), x_0, table, _gaussian_decoder, kind=kind).diffusion
+        loss = losses.denoising_loss(
+            wrong, jax.random.key(0), x_0, schedule, prediction_type=prediction_type, weight=weight
+        ).loss
+        diffusion = elbo.bound(
+            wrong, jax.random.key(1), x_0, schedule, _gaussian_decoder, prediction_type=prediction_type
+        ).diffusion
         assert_mean(6 * np.asarray(loss, np.float64) - np.asarray(diffusion, np.float64), 0.0)
 
 
 def test_ELBO_11_the_optimum_is_the_conditional_expectation():
     # L of the exact denoiser is E Var[target | x_t], and any change of it costs its square
-    table, x_0 = _table(6), WORLD.sample(jax.random.key(3), (100_000, 1))
-    for kind in ("x_0", "eps"):
+    schedule, x_0 = _table(6), WORLD.sample(jax.random.key(3), (100_000, 1))
+    for prediction_type in ("x_0", "eps"):
         exact, worse, better = (
-            losses.denoising_loss(denoiser(WORLD, kind, shift), jax.random.key(4), x_0, table, kind=kind)
+            losses.denoising_loss(
+                denoiser(WORLD, prediction_type, shift),
+                jax.random.key(4),
+                x_0,
+                schedule,
+                prediction_type=prediction_type,
+            )
             for shift in (0.0, 0.2, -0.2)
         )
-        level = table(exact.t)
-        scale = 1.0 if kind == "x_0" else level.snr
+        level = schedule(exact.t)
+        scale = 1.0 if prediction_type == "x_0" else level.snr
         assert_mean(exact.squared_error - scale * WORLD.var_x_0(level), 0.0)
         for other in (worse, better):
             assert_mean(other.squared_error - exact.squared_error - scale * 0.04, 0.0)
@@ -331,8 +349,8 @@ def test_ELBO_11_bound_and_truth_gaussian():
     assert_mean(surprise, entropy)
     gaps, errors = [], []
     for num_steps in (5, 20, 80, 320):  # between fixed end points
-        table = tabulate(LinearLogSNR(5.0, -10.0), num_steps)
-        bound = elbo.bound(denoiser(WORLD), jax.random.key(6), x_0, table, _gaussian_decoder).total
+        schedule = discretize(LinearLogSNR(5.0, -10.0), num_steps)
+        bound = elbo.bound(denoiser(WORLD), jax.random.key(6), x_0, schedule, _gaussian_decoder).total
         gap = np.asarray(bound, np.float64) - surprise
         gaps.append(gap.mean())
         errors.append(gap.std() / np.sqrt(gap.size))
@@ -354,8 +372,8 @@ def test_ELBO_11_bound_and_truth_finite_data(decoder):
     x_0 = draws(world, jax.random.key(7), 5000)
     means = []
     for num_steps in (10, 400):
-        table = tabulate(LinearLogSNR(9.0, -9.0), num_steps)
-        bound = np.asarray(elbo.bound(denoiser(world), jax.random.key(8), x_0, table, decoder).total, np.float64)
+        schedule = discretize(LinearLogSNR(9.0, -9.0), num_steps)
+        bound = np.asarray(elbo.bound(denoiser(world), jax.random.key(8), x_0, schedule, decoder).total, np.float64)
         assert bound.mean() > entropy - 4 * bound.std() / np.sqrt(bound.size)
         means.append(bound.mean())
     assert means[1] - entropy < 0.5 * (means[0] - entropy)
@@ -365,12 +383,12 @@ def test_ELBO_11_bound_and_truth_finite_data(decoder):
 
 
 def _mixture():
-    return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
-def _spoiled(law, shift):
+def _spoiled(distribution, shift):
     """The exact denoiser of x_0, moved: the identities hold for any model."""
-    return jax.vmap(lambda x_t, level: exact.prediction(law, x_t, level, "x_0") + shift)
+    return jax.vmap(lambda x_t, level: closed_form.optimal_prediction(distribution, x_t, level, "x_0") + shift)
 
 
 def test_ELBO_2_bridge_by_completing_the_square():
@@ -381,17 +399,17 @@ def test_ELBO_2_bridge_by_completing_the_square():
     var = 1 / (2 * poly.coeff_monomial(x_s**2))
     mean = -poly.coeff_monomial(x_s) * var
     with jax.enable_x64(True):
-        table = linear_betas(10, 0.1, 0.5)
+        schedule = linear_betas(10, 0.1, 0.5)
         for r, s, t in ((0, 1, 2), (2, 3, 4), (1, 4, 9)):
-            first, second = table.step(r, s), table.step(s, t)
+            first, second = schedule.step(r, s), schedule.step(s, t)
             abar = [sp.prod([1 - sp.Rational(1, 10) - sp.Rational(4, 90) * k for k in range(n)]) for n in range(11)]
             values = {
                 c: sp.sqrt(abar[s] / abar[r]), a: sp.sqrt(abar[t] / abar[s]), v: 1 - abar[s] / abar[r],
                 w: 1 - abar[t] / abar[s], x_r: sp.Rational(7, 10), x_t: sp.Rational(-3, 2),
             }  # fmt: skip
-            law = forward.bridge(jnp.asarray([0.7]), jnp.asarray([-1.5]), first, second)
-            assert_close(law.mean[0], float(mean.subs(values)), rtol=1e-12)
-            assert_close(law.var, float(var.subs(values)), rtol=1e-12)
+            distribution = forward.bridge(jnp.asarray([0.7]), jnp.asarray([-1.5]), first, second)
+            assert_close(distribution.mean[0], float(mean.subs(values)), rtol=1e-12)
+            assert_close(distribution.var, float(var.subs(values)), rtol=1e-12)
 
 
 def test_ELBO_2_a_consistency_term_by_its_definition():
@@ -414,11 +432,13 @@ def test_ELBO_2_a_consistency_term_by_its_definition():
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_ELBO_2_and_3_have_one_expectation(shift):
-    law, table = _mixture(), tabulate(LinearLogSNR(3.0, -6.0), 6)
-    x_0 = draws(law, jax.random.key(0), 40_000)
-    arguments = x_0, table, exact.OptimalDecoder(law)
-    first = paths.consistency_bound(_spoiled(law, shift), jax.random.key(1), *arguments, kind="x_0").total
-    second = elbo.bound(_spoiled(law, shift), jax.random.key(2), *arguments, kind="x_0").total
+    distribution, schedule = _mixture(), discretize(LinearLogSNR(3.0, -6.0), 6)
+    x_0 = draws(distribution, jax.random.key(0), 40_000)
+    arguments = x_0, schedule, closed_form.OptimalDecoder(distribution)
+    first = path_bounds.consistency_bound(
+        _spoiled(distribution, shift), jax.random.key(1), *arguments, prediction_type="x_0"
+    ).total
+    second = elbo.bound(_spoiled(distribution, shift), jax.random.key(2), *arguments, prediction_type="x_0").total
     assert_mean(np.asarray(first, np.float64) - np.asarray(second, np.float64), 0.0, resolution=0.06)
 
 
@@ -426,12 +446,12 @@ def test_ELBO_2_and_3_have_one_expectation(shift):
 def test_ELBO_2_varies_more_the_more_steps():
     # One-sample variances at fixed x_0, exact denoiser. ELBO-3's falls with T: ever more of the same integral.
     # ELBO-2's does not: each of its terms stands on two states whose noise is not averaged out.
-    law, x_0 = exact.gaussian([0.4], [[0.5]]), jnp.full((20_000, 1), 0.9)
-    best, decoder, ratios = exact.OptimalDenoiser(law), exact.OptimalDecoder(law), []
+    distribution, x_0 = closed_form.gaussian([0.4], [[0.5]]), jnp.full((20_000, 1), 0.9)
+    best, decoder, ratios = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution), []
     for num_steps in (10, 40, 160):
-        table = tabulate(LinearLogSNR(3.0, -6.0), num_steps)
-        first = paths.consistency_bound(best, jax.random.key(1), x_0, table, decoder)
-        second = elbo.bound(best, jax.random.key(2), x_0, table, decoder)
+        schedule = discretize(LinearLogSNR(3.0, -6.0), num_steps)
+        first = path_bounds.consistency_bound(best, jax.random.key(1), x_0, schedule, decoder)
+        second = elbo.bound(best, jax.random.key(2), x_0, schedule, decoder)
         ratios.append(float(np.var(first.diffusion + first.prior) / np.var(second.diffusion + second.prior)))
     assert np.all(np.diff(ratios) > 0)
     assert ratios[-1] > 10
@@ -441,21 +461,21 @@ def test_erratum_consistency_term_averages_over_the_bridge():
     # Printed: E KL(q(x_t|x_{t-1}) || p(x_t|x_{t+1})) over the pair, as if x_{t+1} told nothing of x_t. In expectation
     # over the data, exactly: Gaussian data, T = 2, the exact denoiser. The one term is over (x_0, x_2).
     with jax.enable_x64(True):
-        m, v, table = 0.4, 0.5, linear_betas(2, 0.3, 0.6)
-        law = exact.gaussian([m], [[v]])
-        first, second = table.step(0, 1), table.step(1, 2)
+        m, v, schedule = 0.4, 0.5, linear_betas(2, 0.3, 0.6)
+        distribution = closed_form.gaussian([m], [[v]])
+        first, second = schedule.step(0, 1), schedule.step(1, 2)
         z, weights = np.polynomial.hermite_e.hermegauss(40)
         weights = weights / weights.sum()
 
         def pair(f):
             """E f(x_0, x_2), by Gauss-Hermite quadrature: exact for polynomials."""
             x_0 = jnp.asarray(m + v**0.5 * z)
-            x_2 = table(2).alpha * x_0[:, None] + table(2).sigma * jnp.asarray(z)[None, :]
+            x_2 = schedule(2).alpha * x_0[:, None] + schedule(2).sigma * jnp.asarray(z)[None, :]
             values = jax.vmap(lambda a, row: jax.vmap(lambda b: f(a[None], b[None]))(row))(x_0, x_2)
             return float(weights @ values @ weights)
 
         def model(x_2):
-            return forward.posterior(x_2, exact.prediction(law, x_2, table(2), "x_0"), second)
+            return forward.posterior(x_2, closed_form.optimal_prediction(distribution, x_2, schedule(2), "x_0"), second)
 
         def consistency(x_0, x_2):
             bridge = forward.bridge(x_0, x_2, first, second)
@@ -465,10 +485,10 @@ def test_erratum_consistency_term_averages_over_the_bridge():
             return kl(forward.transition(x_0, first), model(x_2))
 
         # ELBO-3 without its reconstruction, which both have
-        truth = information.optimal_bound(law, table)
+        truth = information.optimal_bound(distribution, schedule)
         x_1 = information.quadrature(
             lambda x: kl(forward.transition(x, second), Normal(jnp.zeros(1), var=jnp.asarray(1.0))),
-            exact.marginal(law, table(1)),
+            closed_form.marginal(distribution, schedule(1)),
         ).value
         bound = float(truth.prior.value + truth.diffusion.value - x_1)
         assert_close(pair(consistency), bound, rtol=1e-10)
@@ -476,52 +496,52 @@ def test_erratum_consistency_term_averages_over_the_bridge():
             assert_close(pair(printed), bound, rtol=0.1)
         # the library's is the first
         x_0 = jnp.asarray(m + v**0.5 * np.random.RandomState(0).randn(100_000, 1))
-        denoiser, decoder = exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
-        ours = paths.consistency_bound(denoiser, jax.random.key(0), x_0, table, decoder).diffusion
+        denoiser, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
+        ours = path_bounds.consistency_bound(denoiser, jax.random.key(0), x_0, schedule, decoder).diffusion
         assert_mean(ours, pair(consistency))
         with refuted():
             assert_mean(ours, pair(printed))
 
 
-def _reverse_divergence(law, step):
+def _reverse_divergence(distribution, step):
     """E over x_t of KL(q(x_s|x_t) || p(x_s|x_t)): what a normal step loses, by quadrature in x_t and x_s."""
 
     def at(x_t):
-        kernel = exact.reverse(law, x_t, step)
-        model = forward.posterior(x_t, exact.prediction(law, x_t, step.t, "x_0"), step)
+        kernel = closed_form.reverse_transition(distribution, x_t, step)
+        model = forward.posterior(x_t, closed_form.optimal_prediction(distribution, x_t, step.t, "x_0"), step)
         return information.quadrature(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value
 
-    return information.quadrature(at, exact.marginal(law, step.t)).value
+    return information.quadrature(at, closed_form.marginal(distribution, step.t)).value
 
 
 def test_ELBO_3_gap_is_the_sum_of_its_divergences():
     # E log p - ELBO_T = KL(q(x_T) || p(x_T)) + sum_t E KL(q(x_{t-1}|x_t) || p(x_{t-1}|x_t)): the chain rule of
     # KL(q(x_0:T) || p(x_0:T)). The left by MMSEs and entropies, the right by integrals over reverse kernels.
     with jax.enable_x64(True):
-        law, table = _mixture(), tabulate(LinearLogSNR(5.0, -2.0), 5)
-        gap = information.optimal_bound(law, table).total.value - information.entropy(law).value
-        end, prior = exact.marginal(law, table(5)), Normal(jnp.zeros(1), var=jnp.asarray(1.0))
+        distribution, schedule = _mixture(), discretize(LinearLogSNR(5.0, -2.0), 5)
+        gap = information.optimal_bound(distribution, schedule).total.value - information.entropy(distribution).value
+        end, prior = closed_form.marginal(distribution, schedule(5)), Normal(jnp.zeros(1), var=jnp.asarray(1.0))
         divergences = information.quadrature(lambda x: end.log_prob(x) - prior.log_prob(x), end).value
-        divergences += sum(_reverse_divergence(law, table.step(t - 1, t)) for t in range(2, 6))
+        divergences += sum(_reverse_divergence(distribution, schedule.step(t - 1, t)) for t in range(2, 6))
         assert_close(gap, divergences, rtol=1e-8)
         assert gap > 0.1
 
 
 def test_ELBO_3_gap_shrinks_as_one_over_T():
     with jax.enable_x64(True):
-        law = _mixture()
-        entropy = information.entropy(law).value
+        distribution = _mixture()
+        entropy = information.entropy(distribution).value
         steps, gaps = np.array([64, 128, 256, 512, 1024]), []
         for num_steps in steps:
-            table = tabulate(LinearLogSNR(9.0, -15.0), int(num_steps))
-            gaps.append(float(information.optimal_bound(law, table).total.value - entropy))
+            schedule = discretize(LinearLogSNR(9.0, -15.0), int(num_steps))
+            gaps.append(float(information.optimal_bound(distribution, schedule).total.value - entropy))
         slope = np.polyfit(np.log(steps[1:]), np.log(gaps[1:]), 1)[0]
         assert np.all(np.array(gaps) > 0)
         assert -1.05 < slope < -0.95
         # one point, whose reverse kernel *is* the posterior, leaves no gap at any T but the prior's, which ends with
         # the signal
         for low, left in ((-2.0, 1e-2), (-12.0, 1e-5)):
-            bound = information.optimal_bound(exact.points([[0.3]]), tabulate(LinearLogSNR(9.0, low), 8))
+            bound = information.optimal_bound(closed_form.empirical([[0.3]]), discretize(LinearLogSNR(9.0, low), 8))
             assert_close(bound.diffusion.value + bound.reconstruction.value, 0.0, atol=1e-12)
             assert 0 < bound.prior.value < left
 
@@ -549,34 +569,36 @@ class Bent(LinearLogSNR):
 SHAPES = [Bent(5.0, -6.0, bend) for bend in (-0.9, 0.0, 0.9)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_ELBO_12_rate_is_the_limit_of_the_weight(kind):
+@pytest.mark.parametrize("prediction_type", KINDS)
+def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
     # the weight of a step whose log-SNR falls by -lambda' dt, to first order in dt
     lam, slope, dt = sp.symbols("lambda slope dt", real=True)
     ahead = lam - slope * dt  # lambda_s, where s = t - dt
     alpha2, sigma2 = 1 / (1 + sp.exp(-lam)), 1 / (1 + sp.exp(lam))
     by_x_0 = (sp.exp(ahead) - sp.exp(lam)) / 2
     factor = {"x_0": 1, "eps": sigma2 / alpha2, "v": sigma2, "score": sigma2**2 / alpha2}[
-        kind
+        prediction_type
     ]  # error(x_0) / error(kind)
     rate = sp.limit(by_x_0 * factor / dt, dt, 0)
     assert_proved(rate, -slope / 2 * sp.exp(lam) * factor)
     with jax.enable_x64(True):
         for value in (-3, 0, 2):
             truth = float(rate.subs({lam: value, slope: -7}))
-            ours = elbo.diffusion_rate(level_from_log_snr(jnp.asarray(float(value))), jnp.asarray(-7.0), kind)
+            ours = elbo.diffusion_rate(
+                level_from_log_snr(jnp.asarray(float(value))), jnp.asarray(-7.0), prediction_type
+            )
             assert_close(ours, truth, rtol=1e-12)
 
 
 def test_ELBO_12_the_sum_tends_to_the_integral():
     # larger T tightens the bound, down to the limit, whatever the shape: exactly
     with jax.enable_x64(True):
-        law = _mixture()
-        limit = information.optimal_bound_limit(law, SHAPES[0](0.0), SHAPES[0](1.0)).total.value
+        distribution = _mixture()
+        limit = information.optimal_bound_limit(distribution, SHAPES[0](0.0), SHAPES[0](1.0)).total.value
         for schedule in SHAPES:
             gaps = []
             for num_steps in (50, 100, 200, 400, 800):
-                bound = information.optimal_bound(law, tabulate(schedule, num_steps)).total.value
+                bound = information.optimal_bound(distribution, discretize(schedule, num_steps)).total.value
                 gaps.append(float(bound - limit))
             assert np.all(np.diff(gaps) < 0)
             assert gaps[-1] > 0
@@ -586,13 +608,20 @@ def test_ELBO_12_the_sum_tends_to_the_integral():
 @pytest.mark.slow
 def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
     # the integral over time, for three shapes and any kind of prediction, is the one integral over the SNR
-    law = _mixture()
-    x_0 = draws(law, jax.random.key(0), 40_000)
-    truth = information.optimal_bound_limit(law, SHAPES[0](0.0), SHAPES[0](1.0))
+    distribution = _mixture()
+    x_0 = draws(distribution, jax.random.key(0), 40_000)
+    truth = information.optimal_bound_limit(distribution, SHAPES[0](0.0), SHAPES[0](1.0))
     variances = []
-    for schedule, kind in zip(SHAPES, ("eps", "x_0", "v"), strict=True):
-        denoiser = exact.OptimalDenoiser(law, kind)
-        ours = elbo.continuous_bound(denoiser, jax.random.key(1), x_0, schedule, exact.OptimalDecoder(law), kind=kind)
+    for schedule, prediction_type in zip(SHAPES, ("eps", "x_0", "v"), strict=True):
+        denoiser = closed_form.OptimalDenoiser(distribution, prediction_type)
+        ours = elbo.continuous_bound(
+            denoiser,
+            jax.random.key(1),
+            x_0,
+            schedule,
+            closed_form.OptimalDecoder(distribution),
+            prediction_type=prediction_type,
+        )
         assert_mean(ours.diffusion, truth.diffusion.value, resolution=0.05)
         assert_mean(ours.total, truth.total.value)
         variances.append(np.var(ours.diffusion))
@@ -601,10 +630,10 @@ def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
 
 @pytest.mark.slow
 def test_ELBO_12_more_times_an_example_and_a_later_start():
-    law, schedule = _mixture(), SHAPES[1]
-    x_0 = draws(law, jax.random.key(0), 20_000)
-    denoiser, decoder = exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
-    truth = information.optimal_bound_limit(law, schedule(0.3), schedule(1.0))
+    distribution, schedule = _mixture(), SHAPES[1]
+    x_0 = draws(distribution, jax.random.key(0), 20_000)
+    denoiser, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
+    truth = information.optimal_bound_limit(distribution, schedule(0.3), schedule(1.0))
     one, many = (
         elbo.continuous_bound(denoiser, jax.random.key(1), x_0, schedule, decoder, terms=terms, t_0=0.3)
         for terms in (1, 8)
@@ -630,7 +659,7 @@ def test_ELBO_13_bits_per_dimension():
         density = -12 * np.log(255 / 512)
         assert_close(elbo.bits_per_dim(jnp.asarray(density), 12, bin_width=2 / 255), 8.0, rtol=1e-14)
         # a smooth law: density times bin is nearly the probability of the bin
-        x, mean, scale = to_unit(jnp.asarray([100, 140]), 256), jnp.zeros(2), jnp.asarray(0.5)
+        x, mean, scale = normalize(jnp.asarray([100, 140]), 256), jnp.zeros(2), jnp.asarray(0.5)
         discrete = elbo.bits_per_dim(-DiscretizedGaussian(mean, scale=scale, levels=256).log_prob(x), 2)
         smooth = elbo.bits_per_dim(-Normal(mean, var=scale**2).log_prob(x), 2, bin_width=2 / 255)
         np.testing.assert_allclose(discrete, smooth, rtol=1e-5)

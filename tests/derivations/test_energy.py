@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from tests.derivations.algebra import R, log_normal
 from tests.derivations.check import assert_close, assert_disproved, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import energy, exact
+from vdm_jax import closed_form, energy
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +33,14 @@ def _plane(nodes=120):
 
 
 LAWS = {
-    "gaussian": lambda: exact.gaussian([0.5, -1.0], [[0.8, 0.3], [0.3, 0.5]]),
-    "mixture": lambda: exact.mixture([0.3, 0.7], [[-1.0, 0.5], [1.2, -0.4]], [0.4, 0.7]),
+    "gaussian": lambda: closed_form.gaussian([0.5, -1.0], [[0.8, 0.3], [0.3, 0.5]]),
+    "mixture": lambda: closed_form.mixture([0.3, 0.7], [[-1.0, 0.5], [1.2, -0.4]], [0.4, 0.7]),
 }
 
 
-def _energy_of(law, lift=0.0):
+def _energy_of(distribution, lift=0.0):
     """E of an exact law, `lift` above -log p: log Z is -lift."""
-    log_prob = jax.jit(jax.vmap(law.log_prob))
+    log_prob = jax.jit(jax.vmap(distribution.log_prob))
     return lambda x: lift - log_prob(x)
 
 
@@ -56,17 +56,17 @@ def test_EBM_1_lower_here_is_less_elsewhere():
         for j, mass in enumerate(masses):
             assert_proved(sp.diff(sp.log(mass), at), masses[i] - int(i == j))
 
-    def log_masses(table):
-        log_partition = energy.log_partition(lambda x: table, jnp.zeros(3), jnp.zeros(3))
-        return energy.log_density(lambda x: table, jnp.zeros(3), log_partition)
+    def log_masses(schedule):
+        log_partition = energy.log_partition(lambda x: schedule, jnp.zeros(3), jnp.zeros(3))
+        return energy.log_density(lambda x: schedule, jnp.zeros(3), log_partition)
 
     values = [R(1, 3), R(-1), R(2)]
     truth = [
         [sp.N(sp.diff(sp.log(mass), at).subs(dict(zip(energies, values, strict=True)))) for at in energies]
         for mass in masses
     ]
-    table = jnp.asarray([float(value) for value in values])
-    assert_close(jax.jacobian(log_masses)(table), truth, rtol=1e-13)
+    schedule = jnp.asarray([float(value) for value in values])
+    assert_close(jax.jacobian(log_masses)(schedule), truth, rtol=1e-13)
 
 
 def test_EBM_1_a_bump_on_the_energy_moves_mass_away():
@@ -98,12 +98,12 @@ def test_EBM_1_partition_by_quadrature():
 @pytest.mark.parametrize("name", LAWS)
 def test_EBM_1_the_partition_makes_it_a_law(name):
     # the exact world's energy, lifted by a number that log Z takes back
-    law = LAWS[name]()
-    lifted = _energy_of(law, 3.7)
+    distribution = LAWS[name]()
+    lifted = _energy_of(distribution, 3.7)
     log_z = energy.log_partition(lifted, *_plane())
     assert_close(log_z, -3.7, rtol=1e-11)
-    x = draws(law, jax.random.key(0), 5)
-    truth = -_energy_of(law)(x)
+    x = draws(distribution, jax.random.key(0), 5)
+    truth = -_energy_of(distribution)(x)
     assert_close(energy.log_density(lifted, x, log_z), truth, rtol=1e-10)
     with refuted():
         assert_close(energy.log_density(lifted, x), truth, rtol=0.1)
@@ -146,11 +146,11 @@ def test_EBM_2_the_constant_has_no_slope():
 
 @pytest.mark.parametrize("name", LAWS)
 def test_EBM_2_score_is_the_exact_world_s(name):
-    law = LAWS[name]()
-    x = draws(law, jax.random.key(1), 20)
-    score = jax.jit(lambda x, lift, scale: energy.score(lambda x: lift + scale * _energy_of(law)(x), x))
+    distribution = LAWS[name]()
+    x = draws(distribution, jax.random.key(1), 20)
+    score = jax.jit(lambda x, lift, scale: energy.score(lambda x: lift + scale * _energy_of(distribution)(x), x))
     ours = score(x, 0.0, 1.0)
-    assert_close(ours, jax.vmap(law.score)(x), rtol=1e-10, atol=1e-12)
+    assert_close(ours, jax.vmap(distribution.score)(x), rtol=1e-10, atol=1e-12)
     for lift in (-3.7, 1e3, 1e9):  # whatever is added, to the bit
         assert_close(score(x, lift, 1.0), ours, rtol=0.0)
     assert_close(score(x, 0.0, 0.5), ours / 2, rtol=1e-14)  # a law of twice the temperature is not the same
@@ -201,9 +201,9 @@ def test_EBM_3_no_path_matters_in_symbols():
 
 @pytest.mark.slow
 def test_EBM_3_every_path_gives_the_law_back():
-    law = LAWS["mixture"]()
-    start, end = draws(law, jax.random.key(2), 8).reshape(2, 4, 2)
-    lifted = _energy_of(law, 3.7)
+    distribution = LAWS["mixture"]()
+    start, end = draws(distribution, jax.random.key(2), 8).reshape(2, 4, 2)
+    lifted = _energy_of(distribution, 3.7)
     truth = lifted(start) - lifted(end)
     score = Partial(energy.score, Partial(lifted))
     for path in PATHS.values():
@@ -248,7 +248,7 @@ def test_EBM_4_gradient_of_the_likelihood_in_symbols():
     # a normal law of mean m and precision k, data of mean mu and variance s
     x, m, mu = sp.symbols("x m mu", real=True)
     k, s = sp.symbols("kappa s", positive=True)
-    law = log_normal(x, m, 1 / k)
+    distribution = log_normal(x, m, 1 / k)
     potential = k * (x - m) ** 2 / 2
 
     def mean(f, centre, var):
@@ -256,8 +256,8 @@ def test_EBM_4_gradient_of_the_likelihood_in_symbols():
 
     for at in (m, k):
         ours = mean(sp.diff(potential, at), m, 1 / k) - mean(sp.diff(potential, at), mu, s)
-        assert_proved(sp.diff(mean(law, mu, s), at), ours)
-        assert_disproved(sp.diff(mean(law, mu, s), at), -ours)
+        assert_proved(sp.diff(mean(distribution, mu, s), at), ours)
+        assert_disproved(sp.diff(mean(distribution, mu, s), at), -ours)
 
 
 def _well(parameters, x):
@@ -283,7 +283,7 @@ def test_EBM_4_draws_of_the_model_give_the_gradient():
     start = jnp.asarray(np.interp(uniform, mass / mass[-1], grid))
 
     def contrast(parameters):
-        return energy.contrast(Partial(_well, parameters), jax.random.key(6), x, start, 1e-12, 1)
+        return energy.contrastive_divergence(Partial(_well, parameters), jax.random.key(6), x, start, 1e-12, 1)
 
     slopes, data = jax.jacfwd(contrast)(parameters)[1::-1]
     truth = jax.grad(cost)(parameters)
@@ -305,7 +305,7 @@ def _contrast(key, x, start, num_steps):
     """Contrast of the normal model, and its slopes by mean and precision, shape (B, 2), example by example."""
 
     def both(parameters):
-        found = energy.contrast(Partial(_normal, parameters), key, x, start, ETA, num_steps)
+        found = energy.contrastive_divergence(Partial(_normal, parameters), key, x, start, ETA, num_steps)
         return found.data - found.model, found
 
     slopes, found = jax.jacfwd(both, has_aux=True)(jnp.asarray([M, K]))

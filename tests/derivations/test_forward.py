@@ -28,18 +28,18 @@ from tests.derivations.algebra import (
 from tests.derivations.check import assert_close, assert_disproved, assert_proved, refuted
 from tests.derivations.worlds import exact_step, number
 from vdm_jax import elbo, forward
-from vdm_jax.gaussian import Normal, kl
-from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
-from vdm_jax.tables import (
+from vdm_jax.discrete_schedules import (
+    discretize,
     from_betas,
     from_gammas,
     from_standard_deviations,
     linear_betas,
-    tabulate,
     to_betas,
     to_gammas,
     to_standard_deviations,
 )
+from vdm_jax.gaussian import Normal, kl
+from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
 
 SCHEDULES = [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(), VarianceExploding(0.1, 5.0)]
 
@@ -70,9 +70,9 @@ def test_FWD_1_one_step_has_variance_beta():
     assert_proved(ADDED.subs(IN_BETAS), beta)
     x = jnp.asarray([1.7, -0.4])
     for t, b in enumerate(BETAS, start=1):
-        law = forward.transition(x, _table().step(t - 1, t))
-        assert_close(law.mean, x * float(sp.sqrt(1 - b)), rtol=1e-14)
-        assert_close(law.var, b, rtol=1e-13)
+        distribution = forward.transition(x, _table().step(t - 1, t))
+        assert_close(distribution.mean, x * float(sp.sqrt(1 - b)), rtol=1e-14)
+        assert_close(distribution.var, b, rtol=1e-13)
 
 
 def test_FWD_2_marginal_folds_the_noises():
@@ -85,9 +85,9 @@ def test_FWD_2_marginal_folds_the_noises():
     # and the library, at rational betas
     for t in range(1, 5):
         signal, noise = _fold(BETAS[:t])
-        law = forward.marginal(jnp.asarray([2.0]), _table()(t))
-        assert_close(law.mean[0], 2 * signal, rtol=1e-14)
-        assert_close(law.var, noise, rtol=1e-14)
+        distribution = forward.marginal(jnp.asarray([2.0]), _table()(t))
+        assert_close(distribution.mean[0], 2 * signal, rtol=1e-14)
+        assert_close(distribution.var, noise, rtol=1e-14)
 
 
 def test_FWD_3_any_pair_folds_the_noises_between():
@@ -101,9 +101,9 @@ def test_FWD_3_any_pair_folds_the_noises_between():
     for s in range(4):
         for t in range(s + 1, 5):
             signal, noise = _fold(BETAS[s:t])
-            law = forward.transition(jnp.asarray([2.0]), _table().step(s, t))
-            assert_close(law.mean[0], 2 * signal, rtol=1e-14)
-            assert_close(law.var, noise, rtol=1e-13)
+            distribution = forward.transition(jnp.asarray([2.0]), _table().step(s, t))
+            assert_close(distribution.mean[0], 2 * signal, rtol=1e-14)
+            assert_close(distribution.var, noise, rtol=1e-13)
 
 
 def test_FWD_3_the_marginals_leave_no_choice():
@@ -114,9 +114,9 @@ def test_FWD_3_the_marginals_leave_no_choice():
     assert_proved(found[v], ADDED)
     assert_proved(found[v], g_t**2 * (1 - (a_t / g_t) ** 2 / (a_s / g_s) ** 2))  # sigma_t^2 (1 - r)
     for levels in LEVELS:
-        law = forward.transition(jnp.asarray([2.0]), exact_step(*levels))
-        assert_close(law.mean[0], at_levels(2 * found[k], levels), rtol=1e-14)
-        assert_close(law.var, at_levels(found[v], levels), rtol=1e-14)
+        distribution = forward.transition(jnp.asarray([2.0]), exact_step(*levels))
+        assert_close(distribution.mean[0], at_levels(2 * found[k], levels), rtol=1e-14)
+        assert_close(distribution.var, at_levels(found[v], levels), rtol=1e-14)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -126,10 +126,10 @@ def test_FWD_3_variance_makes_up_the_marginal(schedule):
         step = schedule.step(s, t)
         x_0 = jnp.asarray([0.7])
         before, after = forward.marginal(x_0, step.s), forward.marginal(x_0, step.t)
-        law = forward.transition(before.mean, step)
+        distribution = forward.transition(before.mean, step)
         scale = forward.transition(jnp.asarray([1.0]), step).mean[0]
-        assert_close(law.mean, after.mean, rtol=1e-12)
-        assert_close(scale**2 * before.var + law.var, after.var, rtol=1e-10)
+        assert_close(distribution.mean, after.mean, rtol=1e-12)
+        assert_close(scale**2 * before.var + distribution.var, after.var, rtol=1e-10)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -169,12 +169,12 @@ def test_FWD_4_the_last_marginal_becomes_the_prior():
     assert np.all(np.diff(along) < 0)
     assert along[0] > 10
     assert along[-1] < 1e-4
-    table = from_betas(np.full(400, 0.05))
+    schedule = from_betas(np.full(400, 0.05))
     for num_steps in (30, 300):
         remaining = by_abar.subs(abar, sp.Rational(19, 20) ** num_steps)
         truth = sum(sp.N(remaining.subs(x_0, sp.Rational(value)), 30) for value in ("1", "-1", "0.3"))
-        assert_close(elbo.prior_kl(x, table(num_steps)), truth, rtol=1e-12)
-    assert abs(elbo.prior_kl(x, table(301)) / elbo.prior_kl(x, table(300)) / 0.95 - 1) < 1e-5
+        assert_close(elbo.prior_kl(x, schedule(num_steps)), truth, rtol=1e-12)
+    assert abs(elbo.prior_kl(x, schedule(301)) / elbo.prior_kl(x, schedule(300)) / 0.95 - 1) < 1e-5
 
 
 def test_FWD_5_markov():
@@ -219,29 +219,29 @@ def test_FWD_6_three_conventions_give_the_same_kernels():
     makers = [from_betas, from_standard_deviations, from_gammas]
     x, x_0 = jnp.asarray([0.3]), jnp.asarray([-1.0])
     for make, given in zip(makers, numbers, strict=True):
-        table = make(np.array(given, np.float64))
+        schedule = make(np.array(given, np.float64))
         for s, t in [(1, 2), (1, 4), (2, 3)]:
             exact = [sp.sqrt(f) for a in (abars[s - 1], abars[t - 1]) for f in (a, 1 - a)]
             for kernel in (forward.transition, lambda x, step: forward.posterior(x, x_0, step)):
-                law, truth = kernel(x, table.step(s, t)), kernel(x, exact_step(*exact))
-                assert_close(law.mean, truth.mean, rtol=1e-12)
-                assert_close(law.var, truth.var, rtol=1e-11)
-        assert_close(to_betas(table).beta, numbers[0], rtol=1e-12)
-        assert_close(to_standard_deviations(table).beta, numbers[1], rtol=1e-12)
-        assert_close(to_gammas(table), numbers[2], rtol=1e-12)
+                distribution, truth = kernel(x, schedule.step(s, t)), kernel(x, exact_step(*exact))
+                assert_close(distribution.mean, truth.mean, rtol=1e-12)
+                assert_close(distribution.var, truth.var, rtol=1e-11)
+        assert_close(to_betas(schedule).beta, numbers[0], rtol=1e-12)
+        assert_close(to_standard_deviations(schedule).beta, numbers[1], rtol=1e-12)
+        assert_close(to_gammas(schedule), numbers[2], rtol=1e-12)
 
 
 def test_FWD_7_schedules():
     # The formulas of each are in tests/test_schedules.py. Here: each is a forward process, whose one-step kernels,
     # chained, reach its marginals.
-    for schedule in SCHEDULES:
-        table = tabulate(schedule, 10)
+    for continuous in SCHEDULES:
+        schedule = discretize(continuous, 10)
         mean, var = jnp.asarray([0.8]), 0.0
         for t in range(1, 11):
-            step = table.step(t - 1, t)
+            step = schedule.step(t - 1, t)
             scale = forward.transition(jnp.asarray([1.0]), step).mean[0]
-            law = forward.transition(mean, step)
-            mean, var = law.mean, scale**2 * var + law.var
+            distribution = forward.transition(mean, step)
+            mean, var = distribution.mean, scale**2 * var + distribution.var
             truth = forward.marginal(jnp.asarray([0.8]), step.t)
             assert_close(mean, truth.mean, rtol=1e-11)
             assert_close(var, truth.var, rtol=1e-10)

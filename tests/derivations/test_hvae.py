@@ -10,11 +10,11 @@ from scipy import stats
 
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import elbo, exact, forward, hvae, paths, vae
+from vdm_jax import closed_form, elbo, forward, hvae, path_bounds, vae
+from vdm_jax.discrete_schedules import discretize
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.parameterization import target, to_x_0
+from vdm_jax.parameterization import prediction_target, to_x_0
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import tabulate
 
 
 @pytest.fixture(autouse=True)
@@ -73,20 +73,20 @@ def _conditionals():
     return [_link(GAINS[i], NOISES[i]) for i in DOWN]
 
 
-def _chain(kind, spoil=0.0):
+def _chain(prediction_type, spoil=0.0):
     """The model, with its own posterior for an encoder; `spoil` moves the gains of the latter."""
-    if kind == "bottom_up":
-        laws = [_regression(i, [i - 1]) for i in (1, 2, 3)]
-        encoders = [_link(gains[0] + spoil, var) for gains, var in laws]
+    if prediction_type == "bottom_up":
+        distributions = [_regression(i, [i - 1]) for i in (1, 2, 3)]
+        encoders = [_link(gains[0] + spoil, var) for gains, var in distributions]
         return hvae.bottom_up((1,), encoders, _conditionals(), _decoder)
-    laws = [_regression(3, [0]), _regression(2, [3, 0]), _regression(1, [2, 0])]
-    posteriors = [Partial(_sum_kernel, jnp.asarray(gains + spoil), jnp.asarray(var)) for gains, var in laws]
-    return hvae.ladder((1,), posteriors, _conditionals(), _decoder)
+    distributions = [_regression(3, [0]), _regression(2, [3, 0]), _regression(1, [2, 0])]
+    posteriors = [Partial(_sum_kernel, jnp.asarray(gains + spoil), jnp.asarray(var)) for gains, var in distributions]
+    return hvae.top_down((1,), posteriors, _conditionals(), _decoder)
 
 
-def _inferred(kind, spoil):
+def _inferred(prediction_type, spoil):
     """Mean (given x) and covariance of (z_1, z_2, z_3) under q, and its laws' variances: by running noises through."""
-    if kind == "bottom_up":
+    if prediction_type == "bottom_up":
         steps = [(i, [i - 1], _regression(i, [i - 1])) for i in (1, 2, 3)]
     else:
         steps = [
@@ -102,9 +102,9 @@ def _inferred(kind, spoil):
     return path[1:, 0], path[1:, 1:] @ np.diag(noises[1:]) @ path[1:, 1:].T
 
 
-def _truth(kind, spoil, x=X):
+def _truth(prediction_type, spoil, x=X):
     """-log p(x) + KL(q(z|x) || p(z|x)), of three numbers."""
-    gains, cov = _inferred(kind, spoil)
+    gains, cov = _inferred(prediction_type, spoil)
     joint = _joint()
     best, var = joint[1:, 0] / joint[0, 0], joint[1:, 1:] - np.outer(joint[1:, 0], joint[0, 1:]) / joint[0, 0]
     precision, apart = np.linalg.inv(var), (gains - best) * x
@@ -114,7 +114,7 @@ def _truth(kind, spoil, x=X):
 
 
 KINDS = ("bottom_up", "ladder")
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("prediction_type", KINDS)
 
 
 def _given(values):
@@ -125,64 +125,68 @@ def _given(values):
 @jax.jit
 def _drawn(hierarchy, key, x):
     """The latents of `hvae.bound` with this key, and what its likelihood reads."""
-    return hierarchy(x, lambda i, q, p: vae.draw(q, jax.random.fold_in(key, i)))
+    return hierarchy(x, lambda i, q, p: vae.reparameterized_sample(q, jax.random.fold_in(key, i)))
 
 
-def _log_probs(law, z):
-    return np.asarray(jax.vmap(Normal.log_prob)(law, z))
+def _log_probs(distribution, z):
+    return np.asarray(jax.vmap(Normal.log_prob)(distribution, z))
 
 
 # HVAE-1, HVAE-2
 
 
 @kinds
-def test_HVAE_1_generation_has_the_chains_law(kind):
+def test_HVAE_1_generation_has_the_chains_law(prediction_type):
     key = jax.random.key(0)
-    hierarchy, joint = _chain(kind), _joint()
-    latents, mean = hierarchy(COUNT, lambda i, q, p: vae.draw(p, jax.random.fold_in(key, i)))
+    hierarchy, joint = _chain(prediction_type), _joint()
+    latents, mean = hierarchy(COUNT, lambda i, q, p: vae.reparameterized_sample(p, jax.random.fold_in(key, i)))
     assert [latent.q for latent in latents] == [None] * 3
     above = np.stack([latent.z[:, 0] for latent in reversed(latents)], 1)  # z_1, z_2, z_3
     assert_mean(above[:, :, None] * above[:, None, :], joint[1:, 1:])
     assert_close(mean[:, 0], GAINS[0] * above[:, 0], rtol=1e-15)
-    x = hvae.generate(hierarchy, _likelihood, jax.random.key(1), COUNT)
+    x = hvae.sample(hierarchy, _likelihood, jax.random.key(1), COUNT)
     assert_mean(x[:, 0] ** 2, joint[0, 0], resolution=0.02)
-    cool = hvae.generate(hierarchy, _likelihood, jax.random.key(1), COUNT, temperature=0.5)
+    cool = hvae.sample(hierarchy, _likelihood, jax.random.key(1), COUNT, temperature=0.5)
     assert_mean(cool[:, 0] ** 2, 0.25 * (joint[0, 0] - NOISES[0]) + NOISES[0], resolution=0.02)  # latents' noise alone
 
 
-def _densities(kind, y):
+def _densities(prediction_type, y):
     """log q(z|x) and log p(x, z) at rows y, by the hierarchy's laws."""
     z = y[:, 1:, None].swapaxes(0, 1)
-    latents, mean = _chain(kind)(jnp.asarray(y[:, :1]), _given(z if kind == "bottom_up" else z[::-1]))
+    latents, mean = _chain(prediction_type)(
+        jnp.asarray(y[:, :1]), _given(z if prediction_type == "bottom_up" else z[::-1])
+    )
     log_q = sum(_log_probs(latent.q, latent.z) for latent in latents)
     log_p = sum(_log_probs(latent.p, latent.z) for latent in latents)
     return log_q, log_p + _log_probs(jax.vmap(_likelihood)(mean), jnp.asarray(y[:, :1]))
 
 
 @kinds
-def test_HVAE_1_the_joint_density_is_the_product(kind):
+def test_HVAE_1_the_joint_density_is_the_product(prediction_type):
     y = 1.5 * np.random.RandomState(0).randn(20, 4)
-    assert_close(_densities(kind, y)[1], stats.multivariate_normal(np.zeros(4), _joint()).logpdf(y), rtol=1e-12)
+    assert_close(
+        _densities(prediction_type, y)[1], stats.multivariate_normal(np.zeros(4), _joint()).logpdf(y), rtol=1e-12
+    )
 
 
 @kinds
-def test_HVAE_2_inference_is_the_posterior_turned_round(kind):
+def test_HVAE_2_inference_is_the_posterior_turned_round(prediction_type):
     # p(z_1|x) p(z_2|z_1) p(z_3|z_2), or p(z_3|x) p(z_2|z_3,x) p(z_1|z_2,x): p(z|x), as the chain is Markov
     y = 1.5 * np.random.RandomState(1).randn(20, 4)
     joint = _joint()
     gains = joint[1:, 0] / joint[0, 0]
     posterior = stats.multivariate_normal(np.zeros(3), joint[1:, 1:] - np.outer(gains, joint[0, 1:]))
-    assert_close(_densities(kind, y)[0], posterior.logpdf(y[:, 1:] - y[:, :1] * gains), rtol=1e-11)
+    assert_close(_densities(prediction_type, y)[0], posterior.logpdf(y[:, 1:] - y[:, :1] * gains), rtol=1e-11)
 
 
 @kinds
-def test_HVAE_2_draws_run_through_the_chain(kind):
+def test_HVAE_2_draws_run_through_the_chain(prediction_type):
     # a spoiled encoder's law of all latents together, by its own chain
     spoil, key = 0.2, jax.random.key(2)
     x = jnp.full((COUNT, 1), X)
-    latents, _ = _drawn(_chain(kind, spoil), key, x)
-    z = np.stack([latent.z[:, 0] for latent in (latents if kind == "bottom_up" else latents[::-1])], 1)
-    gains, cov = _inferred(kind, spoil)
+    latents, _ = _drawn(_chain(prediction_type, spoil), key, x)
+    z = np.stack([latent.z[:, 0] for latent in (latents if prediction_type == "bottom_up" else latents[::-1])], 1)
+    gains, cov = _inferred(prediction_type, spoil)
     assert_mean(z, gains * X)
     apart = z - gains * X
     assert_mean(apart[:, :, None] * apart[:, None, :], cov)
@@ -192,21 +196,21 @@ def test_HVAE_2_draws_run_through_the_chain(kind):
 
 
 @kinds
-def test_HVAE_3_is_the_evidence_where_q_is_the_posterior(kind):
+def test_HVAE_3_is_the_evidence_where_q_is_the_posterior(prediction_type):
     x = jnp.asarray(np.random.RandomState(8).randn(COUNT, 1))
     truth = -stats.norm.logpdf(x[:, 0], 0, _joint()[0, 0] ** 0.5)
-    ours = hvae.bound(_chain(kind), _likelihood, jax.random.key(0), x, sampled_kl=True)
+    ours = hvae.bound(_chain(prediction_type), _likelihood, jax.random.key(0), x, sampled_kl=True)
     assert_close(ours.total, truth, rtol=1e-12)  # at every draw
 
 
 @kinds
 @pytest.mark.parametrize("spoil", [0.0, 0.2])
-def test_HVAE_3_bound_is_the_evidence_and_a_divergence(kind, spoil):
+def test_HVAE_3_bound_is_the_evidence_and_a_divergence(prediction_type, spoil):
     # in expectation, with KLs as closed as they can be, and with none
-    x, truth = jnp.full((COUNT, 1), X), _truth(kind, spoil)
-    assert (truth > _truth(kind, 0.0) + 0.05) == (spoil > 0)
+    x, truth = jnp.full((COUNT, 1), X), _truth(prediction_type, spoil)
+    assert (truth > _truth(prediction_type, 0.0) + 0.05) == (spoil > 0)
     for sampled in (False, True):
-        ours = hvae.bound(_chain(kind, spoil), _likelihood, jax.random.key(3), x, sampled_kl=sampled).total
+        ours = hvae.bound(_chain(prediction_type, spoil), _likelihood, jax.random.key(3), x, sampled_kl=sampled).total
         if sampled and spoil == 0:
             assert_close(ours, np.full(len(x), truth), rtol=1e-11)
         else:
@@ -214,14 +218,14 @@ def test_HVAE_3_bound_is_the_evidence_and_a_divergence(kind, spoil):
 
 
 @kinds
-def test_HVAE_3_sampled_terms_add_up_to_the_joint_ratio(kind):
+def test_HVAE_3_sampled_terms_add_up_to_the_joint_ratio(prediction_type):
     # -log p(x, z) / q(z|x) of the very z drawn, by scipy's densities of four and of three numbers
     spoil, key = 0.2, jax.random.key(4)
     x = 1.3 * np.random.RandomState(2).randn(COUNT, 1)
-    hierarchy = _chain(kind, spoil)
+    hierarchy = _chain(prediction_type, spoil)
     latents, _ = _drawn(hierarchy, key, jnp.asarray(x))
-    z = np.concatenate([latent.z for latent in (latents if kind == "bottom_up" else latents[::-1])], 1)
-    gains, cov = _inferred(kind, spoil)
+    z = np.concatenate([latent.z for latent in (latents if prediction_type == "bottom_up" else latents[::-1])], 1)
+    gains, cov = _inferred(prediction_type, spoil)
     log_q = stats.multivariate_normal(np.zeros(3), cov).logpdf(z - x * gains)
     log_p = stats.multivariate_normal(np.zeros(4), _joint()).logpdf(np.concatenate([x, z], 1))
     ours = hvae.bound(hierarchy, _likelihood, key, jnp.asarray(x), sampled_kl=True)
@@ -234,8 +238,8 @@ def test_HVAE_3_sampled_terms_add_up_to_the_joint_ratio(kind):
 def test_HVAE_3_closed_form_where_the_level_above_came_first():
     # from the top down all KLs are closed; from the bottom up the topmost alone
     x, key = jnp.full((COUNT, 1), X), jax.random.key(5)
-    for kind, closed in (("ladder", [True] * 3), ("bottom_up", [False, False, True])):
-        hierarchy = _chain(kind, 0.2)
+    for prediction_type, closed in (("ladder", [True] * 3), ("bottom_up", [False, False, True])):
+        hierarchy = _chain(prediction_type, 0.2)
         latents, _ = _drawn(hierarchy, key, x)
         rows = hvae.bound(hierarchy, _likelihood, key, x).kl
         for row, latent, is_closed in zip(rows, latents, closed, strict=True):
@@ -250,7 +254,7 @@ def test_HVAE_3_one_level_is_the_vae():
     gains, var = _regression(1, [0])
     encoder, x, key = _link(gains[0] + 0.1, var), jnp.asarray([[0.8], [-1.7]]), jax.random.key(6)
     upward = hvae.bottom_up((1,), [encoder], [], _decoder)
-    downward = hvae.ladder((1,), [lambda above, x: encoder(x)], [], _decoder)
+    downward = hvae.top_down((1,), [lambda above, x: encoder(x)], [], _decoder)
     for sampled in (False, True):
         one = vae.bound(encoder, _decoder, _likelihood, jax.random.fold_in(key, 0), x, sampled_kl=sampled)
         for hierarchy in (upward, downward):
@@ -265,7 +269,9 @@ def test_HVAE_3_more_draws_come_nearer_to_the_evidence():
     x, gaps = jnp.full((10_000, 1), X), []
     truth = -stats.norm.logpdf(X, 0, _joint()[0, 0] ** 0.5)
     for samples in (1, 32):
-        ours = hvae.importance_bound(_chain("bottom_up", 0.2), _likelihood, jax.random.key(samples), x, samples=samples)
+        ours = hvae.importance_weighted_bound(
+            _chain("bottom_up", 0.2), _likelihood, jax.random.key(samples), x, samples=samples
+        )
         gaps.append(float(ours.mean()) - truth)
         assert_mean(np.exp(truth - np.asarray(ours)), 1.0, resolution=0.05)  # unbiased, with its -log K
         if samples == 1:
@@ -342,7 +348,7 @@ def _deaf(z):
 def _silent(slopes, shifts, log_vars):
     """A ladder whose decoder ignores its codes: q(z_2|x), q(z_1|z_2,x) linear in x, and p(z_1|z_2)."""
     upper, lower = zip(slopes, shifts, log_vars, strict=True)
-    return hvae.ladder((2,), [Partial(_upper, upper), Partial(_lower, lower)], [_between], _deaf)
+    return hvae.top_down((2,), [Partial(_upper, upper), Partial(_lower, lower)], [_between], _deaf)
 
 
 def _start():
@@ -363,7 +369,7 @@ def _wide(mean):
 @jax.jit
 def _train(x, parameters, free_nats):
     def loss(parameters, key):
-        return hvae.objective(hvae.bound(_silent(*parameters), _wide, key, x), free_nats=free_nats)
+        return hvae.free_bits_objective(hvae.bound(_silent(*parameters), _wide, key, x), free_nats=free_nats)
 
     def update(parameters, key):
         return jax.tree.map(lambda p, g: p - 0.1 * g, parameters, jax.grad(loss)(parameters, key)), None
@@ -374,11 +380,11 @@ def _train(x, parameters, free_nats):
 def test_HVAE_4_a_decoder_that_ignores_its_codes_leaves_nothing_to_say():
     x = _points(500)
     before, trained = _start(), _train(x, _start(), jnp.asarray(0.0))
-    talking = hvae.diagnose(_silent(*before), jax.random.key(9), x)
+    talking = hvae.collapse_diagnostics(_silent(*before), jax.random.key(9), x)
     assert_close(talking.active_units, [2, 2], rtol=0)
     assert np.all(np.asarray(talking.kl) > 0.1)
     assert np.all(np.asarray(talking.mutual_information) > 0.3)
-    silent = hvae.diagnose(_silent(*trained), jax.random.key(9), x)
+    silent = hvae.collapse_diagnostics(_silent(*trained), jax.random.key(9), x)
     assert_close(silent.kl, np.zeros(2), atol=1e-12)
     assert_close(silent.mutual_information, np.zeros(2), atol=1e-8)
     assert_close(silent.active_units, [0, 0], rtol=0)
@@ -396,8 +402,8 @@ def test_HVAE_4_diagnostics_of_a_live_and_a_dead_level():
     x = _points(count)
     slopes, shifts = jnp.asarray([SLOPE, [0.0, 0.0]]), jnp.zeros((2, 2))
     hierarchy = _silent(slopes, shifts, jnp.log(jnp.asarray([LEFT, [WIDTH, WIDTH]])))
-    runs = [hvae.diagnose(hierarchy, key, x) for key in jax.random.split(jax.random.key(11), 8)]
-    ours = hvae.Diagnostics(*(np.stack(field) for field in zip(*runs, strict=True)))
+    runs = [hvae.collapse_diagnostics(hierarchy, key, x) for key in jax.random.split(jax.random.key(11), 8)]
+    ours = hvae.CollapseDiagnostics(*(np.stack(field) for field in zip(*runs, strict=True)))
     kl_top = 0.5 * np.sum(SLOPE**2 + LEFT - 1 - np.log(LEFT))
     assert_close(ours.kl, np.tile([kl_top, 0.0], (8, 1)), rtol=1e-12, atol=1e-15)
     assert_close(ours.active_units, np.tile([2, 0], (8, 1)), rtol=0)
@@ -409,11 +415,13 @@ def test_HVAE_4_diagnostics_of_a_live_and_a_dead_level():
     assert information < np.log(count)
     # a third level's worth of signal: codes that name each example say log N and no more
     names = _silent(1e4 * slopes, shifts, jnp.log(jnp.asarray([LEFT, [WIDTH, WIDTH]])))
-    assert_close(hvae.diagnose(names, jax.random.key(12), x).mutual_information, [np.log(count)] * 2, rtol=1e-12)
+    assert_close(
+        hvae.collapse_diagnostics(names, jax.random.key(12), x).mutual_information, [np.log(count)] * 2, rtol=1e-12
+    )
     # a number that hardly moves is no active unit, whatever its KL: by a variance of 0.01, where the prior's is 1;
     # below, of the WIDTH = 0.7 that the prior has there, 0.09 is and 0.075 is not enough
     faint = _silent(jnp.asarray([[0.9, 0.09], [0.09, 0.075]]), shifts + 1.0, jnp.log(jnp.full((2, 2), 0.1)))
-    found = hvae.diagnose(faint, jax.random.key(13), x)
+    found = hvae.collapse_diagnostics(faint, jax.random.key(13), x)
     assert_close(found.active_units, [1, 1], rtol=0)
     assert np.all(np.asarray(found.kl) > 1.0)
 
@@ -430,23 +438,23 @@ def test_HVAE_4_information_adds_up_along_the_levels():
         signal = np.array([a, a / 2 + b])
         truth[0] += 0.5 * np.log(1 + a**2 / v)
         truth[1] += 0.5 * np.log(np.linalg.det(noise + np.outer(signal, signal)) / np.linalg.det(noise))
-    runs = [hvae.diagnose(hierarchy, key, x) for key in jax.random.split(jax.random.key(14), 8)]
+    runs = [hvae.collapse_diagnostics(hierarchy, key, x) for key in jax.random.split(jax.random.key(14), 8)]
     ours = np.mean([run.mutual_information for run in runs], 0)
     assert ours == pytest.approx(truth, rel=0.05)
     assert truth[1] > 1.2 * truth[0]
 
 
 def test_HVAE_4_free_nats_keep_a_level_alive():
-    bound = hvae.Bound(jnp.asarray([1.0, 3.0]), jnp.asarray([[0.2, 0.4], [2.0, 1.0], [0.6, 0.2]]))
-    assert_close(hvae.objective(bound), bound.total.mean(), rtol=1e-15)
-    assert_close(hvae.objective(bound, beta=0.5, free_nats=0.5), 2.0 + 0.5 * (0.5 + 1.5 + 0.5), rtol=1e-15)
-    slopes = jax.grad(lambda kl: hvae.objective(bound._replace(kl=kl), free_nats=0.5))(bound.kl)
+    bound = hvae.HierarchicalBound(jnp.asarray([1.0, 3.0]), jnp.asarray([[0.2, 0.4], [2.0, 1.0], [0.6, 0.2]]))
+    assert_close(hvae.free_bits_objective(bound), bound.total.mean(), rtol=1e-15)
+    assert_close(hvae.free_bits_objective(bound, beta=0.5, free_nats=0.5), 2.0 + 0.5 * (0.5 + 1.5 + 0.5), rtol=1e-15)
+    slopes = jax.grad(lambda kl: hvae.free_bits_objective(bound._replace(kl=kl), free_nats=0.5))(bound.kl)
     assert_close(slopes, [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]], rtol=0)  # below their free nats nothing presses
-    assert_close([hvae.warm_up(step, 4) for step in (0, 1, 3, 9)], [0.25, 0.5, 1.0, 1.0], rtol=0)
+    assert_close([hvae.kl_warm_up(step, 4) for step in (0, 1, 3, 9)], [0.25, 0.5, 1.0, 1.0], rtol=0)
     # trained with a decoder that has no use for the codes, both levels sink to what is free and no further
     x = _points(500)
     trained = _silent(*_train(x, _start(), jnp.asarray(0.3)))
-    alive = hvae.diagnose(trained, jax.random.key(15), x)
+    alive = hvae.collapse_diagnostics(trained, jax.random.key(15), x)
     print(f"free nats 0.3: KL {alive.kl}, information {alive.mutual_information}")
     assert np.asarray(alive.kl) == pytest.approx([0.3, 0.3], rel=0.15)
     assert np.all(np.asarray(alive.mutual_information) > 0.05)
@@ -458,7 +466,7 @@ STEPS = 3
 
 
 def _table():
-    return tabulate(LinearLogSNR(1.0, -4.0), STEPS)
+    return discretize(LinearLogSNR(1.0, -4.0), STEPS)
 
 
 def _denoiser(x_t, level):
@@ -472,13 +480,13 @@ def _vectorised(tree, count):
 def _reverse(t, z):
     """p(z_{t-1}|z_t): the posterior with the denoiser's answer in the place of x_0."""
     step = _vectorised(_table().step(t - 1, t), len(z))
-    x_hat = jax.vmap(lambda *a: to_x_0(*a, kind="eps"))(_denoiser(z, step.t), z, step.t)
+    x_hat = jax.vmap(lambda *a: to_x_0(*a, prediction_type="eps"))(_denoiser(z, step.t), z, step.t)
     return jax.vmap(forward.posterior)(z, x_hat, step)
 
 
 def _last(z):
     level = _vectorised(_table()(1), len(z))
-    return jax.vmap(lambda *a: to_x_0(*a, kind="eps"))(_denoiser(z, level), z, level), z, level
+    return jax.vmap(lambda *a: to_x_0(*a, prediction_type="eps"))(_denoiser(z, level), z, level), z, level
 
 
 def _law_of_x(x_hat, z, level):
@@ -503,26 +511,26 @@ def _forward(t, z):
     return jax.vmap(forward.transition)(z, _vectorised(_table().step(t - 1, t), len(z)))
 
 
-def _diffusion(kind, dims=2):
+def _diffusion(prediction_type, dims=2):
     """A diffusion model as a hierarchy: dim z = dim x, a fixed linear-Gaussian encoder, z_T ~ N(0, I)."""
     down = [Partial(_reverse, t) for t in range(STEPS, 1, -1)]
-    if kind == "ladder":
-        return hvae.ladder((dims,), [_top, *(Partial(_posterior, t) for t in range(STEPS, 1, -1))], down, _last)
+    if prediction_type == "ladder":
+        return hvae.top_down((dims,), [_top, *(Partial(_posterior, t) for t in range(STEPS, 1, -1))], down, _last)
     return hvae.bottom_up((dims,), [Partial(_forward, t) for t in range(1, STEPS + 1)], down, _last)
 
 
 @jax.jit
 def _diffusion_terms(x, latents):
     """The bound's terms by `elbo`, at x_T..x_1."""
-    table = _table()
+    schedule = _table()
 
     def term(z, t):
-        step = _vectorised(table.step(t - 1, t), len(x))
+        step = _vectorised(schedule.step(t - 1, t), len(x))
         eps = (z - step.t.alpha[:, None] * x) / step.t.sigma[:, None]
-        truth = jax.vmap(lambda x, e, level: target(x, e, level, "eps"))(x, eps, step.t)
+        truth = jax.vmap(lambda x, e, level: prediction_target(x, e, level, "eps"))(x, eps, step.t)
         return jax.vmap(lambda a, b, step: elbo.diffusion_kl(a, b, step, "eps"))(truth, _denoiser(z, step.t), step)
 
-    prior = jax.vmap(lambda one: elbo.prior_kl(one, table(STEPS)))(x)
+    prior = jax.vmap(lambda one: elbo.prior_kl(one, schedule(STEPS)))(x)
     cost = jax.vmap(lambda one, *output: -_law_of_x(*output).log_prob(one))(x, *_last(latents[-1]))
     return prior, jnp.stack([term(z, STEPS - i) for i, z in enumerate(latents[:-1])]), cost
 
@@ -549,26 +557,28 @@ def test_HVAE_5_from_the_bottom_up_it_is_the_joint_ratio():
     # path by path: the chain q(x_t|x_{t-1}) and all its logarithms
     x, key = jnp.asarray(np.random.RandomState(7).randn(50, 2)), jax.random.key(1)
     ours = hvae.bound(_next(_diffusion("bottom_up")), _read, key, x, sampled_kl=True)
-    ratio = paths.joint_log_ratio(_denoiser, key, x, _table(), _law_of_x)
+    ratio = path_bounds.joint_log_ratio(_denoiser, key, x, _table(), _law_of_x)
     assert_close(ours.total, -ratio, rtol=1e-12)
 
 
 @pytest.mark.slow
 def test_HVAE_5_bound_of_many_paths_is_that_of_many_draws():
     x, key = jnp.asarray(np.random.RandomState(7).randn(50, 2)), jax.random.key(1)
-    many = hvae.importance_bound(_next(_diffusion("bottom_up")), _read, key, x, samples=3)
-    assert_close(many, paths.importance_bound(_denoiser, key, x, _table(), _law_of_x, samples=3), rtol=1e-12)
+    many = hvae.importance_weighted_bound(_next(_diffusion("bottom_up")), _read, key, x, samples=3)
+    assert_close(
+        many, path_bounds.importance_weighted_bound(_denoiser, key, x, _table(), _law_of_x, samples=3), rtol=1e-12
+    )
 
 
 @pytest.mark.slow
 def test_HVAE_5_both_have_the_bounds_expectation():
     x = jnp.broadcast_to(jnp.asarray([[0.7, -1.1]]), (COUNT, 2))
     truth = elbo.bound(_denoiser, jax.random.key(2), x, _table(), _law_of_x)
-    for kind in KINDS:
-        ours = hvae.bound(_diffusion(kind), _read, jax.random.key(3), x)
+    for prediction_type in KINDS:
+        ours = hvae.bound(_diffusion(prediction_type), _read, jax.random.key(3), x)
         assert_mean(np.asarray(ours.total) - np.asarray(truth.total), 0.0, resolution=0.1)
         assert_mean(np.asarray(ours.reconstruction) - np.asarray(truth.reconstruction), 0.0, resolution=0.1)
-        if kind == "ladder":  # term by term
+        if prediction_type == "ladder":  # term by term
             assert_close(ours.kl[0], truth.prior, rtol=1e-12)
             assert_mean(np.asarray(ours.kl[1:].sum(0)) - np.asarray(truth.diffusion), 0.0, resolution=0.1)
 
@@ -576,23 +586,23 @@ def test_HVAE_5_both_have_the_bounds_expectation():
 @pytest.mark.slow
 def test_HVAE_5_with_the_exact_denoiser_it_bounds_the_data_s_entropy():
     # condition (2) makes the encoder fixed: what is left to learn is the denoiser, and the best one is known
-    law = exact.gaussian([0.4], [[0.5]])
-    table, best = _table(), exact.OptimalDenoiser(law, "x_0")
+    distribution = closed_form.gaussian([0.4], [[0.5]])
+    schedule, best = _table(), closed_form.OptimalDenoiser(distribution, "x_0")
 
     def reverse(t, z):
-        step = _vectorised(table.step(t - 1, t), len(z))
+        step = _vectorised(schedule.step(t - 1, t), len(z))
         return jax.vmap(forward.posterior)(z, best(z, step.t), step)
 
     def last(z):
-        return jax.vmap(lambda z: law.given(z, table(1)))(z)
+        return jax.vmap(lambda z: distribution.posterior(z, schedule(1)))(z)
 
     posteriors = [_top, *(Partial(_posterior, t) for t in range(STEPS, 1, -1))]
-    hierarchy = hvae.ladder((1,), posteriors, [Partial(reverse, t) for t in range(STEPS, 1, -1)], last)
-    x = draws(law, jax.random.key(4), 100_000)
-    ours = hvae.bound(hierarchy, lambda law: law, jax.random.key(5), x)
+    hierarchy = hvae.top_down((1,), posteriors, [Partial(reverse, t) for t in range(STEPS, 1, -1)], last)
+    x = draws(distribution, jax.random.key(4), 100_000)
+    ours = hvae.bound(hierarchy, lambda distribution: distribution, jax.random.key(5), x)
     snr = np.exp(np.linspace(1.0, -4.0, STEPS))
     error = 1 / (1 / 0.5 + snr)  # precision adds up
     steps = 0.5 * (snr[:-1] - snr[1:]) * error[1:]
     assert_mean(ours.kl[1:].T, steps[::-1])
     assert_mean(ours.reconstruction, 0.5 * np.log(2 * np.pi * np.e * error[0]), resolution=0.01)
-    assert ours.total.mean() > law.entropy()
+    assert ours.total.mean() > distribution.entropy()

@@ -18,8 +18,8 @@ from tests.derivations.check import (
     refuted,
 )
 from tests.derivations.worlds import draws
-from vdm_jax import exact, information, langevin
-from vdm_jax.levels import level_from_log_snr
+from vdm_jax import closed_form, information, langevin
+from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import VarianceExploding
 
 x, y, s = sp.symbols("x y s", real=True)
@@ -58,7 +58,7 @@ def test_LAN_1_the_kernel():
     values = {x: R(3, 10), s: R(-7, 5), eta: R(1, 8), y: R(1, 2)}
     truth = log_normal(y, x + eta * s, 2 * eta).subs(values)
     at, slope, there = (jnp.full((1,), float(values[symbol])) for symbol in (x, s, y))
-    kernel = langevin.kernel(at, slope, jnp.asarray(0.125))
+    kernel = langevin.langevin_kernel(at, slope, jnp.asarray(0.125))
     assert_close(kernel.log_prob(there), sp.N(truth, 20), rtol=1e-13)
     assert_close(kernel.mean, [0.125], rtol=1e-13)
     assert_close(kernel.var, 0.25)
@@ -66,17 +66,19 @@ def test_LAN_1_the_kernel():
 
 @pytest.mark.slow
 def test_LAN_1_a_chain_is_the_kernel_again_and_again():
-    law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
-    start = _draws(law, jax.random.key(1), 20_000)
-    chain = langevin.unadjusted(jax.vmap(law.score), jax.random.key(0), start, 0.1, 3, path=True)
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
+    start = _draws(distribution, jax.random.key(1), 20_000)
+    chain = langevin.ula(jax.vmap(distribution.score), jax.random.key(0), start, 0.1, 3, path=True)
     assert_close(chain.path[-1], chain.x, rtol=0.0)
-    means = jax.jit(jax.vmap(lambda x: langevin.kernel(x, law.score(x), jnp.asarray(0.1)).mean))(chain.path[1])
+    means = jax.jit(jax.vmap(lambda x: langevin.langevin_kernel(x, distribution.score(x), jnp.asarray(0.1)).mean))(
+        chain.path[1]
+    )
     noise = (chain.path[2] - means)[:, 0]
     assert_moments(noise, 0.0, 0.2)
     assert_mean(noise * chain.path[1][:, 0], 0.0, resolution=0.005)  # new at every step
     # a constant slope: k eta is a time, and the size of the steps is all one
     for size, count in ((0.25, 1), (0.05, 5)):
-        drifted = langevin.unadjusted(lambda x: 0.0 * x - 3.0, jax.random.key(2), jnp.ones((20_000,)), size, count)
+        drifted = langevin.ula(lambda x: 0.0 * x - 3.0, jax.random.key(2), jnp.ones((20_000,)), size, count)
         assert_moments(drifted.x, 1.0 - 3.0 * 0.25, 2 * 0.25)
 
 
@@ -120,27 +122,29 @@ def _normal_score(x):
     return -(x - MEAN) / VAR
 
 
-def _next(law, size):
+def _next(distribution, size):
     """The law after a step from a normal law: of the kernel's mean, found by its slope, and variance."""
-    kernel = lambda x: langevin.kernel(x, _normal_score(x), jnp.asarray(size))  # noqa: E731
+    kernel = lambda x: langevin.langevin_kernel(x, _normal_score(x), jnp.asarray(size))  # noqa: E731
     origin = jnp.zeros(())
     mean, slope = kernel(origin).mean, jax.grad(lambda x: kernel(x).mean)(origin)
-    return exact.Gaussian(law.mean, law.basis, law.variances, law.rest).affine(slope, mean[None], kernel(origin).var)
+    return closed_form.Gaussian(
+        distribution.mean, distribution.basis, distribution.variances, distribution.rest
+    ).pushforward(slope, mean[None], kernel(origin).var)
 
 
 def test_LAN_2_the_kernel_s_stationary_law():
     for size in (0.4, 0.2, 0.1, 0.05):
-        law = exact.gaussian([MEAN], [[VAR / (1 - size / (2 * VAR))]])
-        after = _next(law, size)
-        assert_close(after.mean, law.mean, rtol=1e-14)
-        assert_close(after.variances, law.variances, rtol=1e-14)
+        distribution = closed_form.gaussian([MEAN], [[VAR / (1 - size / (2 * VAR))]])
+        after = _next(distribution, size)
+        assert_close(after.mean, distribution.mean, rtol=1e-14)
+        assert_close(after.variances, distribution.variances, rtol=1e-14)
         with refuted():
-            assert_close(_next(exact.gaussian([MEAN], [[VAR]]), size).variances, [VAR], rtol=1e-3)
+            assert_close(_next(closed_form.gaussian([MEAN], [[VAR]]), size).variances, [VAR], rtol=1e-3)
 
 
 def test_LAN_2_chains_have_the_law_of_every_step():
     start, count = 3.0, 20_000
-    run = partial(langevin.unadjusted, _normal_score, jax.random.key(3), num_steps=40, path=True)
+    run = partial(langevin.ula, _normal_score, jax.random.key(3), num_steps=40, path=True)
     for size in (0.2, 2 * VAR):  # at 2v the variance grows by 2 eta a step, for ever
         shrink = 1 - size / VAR
         chain = run(jnp.full((count,), start), size).path
@@ -162,27 +166,27 @@ SIZE = 0.25
 PROBES = {"x": lambda x: x, "x^2": jnp.square, "tanh 3x": lambda x: jnp.tanh(3 * x), "x^4": lambda x: x**4}
 
 
-def _chain(name, law, x, steps):
+def _chain(name, distribution, x, steps):
     """Where chains of either kind are after so many steps."""
     if name == "metropolis":
-        return langevin.metropolis(jax.vmap(law.log_prob), jax.random.key(4), x, SIZE, steps)
-    return langevin.unadjusted(jax.vmap(law.score), jax.random.key(4), x, SIZE, steps)
+        return langevin.mala(jax.vmap(distribution.log_prob), jax.random.key(4), x, SIZE, steps)
+    return langevin.ula(jax.vmap(distribution.score), jax.random.key(4), x, SIZE, steps)
 
 
 @pytest.mark.slow
 def test_LAN_2_metropolis_keeps_the_law():
     # At a step where the unadjusted chain is visibly too wide, begun at draws of the law
-    law = exact.mixture(*LAW)
-    start = _draws(law, jax.random.key(5), 20_000)
-    truth = [information.quadrature(lambda x, f=f: jnp.sum(f(x)), law).value for f in PROBES.values()]
+    distribution = closed_form.mixture(*LAW)
+    start = _draws(distribution, jax.random.key(5), 20_000)
+    truth = [information.quadrature(lambda x, f=f: jnp.sum(f(x)), distribution).value for f in PROBES.values()]
 
     def probe(chain):
         return np.stack([f(chain.x[:, 0]) for f in PROBES.values()], -1)
 
-    kept = _chain("metropolis", law, start, 20)
+    kept = _chain("metropolis", distribution, start, 20)
     assert_mean(probe(kept), truth, resolution=0.06)
     assert 0.5 < kept.accepted.mean() < 0.95
-    wide = probe(_chain("unadjusted", law, start, 20))
+    wide = probe(_chain("unadjusted", distribution, start, 20))
     with refuted():
         assert_mean(wide, truth)
     with refuted():
@@ -192,12 +196,12 @@ def test_LAN_2_metropolis_keeps_the_law():
 @pytest.mark.slow
 def test_LAN_2_metropolis_is_in_detailed_balance():
     # Pairs (x, x') of a chain in its law are as likely the other way round; f(x) g(x') tells, if f and g differ
-    law = exact.mixture(*LAW)
-    start = _draws(law, jax.random.key(6), 50_000)
+    distribution = closed_form.mixture(*LAW)
+    start = _draws(distribution, jax.random.key(6), 50_000)
     x = np.asarray(start[:, 0])
 
     def turned(name):
-        y = np.asarray(_chain(name, law, start, 1).x[:, 0])
+        y = np.asarray(_chain(name, distribution, start, 1).x[:, 0])
         return np.stack(
             [f(x) * g(y) - g(x) * f(y) for f, g in ((np.tanh, np.square), (lambda x: x, lambda x: x**3))], -1
         )
@@ -221,9 +225,9 @@ def test_LAN_2_metropolis_accepts_what_it_should():
     def log_k(x, y):
         return -((y - x - SIZE * score(x)) ** 2) / (4 * SIZE)
 
-    law, y = exact.mixture(*LAW), np.linspace(-10.0, 10.0, 4001)
+    distribution, y = closed_form.mixture(*LAW), np.linspace(-10.0, 10.0, 4001)
     starts = np.array([-1.5, -0.4, 0.2, 1.6])
-    chain = _chain("metropolis", law, jnp.asarray(np.repeat(starts, 5000)[:, None]), 1)
+    chain = _chain("metropolis", distribution, jnp.asarray(np.repeat(starts, 5000)[:, None]), 1)
     for start, accepted in zip(starts, chain.accepted.reshape(4, -1), strict=True):
         proposal = np.exp(log_k(np.full_like(y, start), y))
         ratio = log_p(y) + log_k(y, np.full_like(y, start)) - log_p(np.full_like(y, start)) - np.log(proposal)
@@ -235,8 +239,8 @@ def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
     # eta(x) for eta: drift eta s, noise sqrt(2 eta). What is kept is p / eta, with eta ~ 1/||s||^2 p ||s||^2.
     p, size = sp.Function("p", positive=True)(x), sp.Function("eta", positive=True)(x)
 
-    def flow(law):
-        return -sp.diff(law * size * sp.diff(sp.log(p), x), x) + sp.diff(law * size, x, 2)
+    def flow(distribution):
+        return -sp.diff(distribution * size * sp.diff(sp.log(p), x), x) + sp.diff(distribution * size, x, 2)
 
     assert_proved(flow(p / size))
     assert_proved(flow(p), sp.diff(p * sp.diff(size, x), x))
@@ -250,15 +254,17 @@ def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
 def test_LAN_2_corrector_keeps_the_law(dims):
     # one step, and many, of a normal law: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
     level, ratio = level_from_log_snr(jnp.asarray(0.5)), 0.3
-    law = exact.gaussian(np.full(dims, 0.4), 0.6 * np.eye(dims))
-    noisy = exact.marginal(law, level)
+    distribution = closed_form.gaussian(np.full(dims, 0.4), 0.6 * np.eye(dims))
+    noisy = closed_form.marginal(distribution, level)
     spread = float(level.alpha**2 * 0.6 + level.sigma**2)
     h = 2 * ratio**2 * float(level.sigma) ** 2 / spread
     x_t = _draws(noisy, jax.random.key(7), 40_000 // dims)
 
     def corrected(steps):
-        denoiser = exact.OptimalDenoiser(law, "v")
-        found = langevin.corrector(denoiser, jax.random.key(9), x_t, level, kind="v", ratio=ratio, steps=steps)
+        denoiser = closed_form.OptimalDenoiser(distribution, "v")
+        found = langevin.langevin_corrector(
+            denoiser, jax.random.key(9), x_t, level, prediction_type="v", ratio=ratio, steps=steps
+        )
         return np.asarray(found - noisy.mean[None]).reshape(-1, 1)
 
     assert_moments(corrected(1), 0.0, spread * (1 + h**2))
@@ -295,26 +301,26 @@ def test_LAN_3_far_modes_do_not_tell_their_weights():
     assert_disproved(sp.diff(known, w))  # nearer by it is there
     assert_proved(sp.limit(c * sp.exp(-2 * c * (c - 1)), c, sp.oo))  # even c times the ratio, 1 before the mode
     # the two of the library, 14 standard deviations apart, at draws of both: weights turned round, the same score
-    law, turned = exact.mixture(*FAR), exact.mixture(FAR[0][::-1], *FAR[1:])
-    points = _draws(law, jax.random.key(10), 1000)
-    scores = jax.jit(lambda law: jax.vmap(law.score)(points))
-    assert_close(scores(turned), scores(law), rtol=1e-9, atol=1e-12)
+    distribution, turned = closed_form.mixture(*FAR), closed_form.mixture(FAR[0][::-1], *FAR[1:])
+    points = _draws(distribution, jax.random.key(10), 1000)
+    scores = jax.jit(lambda distribution: jax.vmap(distribution.score)(points))
+    assert_close(scores(turned), scores(distribution), rtol=1e-9, atol=1e-12)
     values = {v: 1, x: 2, w: R(1, 5), c: R(3, 2)}
-    near = exact.mixture([0.2, 0.8], [[-1.5], [1.5]], [1.0, 1.0])
+    near = closed_form.mixture([0.2, 0.8], [[-1.5], [1.5]], [1.0, 1.0])
     assert_close(near.score(jnp.asarray([2.0])), [sp.N(score.subs(values), 20)], rtol=1e-12)
 
 
 @jax.jit
-def _walk(law, size, grid):
+def _walk(distribution, size, grid):
     """The matrix of one unadjusted step on an even grid of the line: the chain's law, without its draws."""
-    kernels = lambda x: langevin.kernel(x, law.score(x[None])[0], size)  # noqa: E731
+    kernels = lambda x: langevin.langevin_kernel(x, distribution.score(x[None])[0], size)  # noqa: E731
     logs = jax.vmap(lambda x: jax.vmap(kernels(x).log_prob)(grid))(grid)
     return jnp.exp(logs) * (grid[1] - grid[0])
 
 
 def _pair(c):
     """Equal modes N(-c, 1) and N(c, 1)."""
-    return exact.mixture([0.5, 0.5], [[-c], [c]], [1.0, 1.0])
+    return closed_form.mixture([0.5, 0.5], [[-c], [c]], [1.0, 1.0])
 
 
 def test_LAN_3_time_to_cross_is_kramers():
@@ -337,10 +343,10 @@ def test_LAN_3_time_to_cross_is_kramers():
 
 
 def test_LAN_3_chains_cross_as_their_law_does():
-    law, grid, size = _pair(2.0), jnp.linspace(-10.0, 10.0, 201), 0.1
+    distribution, grid, size = _pair(2.0), jnp.linspace(-10.0, 10.0, 201), 0.1
     start = -2.0 + jax.random.normal(jax.random.key(11), (8000, 1))
-    path = langevin.unadjusted(jax.vmap(law.score), jax.random.key(12), start, size, 60, path=True).path
-    mass, walk = np.exp(-0.5 * (np.asarray(grid) + 2) ** 2), np.asarray(_walk(law, jnp.asarray(size), grid))
+    path = langevin.ula(jax.vmap(distribution.score), jax.random.key(12), start, size, 60, path=True).path
+    mass, walk = np.exp(-0.5 * (np.asarray(grid) + 2) ** 2), np.asarray(_walk(distribution, jnp.asarray(size), grid))
     right = np.where(np.abs(grid) < 1e-9, 0.5, grid > 0)
     mass /= mass.sum()
     for step in range(60):
@@ -352,12 +358,12 @@ def test_LAN_3_chains_cross_as_their_law_does():
 
 @pytest.mark.slow
 def test_LAN_3_unadjusted_and_metropolis_keep_the_weights_they_began_with():
-    law = exact.mixture(*FAR)
+    distribution = closed_form.mixture(*FAR)
     uniform = jax.random.uniform(jax.random.key(13), (2000, 2), minval=-8.0, maxval=8.0)
-    small = _draws(exact.gaussian(FAR[1][0], np.eye(2)), jax.random.key(14), 2000)
+    small = _draws(closed_form.gaussian(FAR[1][0], np.eye(2)), jax.random.key(14), 2000)
     chains = {
-        "unadjusted": partial(langevin.unadjusted, jax.vmap(law.score)),
-        "metropolis": partial(langevin.metropolis, jax.vmap(law.log_prob)),
+        "unadjusted": partial(langevin.ula, jax.vmap(distribution.score)),
+        "metropolis": partial(langevin.mala, jax.vmap(distribution.log_prob)),
     }
     for name, chain in chains.items():
         ends = chain(jax.random.key(15), jnp.concatenate([uniform, small]), 0.1, 80).x
@@ -378,12 +384,12 @@ def _levels(high, low, count):
 
 def _annealed_share(levels, rate, steps):
     """Share of the large mode by the law of the chains, along the line through the modes: across it nothing happens."""
-    law = exact.mixture(FAR[0], [[-np.sqrt(50)], [np.sqrt(50)]], FAR[2])
+    distribution = closed_form.mixture(FAR[0], [[-np.sqrt(50)], [np.sqrt(50)]], FAR[2])
     before = np.linspace(-10 * FIRST, 10 * FIRST, 401)
     mass = np.exp(-0.5 * (before / FIRST) ** 2)
     for sigma in np.asarray(levels.sigma):
         grid = np.linspace(-1, 1, 401) * (10.0 + 6.0 * np.sqrt(1.0 + sigma**2))
-        noisy = law.affine(jnp.ones(()), jnp.zeros(1), jnp.asarray(sigma**2))
+        noisy = distribution.pushforward(jnp.ones(()), jnp.zeros(1), jnp.asarray(sigma**2))
         walk = np.asarray(_walk(noisy, jnp.asarray(rate * sigma**2), jnp.asarray(grid)))
         mass = np.interp(grid, before, mass)
         for _ in range(steps):
@@ -397,10 +403,10 @@ FIRST = 20.0  # the noise that annealed chains begin with
 
 @pytest.mark.slow
 def test_LAN_3_annealed_chains_find_the_weights():
-    law, levels = exact.mixture(*FAR), _levels(FIRST, 0.5, 20)
+    distribution, levels = closed_form.mixture(*FAR), _levels(FIRST, 0.5, 20)
     start = FIRST * jax.random.normal(jax.random.key(16), (2000, 2))
-    ends = langevin.annealed(
-        exact.OptimalDenoiser(law, "score"), jax.random.key(17), start, levels, rate=0.2, steps=50
+    ends = langevin.annealed_langevin(
+        closed_form.OptimalDenoiser(distribution, "score"), jax.random.key(17), start, levels, rate=0.2, steps=50
     ).x
     short, long = _annealed_share(levels, 0.2, 50), _annealed_share(levels, 0.1, 200)
     print(f"annealed: {_large(ends).mean():.3f} of the chains in the large mode; of their law {short:.4f}, {long:.4f}")
@@ -414,13 +420,13 @@ def test_LAN_3_annealed_chains_find_the_weights():
 def test_LAN_3_annealed_chains_of_a_normal_law():
     # Of N(m, v) every step is affine, and so is the last denoising: a mean and a variance all the way
     m, var, rate, steps = 0.7, 0.5, 0.1, 5
-    law, levels, start = exact.gaussian([m], [[var]]), _levels(3.0, 0.3, 4), jnp.full((20_000, 1), 2.5)
+    distribution, levels, start = closed_form.gaussian([m], [[var]]), _levels(3.0, 0.3, 4), jnp.full((20_000, 1), 2.5)
     mean, spread = 2.5, 0.0
     for sigma in np.asarray(levels.sigma):
         shrink = 1 - rate * sigma**2 / (var + sigma**2)
         for _ in range(steps):
             mean, spread = m + shrink * (mean - m), shrink**2 * spread + 2 * rate * sigma**2
-    run = partial(langevin.annealed, exact.OptimalDenoiser(law, "eps"), jax.random.key(18), kind="eps",
+    run = partial(langevin.annealed_langevin, closed_form.OptimalDenoiser(distribution, "eps"), jax.random.key(18), prediction_type="eps",
                   rate=rate, steps=steps, path=True)  # fmt: skip
     exploding = run(start, levels)
     assert_moments(exploding.path[-1, :, 0], mean, spread)

@@ -13,24 +13,24 @@ from scipy import stats
 from tests.derivations.algebra import log_normal
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import dequantization, elbo, exact, flow, paths
+from vdm_jax import closed_form, dequantization, elbo, path_bounds, probability_flow
 from vdm_jax.dequantization import TruncatedNormal, Uniform
+from vdm_jax.discrete_schedules import DiscretizedSchedule, InterpolatedSchedule, discretize, linear_betas
 from vdm_jax.likelihoods import Categorical
-from vdm_jax.schedules import Cosine, Learned, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
-from vdm_jax.tables import Grid, Interpolated, linear_betas, tabulate
+from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
 
 DEEP = LinearLogSNR(6.0, -14.0)
 KINDS = ("x_0", "eps", "v", "score")
-MARKED = ["eps", "v", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("x_0", "score"))]
+MARKED = ["eps", "v", *(pytest.param(prediction_type, marks=pytest.mark.slow) for prediction_type in ("x_0", "score"))]
 
 
 def _mixture():
-    return exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+    return closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
 
 
-def _off(ours, law, schedule, x, t_0=0.0, log_var=0.0):
+def _off(ours, distribution, schedule, x, t_0=0.0, log_var=0.0):
     """The log-density less the true one, and less what the prior differs from q(x_1) where the flow ends."""
-    first, last = (exact.marginal(law, schedule(jnp.asarray(t, x.dtype))) for t in (t_0, 1.0))
+    first, last = (closed_form.marginal(distribution, schedule(jnp.asarray(t, x.dtype))) for t in (t_0, 1.0))
     prior = stats.norm(scale=np.exp(0.5 * log_var)).logpdf(ours.x_1).sum(-1)
     end = prior - np.asarray(jax.vmap(last.log_prob)(ours.x_1))
     return np.asarray(ours.log_prob) - end - np.asarray(jax.vmap(first.log_prob)(x))
@@ -60,73 +60,90 @@ def test_LIK_2_drift_moves_the_marginals():
     assert residual(1) != 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction_type", KINDS)
 @pytest.mark.parametrize("schedule", [LinearBeta(), VarianceExploding(0.1, 100.0)], ids=["preserving", "exploding"])
-def test_LIK_2_drift_by_its_definition(schedule, kind):
+def test_LIK_2_drift_by_its_definition(schedule, prediction_type):
     # in float64, (log alpha)' and lambda' by differences
     with jax.enable_x64(True):
-        law, t, h = _mixture(), jnp.asarray(0.3), 1e-5
+        distribution, t, h = _mixture(), jnp.asarray(0.3), 1e-5
         level, rate = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
         log_alpha, log_snr = ((get(schedule(t + h)) - get(schedule(t - h))) / (2 * h) for get in (
             lambda level: level.log_alpha, lambda level: level.log_snr))  # fmt: skip
         x = jnp.asarray([0.3, -0.8])
-        ours = flow.drift(exact.prediction(law, x, level, kind), x, level, rate, kind)
-        score = exact.prediction(law, x, level, "score")
+        ours = probability_flow.drift(
+            closed_form.optimal_prediction(distribution, x, level, prediction_type), x, level, rate, prediction_type
+        )
+        score = closed_form.optimal_prediction(distribution, x, level, "score")
         assert_close(ours, log_alpha * x + 0.5 * level.sigma**2 * log_snr * score, rtol=1e-7)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MARKED)
-def test_LIK_2_density_of_a_mixture(kind):
+@pytest.mark.parametrize("prediction_type", MARKED)
+def test_LIK_2_density_of_a_mixture(prediction_type):
     with jax.enable_x64(True):
-        law = _mixture()
-        x = draws(exact.marginal(law, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
-        denoiser = exact.OptimalDenoiser(law, kind)
-        ask = partial(flow.flow_log_prob, key=jax.random.key(1), x=x, schedule=DEEP, kind=kind, trace="exact")
-        assert_close(_off(ask(denoiser, tolerance=1e-8), law, DEEP, x), np.zeros(32), atol=1e-7)
+        distribution = _mixture()
+        x = draws(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
+        denoiser = closed_form.OptimalDenoiser(distribution, prediction_type)
+        ask = partial(
+            probability_flow.log_likelihood,
+            key=jax.random.key(1),
+            x=x,
+            schedule=DEEP,
+            prediction_type=prediction_type,
+            trace="exact",
+        )
+        assert_close(_off(ask(denoiser, tolerance=1e-8), distribution, DEEP, x), np.zeros(32), atol=1e-7)
         # DEEP ends so near N(0, I) that the prior alone would do, to the signal's share e^-14 of it
-        truth = jax.vmap(exact.marginal(law, DEEP(jnp.asarray(0.0))).log_prob)(x)
+        truth = jax.vmap(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))).log_prob)(x)
         assert_close(ask(denoiser, tolerance=1e-8).log_prob, truth, rtol=0, atol=5e-3)
-        if kind == "eps":
+        if prediction_type == "eps":
             with refuted():  # were the score taken whole, as in the SDE, and not by half
                 whole = ask(lambda x_t, level: 2 * denoiser(x_t, level), tolerance=1e-6)
-                assert_close(_off(whole, law, DEEP, x), np.zeros(32), atol=1e-2)
+                assert_close(_off(whole, distribution, DEEP, x), np.zeros(32), atol=1e-2)
 
 
 # name -> schedule, to be made with x64 enabled, t_0, prior_log_var, kind
 SCHEDULES = {
     "LinearBeta": (lambda: LinearBeta(0.1, 20.0), 0.01, 0.0, "eps"),
     "Cosine, to where no signal is left": (Cosine, 1e-3, 0.0, "v"),
-    "Sigmoid, tabulated": (lambda: Interpolated(tabulate(Sigmoid(), 30)), 0.0, 0.0, "eps"),
+    "Sigmoid, tabulated": (lambda: InterpolatedSchedule(discretize(Sigmoid(), 30)), 0.0, 0.0, "eps"),
     "VarianceExploding": (lambda: VarianceExploding(0.1, 100.0), 0.0, 2 * float(np.log(100.0)), "x_0"),
-    "Ho et al.": (lambda: Interpolated(linear_betas(30, 0.003, 0.6)), 0.0, 0.0, "eps"),
+    "Ho et al.": (lambda: InterpolatedSchedule(linear_betas(30, 0.003, 0.6)), 0.0, 0.0, "eps"),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_LIK_2_density_under_every_schedule(name):
     with jax.enable_x64(True):
-        make, t_0, log_var, kind = SCHEDULES[name]
-        law, schedule = _mixture(), make()
-        x = draws(exact.marginal(law, schedule(jnp.asarray(t_0))), jax.random.key(0), 16)
-        options = {"trace": "exact", "t_0": t_0, "prior_log_var": log_var, "tolerance": 1e-8, "kind": kind}
-        ours = flow.flow_log_prob(exact.OptimalDenoiser(law, kind), jax.random.key(1), x, schedule, **options)
-        corners = isinstance(schedule, Interpolated)  # where a solver of fifth order is of none
-        assert_close(_off(ours, law, schedule, x, t_0, log_var), np.zeros(16), atol=2e-5 if corners else 1e-7)
+        make, t_0, log_var, prediction_type = SCHEDULES[name]
+        distribution, schedule = _mixture(), make()
+        x = draws(closed_form.marginal(distribution, schedule(jnp.asarray(t_0))), jax.random.key(0), 16)
+        options = {
+            "trace": "exact",
+            "t_0": t_0,
+            "prior_log_var": log_var,
+            "tolerance": 1e-8,
+            "prediction_type": prediction_type,
+        }
+        ours = probability_flow.log_likelihood(
+            closed_form.OptimalDenoiser(distribution, prediction_type), jax.random.key(1), x, schedule, **options
+        )
+        corners = isinstance(schedule, InterpolatedSchedule)  # where a solver of fifth order is of none
+        assert_close(_off(ours, distribution, schedule, x, t_0, log_var), np.zeros(16), atol=2e-5 if corners else 1e-7)
 
 
 @pytest.mark.slow
 def test_LIK_2_only_the_schedule_s_ends_matter():
     # of any denoiser of (x, lambda), a wrong one too: another pace is the same path
     with jax.enable_x64(True):
-        best = exact.OptimalDenoiser(_mixture())
+        best = closed_form.OptimalDenoiser(_mixture())
         x = jax.random.normal(jax.random.key(0), (16, 2))
         ask = partial(
-            flow.flow_log_prob, lambda x_t, level: 0.8 * best(x_t, level), jax.random.key(1), trace="exact",
+            probability_flow.log_likelihood, lambda x_t, level: 0.8 * best(x_t, level), jax.random.key(1), trace="exact",
             tolerance=1e-9,
         )  # fmt: skip
         even = ask(x, LinearLogSNR(5.0, -8.0))
-        other = ask(x, Learned(-5.0, 8.0, Partial(lambda s, t: t**3 - s**3 + (t - s) / 4)))
+        other = ask(x, LearnedSchedule(-5.0, 8.0, Partial(lambda s, t: t**3 - s**3 + (t - s) / 4)))
         assert_close(other.log_prob, even.log_prob, rtol=0, atol=1e-7)
         assert_close(other.x_1, even.x_1, rtol=0, atol=1e-7)
         # nor is preserving the variance more than a choice of units, u = x / alpha: log p(u) = log p(x) + D log alpha
@@ -142,32 +159,32 @@ def test_LIK_2_normal_data_go_straight():
     with jax.enable_x64(True):
         schedule, mean = LinearLogSNR(5.0, -6.0), np.array([0.4, -0.3, 0.1, 0.0])
         factor = np.random.RandomState(0).normal(size=(4, 4)) / 2
-        law = exact.gaussian(mean, factor @ factor.T)
-        denoiser = exact.OptimalDenoiser(law)
+        distribution = closed_form.gaussian(mean, factor @ factor.T)
+        denoiser = closed_form.OptimalDenoiser(distribution)
         first, last = (schedule(jnp.asarray(t)) for t in (0.0, 1.0))
-        x = draws(exact.marginal(law, first), jax.random.key(0), 16)
-        ours = flow.flow_log_prob(denoiser, jax.random.key(1), x, schedule, trace="exact", tolerance=1e-9)
+        x = draws(closed_form.marginal(distribution, first), jax.random.key(0), 16)
+        ours = probability_flow.log_likelihood(denoiser, jax.random.key(1), x, schedule, trace="exact", tolerance=1e-9)
         values, vectors = np.linalg.eigh(factor @ factor.T)
         sd_1, sd_0 = (np.sqrt(level.alpha**2 * values + level.sigma**2) for level in (last, first))
         white = (np.asarray(x) - float(first.alpha) * mean) @ vectors / sd_0
         assert_close(ours.x_1, float(last.alpha) * mean + (white * sd_1) @ vectors.T, rtol=0, atol=1e-8)
         truth = stats.norm.logpdf(ours.x_1).sum(-1) + np.log(sd_1 / sd_0).sum()
         assert_close(ours.log_prob, truth, rtol=0, atol=1e-7)
-        assert_close(flow.flow_sample(denoiser, ours.x_1, schedule, tolerance=1e-9), x, rtol=0, atol=1e-7)
+        assert_close(probability_flow.sample(denoiser, ours.x_1, schedule, tolerance=1e-9), x, rtol=0, atol=1e-7)
 
 
 @pytest.mark.slow
 def test_LIK_2_there_and_back():
     with jax.enable_x64(True):
-        law = _mixture()
-        denoiser = exact.OptimalDenoiser(law)
-        x = draws(exact.marginal(law, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
-        x_1 = flow.flow_log_prob(denoiser, jax.random.key(1), x, DEEP, tolerance=1e-9).x_1
-        assert_close(flow.flow_sample(denoiser, x_1, DEEP, tolerance=1e-9), x, rtol=0, atol=1e-7)
+        distribution = _mixture()
+        denoiser = closed_form.OptimalDenoiser(distribution)
+        x = draws(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
+        x_1 = probability_flow.log_likelihood(denoiser, jax.random.key(1), x, DEEP, tolerance=1e-9).x_1
+        assert_close(probability_flow.sample(denoiser, x_1, DEEP, tolerance=1e-9), x, rtol=0, atol=1e-7)
         # from the prior's draws it samples q(x_{t_0}): moments of the mixture
         prior = jax.random.normal(jax.random.key(2), (10_000, 2))
-        x = np.asarray(flow.flow_sample(denoiser, prior, DEEP, tolerance=1e-4))
-        noisy = exact.marginal(law, DEEP(jnp.asarray(0.0)))
+        x = np.asarray(probability_flow.sample(denoiser, prior, DEEP, tolerance=1e-4))
+        noisy = closed_form.marginal(distribution, DEEP(jnp.asarray(0.0)))
         assert_mean(x, noisy.mean, resolution=0.01)
         assert_mean((x - np.asarray(noisy.mean)) ** 2, noisy.variance, resolution=0.01)
 
@@ -177,10 +194,12 @@ def test_LIK_2_there_and_back():
 def test_LIK_2_random_probes_have_no_bias(trace):
     with jax.enable_x64(True):
         covariance = [[0.6, 0.35, 0.1], [0.35, 0.4, -0.1], [0.1, -0.1, 0.3]]
-        law = exact.gaussian([0.0, 0.5, 0.2], covariance)
-        x = jnp.broadcast_to(draws(law, jax.random.key(0), 1), (2000, 3))
-        schedule, denoiser = LinearLogSNR(4.0, -6.0), exact.OptimalDenoiser(law)
-        estimate = partial(flow.flow_log_prob, denoiser, jax.random.key(1), schedule=schedule, tolerance=1e-5)
+        distribution = closed_form.gaussian([0.0, 0.5, 0.2], covariance)
+        x = jnp.broadcast_to(draws(distribution, jax.random.key(0), 1), (2000, 3))
+        schedule, denoiser = LinearLogSNR(4.0, -6.0), closed_form.OptimalDenoiser(distribution)
+        estimate = partial(
+            probability_flow.log_likelihood, denoiser, jax.random.key(1), schedule=schedule, tolerance=1e-5
+        )
         truth = estimate(x[:1], trace="exact").log_prob[0]
         # v^T A v, A the Jacobian integrated along the path: symmetric, for the axes of normal data do not turn
         values, vectors = np.linalg.eigh(np.array(covariance))
@@ -197,18 +216,24 @@ def test_LIK_2_random_probes_have_no_bias(trace):
 @pytest.mark.slow
 def test_LIK_2_signs_leave_nothing_to_chance_where_dimensions_are_apart():
     with jax.enable_x64(True):
-        law = exact.pixels([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])
-        schedule, denoiser = LinearLogSNR(5.0, -8.0), exact.OptimalDenoiser(law)
-        x = draws(exact.marginal(law, schedule(jnp.asarray(0.0))), jax.random.key(0), 8)
-        ask = partial(flow.flow_log_prob, denoiser, jax.random.key(1), x, schedule, tolerance=1e-8)
+        distribution = closed_form.independent_pixels([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])
+        schedule, denoiser = LinearLogSNR(5.0, -8.0), closed_form.OptimalDenoiser(distribution)
+        x = draws(closed_form.marginal(distribution, schedule(jnp.asarray(0.0))), jax.random.key(0), 8)
+        ask = partial(probability_flow.log_likelihood, denoiser, jax.random.key(1), x, schedule, tolerance=1e-8)
         assert_close(ask(trace="rademacher").log_prob, ask(trace="exact").log_prob, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
 def test_LIK_2_in_float32_and_beside_any_neighbour():
-    law = _mixture()
-    x = draws(exact.marginal(law, DEEP(jnp.float32(0.0))), jax.random.key(0), 64)
-    ask = partial(flow.flow_log_prob, exact.OptimalDenoiser(law), jax.random.key(1), schedule=DEEP, trace="exact")
+    distribution = _mixture()
+    x = draws(closed_form.marginal(distribution, DEEP(jnp.float32(0.0))), jax.random.key(0), 64)
+    ask = partial(
+        probability_flow.log_likelihood,
+        closed_form.OptimalDenoiser(distribution),
+        jax.random.key(1),
+        schedule=DEEP,
+        trace="exact",
+    )
     ours = ask(x)
     with jax.enable_x64(True):
         ours = ours._replace(x_1=ours.x_1.astype(jnp.float64))
@@ -236,10 +261,10 @@ class _World:
         y, width = self._nodes()
         return float(-jnp.log(width @ jnp.exp(self.log_prob(y))))
 
-    def loss(self, law):
+    def loss(self, distribution):
         """KL(q || p restricted to the bin), by quadrature."""
         y, width = self._nodes()
-        log_q = jax.vmap(law.log_prob)(y)
+        log_q = jax.vmap(distribution.log_prob)(y)
         return float(width @ (jnp.exp(log_q) * (log_q - self.log_prob(y) - self.truth)))
 
     def batch(self, count):
@@ -254,9 +279,11 @@ class _World:
 def test_LIK_3_uniform_dequantisation_loses_the_kl():
     with jax.enable_x64(True):
         world = _World(0.25)
-        law = partial(Uniform, levels=world.levels)
-        bound = partial(dequantization.dequantized_bound, world.log_prob, x_0=world.batch(20_000), dequantizer=law)
-        loss = world.loss(law(jnp.asarray([world.x])))
+        distribution = partial(Uniform, levels=world.levels)
+        bound = partial(
+            dequantization.dequantized_bound, world.log_prob, x_0=world.batch(20_000), dequantizer=distribution
+        )
+        loss = world.loss(distribution(jnp.asarray([world.x])))
         assert loss > 0.3
         ours = [bound(key=jax.random.key(k), samples=k) for k in (1, 4, 64)]
         assert_mean(ours[0], world.truth + loss, resolution=0.01)
@@ -273,11 +300,11 @@ def test_LIK_3_uniform_dequantisation_loses_the_kl():
 @pytest.mark.parametrize(("mean", "scale"), [(0.0, 0.05), (0.1, 0.3), (-0.2, 3.0), (-0.5, 0.12), (0.4, 0.03)])
 def test_LIK_4_truncated_normal_is_a_law_of_its_bin(mean, scale):
     with jax.enable_x64(True):
-        law = TruncatedNormal(jnp.asarray([0.5]), levels=5, mean=jnp.asarray(mean), scale=jnp.asarray(scale))
+        distribution = TruncatedNormal(jnp.asarray([0.5]), levels=5, mean=jnp.asarray(mean), scale=jnp.asarray(scale))
         truth = stats.truncnorm((-0.25 - mean) / scale, (0.25 - mean) / scale, 0.5 + mean, scale)
         grid = jnp.linspace(0.251, 0.749, 99)[:, None]
-        assert_close(jax.vmap(law.log_prob)(grid), truth.logpdf(grid)[:, 0], rtol=1e-11, atol=1e-11)
-        y = np.asarray(jax.vmap(law.sample)(jax.random.split(jax.random.key(0), 20_000)))
+        assert_close(jax.vmap(distribution.log_prob)(grid), truth.logpdf(grid)[:, 0], rtol=1e-11, atol=1e-11)
+        y = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 20_000)))
         assert np.all((y >= 0.25) & (y <= 0.75))
         assert_mean(y[:, 0], truth.mean())
         assert_mean((y[:, 0] - truth.mean()) ** 2, truth.var())
@@ -289,11 +316,13 @@ def test_LIK_4_learned_dequantisation_closes_the_gap():
     with jax.enable_x64(True):
         world = _World(0.25)
 
-        def law(params, x):
+        def distribution(params, x):
             return TruncatedNormal(x, levels=world.levels, mean=params[0], scale=jnp.exp(params[1]))
 
         def bound(params, key, count=256):
-            return dequantization.dequantized_bound(world.log_prob, key, world.batch(count), Partial(law, params))
+            return dequantization.dequantized_bound(
+                world.log_prob, key, world.batch(count), Partial(distribution, params)
+            )
 
         @jax.jit
         def descend(params):
@@ -302,25 +331,27 @@ def test_LIK_4_learned_dequantisation_closes_the_gap():
 
         params, losses = jnp.asarray([0.0, np.log(0.5)]), []
         for _ in range(5):
-            losses.append(world.loss(law(params, jnp.asarray([world.x]))))
+            losses.append(world.loss(distribution(params, jnp.asarray([world.x]))))
             params = descend(params)
         plain = world.loss(Uniform(jnp.asarray([world.x]), world.levels))
         assert plain > losses[0]  # wide at first, so little better than uniform
         assert np.all(np.diff(losses) < 0)
         assert losses[-1] < 0.02 * plain
-        assert_mean(bound(params, jax.random.key(9), 20_000), world.truth + world.loss(law(params, jnp.asarray([0.5]))))
+        assert_mean(
+            bound(params, jax.random.key(9), 20_000), world.truth + world.loss(distribution(params, jnp.asarray([0.5])))
+        )
         # at the optimum itself the bound is -log P for every draw
         best = jnp.asarray([-world.x, np.log(world.sd)])
         assert_close(bound(best, jax.random.key(1)), np.full(256, world.truth), rtol=1e-9)
 
 
 def _pixels():
-    return exact.pixels([[0.1, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]])
+    return closed_form.independent_pixels([[0.1, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]])
 
 
 def _flow(denoiser, schedule, tolerance=1e-5):
     """log p(z_0) of a batch; the Jacobian is diagonal, so one probe of signs is exact."""
-    ask = partial(flow.flow_log_prob, denoiser, jax.random.key(5), schedule=schedule, tolerance=tolerance)
+    ask = partial(probability_flow.log_likelihood, denoiser, jax.random.key(5), schedule=schedule, tolerance=tolerance)
     return lambda z_0: ask(z_0).log_prob
 
 
@@ -328,26 +359,34 @@ def _flow(denoiser, schedule, tolerance=1e-5):
 def test_LIK_5_every_row_of_the_ledger_meets_the_truth():
     # quantised data with the exact denoiser and decoder: -log P(x) is known, and every number bounds it
     with jax.enable_x64(True):
-        law, schedule = _pixels(), LinearLogSNR(9.0, -9.0)
-        denoiser, decoder = exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
-        x_0 = draws(law, jax.random.key(0), 2000)
-        truth, level = -jax.vmap(law.log_prob)(x_0), schedule(jnp.asarray(0.0))
+        distribution, schedule = _pixels(), LinearLogSNR(9.0, -9.0)
+        denoiser, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
+        x_0 = draws(distribution, jax.random.key(0), 2000)
+        truth, level = -jax.vmap(distribution.log_prob)(x_0), schedule(jnp.asarray(0.0))
         given = (_flow(denoiser, schedule), denoiser, jax.random.key(1), x_0, level)
         # with the exact decoder P(x|z) p(z) / q(z|x) is P(x), for every draw: but for the prior, e^-9 of signal
-        encoder = dequantization.encoder_bound(*given, decoder)
+        encoder = dequantization.latent_dequantization_bound(*given, decoder)
         assert_close(encoder, truth, rtol=0, atol=0.2)
         assert_mean(encoder - truth, 0.0, resolution=1e-3)
         # a decoder that does not know the law loses its own divergence from the exact one
-        plain = dequantization.encoder_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
+        plain = dequantization.latent_dequantization_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
         assert np.mean(plain - encoder) >= 0
         limit = elbo.continuous_bound(denoiser, jax.random.key(2), x_0, schedule, decoder, terms=50).total
         assert_mean(limit - truth, 0.0, resolution=0.03)
         # finite T costs something, less the more steps and the more paths
         gaps = [
-            elbo.bound(denoiser, jax.random.key(3), x_0, Grid(schedule, num_steps + 1), decoder).total - truth
+            elbo.bound(denoiser, jax.random.key(3), x_0, DiscretizedSchedule(schedule, num_steps + 1), decoder).total
+            - truth
             for num_steps in (4, 16)
         ]
-        ask = partial(paths.importance_bound, denoiser, jax.random.key(4), x_0, Grid(schedule, 17), decoder)
+        ask = partial(
+            path_bounds.importance_weighted_bound,
+            denoiser,
+            jax.random.key(4),
+            x_0,
+            DiscretizedSchedule(schedule, 17),
+            decoder,
+        )
         gaps = [float(np.mean(gap)) for gap in (*gaps, ask(samples=16) - truth)]
         assert gaps[0] > gaps[1] > gaps[2] > -0.05
 
@@ -357,15 +396,15 @@ def test_LIK_5_every_row_of_the_ledger_meets_the_truth():
 def test_LIK_5_a_wrong_decoder_loses_its_divergence(log_snr):
     # at so much noise that the decoder matters: P(x|z) of uniform pixels in the place of the exact one
     with jax.enable_x64(True):
-        law, schedule = _pixels(), LinearLogSNR(log_snr, -14.0)
-        denoiser, level = exact.OptimalDenoiser(law), schedule(jnp.asarray(0.0))
-        x_0 = jnp.broadcast_to(draws(law, jax.random.key(0), 1), (4000, 2))
-        truth = -law.log_prob(x_0[0])
+        distribution, schedule = _pixels(), LinearLogSNR(log_snr, -14.0)
+        denoiser, level = closed_form.OptimalDenoiser(distribution), schedule(jnp.asarray(0.0))
+        x_0 = jnp.broadcast_to(draws(distribution, jax.random.key(0), 1), (4000, 2))
+        truth = -distribution.log_prob(x_0[0])
         given = (_flow(denoiser, schedule), denoiser, jax.random.key(1), x_0, level)
-        ours = dequantization.encoder_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
+        ours = dequantization.latent_dequantization_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
 
         def lost(z):  # log of the exact decoder over the one used, of pixel number i
-            posterior = [law.given(z, level).log_prob(x_0[0]), Categorical(z, level, 4).log_prob(x_0[0])]
+            posterior = [distribution.posterior(z, level).log_prob(x_0[0]), Categorical(z, level, 4).log_prob(x_0[0])]
             return posterior[0] - posterior[1]
 
         # E_q(z|x) of it, by quadrature over z
@@ -381,10 +420,10 @@ def test_LIK_5_a_wrong_decoder_loses_its_divergence(log_snr):
 def test_LIK_4_noise_kept_within_its_bin_is_nearly_the_encoder():
     # truncated normal noise of the first level's scale: the flow's density of x + noise, against the truth
     with jax.enable_x64(True):
-        law, schedule = _pixels(), LinearLogSNR(6.0, -14.0)
-        denoiser, level = exact.OptimalDenoiser(law), schedule(jnp.asarray(0.0))
-        x_0 = draws(law, jax.random.key(0), 2000)
-        truth, log_prob = -jax.vmap(law.log_prob)(x_0), _flow(denoiser, schedule)
+        distribution, schedule = _pixels(), LinearLogSNR(6.0, -14.0)
+        denoiser, level = closed_form.OptimalDenoiser(distribution), schedule(jnp.asarray(0.0))
+        x_0 = draws(distribution, jax.random.key(0), 2000)
+        truth, log_prob = -jax.vmap(distribution.log_prob)(x_0), _flow(denoiser, schedule)
         scale = level.sigma / level.alpha
         truncated, uniform = (
             dequantization.dequantized_bound(

@@ -9,9 +9,9 @@ import sympy as sp
 from tests.derivations.algebra import R, log_normal
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import draws, number
-from vdm_jax import exact, forward
-from vdm_jax.levels import Level, level_from_log_snr
-from vdm_jax.parameterization import convert, target, to_eps, to_score, to_v, to_x_0
+from vdm_jax import closed_form, forward
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
+from vdm_jax.parameterization import convert, prediction_target, to_eps, to_score, to_v, to_x_0
 from vdm_jax.schedules import VarianceExploding
 
 KINDS = ("x_0", "eps", "v", "score")
@@ -29,7 +29,7 @@ def _float64():
 
 
 def _world():
-    return exact.points([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
+    return closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
 
 
 def _levels():
@@ -44,15 +44,15 @@ def test_PAR_1_round_trips(source, wanted):
     x_0, eps = jax.random.normal(jax.random.key(0), (2, 5))
     for level in _levels():
         x_t = level.alpha * x_0 + level.sigma * eps
-        given = target(x_0, eps, level, source)
+        given = prediction_target(x_0, eps, level, source)
         there = convert(given, x_t, level, source, wanted)
-        assert_close(there, target(x_0, eps, level, wanted), rtol=1e-8, atol=1e-10)
+        assert_close(there, prediction_target(x_0, eps, level, wanted), rtol=1e-8, atol=1e-10)
         assert_close(convert(there, x_t, level, wanted, source), given, rtol=1e-8, atol=1e-10)
 
 
 def _level(alpha, sigma):
     alpha, sigma = number(alpha), number(sigma)
-    return Level(alpha, sigma, jnp.log(alpha), jnp.log(sigma))
+    return NoiseLevel(alpha, sigma, jnp.log(alpha), jnp.log(sigma))
 
 
 def _average(w, first, second):
@@ -61,9 +61,9 @@ def _average(w, first, second):
     return (p * first + q * second) / (p + q)
 
 
-def _solve(kind):
+def _solve(prediction_type):
     """x_0 and eps from x_t and a value of this kind: two linear equations."""
-    return sp.solve([a * x_0 + g * eps - x_t, DEFINITIONS[kind] - value], [x_0, eps])
+    return sp.solve([a * x_0 + g * eps - x_t, DEFINITIONS[prediction_type] - value], [x_0, eps])
 
 
 @pytest.mark.parametrize("source", KINDS)
@@ -93,7 +93,7 @@ def test_PAR_2_conditional_score_in_the_library():
     for level in _levels():
         noisy = level.alpha * clean + level.sigma * noise
         slope = jax.grad(forward.marginal(clean, level).log_prob)(noisy)
-        assert_close(target(clean, noise, level, "score"), slope, rtol=1e-9)
+        assert_close(prediction_target(clean, noise, level, "score"), slope, rtol=1e-9)
         assert_close(to_score(noise, noisy, level, "eps"), slope, rtol=1e-9)
 
 
@@ -106,11 +106,11 @@ def test_PAR_2_marginal_score_of_two_points():
     assert_proved(score, sum(p * s for p, s in zip(terms, conditional, strict=True)) / sum(terms))
     # and the score of the average of the two points
     assert_proved(score, (a * _average(w, first, second) - x_t) / g**2)
-    world = exact.points([[0.25], [1.5]], [0.375, 0.625])
+    world = closed_form.empirical([[0.25], [1.5]], [0.375, 0.625])
     for alpha, sigma in [(R(3, 5), R(4, 5)), (R(1, 2), R(3))]:
         truth = score.subs({w: R(3, 8), first: R(1, 4), second: R(3, 2), a: alpha, g: sigma, x_t: R(7, 5)})
         noisy, level = number(R(7, 5))[None], _level(alpha, sigma)
-        x_hat = exact.prediction(world, noisy, level, "x_0")
+        x_hat = closed_form.optimal_prediction(world, noisy, level, "x_0")
         assert_close(to_score(x_hat, noisy, level, "x_0")[0], sp.N(truth, 30), rtol=1e-13)
 
 
@@ -119,8 +119,8 @@ def test_PAR_2_marginal_score_is_the_conditional_expectation():
     world = _world()
     for level in _levels():
         for x_t in jax.random.normal(jax.random.key(2), (4, 2)):
-            truth = jax.grad(exact.marginal(world, level).log_prob)(x_t)
-            x_hat = exact.prediction(world, x_t, level, "x_0")
+            truth = jax.grad(closed_form.marginal(world, level).log_prob)(x_t)
+            x_hat = closed_form.optimal_prediction(world, x_t, level, "x_0")
             assert_close(to_score(x_hat, x_t, level, "x_0"), truth, rtol=1e-7, atol=1e-9)
 
 
@@ -131,9 +131,9 @@ def test_erratum_marginal_score_is_not_minus_eps_over_sigma():
     x_0 = draws(world, jax.random.key(3), 20_000)
     eps = jax.random.normal(jax.random.key(4), x_0.shape)
     x_t = level.alpha * x_0 + level.sigma * eps
-    marginal = jax.vmap(jax.grad(exact.marginal(world, level).log_prob))(x_t)
-    printed = jax.vmap(lambda x, e: target(x, e, level, "score"))(x_0, eps)
-    correct = jax.vmap(lambda x: to_score(exact.prediction(world, x, level, "x_0"), x, level, "x_0"))(x_t)
+    marginal = jax.vmap(jax.grad(closed_form.marginal(world, level).log_prob))(x_t)
+    printed = jax.vmap(lambda x, e: prediction_target(x, e, level, "score"))(x_0, eps)
+    correct = jax.vmap(lambda x: to_score(closed_form.optimal_prediction(world, x, level, "x_0"), x, level, "x_0"))(x_t)
     assert_close(correct, marginal, rtol=1e-8, atol=1e-10)
     with refuted():
         assert_close(printed, marginal, rtol=1e-8, atol=0.1)
@@ -148,16 +148,16 @@ def test_PAR_3_the_optimal_denoiser_averages_clean_points():
     for level in _levels():
         for x_t in jax.random.normal(jax.random.key(5), (4, 2)):
             # three points of the plane: solve for the weights of the average
-            noise = exact.prediction(world, x_t, level, "eps")  # what the best network answers
+            noise = closed_form.optimal_prediction(world, x_t, level, "eps")  # what the best network answers
             prediction = np.asarray(to_x_0(noise, x_t, level, "eps"))
             system = np.vstack([np.asarray(world.points).T, np.ones(3)])
             weights = np.linalg.solve(system, np.append(prediction, 1.0))
             assert np.all(weights > -1e-9)
     # much noise: the mean of the data, blurred; little noise: one of the points
     noisy = jnp.asarray([0.3, -0.2])
-    blurred = exact.prediction(world, noisy, level_from_log_snr(jnp.asarray(-20.0)), "x_0")
+    blurred = closed_form.optimal_prediction(world, noisy, level_from_log_snr(jnp.asarray(-20.0)), "x_0")
     np.testing.assert_allclose(blurred, world.mean, atol=1e-3)
-    sharp = exact.prediction(world, noisy, level_from_log_snr(jnp.asarray(9.0)), "x_0")
+    sharp = closed_form.optimal_prediction(world, noisy, level_from_log_snr(jnp.asarray(9.0)), "x_0")
     np.testing.assert_allclose(sharp, world.points[1], atol=1e-6)
 
 
@@ -174,10 +174,12 @@ def test_PAR_3_in_every_kind_the_average_is_optimal():
     # conditional expectations commute with the (affine) conversions: E[kind | x_t] = convert(E[x_0 | x_t])
     world, level = _world(), level_from_log_snr(jnp.asarray(0.5))
     x_t = jnp.asarray([0.1, 0.4])
-    weights = jnp.exp(world.given(x_t, level).log_weights)
-    for kind in KINDS:
-        values = jax.vmap(lambda x, kind=kind: target(x, (x_t - level.alpha * x) / level.sigma, level, kind))(
-            world.points
-        )
-        ours = convert(exact.prediction(world, x_t, level, "x_0"), x_t, level, "x_0", kind)
+    weights = jnp.exp(world.posterior(x_t, level).log_weights)
+    for prediction_type in KINDS:
+        values = jax.vmap(
+            lambda x, prediction_type=prediction_type: prediction_target(
+                x, (x_t - level.alpha * x) / level.sigma, level, prediction_type
+            )
+        )(world.points)
+        ours = convert(closed_form.optimal_prediction(world, x_t, level, "x_0"), x_t, level, "x_0", prediction_type)
         assert_close(weights @ values, ours, rtol=1e-12)

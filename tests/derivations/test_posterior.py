@@ -31,11 +31,11 @@ from tests.derivations.algebra import (
 )
 from tests.derivations.check import assert_close, assert_disproved, assert_proved, refuted
 from tests.derivations.worlds import exact_step
-from vdm_jax import exact, forward, information
+from vdm_jax import closed_form, forward, information
+from vdm_jax.discrete_schedules import from_betas, linear_betas
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.levels import step_from_log_snr
+from vdm_jax.noise_levels import step_from_log_snr
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
-from vdm_jax.tables import from_betas, linear_betas
 
 SCHEDULES = [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(), VarianceExploding(0.1, 5.0)]
 
@@ -81,8 +81,8 @@ def test_POST_1_bayes_pointwise():
     assert_proved(ratio, log_normal(x_s, MEAN, VAR))
     for levels in LEVELS:
         truth = sp.N(at_levels(ratio, levels, x_s=R(2, 5), x_t=R(7, 10), x_0=R(-3, 2)), 30)
-        law = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
-        assert_close(law.log_prob(*_arrays(0.4)), truth, rtol=1e-13)
+        distribution = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(distribution.log_prob(*_arrays(0.4)), truth, rtol=1e-13)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -97,10 +97,10 @@ def test_POST_1_bayes_on_schedules(schedule):
 
 
 def test_POST_1_bayes_on_a_table():
-    table, rng = linear_betas(), np.random.default_rng(1)
+    schedule, rng = linear_betas(), np.random.default_rng(1)
     for s, t in [(1, 2), (1, 1000), (499, 500), (999, 1000), (3, 700)]:
         clean, before, after = (jnp.asarray(rng.normal(size=3)) for _ in range(3))
-        step = table.step(s, t)
+        step = schedule.step(s, t)
         ours = forward.posterior(after, clean, step).log_prob(before)
         assert_close(ours, _log_bayes(before, after, clean, step), rtol=1e-8)
 
@@ -112,11 +112,11 @@ def test_POST_2_mean_by_completing_the_square():
     assert_proved(MEAN, a_s * (RATIO * x_t / a_t + (1 - RATIO) * x_0))
     # ... and what the library gives
     for levels in LEVELS:
-        law = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
-        assert_close(law.mean[0], at_levels(MEAN, levels, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-14)
+        distribution = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(distribution.mean[0], at_levels(MEAN, levels, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-14)
     for t in (2, 3):
-        law = forward.posterior(*_arrays(0.7, -1.5), _table().step(t - 1, t))
-        assert_close(law.mean[0], at_step(ho, t, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-13)
+        distribution = forward.posterior(*_arrays(0.7, -1.5), _table().step(t - 1, t))
+        assert_close(distribution.mean[0], at_step(ho, t, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-13)
 
 
 def test_POST_3_variance_by_completing_the_square():
@@ -135,9 +135,9 @@ def test_POST_3_a_clean_s_is_the_limit():
     # sigma_s -> 0: the mean tends to alpha_s x_0, the variance to 0
     assert_proved(sp.limit(MEAN, g_s, 0), a_s * x_0)
     assert_proved(sp.limit(VAR, g_s, 0))
-    law = forward.posterior(*_arrays(0.7, -1.5), linear_betas().step(0, 600))
-    assert_close(law.mean[0], -1.5, rtol=0)
-    assert_close(law.var, 0.0, rtol=0)
+    distribution = forward.posterior(*_arrays(0.7, -1.5), linear_betas().step(0, 600))
+    assert_close(distribution.mean[0], -1.5, rtol=0)
+    assert_close(distribution.var, 0.0, rtol=0)
 
 
 def test_POST_4_mean_by_noise():
@@ -145,9 +145,9 @@ def test_POST_4_mean_by_noise():
     mean = MEAN.subs(BY_EPS)
     assert_proved(mean.subs(IN_BETAS), (x_t - beta / sp.sqrt(1 - ABAR_T) * eps) / sp.sqrt(1 - beta))
     for levels in LEVELS:
-        law = forward.posterior_from_eps(*_arrays(0.7, -1.5), exact_step(*levels))
-        assert_close(law.mean[0], at_levels(mean, levels, x_t=R(7, 10), eps=R(-3, 2)), rtol=1e-13)
-        assert_close(law.var, at_levels(VAR, levels), rtol=1e-14)
+        distribution = forward.posterior_from_eps(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(distribution.mean[0], at_levels(mean, levels, x_t=R(7, 10), eps=R(-3, 2)), rtol=1e-13)
+        assert_close(distribution.var, at_levels(VAR, levels), rtol=1e-14)
 
 
 def test_POST_5_mean_by_score():
@@ -156,9 +156,9 @@ def test_POST_5_mean_by_score():
     mean = MEAN.subs(BY_SCORE)
     assert_proved(mean.subs(IN_BETAS), (x_t + beta * score) / sp.sqrt(1 - beta))
     for levels in LEVELS:
-        law = forward.posterior_from_score(*_arrays(0.7, -1.5), exact_step(*levels))
-        assert_close(law.mean[0], at_levels(mean, levels, x_t=R(7, 10), score=R(-3, 2)), rtol=1e-13)
-        assert_close(law.var, at_levels(VAR, levels), rtol=1e-14)
+        distribution = forward.posterior_from_score(*_arrays(0.7, -1.5), exact_step(*levels))
+        assert_close(distribution.mean[0], at_levels(mean, levels, x_t=R(7, 10), score=R(-3, 2)), rtol=1e-13)
+        assert_close(distribution.var, at_levels(VAR, levels), rtol=1e-14)
 
 
 def test_POST_5_score_is_that_of_the_conditional_marginal():
@@ -204,28 +204,33 @@ def _modes(density):
     return int(np.sum((values[1:-1] > values[:-2]) & (values[1:-1] > values[2:])))
 
 
-def _shortfall(law):
+def _shortfall(distribution):
     """KL(law || the normal of its mean and variance) = h(normal) - h(law): 0 for a normal law alone."""
-    normal = 0.5 * jnp.log(2 * jnp.pi * jnp.e * law.variance[0])
-    return float(normal - information.entropy(law).value)
+    normal = 0.5 * jnp.log(2 * jnp.pi * jnp.e * distribution.variance[0])
+    return float(normal - information.entropy(distribution).value)
 
 
 def test_POST_7_reverse_kernel_is_bayes_rule_over_the_data():
-    law, x_t = exact.mixture(*TWO), jnp.asarray([0.2])
+    distribution, x_t = closed_form.mixture(*TWO), jnp.asarray([0.2])
     for high, low in ((4.0, 3.5), (3.0, -2.0)):
         step = step_from_log_snr(jnp.asarray(high), jnp.asarray(low))
-        kernel = exact.reverse(law, x_t, step)
+        kernel = closed_form.reverse_transition(distribution, x_t, step)
         for x in jnp.linspace(-2.0, 2.0, 9)[:, None]:
             # q(x_s|x_t) = q(x_t|x_s) q(x_s) / q(x_t)
-            joint = forward.transition(x, step).log_prob(x_t) + exact.marginal(law, step.s).log_prob(x)
-            assert_close(kernel.log_prob(x), joint - exact.marginal(law, step.t).log_prob(x_t), rtol=1e-9, atol=1e-9)
+            joint = forward.transition(x, step).log_prob(x_t) + closed_form.marginal(distribution, step.s).log_prob(x)
+            assert_close(
+                kernel.log_prob(x),
+                joint - closed_form.marginal(distribution, step.t).log_prob(x_t),
+                rtol=1e-9,
+                atol=1e-9,
+            )
 
 
 def test_POST_7_normal_for_small_beta_and_of_many_modes_for_large():
     # from x_t = 0.1 at log-SNR -2, backwards by steps of all sizes
-    law, x_t, low = exact.mixture(*TWO), jnp.asarray([0.1]), jnp.asarray(-2.0)
+    distribution, x_t, low = closed_form.mixture(*TWO), jnp.asarray([0.1]), jnp.asarray(-2.0)
     drops = np.array([0.05, 0.1, 0.2, 0.4, 6.0])
-    kernels = [exact.reverse(law, x_t, step_from_log_snr(low + drop, low)) for drop in drops]
+    kernels = [closed_form.reverse_transition(distribution, x_t, step_from_log_snr(low + drop, low)) for drop in drops]
     assert [_modes(kernel.log_prob) for kernel in kernels] == [1, 1, 1, 1, 2]
     shortfall = np.array([_shortfall(kernel) for kernel in kernels])
     assert np.all(np.diff(shortfall) > 0)
@@ -237,12 +242,12 @@ def test_POST_7_normal_for_small_beta_and_of_many_modes_for_large():
 
 def test_POST_7_the_model_s_normal_step_loses_less_the_smaller_the_step():
     # per unit of log-SNR: KL(q(x_s|x_t) || N(mean, sigma_q^2)) / drop -> 0, so a chain of small steps loses nothing
-    law, x_t, low = exact.mixture(*TWO), jnp.asarray([0.3]), jnp.asarray(-1.0)
+    distribution, x_t, low = closed_form.mixture(*TWO), jnp.asarray([0.3]), jnp.asarray(-1.0)
     losses = []
     for drop in (0.1, 0.05, 0.025, 0.0125):
         step = step_from_log_snr(low + drop, low)
-        kernel = exact.reverse(law, x_t, step)
-        model = forward.posterior(x_t, exact.prediction(law, x_t, step.t, "x_0"), step)
+        kernel = closed_form.reverse_transition(distribution, x_t, step)
+        model = forward.posterior(x_t, closed_form.optimal_prediction(distribution, x_t, step.t, "x_0"), step)
         cross = information.quadrature(lambda x, model=model: -model.log_prob(x), kernel).value
         losses.append(float(cross - information.entropy(kernel).value) / drop)
     np.testing.assert_allclose(np.array(losses[:-1]) / np.array(losses[1:]), 2.0, rtol=0.05)
@@ -256,43 +261,52 @@ def test_POST_8_two_divergences_differ_by_a_constant():
     variance = p * (m_1 - mean) ** 2 + (1 - p) * (m_2 - mean) ** 2
     assert_proved(p * (m_1 - m) ** 2 + (1 - p) * (m_2 - m) ** 2, variance + (mean - m) ** 2)
     # In a world of three points, both divergences for any model N(m, v), at one x_t: each x_0 by its share in x_t
-    law, step = exact.points([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]), step_from_log_snr(*map(jnp.asarray, (1.0, -1.0)))
+    distribution, step = (
+        closed_form.empirical([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]),
+        step_from_log_snr(*map(jnp.asarray, (1.0, -1.0))),
+    )
     x_t = jnp.asarray([0.3])
-    shares, kernel = jnp.exp(law.given(x_t, step.t).log_weights), exact.reverse(law, x_t, step)
+    shares, kernel = (
+        jnp.exp(distribution.posterior(x_t, step.t).log_weights),
+        closed_form.reverse_transition(distribution, x_t, step),
+    )
 
     def marginal(model):
         return information.quadrature(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value
 
     def conditional(model):
-        terms = jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(law.points)
+        terms = jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(distribution.points)
         return shares @ terms
 
     models = [Normal(jnp.asarray([m]), var=jnp.asarray(v)) for m in (-1.0, 0.0, 0.4) for v in (0.1, 0.5, 3.0)]
     differences = np.array([conditional(model) - marginal(model) for model in models])
     assert_close(differences, np.full(9, differences[0]), rtol=1e-9)
     # one minimiser, whatever the variance: E[mu_q | x_t]
-    best = shares @ jax.vmap(lambda x_0: forward.posterior(x_t, x_0, step).mean)(law.points)
+    best = shares @ jax.vmap(lambda x_0: forward.posterior(x_t, x_0, step).mean)(distribution.points)
     for divergence in (marginal, conditional):
         slope = jax.grad(lambda m, d=divergence: d(Normal(m, var=jnp.asarray(0.5))))(best)
         assert_close(slope, jnp.zeros(1), atol=1e-9)
         curvature = jax.grad(jax.grad(lambda m, d=divergence: d(Normal(m[None], var=jnp.asarray(0.5)))))(best[0])
         assert_close(curvature, 1 / 0.5, rtol=1e-9)
-    assert_close(exact.reverse(law, x_t, step).mean, best, rtol=1e-12)
+    assert_close(closed_form.reverse_transition(distribution, x_t, step).mean, best, rtol=1e-12)
 
 
 def test_POST_8_the_constant_is_what_x_s_still_tells_of_x_0():
     # over all x_t: I(x_0; x_s | x_t) = I(x_0; x_s) - I(x_0; x_t), since x_0 -> x_s -> x_t is a Markov chain
-    law, step = exact.points([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]), step_from_log_snr(*map(jnp.asarray, (1.0, -1.0)))
-    small = lambda f, law: information.quadrature(f, law, nodes=101)  # noqa: E731
+    distribution, step = (
+        closed_form.empirical([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]),
+        step_from_log_snr(*map(jnp.asarray, (1.0, -1.0))),
+    )
+    small = lambda f, distribution: information.quadrature(f, distribution, nodes=101)  # noqa: E731
 
     def difference(x_t):
-        model, kernel = Normal(x_t, var=jnp.asarray(0.7)), exact.reverse(law, x_t, step)
-        shares = jnp.exp(law.given(x_t, step.t).log_weights)
-        conditional = shares @ jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(law.points)
+        model, kernel = Normal(x_t, var=jnp.asarray(0.7)), closed_form.reverse_transition(distribution, x_t, step)
+        shares = jnp.exp(distribution.posterior(x_t, step.t).log_weights)
+        conditional = shares @ jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(distribution.points)
         return conditional - small(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value
 
-    constant = small(difference, exact.marginal(law, step.t)).value
-    high, low = (information.mutual_information(law, level).value for level in (step.s, step.t))
+    constant = small(difference, closed_form.marginal(distribution, step.t)).value
+    high, low = (information.mutual_information(distribution, level).value for level in (step.s, step.t))
     assert_close(constant, high - low, rtol=1e-9)
 
 

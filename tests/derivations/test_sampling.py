@@ -10,11 +10,11 @@ from scipy import integrate, stats
 from tests.derivations.algebra import R
 from tests.derivations.check import assert_close, assert_mean, assert_moments, assert_proved, refuted
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import exact, forward, information, losses
-from vdm_jax.levels import level_from_log_snr
+from vdm_jax import closed_form, forward, information, losses
+from vdm_jax.discrete_schedules import discretize, linear_betas, uniform_steps
+from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.samplers import ancestral
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import even_steps, linear_betas, tabulate
 
 WORLD = GaussianWorld(0.7, 0.25)
 
@@ -44,10 +44,10 @@ def _chain_law(abar, world, upper):
 
 def test_SAM_1_training_draws_pairs_of_the_forward_process():
     # A denoiser that answers 0 has loss ||eps||^2; one that answers x_t, ||eps - x_t||^2: both known at every t.
-    table, x_0 = _table(5), jnp.full((200_000, 1), 1.3)
-    zero = losses.denoising_loss(lambda x, _: jnp.zeros_like(x), jax.random.key(0), x_0, table)
+    schedule, x_0 = _table(5), jnp.full((200_000, 1), 1.3)
+    zero = losses.denoising_loss(lambda x, _: jnp.zeros_like(x), jax.random.key(0), x_0, schedule)
     assert_mean(zero.squared_error, 1.0)
-    same = losses.denoising_loss(lambda x, _: x, jax.random.key(0), x_0, table)
+    same = losses.denoising_loss(lambda x, _: x, jax.random.key(0), x_0, schedule)
     for t in range(1, 6):
         abar = _abar(5)[t]
         # eps (1 - sigma) - alpha x_0
@@ -63,13 +63,13 @@ def test_SAM_1_descent_finds_the_conditional_expectation():
     (optimum,) = sp.solve(sp.diff(mean_square, w), w)
     assert_proved(optimum, sigma / (alpha**2 * v + sigma**2))
     # the loss's own gradient, at T = 1: it vanishes there, and descent ends there
-    table, world = linear_betas(1, 0.5, 0.5), GaussianWorld(0.0, 0.25)
+    schedule, world = linear_betas(1, 0.5, 0.5), GaussianWorld(0.0, 0.25)
     truth = float(optimum.subs({alpha: sp.sqrt(R(1, 2)), sigma: sp.sqrt(R(1, 2)), v: R(1, 4)}))
 
     def loss(w, key):
         scaled = jax.tree_util.Partial(lambda w, x, _: w * x, w)
         key_x, key_loss = jax.random.split(key)
-        return losses.simple_loss(scaled, key_loss, world.sample(key_x, (1000, 1)), table).mean()
+        return losses.simple_loss(scaled, key_loss, world.sample(key_x, (1000, 1)), schedule).mean()
 
     def descend(w, key):
         w = w - 0.5 * jax.grad(loss)(w, key)
@@ -81,26 +81,26 @@ def test_SAM_1_descent_finds_the_conditional_expectation():
     np.testing.assert_allclose(path[50:].mean(), truth, rtol=0.02)
 
 
-@pytest.mark.parametrize("variance", ["lower", "upper"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_SAM_2_law_of_the_chain(variance):
-    for num_steps, table, abar in [
+    for num_steps, schedule, abar in [
         (4, _table(4), _abar(4)),
         (30, _table(30), _abar(30)),
-        (6, _table(60).strided(even_steps(60, 6)), _abar(60)[::10]),
+        (6, _table(60).subsequence(uniform_steps(60, 6)), _abar(60)[::10]),
     ]:
-        assert table.num_steps == num_steps
+        assert schedule.num_steps == num_steps
         x_T = jax.random.normal(jax.random.key(1), (100_000, 1))
-        x_0 = ancestral(denoiser(WORLD), jax.random.key(2), x_T, table, variance=variance).x_0
-        assert_moments(x_0, *_chain_law(abar, WORLD, variance == "upper"))
+        x_0 = ancestral(denoiser(WORLD), jax.random.key(2), x_T, schedule, variance=variance).x_0
+        assert_moments(x_0, *_chain_law(abar, WORLD, variance == "fixed_large"))
 
 
 def test_SAM_2_sensitivity_to_x_T_is_exact():
     # the chain is affine in x_T: its slope is the product of the steps' gains, without any sampling error
     with jax.enable_x64(True):
-        table, abar = _table(30), _abar(30)
+        schedule, abar = _table(30), _abar(30)
 
         def end(x_T):
-            return ancestral(denoiser(WORLD), jax.random.key(0), x_T[None, None], table).x_0[0, 0]
+            return ancestral(denoiser(WORLD), jax.random.key(0), x_T[None, None], schedule).x_0[0, 0]
 
         slope, other = jax.grad(end)(jnp.asarray(0.3)), jax.grad(end)(jnp.asarray(-5.0))
         gains = []
@@ -115,49 +115,53 @@ def test_SAM_2_sensitivity_to_x_T_is_exact():
 
 
 def test_SAM_2_law_tends_to_the_data():
-    laws = np.array([_chain_law(_abar(n), WORLD, False) for n in (30, 100, 300, 1000, 3000)])
-    errors = np.abs(laws - [WORLD.mean, WORLD.var])[:, 1]
+    distributions = np.array([_chain_law(_abar(n), WORLD, False) for n in (30, 100, 300, 1000, 3000)])
+    errors = np.abs(distributions - [WORLD.mean, WORLD.var])[:, 1]
     assert np.all(np.diff(errors) < 0)
     assert errors[-1] < errors[0] / 50
     # and the sampler is at that law, thus at the data to its error bar
     x_0 = ancestral(
         denoiser(WORLD), jax.random.key(5), jax.random.normal(jax.random.key(6), (20_000, 1)), _table(1000)
     ).x_0
-    assert_moments(x_0, *laws[3])
+    assert_moments(x_0, *distributions[3])
     assert_mean(x_0, WORLD.mean)
 
 
-@pytest.mark.parametrize("kind", ["x_0", "v", "score"])
-def test_SAM_2_law_in_every_kind(kind):
+@pytest.mark.parametrize("prediction_type", ["x_0", "v", "score"])
+def test_SAM_2_law_in_every_kind(prediction_type):
     x_T = jax.random.normal(jax.random.key(7), (50_000, 1))
-    x_0 = ancestral(denoiser(WORLD, kind), jax.random.key(8), x_T, _table(5), kind=kind).x_0
+    x_0 = ancestral(
+        denoiser(WORLD, prediction_type), jax.random.key(8), x_T, _table(5), prediction_type=prediction_type
+    ).x_0
     assert_moments(x_0, *_chain_law(_abar(5), WORLD, False))
 
 
 def test_SAM_2_upper_variance_is_exact_for_standard_normal_data():
     # each state but x_0 (whose step has no noise) is N(0, 1); lower variance is too narrow
     world, x_T = GaussianWorld(0.0, 1.0), jax.random.normal(jax.random.key(0), (100_000, 1))
-    chain = ancestral(denoiser(world), jax.random.key(1), x_T, _table(4), variance="upper", snapshots=4).trajectory
+    chain = ancestral(
+        denoiser(world), jax.random.key(1), x_T, _table(4), variance="fixed_large", snapshots=4
+    ).trajectory
     assert_moments(chain.x_t[-1], 0.0, 1.0)
-    low = ancestral(denoiser(world), jax.random.key(1), x_T, _table(4), variance="lower", snapshots=4).trajectory
+    low = ancestral(denoiser(world), jax.random.key(1), x_T, _table(4), variance="fixed_small", snapshots=4).trajectory
     assert np.var(low.x_t[-1]) < 0.9
 
 
 def test_SAM_2_lower_variance_is_exact_for_one_point():
     # x_t of the chain has the forward marginal N(alpha_t c, sigma_t^2), if it begins there; x_0 is the point
-    point, table = exact.points([[0.6]]), _table(5)
-    x_T = table(5).alpha * 0.6 + table(5).sigma * jax.random.normal(jax.random.key(0), (100_000, 1))
-    samples = ancestral(denoiser(point), jax.random.key(1), x_T, table, variance="lower", snapshots=5)
+    point, schedule = closed_form.empirical([[0.6]]), _table(5)
+    x_T = schedule(5).alpha * 0.6 + schedule(5).sigma * jax.random.normal(jax.random.key(0), (100_000, 1))
+    samples = ancestral(denoiser(point), jax.random.key(1), x_T, schedule, variance="fixed_small", snapshots=5)
     for t, x_t in zip(samples.trajectory.t, samples.trajectory.x_t, strict=True):
-        level = table(int(t))
+        level = schedule(int(t))
         assert_moments(x_t, level.alpha * 0.6, level.sigma**2)
     assert_close(samples.x_0, 0.6, rtol=1e-4)
-    wide = ancestral(denoiser(point), jax.random.key(1), x_T, table, variance="upper", snapshots=5).trajectory
-    assert np.var(wide.x_t[-1]) > 1.1 * float(table(1).sigma) ** 2
+    wide = ancestral(denoiser(point), jax.random.key(1), x_T, schedule, variance="fixed_large", snapshots=5).trajectory
+    assert np.var(wide.x_t[-1]) > 1.1 * float(schedule(1).sigma) ** 2
 
 
 def test_SAM_2_finite_data_come_back_with_their_weights():
-    world = exact.points([[-1.0], [0.0], [1.0]], [0.6, 0.1, 0.3])
+    world = closed_form.empirical([[-1.0], [0.0], [1.0]], [0.6, 0.1, 0.3])
     x_T = jax.random.normal(jax.random.key(3), (20_000, 1))
     x_0 = ancestral(denoiser(world), jax.random.key(4), x_T, _table(400), snapshots=1).x_0
     nearest = np.round(np.asarray(x_0))
@@ -169,25 +173,27 @@ def test_SAM_2_finite_data_come_back_with_their_weights():
 FAMILY = np.array([[-1.1], [-0.9], [0.9], [1.1]])
 
 
-def _decided(law, x_t, level):
+def _decided(distribution, x_t, level):
     """Chance that two draws of x_0 given x_t agree on the pair, and, that they agree on the point within the pair."""
-    shares = jnp.exp(law.given(x_t, level).log_weights).reshape(2, 2)
+    shares = jnp.exp(distribution.posterior(x_t, level).log_weights).reshape(2, 2)
     pair, place = shares.sum(1), shares.sum(0)
     return jnp.sum(pair**2), jnp.sum(place**2)
 
 
-def _chances(law, level):
+def _chances(distribution, level):
     """Both, over all x_t."""
-    noisy = exact.marginal(law, level)
-    return jnp.stack([information.quadrature(lambda x, i=i: _decided(law, x, level)[i], noisy).value for i in (0, 1)])
+    noisy = closed_form.marginal(distribution, level)
+    return jnp.stack(
+        [information.quadrature(lambda x, i=i: _decided(distribution, x, level)[i], noisy).value for i in (0, 1)]
+    )
 
 
 def test_SAM_3_coarse_before_fine():
     # A question of size d is open until the noise falls to d: exactly, the chance that x_t has decided it
     with jax.enable_x64(True):
-        law = exact.points(FAMILY)
+        distribution = closed_form.empirical(FAMILY)
         log_snr = jnp.linspace(-6.0, 8.0, 29)
-        chances = jax.jit(jax.vmap(lambda lam: _chances(law, level_from_log_snr(lam))))(log_snr)
+        chances = jax.jit(jax.vmap(lambda lam: _chances(distribution, level_from_log_snr(lam))))(log_snr)
         coarse, fine = np.asarray(chances).T
     assert np.all(coarse >= fine - 1e-12)
     crossing = [np.interp(0.9, chance, log_snr) for chance in (coarse, fine)]
@@ -198,9 +204,9 @@ def test_SAM_3_coarse_before_fine():
 def test_SAM_3_a_tenth_of_the_size_is_decided_two_log_ten_later():
     # x_0 = +-d: only d alpha / sigma matters, so the curve of a smaller question is the same, moved
     def decided(size, lam):
-        law, level = exact.points([[-size], [size]]), level_from_log_snr(jnp.asarray(lam))
-        chance = lambda x: jnp.sum(jnp.exp(2 * law.given(x, level).log_weights))  # noqa: E731
-        return information.quadrature(chance, exact.marginal(law, level)).value
+        distribution, level = closed_form.empirical([[-size], [size]]), level_from_log_snr(jnp.asarray(lam))
+        chance = lambda x: jnp.sum(jnp.exp(2 * distribution.posterior(x, level).log_weights))  # noqa: E731
+        return information.quadrature(chance, closed_form.marginal(distribution, level)).value
 
     with jax.enable_x64(True):
         for lam in (-3.0, 0.0, 2.0):
@@ -209,13 +215,15 @@ def test_SAM_3_a_tenth_of_the_size_is_decided_two_log_ten_later():
 
 def test_SAM_3_the_sampler_decides_when_the_reverse_process_does():
     # along sampled chains: how surely x_t already says which pair, which place its x_0 will have
-    law, table = exact.points(FAMILY), tabulate(LinearLogSNR(9.0, -9.0), 600)
+    distribution, schedule = closed_form.empirical(FAMILY), discretize(LinearLogSNR(9.0, -9.0), 600)
     x_T = jax.random.normal(jax.random.key(0), (8000, 1))
-    chain = ancestral(exact.OptimalDenoiser(law), jax.random.key(1), x_T, table, snapshots=13).trajectory
-    chances = jax.jit(lambda level: _chances(law, level))
+    chain = ancestral(
+        closed_form.OptimalDenoiser(distribution), jax.random.key(1), x_T, schedule, snapshots=13
+    ).trajectory
+    chances = jax.jit(lambda level: _chances(distribution, level))
     for t, x_t in zip(chain.t[1:-1], chain.x_t[1:-1], strict=True):
-        level = table(t)
-        ours = jax.vmap(lambda x, lv=level: jnp.stack(_decided(law, x, lv)))(x_t)
+        level = schedule(t)
+        ours = jax.vmap(lambda x, lv=level: jnp.stack(_decided(distribution, x, lv)))(x_t)
         truth = chances(level)
         # the chain's own error at T = 600, and the rounding of what is certain, are below this
         error = np.std(ours, axis=0) / np.sqrt(len(ours)) + 2e-3
@@ -226,7 +234,7 @@ def test_SAM_3_the_sampler_decides_when_the_reverse_process_does():
 
 
 def _mixture():
-    return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
 def _distance(samples):
@@ -237,46 +245,50 @@ def _distance(samples):
     return integrate.trapezoid(np.abs(ours - truth), grid)
 
 
-def _chain_mean(law, table, f):
+def _chain_mean(distribution, schedule, f):
     """E f(x_0) of the chain from x_T ~ N(0, 1), its density carried from level to level on a grid."""
     grid = jnp.linspace(-5.0, 5.0, 5001)
     density = jnp.exp(-0.5 * grid**2)
-    for t in range(table.num_steps, 1, -1):
-        step = table.step(t - 1, t)
-        x_hat = jax.vmap(lambda x, step=step: exact.prediction(law, x[None], step.t, "x_0")[0])(grid)
+    for t in range(schedule.num_steps, 1, -1):
+        step = schedule.step(t - 1, t)
+        x_hat = jax.vmap(lambda x, step=step: closed_form.optimal_prediction(distribution, x[None], step.t, "x_0")[0])(
+            grid
+        )
         reverse = forward.posterior(grid, x_hat, step)
         density = jnp.exp(-0.5 * (grid[:, None] - reverse.mean[None, :]) ** 2 / reverse.var) @ density
         density = density / density.sum()
-    x_0 = jax.vmap(lambda x: exact.prediction(law, x[None], table(1), "x_0")[0])(grid)
+    x_0 = jax.vmap(lambda x: closed_form.optimal_prediction(distribution, x[None], schedule(1), "x_0")[0])(grid)
     return float(density @ f(x_0) / density.sum())
 
 
 @pytest.mark.slow
 def test_SAM_4_samples_have_the_chain_s_law():
     # few steps, so that the law is not the data's: as an integral over every state, and by sampling
-    schedule, count = LinearLogSNR(6.0, -6.0), 50_000
+    continuous, count = LinearLogSNR(6.0, -6.0), 50_000
     x_0 = ancestral(
-        exact.OptimalDenoiser(_mixture()), jax.random.key(0), jax.random.normal(jax.random.key(1), (count, 1)),
-        tabulate(schedule, 5),
+        closed_form.OptimalDenoiser(_mixture()), jax.random.key(0), jax.random.normal(jax.random.key(1), (count, 1)),
+        discretize(continuous, 5),
     ).x_0  # fmt: skip
     with jax.enable_x64(True):
-        law, table = _mixture(), tabulate(schedule, 5)
+        distribution, schedule = _mixture(), discretize(continuous, 5)
         for f in (jnp.asarray, jnp.square, lambda x: jnp.tanh(5 * x), lambda x: jnp.cos(6 * x)):
-            assert_mean(f(x_0.astype(jnp.float64)), _chain_mean(law, table, f), resolution=0.005)
+            assert_mean(f(x_0.astype(jnp.float64)), _chain_mean(distribution, schedule, f), resolution=0.005)
         with refuted():
-            assert_mean(x_0.astype(jnp.float64) ** 2, float(law.variance[0] + law.mean[0] ** 2))
+            assert_mean(x_0.astype(jnp.float64) ** 2, float(distribution.variance[0] + distribution.mean[0] ** 2))
 
 
 @pytest.mark.slow
 def test_SAM_4_law_tends_to_the_data():
-    law, draws = _mixture(), 100_000
-    floor = np.mean([_distance(jax.vmap(law.sample)(jax.random.split(jax.random.key(i), draws))) for i in range(5)])
+    distribution, draws = _mixture(), 100_000
+    floor = np.mean(
+        [_distance(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(i), draws))) for i in range(5)]
+    )
     steps, distances = np.array([8, 16, 32, 64, 128, 400]), []
     for i, num_steps in enumerate(steps):
         key_T, key = jax.random.split(jax.random.key(100 + i))
         x_T = jax.random.normal(key_T, (draws, 1))
-        table = tabulate(LinearLogSNR(9.0, -9.0), int(num_steps))
-        distances.append(_distance(ancestral(exact.OptimalDenoiser(law), key, x_T, table).x_0))
+        schedule = discretize(LinearLogSNR(9.0, -9.0), int(num_steps))
+        distances.append(_distance(ancestral(closed_form.OptimalDenoiser(distribution), key, x_T, schedule).x_0))
     distances = np.array(distances)
     slope = np.polyfit(np.log(steps[1:-1]), np.log(distances[1:-1]), 1)[0]
     assert np.all(np.diff(distances) < 0)
@@ -316,9 +328,9 @@ def test_erratum_algorithms_need_the_cumulative_product():
 
 def test_erratum_reverse_step_goes_to_the_next_state():
     # p(x_{t-1} | x_t), not the printed p(x_t | x_t): the level of the state falls by one with each step
-    point, table = exact.points([[0.6]]), _table(5)
-    x_T = table(5).alpha * 0.6 + table(5).sigma * jax.random.normal(jax.random.key(0), (50_000, 1))
-    chain = ancestral(denoiser(point), jax.random.key(1), x_T, table, snapshots=5).trajectory
-    assert_moments(chain.x_t[1], table(4).alpha * 0.6, table(4).sigma ** 2)
+    point, schedule = closed_form.empirical([[0.6]]), _table(5)
+    x_T = schedule(5).alpha * 0.6 + schedule(5).sigma * jax.random.normal(jax.random.key(0), (50_000, 1))
+    chain = ancestral(denoiser(point), jax.random.key(1), x_T, schedule, snapshots=5).trajectory
+    assert_moments(chain.x_t[1], schedule(4).alpha * 0.6, schedule(4).sigma ** 2)
     with refuted():
-        assert_moments(chain.x_t[1], table(5).alpha * 0.6, table(5).sigma ** 2)
+        assert_moments(chain.x_t[1], schedule(5).alpha * 0.6, schedule(5).sigma ** 2)

@@ -16,11 +16,11 @@ from tests.derivations import worlds
 from tests.derivations.algebra import expected, log_normal
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import denoiser
-from vdm_jax import divergence, elbo, energy, exact, information, losses, score_matching
+from vdm_jax import closed_form, divergence, elbo, energy, information, losses, score_matching
+from vdm_jax.discrete_schedules import linear_betas
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
+from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import VarianceExploding
-from vdm_jax.tables import linear_betas
 
 draws = jax.jit(worlds.draws, static_argnums=2)
 
@@ -35,7 +35,7 @@ def _float64():
 @cache
 def _law():
     covariances = [[[0.3, 0.1], [0.1, 0.2]], [[0.4, -0.2], [-0.2, 0.3]]]
-    return exact.mixture([0.3, 0.7], [[-1.0, 0.3], [0.8, -0.4]], covariances)
+    return closed_form.mixture([0.3, 0.7], [[-1.0, 0.3], [0.8, -0.4]], covariances)
 
 
 @cache
@@ -63,9 +63,9 @@ def _shifted(x):
 FIELDS = {"bent": _bent, "affine": _affine}
 
 
-def _mean(law, loss):
+def _mean(distribution, loss):
     """E loss(x) by quadrature, of a loss on batches."""
-    return information.quadrature(lambda x: loss(x[None])[0], law, 101).value
+    return information.quadrature(lambda x: loss(x[None])[0], distribution, 101).value
 
 
 # SM-1
@@ -91,11 +91,11 @@ def test_SM_1_is_zero_at_the_truth_alone():
 def test_SM_1_of_two_normal_laws_in_closed_form():
     y, m, n = sp.symbols("y m n", real=True)
     v, w = sp.symbols("v w", positive=True)
-    s, truth = (sp.diff(log_normal(y, *law), y) for law in ((n, w), (m, v)))
+    s, truth = (sp.diff(log_normal(y, *distribution), y) for distribution in ((n, w), (m, v)))
     assert_proved(expected((s - truth) ** 2 / 2, y, m, v), ((m - n) ** 2 / w**2 + (v - w) ** 2 / (v * w**2)) / 2)
     # and in two dimensions: the shift of means, and the precisions' difference over the spread of p
     spread, other = np.array([[1.0, 0.4], [0.4, 0.5]]), np.array([[0.6, -0.1], [-0.1, 0.9]])
-    p, q = exact.gaussian([0.3, -0.2], spread), exact.gaussian([-0.5, 0.1], other)
+    p, q = closed_form.gaussian([0.3, -0.2], spread), closed_form.gaussian([-0.5, 0.1], other)
     shift = np.linalg.solve(other, [0.8, -0.3])
     tilt = np.linalg.inv(other) - np.linalg.inv(spread)
     fisher = shift @ shift + np.trace(tilt @ spread @ tilt)
@@ -108,7 +108,7 @@ def test_SM_1_of_two_normal_laws_in_closed_form():
 def test_SM_1_hardly_sees_the_weights_of_modes_apart():
     # Zero is the truth's alone, but nearly zero is not: with no data between two modes, their weights are not seen.
     def compare(distance):
-        p, q = (exact.mixture(w, [[-distance], [distance]], [1.0, 1.0]) for w in ([0.5, 0.5], [0.1, 0.9]))
+        p, q = (closed_form.mixture(w, [[-distance], [distance]], [1.0, 1.0]) for w in ([0.5, 0.5], [0.1, 0.9]))
         fisher = _mean(p, lambda x: score_matching.explicit(jax.vmap(q.score), jax.vmap(p.score), x))
         return fisher, information.quadrature(lambda x: p.log_prob(x) - q.log_prob(x), p).value
 
@@ -142,8 +142,8 @@ def test_SM_2_by_parts():
 
 @pytest.mark.slow
 def test_SM_2_is_the_explicit_loss_less_a_constant():
-    law, truth = _law(), _truth()
-    x = draws(law, jax.random.key(2), 50_000)
+    distribution, truth = _law(), _truth()
+    x = draws(distribution, jax.random.key(2), 50_000)
 
     def differences(x):
         return {
@@ -151,12 +151,12 @@ def test_SM_2_is_the_explicit_loss_less_a_constant():
         }
 
     def constant(x):
-        return 0.5 * jnp.sum(jax.vmap(jax.grad(law.log_prob))(x) ** 2, axis=1)
+        return 0.5 * jnp.sum(jax.vmap(jax.grad(distribution.log_prob))(x) ** 2, axis=1)
 
     @jax.jit
     def claims():
-        by_quadrature = [_mean(law, lambda x, name=name: differences(x)[name]) for name in FIELDS]
-        return by_quadrature, _mean(law, constant), differences(x)
+        by_quadrature = [_mean(distribution, lambda x, name=name: differences(x)[name]) for name in FIELDS]
+        return by_quadrature, _mean(distribution, constant), differences(x)
 
     ours, half_fisher, each = claims()
     assert_close(ours, np.full(len(FIELDS), half_fisher), rtol=1e-10)
@@ -168,20 +168,20 @@ UNIFORM = stats.uniform(-1.0, 2.5)
 TRUNCATED = stats.truncnorm(-1.0, 1.5)
 
 
-@pytest.mark.parametrize("law", [UNIFORM, TRUNCATED], ids=["uniform", "truncated normal"])
-def test_SM_2_needs_a_law_that_vanishes_at_its_edge(law):
+@pytest.mark.parametrize("distribution", [UNIFORM, TRUNCATED], ids=["uniform", "truncated normal"])
+def test_SM_2_needs_a_law_that_vanishes_at_its_edge(distribution):
     # On [a, b]:  E explicit = E implicit + E |truth|^2 / 2 - [p s]_a^b, and the last term is s's own
-    a, b = law.support()
+    a, b = distribution.support()
     nodes, weights = np.polynomial.legendre.leggauss(80)
     x = jnp.asarray(a + (b - a) * (nodes + 1) / 2)[:, None]
-    p = (b - a) / 2 * weights * law.pdf(x[:, 0])
+    p = (b - a) / 2 * weights * distribution.pdf(x[:, 0])
 
     def truth(x):
-        return -x if law is TRUNCATED else 0.0 * x
+        return -x if distribution is TRUNCATED else 0.0 * x
 
     def edge(s):
         ends = jnp.asarray([[a], [b]])
-        return np.diff(law.pdf([a, b]) * np.asarray(s(ends))[:, 0])[0]
+        return np.diff(distribution.pdf([a, b]) * np.asarray(s(ends))[:, 0])[0]
 
     def vanishing(x):
         return _bent(x) * (x - a) * (b - x)
@@ -399,14 +399,14 @@ class Logistic(NamedTuple):
 class At(NamedTuple):
     """A law's density, and of its draws one that is given: so an expectation over draws is a sum."""
 
-    law: Any
+    distribution: Any
     y: Any
 
     def sample(self, key):
         return self.y
 
     def log_prob(self, y):
-        return self.law.log_prob(y)
+        return self.distribution.log_prob(y)
 
 
 # q(y|x): as the library sees it, and its density and score by hand
@@ -472,7 +472,7 @@ def test_SM_4_is_the_explicit_loss_of_the_noisy_law_and_a_constant(name):
 @pytest.mark.slow
 def test_SM_4_draws_of_the_library():
     # clean points of the plane under logistic noise: what a score loses to the best one is its explicit loss
-    world = exact.points([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
+    world = closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
     x = draws(world, jax.random.key(12), 50_000)
 
     def noise(x):
@@ -555,16 +555,24 @@ def test_SM_5_target_in_symbols():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["score", "v", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("x_0", "eps"))]
+    "prediction_type",
+    ["score", "v", *(pytest.param(prediction_type, marks=pytest.mark.slow) for prediction_type in ("x_0", "eps"))],
 )
-def test_SM_5_is_half_the_noise_loss(kind):
+def test_SM_5_is_half_the_noise_loss(prediction_type):
     # draw by draw, whatever the denoiser predicts; the score's error is bare with the weight 1
     levels, key = _each_level(4), jax.random.key(17)
     x_0 = draws(_law(), jax.random.key(18), 32)
 
     @jax.jit
     def claims():
-        ours = partial(score_matching.denoising_at, denoiser(_law(), kind, shift=0.2), key, x_0, levels, kind=kind)
+        ours = partial(
+            score_matching.denoising_at,
+            denoiser(_law(), prediction_type, shift=0.2),
+            key,
+            x_0,
+            levels,
+            prediction_type=prediction_type,
+        )
         errors = [
             elbo.denoising_error(denoiser(_law(), other, shift=0.2), key, x_0, levels, other)
             for other in ("eps", "score")
@@ -597,15 +605,15 @@ def test_SM_5_is_SM_4_with_normal_noise():
 @pytest.mark.slow
 def test_SM_5_at_the_exact_denoiser_is_the_least_error():
     # 1/2 E |eps - E[eps|x_t]|^2 = SNR mmse / 2; and without a score at all D / 2: with the weight, of one size
-    law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
-    x_0 = draws(law, jax.random.key(21), 20_000)
-    exactly = denoiser(law)
+    distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    x_0 = draws(distribution, jax.random.key(21), 20_000)
+    exactly = denoiser(distribution)
 
     @jax.jit
     def claims(level):
-        ours = score_matching.denoising_at(exactly, jax.random.key(22), x_0, level, kind="eps")
+        ours = score_matching.denoising_at(exactly, jax.random.key(22), x_0, level, prediction_type="eps")
         blind = score_matching.denoising_at(lambda x, level: jnp.zeros_like(x), jax.random.key(23), x_0, level)
-        return ours, blind, level.snr * information.mmse(law, level).value / 2
+        return ours, blind, level.snr * information.mmse(distribution, level).value / 2
 
     for i in (1, 3, 6):
         ours, blind, best = claims(jax.tree.map(lambda part, i=i: part[i], _levels()))
@@ -615,13 +623,15 @@ def test_SM_5_at_the_exact_denoiser_is_the_least_error():
 
 @pytest.mark.slow
 def test_SM_5_over_a_table_is_the_simple_loss():
-    table, steps = linear_betas(4, 0.05, 0.4), jnp.tile(jnp.arange(1, 5), 10_000)
+    schedule, steps = linear_betas(4, 0.05, 0.4), jnp.tile(jnp.arange(1, 5), 10_000)
     x_0, spoiled = draws(_law(), jax.random.key(24), 40_000), denoiser(_law(), shift=0.3)
 
     @jax.jit
     def claims():
-        simple = losses.simple_loss(spoiled, jax.random.key(25), x_0, table, spread=True)
-        return simple, score_matching.denoising_at(spoiled, jax.random.key(26), x_0, jax.vmap(table)(steps), kind="eps")
+        simple = losses.simple_loss(spoiled, jax.random.key(25), x_0, schedule, time_sampling="low_discrepancy")
+        return simple, score_matching.denoising_at(
+            spoiled, jax.random.key(26), x_0, jax.vmap(schedule)(steps), prediction_type="eps"
+        )
 
     simple, ours = claims()
     assert_mean(2 * ours - simple, 0.0, resolution=0.02 * simple.mean())

@@ -12,8 +12,8 @@ from scipy import stats
 from tests.derivations import worlds
 from tests.derivations.algebra import expected, log_normal
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
-from vdm_jax import divergence, exact, information, score_matching, sure, tweedie
-from vdm_jax.levels import Level
+from vdm_jax import closed_form, divergence, information, score_matching, sure, tweedie
+from vdm_jax.noise_levels import NoiseLevel
 
 draws = jax.jit(worlds.draws, static_argnums=2)
 SIGMA = 0.6
@@ -28,7 +28,7 @@ def _float64():
 
 def _level():
     one, sigma = jnp.ones(()), jnp.asarray(SIGMA)
-    return Level(one, sigma, jnp.zeros(()), jnp.log(sigma))
+    return NoiseLevel(one, sigma, jnp.zeros(()), jnp.log(sigma))
 
 
 def _shrink(y):
@@ -143,16 +143,16 @@ def test_SURE_1_best_threshold_is_the_least_of_all():
     # at a candidate itself the derivative is a kink's: just above it, whose number then counts as cut
     candidates = np.append(np.abs(y).ravel() * (1 + 1e-12), 0.0)
     grid, tried = (np.asarray(jax.jit(jax.vmap(at))(jnp.asarray(t))) for t in (thresholds, candidates))
-    threshold, estimate = sure.best_threshold(y, SIGMA)
+    threshold, estimate = sure.sure_threshold(y, SIGMA)
     assert_close(estimate, tried.min(), rtol=1e-9)
     assert_close(threshold, candidates[tried.argmin()], rtol=1e-9)
     assert np.all(grid >= estimate - 1e-9)
     assert 0.0 < threshold < np.abs(y).max()  # neither end of the range
     assert grid.min() - estimate < 0.02 * abs(estimate)
     # nothing but noise: all is cut, but for what looks like a signal; nothing but signal: nothing is
-    assert_close(sure.best_threshold(10.0 + y, SIGMA)[0], 0.0)
+    assert_close(sure.sure_threshold(10.0 + y, SIGMA)[0], 0.0)
     faint = 0.1 * y / jnp.abs(y).max()
-    assert_close(sure.best_threshold(faint, SIGMA), [0.1, np.sum(np.square(faint)) - 40 * SIGMA**2], rtol=1e-12)
+    assert_close(sure.sure_threshold(faint, SIGMA), [0.1, np.sum(np.square(faint)) - 40 * SIGMA**2], rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_SURE_1_best_threshold_is_near_the_oracles():
     clean = np.zeros((40, 1000))
     clean[:, :50] = 4.0 * random.choice([-1.0, 1.0], (40, 50))
     y = clean + random.randn(40, 1000)
-    thresholds = jax.vmap(lambda y: sure.best_threshold(y, 1.0)[0])(jnp.asarray(y))
+    thresholds = jax.vmap(lambda y: sure.sure_threshold(y, 1.0)[0])(jnp.asarray(y))
     ours = np.square(np.asarray(sure.soft_threshold(jnp.asarray(y), thresholds[:, None])) - clean).sum(1)
     grid = np.linspace(0.0, 4.0, 81)
     oracle = np.min([np.square(np.sign(y) * np.maximum(np.abs(y) - t, 0) - clean).sum(1) for t in grid], axis=0)
@@ -187,13 +187,13 @@ def test_SURE_2_best_affine_denoiser_is_wieners():
     assert_proved(best[b], m * sigma**2 / (v + sigma**2))
     assert_proved(risk.subs(best), v * sigma**2 / (v + sigma**2))
     # in the library: the estimate over a normal law is quadratic in (A, b), so one step of Newton's reaches the least
-    law = exact.gaussian([0.3, -0.5], [[0.8, 0.3], [0.3, 0.4]])
-    noisy, level = exact.marginal(law, _level()), _level()
+    distribution = closed_form.gaussian([0.3, -0.5], [[0.8, 0.3], [0.3, 0.4]])
+    noisy, level = closed_form.marginal(distribution, _level()), _level()
 
     def risk_of(parameters):
         def one(y):
-            affine = jax.tree_util.Partial(lambda p, y: y @ p[:4].reshape(2, 2) + p[4:][None], parameters)
-            return sure.sure(affine, None, y[None], SIGMA, trace="exact")[0]
+            pushforward = jax.tree_util.Partial(lambda p, y: y @ p[:4].reshape(2, 2) + p[4:][None], parameters)
+            return sure.sure(pushforward, None, y[None], SIGMA, trace="exact")[0]
 
         return information.quadrature(one, noisy, 31).value
 
@@ -202,25 +202,25 @@ def test_SURE_2_best_affine_denoiser_is_wieners():
         return start - jnp.linalg.solve(jax.hessian(risk_of)(start), jax.grad(risk_of)(start))
 
     best = newton(jnp.zeros(6))
-    gain = np.linalg.solve(np.asarray(law.covariance()) + SIGMA**2 * np.eye(2), law.covariance())
+    gain = np.linalg.solve(np.asarray(distribution.covariance()) + SIGMA**2 * np.eye(2), distribution.covariance())
     assert_close(best[:4].reshape(2, 2), gain, rtol=1e-9)
-    assert_close(best[4:], law.mean - law.mean @ gain, rtol=1e-9)
+    assert_close(best[4:], distribution.mean - distribution.mean @ gain, rtol=1e-9)
     y = jnp.asarray([[0.7, 0.1], [-1.0, 2.0]])
     tweedies = tweedie.posterior_mean(jax.vmap(noisy.score), y, level)
     assert_close(y @ best[:4].reshape(2, 2) + best[4:][None], tweedies, rtol=1e-9)
-    assert_close(jax.jit(risk_of)(best), information.mmse(law, level).value, rtol=1e-10)
+    assert_close(jax.jit(risk_of)(best), information.mmse(distribution, level).value, rtol=1e-10)
 
 
 @cache
 def _world():
-    return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
 @pytest.mark.slow
 def test_SURE_2_no_denoiser_undercuts_tweedies():
     # E SURE(best + c h) = mmse + c^2 E h^2 for any h whatever: no direction leads down
-    law, level = _world(), _level()
-    noisy = exact.marginal(law, level)
+    distribution, level = _world(), _level()
+    noisy = closed_form.marginal(distribution, level)
     score = jax.vmap(noisy.score)
 
     def best(y):
@@ -240,7 +240,7 @@ def test_SURE_2_no_denoiser_undercuts_tweedies():
             name: [estimate(h, c) for c in (-0.5, 1e-2, 0.5)] + [mean(lambda y, h=h: jnp.sum(h(y) ** 2, 1))]
             for name, h in others.items()
         }
-        return found, estimate(jnp.ones_like, 0.0), information.mmse(law, level).value
+        return found, estimate(jnp.ones_like, 0.0), information.mmse(distribution, level).value
 
     found, at_best, mmse = claims()
     assert_close(at_best, mmse, rtol=1e-11)
@@ -251,15 +251,15 @@ def test_SURE_2_no_denoiser_undercuts_tweedies():
 @pytest.mark.slow
 def test_SURE_2_risk_of_tweedies_in_draws():
     # over the law of clean data, without looking at them: the estimate's mean is the least squared error
-    law, level = _world(), _level()
-    y = draws(exact.marginal(law, level), jax.random.key(5), 50_000)
-    score = jax.vmap(exact.marginal(law, level).score)
+    distribution, level = _world(), _level()
+    y = draws(closed_form.marginal(distribution, level), jax.random.key(5), 50_000)
+    score = jax.vmap(closed_form.marginal(distribution, level).score)
 
     @jax.jit
     def claims():
         ours = sure.sure(lambda y: tweedie.posterior_mean(score, y, level), jax.random.key(6), y, SIGMA)
         wrong = sure.sure(lambda y: y + 0.25 * SIGMA**2 * score(y), jax.random.key(6), y, SIGMA)
-        return ours, wrong, information.mmse(law, level).value
+        return ours, wrong, information.mmse(distribution, level).value
 
     ours, wrong, mmse = claims()
     assert_mean(ours, mmse, resolution=0.02 * mmse)

@@ -10,11 +10,11 @@ from scipy import stats
 
 from tests.derivations.check import assert_close, assert_mean
 from tests.derivations.worlds import GaussianWorld, denoiser
-from vdm_jax import elbo, losses, times
+from vdm_jax import elbo, losses, time_sampling
+from vdm_jax.discrete_schedules import linear_betas
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import linear_betas
 
-HOWS = ("independent", "spread", "antithetic")
+HOWS = ("independent", "low_discrepancy", "antithetic")
 SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1; begins and ends with bins of nothing
 TABLE = linear_betas(50, 0.002, 0.4)
 WORLD = GaussianWorld(0.0, 0.3)
@@ -27,7 +27,7 @@ def _many(function, count=20_000, seed=0):
 @pytest.mark.parametrize("how", HOWS)
 def test_TIME_1_each_number_is_uniform(how):
     # slot by slot over many keys, by Kolmogorov and Smirnov's distance
-    u = _many(lambda k: times.uniforms(k, 5, how))
+    u = _many(lambda k: time_sampling.uniform_times(k, 5, how))
     assert u.min() >= 0
     assert u.max() < 1
     for slot in range(5):
@@ -40,7 +40,7 @@ def test_TIME_2_weights_have_no_bias_in_float32():
     # weight f(bin) is the plain mean of f over bins, for T = 1000 and probabilities over eight orders of magnitude.
     grid = jnp.asarray(np.arange(2**23, dtype=np.float32) / 2**23)
     p = jnp.asarray(np.random.RandomState(0).lognormal(0, 3, 1000), jnp.float32)
-    drawn = jax.jit(times.warp)(grid, p)
+    drawn = jax.jit(time_sampling.importance_sample)(grid, p)
     bins, weight = np.asarray(drawn.bin), np.asarray(drawn.weight, np.float64)
     total = np.bincount(bins, weight, 1000) / 2**23 * 1000
     p = np.asarray(p / p.sum(), np.float64)
@@ -60,13 +60,13 @@ def test_TIME_2_the_inverse_cdf_is_exact_in_float64():
     with jax.enable_x64(True):
         p = jnp.asarray(np.random.RandomState(1).lognormal(0, 2, 40))
         u = jnp.asarray(np.random.RandomState(2).uniform(size=1000))
-        drawn = times.warp(u, p)
+        drawn = time_sampling.importance_sample(u, p)
         density = np.asarray(p / p.sum()) * 40
         cdf = np.interp(drawn.time, np.arange(41) / 40, np.r_[0, np.cumsum(density) / 40])
         assert_close(cdf, u, rtol=0, atol=1e-14)
         assert_close(drawn.weight * density[np.asarray(drawn.bin)], np.ones(1000), rtol=1e-11)
         # equal probabilities change nothing
-        same = times.warp(u, jnp.full(8, 3.0))
+        same = time_sampling.importance_sample(u, jnp.full(8, 3.0))
         assert_close(same.time, u, rtol=0, atol=1e-15)
         assert_close(same.weight, np.ones(1000), rtol=1e-14)
 
@@ -90,8 +90,8 @@ def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
     p = jnp.linspace(2.0, 0.5, 32)
 
     def mean(how, warped, key):
-        u = times.uniforms(key, 16, how)
-        drawn = times.warp(u, p)
+        u = time_sampling.uniform_times(key, 16, how)
+        drawn = time_sampling.importance_sample(u, p)
         return jnp.mean(drawn.weight * _integrand(drawn.time) if warped else _integrand(u))
 
     var = {}
@@ -103,9 +103,9 @@ def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
     ratio = {case: var["independent", False] / v for case, v in var.items()}
     print({case: round(value, 1) for case, value in ratio.items()})
     assert ratio["antithetic", False] > 6  # the integrand is monotone
-    assert ratio["spread", False] > 20
+    assert ratio["low_discrepancy", False] > 20
     assert ratio["independent", True] > 2
-    assert ratio["spread", True] > 20 * ratio["independent", True]  # stratified importance sampling
+    assert ratio["low_discrepancy", True] > 20 * ratio["independent", True]  # stratified importance sampling
 
 
 # The terms of L_vlb in a world where their second moments are known
@@ -119,10 +119,10 @@ EXACT, EXACT_STANDARD = denoiser(WORLD), denoiser(STANDARD)
 def _moments(var=WORLD.var):
     """E L_t and sqrt(E L_t^2) of the diffusion terms t = 2..T, 0 at t = 1: ||eps - eps_hat||^2 is e chi^2_D."""
     with jax.enable_x64(True):
-        table = linear_betas(50, 0.002, 0.4)
+        schedule = linear_betas(50, 0.002, 0.4)
         t = jnp.arange(2, 51)
-        step = table.step(t - 1, t)
-        weight = np.asarray(jax.vmap(partial(elbo.diffusion_weight, kind="eps"))(step))
+        step = schedule.step(t - 1, t)
+        weight = np.asarray(jax.vmap(partial(elbo.diffusion_weight, prediction_type="eps"))(step))
         snr = np.asarray(step.t.snr)
     error = snr * var / (1 + snr * var)  # Var[eps | x_t]
     first = np.r_[0.0, weight * error * DIMS]
@@ -151,7 +151,7 @@ def _loss(key, batch, **options):
 def test_TIME_2_second_moments_come_near_the_best_proposal():
     first, root = _moments()
     best, even = root.mean() ** 2, _second_moment(np.full(50, 1 / 50), root)
-    moments = times.SecondMoments.init(50)
+    moments = time_sampling.LossSecondMoments.init(50)
     for i in range(12):
         p = moments.probabilities()
         loss = _loss(jax.random.key(i), 1000, probabilities=p)
@@ -175,17 +175,20 @@ def test_TIME_3_variance_proposal_is_near_the_best_for_standard_normal_data():
     with jax.enable_x64(True):
         _, root = _moments(var=1.0)
         level = linear_betas(50, 0.002, 0.4)(jnp.arange(51))
-        assert_close(times.step_proposal(level), root / root.sum(), rtol=1e-9)
-        cost = [_second_moment(p, root) / root.mean() ** 2 for p in (times.variance_proposal(level), np.full(50, 0.02))]
+        assert_close(time_sampling.timestep_proposal(level), root / root.sum(), rtol=1e-9)
+        cost = [
+            _second_moment(p, root) / root.mean() ** 2
+            for p in (time_sampling.geometric_variance_proposal(level), np.full(50, 0.02))
+        ]
         print(f"second moment over the best: log sigma^2 {cost[0]:.4f}, uniform {cost[1]:.3f}")
-        assert times.variance_proposal(level)[0] == 0
+        assert time_sampling.geometric_variance_proposal(level)[0] == 0
         assert 1.0 < cost[0] < 1.2
         assert cost[1] > 4.0
         # bins of a continuous schedule: the excess falls with the square of the bins' width
         excess = []
         for count in (50, 100, 200):
             log_var = 2 * SCHEDULE(jnp.linspace(0.0, 1.0, count + 1)).log_sigma
-            p = times.variance_proposal(SCHEDULE(jnp.linspace(0.0, 1.0, count + 1)))
+            p = time_sampling.geometric_variance_proposal(SCHEDULE(jnp.linspace(0.0, 1.0, count + 1)))
             assert_close(p, np.diff(log_var) / (log_var[-1] - log_var[0]), rtol=1e-9)
             nodes, weights = np.polynomial.legendre.leggauss(8)
             t = (np.arange(count)[:, None] + 0.5 + 0.5 * nodes) / count
@@ -198,13 +201,13 @@ def test_TIME_3_variance_proposal_is_near_the_best_for_standard_normal_data():
 
 def test_TIME_3_the_best_proposal_leaves_the_noise_alone():
     # L_t / p_t then has one mean, so that chi^2_D alone is left of the variance: 2 / D of the mean's square
-    p = times.step_proposal(TABLE(jnp.arange(51)))
+    p = time_sampling.timestep_proposal(TABLE(jnp.arange(51)))
     x_0 = jax.random.normal(jax.random.key(5), (20_000, DIMS))
     first, _ = _moments(var=1.0)
     mean, var = first.mean(), {}
-    for how in ("independent", "spread"):
+    for how in ("independent", "low_discrepancy"):
         loss = losses.denoising_loss(
-            EXACT_STANDARD, jax.random.key(6), x_0, TABLE, weight=_without_decoder, probabilities=p, how=how
+            EXACT_STANDARD, jax.random.key(6), x_0, TABLE, weight=_without_decoder, probabilities=p, time_sampling=how
         )
         assert_mean(loss.loss, mean, resolution=0.01)
         assert np.asarray(loss.t).min() == 2  # p_1 = 0: never the decoder's

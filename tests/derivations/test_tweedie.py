@@ -12,8 +12,8 @@ from scipy import integrate, special, stats
 
 from tests.derivations.algebra import log_normal
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
-from vdm_jax import exact, forward, information, tweedie
-from vdm_jax.levels import Level, level_from_log_snr
+from vdm_jax import closed_form, forward, information, tweedie
+from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.schedules import VarianceExploding
 
 a, g, v = sp.symbols("alpha sigma v", positive=True)
@@ -28,11 +28,13 @@ def _float64():
 
 # Worlds of other shapes each, and levels of three schedules: preserving, neither, exploding
 WORLDS = {
-    "gaussian": lambda: exact.gaussian([[0.3, -0.2]], [[0.5, 0.2], [0.2, 0.3]]),
-    "low rank": lambda: exact.low_rank(np.linspace(-1, 1, 5), np.arange(10.0).reshape(5, 2) / 10 - 0.5, 0.01),
-    "mixture": lambda: exact.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [[[0.1, 0.05], [0.05, 0.2]], np.eye(2)]),
-    "points": lambda: exact.points([[[-1.0], [0.5]], [[0.2], [-0.3]], [[1.0], [1.0]]], [0.5, 0.2, 0.3]),
-    "pixels": lambda: exact.pixels(np.arange(1.0, 25.0).reshape(2, 3, 4) % 7),
+    "gaussian": lambda: closed_form.gaussian([[0.3, -0.2]], [[0.5, 0.2], [0.2, 0.3]]),
+    "low rank": lambda: closed_form.low_rank(np.linspace(-1, 1, 5), np.arange(10.0).reshape(5, 2) / 10 - 0.5, 0.01),
+    "mixture": lambda: closed_form.mixture(
+        [0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [[[0.1, 0.05], [0.05, 0.2]], np.eye(2)]
+    ),
+    "points": lambda: closed_form.empirical([[[-1.0], [0.5]], [[0.2], [-0.3]], [[1.0], [1.0]]], [0.5, 0.2, 0.3]),
+    "pixels": lambda: closed_form.independent_pixels(np.arange(1.0, 25.0).reshape(2, 3, 4) % 7),
 }
 
 
@@ -41,17 +43,17 @@ def _levels():
     one = jnp.asarray(1.5)
     return [
         level_from_log_snr(jnp.asarray(0.5)),
-        Level(one, one / 3, jnp.log(one), jnp.log(one / 3)),
+        NoiseLevel(one, one / 3, jnp.log(one), jnp.log(one / 3)),
         VarianceExploding(0.1, 5.0)(jnp.asarray(0.6))._replace(t=None),
     ]
 
 
-def _noisy(law, count=4):
-    return jax.random.normal(jax.random.key(0), (count, *law.mean.shape))
+def _noisy(distribution, count=4):
+    return jax.random.normal(jax.random.key(0), (count, *distribution.mean.shape))
 
 
-def _score(law, level):
-    return jax.vmap(exact.marginal(law, level).score)
+def _score(distribution, level):
+    return jax.vmap(closed_form.marginal(distribution, level).score)
 
 
 POINTS = sp.symbols("c_1 c_2", real=True)
@@ -91,19 +93,19 @@ def test_TW_1_by_differentiating_under_the_integral():
 )
 def test_TW_1_and_2_posterior_of_every_world(name):
     # conjugacy on one side, derivatives of q(x_t) on the other
-    law = WORLDS[name]()
-    x_t = _noisy(law)
+    distribution = WORLDS[name]()
+    x_t = _noisy(distribution)
 
     @jax.jit
     def claims(level):
-        score, given = _score(law, level), jax.vmap(lambda x: law.given(x, level))(x_t)
+        score, given = _score(distribution, level), jax.vmap(lambda x: distribution.posterior(x, level))(x_t)
         covariance = tweedie.posterior_covariance(score, x_t, level)
         variance = tweedie.posterior_variance(score, None, x_t, level, trace="exact")
         push = tweedie.covariance_operator(score, x_t, level)
         return (
-            (tweedie.posterior_mean(score, x_t, level), jax.vmap(lambda law: law.mean)(given)),
-            (covariance, jax.vmap(lambda law: law.covariance())(given)),
-            (variance, jax.vmap(lambda law: law.variance)(given)),
+            (tweedie.posterior_mean(score, x_t, level), jax.vmap(lambda distribution: distribution.mean)(given)),
+            (covariance, jax.vmap(lambda distribution: distribution.covariance())(given)),
+            (variance, jax.vmap(lambda distribution: distribution.variance)(given)),
             (push(x_t).reshape(4, -1), jnp.einsum("bij,bj->bi", covariance, x_t.reshape(4, -1))),
         )
 
@@ -133,8 +135,8 @@ def test_TW_1_and_2_of_a_law_outside_the_library():
 @pytest.mark.slow
 def test_TW_1_and_2_need_the_marginal_score():
     # the conditional law's score knows x_0: it gives that back, with nothing left to be unsure of
-    law, level = WORLDS["mixture"](), _levels()[0]
-    x_0, x_t = _noisy(law)[:2], jnp.asarray([[0.4, -0.3], [1.0, 0.2]])
+    distribution, level = WORLDS["mixture"](), _levels()[0]
+    x_0, x_t = _noisy(distribution)[:2], jnp.asarray([[0.4, -0.3], [1.0, 0.2]])
 
     @jax.jit
     def conditional(x_t):
@@ -144,7 +146,7 @@ def test_TW_1_and_2_need_the_marginal_score():
     assert_close(ours, x_0, rtol=1e-12)
     assert_close(tweedie.posterior_covariance(conditional, x_t, level), np.zeros((2, 2, 2)), atol=1e-12)
     with refuted():
-        assert_close(ours, jax.vmap(lambda x: law.given(x, level).mean)(x_t), rtol=0.1)
+        assert_close(ours, jax.vmap(lambda x: distribution.posterior(x, level).mean)(x_t), rtol=0.1)
 
 
 # TW-2
@@ -165,23 +167,23 @@ def test_TW_2_by_differentiating_twice():
     "trace", ["rademacher", *(pytest.param(t, marks=pytest.mark.slow) for t in ("gaussian", "sphere"))]
 )
 def test_TW_2_diagonal_has_no_bias(trace):
-    law, level = WORLDS["low rank"](), _levels()[2]
-    x_t = jnp.broadcast_to(_noisy(law)[:1], (20_000, 5))
+    distribution, level = WORLDS["low rank"](), _levels()[2]
+    x_t = jnp.broadcast_to(_noisy(distribution)[:1], (20_000, 5))
     ours = jax.jit(partial(tweedie.posterior_variance, trace=trace), static_argnums=0)(
-        _score(law, level), jax.random.key(1), x_t, level
+        _score(distribution, level), jax.random.key(1), x_t, level
     )
-    truth = np.diag(np.linalg.inv(np.linalg.inv(law.covariance()) + np.eye(5) / level.sigma**2))  # alpha = 1
+    truth = np.diag(np.linalg.inv(np.linalg.inv(distribution.covariance()) + np.eye(5) / level.sigma**2))  # alpha = 1
     assert_mean(ours, truth, resolution=0.05 * truth)
 
 
 def test_TW_2_signs_see_a_diagonal_at_once():
-    law, level = WORLDS["pixels"](), _levels()[0]
-    x_t, key = _noisy(law), jax.random.key(2)
+    distribution, level = WORLDS["pixels"](), _levels()[0]
+    x_t, key = _noisy(distribution), jax.random.key(2)
 
     @jax.jit
     def claims():
-        ours = partial(tweedie.posterior_variance, _score(law, level), key, x_t, level)
-        return jax.vmap(lambda x: law.given(x, level).variance)(x_t), ours(), ours(trace="gaussian")
+        ours = partial(tweedie.posterior_variance, _score(distribution, level), key, x_t, level)
+        return jax.vmap(lambda x: distribution.posterior(x, level).variance)(x_t), ours(), ours(trace="gaussian")
 
     truth, by_signs, by_normals = claims()
     assert_close(by_signs, truth, rtol=1e-10)
@@ -192,9 +194,9 @@ def test_TW_2_signs_see_a_diagonal_at_once():
 @pytest.mark.slow
 def test_TW_2_total_variance():
     # Cov[x_0] = E Cov[x_0|x_t] + Cov E[x_0|x_t], and E tr Cov is the least squared error
-    law, level = WORLDS["mixture"](), _levels()[0]
-    score = _score(law, level)
-    noisy = exact.marginal(law, level)
+    distribution, level = WORLDS["mixture"](), _levels()[0]
+    score = _score(distribution, level)
+    noisy = closed_form.marginal(distribution, level)
 
     @jax.jit
     def moments():
@@ -206,12 +208,12 @@ def test_TW_2_total_variance():
         def one(i):
             return information.quadrature(lambda x_t: each(x_t)[i], noisy, 61).value
 
-        return jax.lax.map(one, jnp.arange(10)), information.mmse(law, level).value
+        return jax.lax.map(one, jnp.arange(10)), information.mmse(distribution, level).value
 
     found, mmse = moments()
     mean, square, within = found[:2], found[2:6].reshape(2, 2), found[6:].reshape(2, 2)
-    assert_close(mean, law.mean, rtol=1e-9)
-    assert_close(within + square - np.outer(mean, mean), law.covariance(), rtol=1e-9)
+    assert_close(mean, distribution.mean, rtol=1e-9)
+    assert_close(within + square - np.outer(mean, mean), distribution.covariance(), rtol=1e-9)
     assert_close(np.trace(within), mmse, rtol=1e-9)
 
 
@@ -247,14 +249,17 @@ def test_TW_3_bases_make_laws():
 @pytest.mark.slow
 def test_TW_3_of_normal_noise():
     # points in the plane: the posterior is finite, its cumulants sums over points; tensors to the fourth order
-    law, var = exact.points([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3]), jnp.asarray(0.36)
-    noisy = law.affine(jnp.ones(()), jnp.zeros(2), var)
+    distribution, var = (
+        closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3]),
+        jnp.asarray(0.36),
+    )
+    noisy = distribution.pushforward(jnp.ones(()), jnp.zeros(2), var)
     x_t = jnp.asarray([0.3, 0.2])
     base = partial(tweedie.normal_base, var=var)
     ours = jax.jit(lambda x: tweedie.cumulants(noisy.log_prob, base, x, 4))(x_t)
-    weights = np.array([0.5, 0.2, 0.3]) * np.exp(-np.sum((np.asarray(law.points) - [0.3, 0.2]) ** 2, 1) / 0.72)
+    weights = np.array([0.5, 0.2, 0.3]) * np.exp(-np.sum((np.asarray(distribution.points) - [0.3, 0.2]) ** 2, 1) / 0.72)
     weights /= weights.sum()
-    eta = np.asarray(law.points) / 0.36
+    eta = np.asarray(distribution.points) / 0.36
     off = eta - weights @ eta
     second = np.einsum("n,ni,nj->ij", weights, off, off)
     fourth = np.einsum("n,ni,nj,nk,nl->ijkl", weights, off, off, off, off)
@@ -264,7 +269,7 @@ def test_TW_3_of_normal_noise():
     for found, known in zip(ours, truth, strict=True):
         assert_close(found, known, rtol=1e-8, atol=1e-8)
     # the first two are TW-1 and TW-2, in units of var
-    level = Level(jnp.ones(()), jnp.asarray(0.6), jnp.zeros(()), jnp.log(jnp.asarray(0.6)))
+    level = NoiseLevel(jnp.ones(()), jnp.asarray(0.6), jnp.zeros(()), jnp.log(jnp.asarray(0.6)))
     score = jax.vmap(noisy.score)
     assert_close(var * ours[0], tweedie.posterior_mean(score, x_t[None], level)[0], rtol=1e-11)
     assert_close(var**2 * ours[1], tweedie.posterior_covariance(score, x_t[None], level)[0], rtol=1e-10)

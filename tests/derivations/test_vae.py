@@ -13,7 +13,7 @@ from scipy import stats
 from tests.derivations.algebra import expected, log_normal
 from tests.derivations.check import assert_close, assert_mean, assert_moments, assert_proved, refuted
 from tests.derivations.worlds import draws
-from vdm_jax import exact, hvae, information, linear, vae
+from vdm_jax import closed_form, hvae, information, linear_gaussian, vae
 from vdm_jax.gaussian import Normal
 
 
@@ -36,7 +36,7 @@ def _model(name="orthogonal", var=VAR):
     weights = WEIGHTS[name].copy()
     if name == "orthogonal":  # to the last digit
         weights[:, 1] -= weights[:, 0] * (weights[:, 0] @ weights[:, 1]) / (weights[:, 0] @ weights[:, 0])
-    return linear.Linear(*map(jnp.asarray, (weights, SHIFT, np.float64(var))))
+    return linear_gaussian.LinearGaussianModel(*map(jnp.asarray, (weights, SHIFT, np.float64(var))))
 
 
 def _evidence(model):
@@ -60,7 +60,9 @@ def _gaussian_kl(mean, cov, other_mean, other_cov):
 
 
 def _parts(model):
-    return Partial(linear.Linear.decode, model), Partial(linear.Linear.likelihood, model)
+    return Partial(linear_gaussian.LinearGaussianModel.decode, model), Partial(
+        linear_gaussian.LinearGaussianModel.likelihood, model
+    )
 
 
 @jax.jit
@@ -70,7 +72,7 @@ def _exact_bound(model, q, x):
     nodes = jnp.sqrt(1.0 * k) * jnp.concatenate([jnp.eye(k), -jnp.eye(k)])
 
     def cost(node):
-        return vae.decoding_cost(*_parts(model), q.mean + jnp.sqrt(q.var) * node[None], x)
+        return vae.reconstruction_nll(*_parts(model), q.mean + jnp.sqrt(q.var) * node[None], x)
 
     return jax.vmap(cost)(nodes).mean(0) + jax.vmap(vae.kl_to_prior)(q)
 
@@ -101,7 +103,7 @@ def _bent_likelihood(mean):
 def _bent_costs(x):
     """-log p(x|z) of one x on the grid of z."""
     z = jnp.asarray(GRID[:, None])
-    return np.asarray(vae.decoding_cost(_bent, _bent_likelihood, z, jnp.broadcast_to(x, (len(GRID), 2))))
+    return np.asarray(vae.reconstruction_nll(_bent, _bent_likelihood, z, jnp.broadcast_to(x, (len(GRID), 2))))
 
 
 def _integral(values):
@@ -115,7 +117,7 @@ def _on_plane(model, x):
     """log p(x|z) and log p(z) on a grid of both z, with the area of its cells."""
     line = np.linspace(-8.0, 8.0, 501)
     z = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
-    cost = vae.decoding_cost(*_parts(model), jnp.asarray(z), jnp.broadcast_to(jnp.asarray(x), (len(z), 3)))
+    cost = vae.reconstruction_nll(*_parts(model), jnp.asarray(z), jnp.broadcast_to(jnp.asarray(x), (len(z), 3)))
     return -np.asarray(cost), stats.multivariate_normal(np.zeros(2)).logpdf(z), z, (line[1] - line[0]) ** 2
 
 
@@ -142,15 +144,15 @@ def test_VAE_1_draws_of_the_prior_hardly_ever_land():
     best = model.encoder(jnp.asarray(X[:1]))
     decoder, prior, z, cell = _on_plane(model, X[0])
     evidence, variances = _evidence(model).logpdf(X[0]), {}
-    for name, law in {
+    for name, distribution in {
         "prior": Normal(jnp.zeros((1, 2)), var=jnp.ones((1, 2))),
         "wide": replace(best, var=1.5 * best.var),
         "posterior": best,
     }.items():
-        q = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, 2)), law)
-        cost = vae.importance_bound(Partial(_fixed, q), *_parts(model), jax.random.key(1), x, samples=1)
+        q = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, 2)), distribution)
+        cost = vae.importance_weighted_bound(Partial(_fixed, q), *_parts(model), jax.random.key(1), x, samples=1)
         ratio = np.exp(-np.asarray(cost) - evidence)
-        log_q = stats.multivariate_normal(law.mean[0], np.diag(law.var[0])).logpdf(z)
+        log_q = stats.multivariate_normal(distribution.mean[0], np.diag(distribution.var[0])).logpdf(z)
         variances[name] = np.sum(np.exp(2 * (decoder + prior - evidence) - log_q)) * cell - 1
         if name == "posterior":
             assert_close(ratio, np.ones(count), rtol=1e-11)
@@ -165,7 +167,7 @@ def test_VAE_1_draws_of_the_prior_hardly_ever_land():
     small = [float(_prior_square(_model(var=v), SHIFT)) for v in (0.05, 0.005, 0.0005)]
     assert np.diff(np.log10(small)) == pytest.approx([1.0, 1.0], abs=0.05)  # as v^(-k/2), k = 2
     weights = np.linalg.qr(np.random.RandomState(0).randn(64, 20))[0] * 2.0
-    many = linear.Linear(*map(jnp.asarray, (weights, np.zeros(64), np.float64(0.05))))
+    many = linear_gaussian.LinearGaussianModel(*map(jnp.asarray, (weights, np.zeros(64), np.float64(0.05))))
     wanted = _prior_square(many, _evidence(many).rvs(random_state=0)) / 0.1**2
     print(f"64 numbers of 20 codes: {wanted:.1e} draws of the prior for p(x) within a tenth")
     assert wanted > 1e12
@@ -182,7 +184,7 @@ def test_VAE_2_bound_is_the_evidence_and_a_divergence(name):
     assert_close(ours_mean, mean, rtol=1e-12)
     assert_close(ours_cov, cov, rtol=1e-12, atol=1e-15)
     for q in (_some_law(), model.encoder(x), Normal(jnp.zeros((2, 2)), var=jnp.ones((2, 2)))):
-        gaps = [_gaussian_kl(*law, m, cov) for law, m in zip(_laws(q), mean, strict=True)]
+        gaps = [_gaussian_kl(*distribution, m, cov) for distribution, m in zip(_laws(q), mean, strict=True)]
         assert_close(_exact_bound(model, q, x) - np.array(gaps), -_evidence(model).logpdf(X), rtol=1e-12)
     # and the library's estimates have this mean
     q = _some_law(100_000)
@@ -227,8 +229,8 @@ def test_VAE_2_whatever_the_decoder():
     log_posterior = -cost + stats.norm.logpdf(GRID) - np.log(evidence)
     for mean, var in ((0.3, 0.5), (-1.0, 0.1)):
         q = stats.norm.pdf(GRID, mean, var**0.5)
-        law = Normal(jnp.asarray([mean]), var=jnp.asarray([var]))
-        bound = _integral(q * cost) + vae.kl_to_prior(law)
+        distribution = Normal(jnp.asarray([mean]), var=jnp.asarray([var]))
+        bound = _integral(q * cost) + vae.kl_to_prior(distribution)
         gap = _integral(q * (stats.norm.logpdf(GRID, mean, var**0.5) - log_posterior))
         assert_close(bound - gap, -np.log(evidence), rtol=1e-10)
 
@@ -246,13 +248,13 @@ def test_VAE_3_three_forms_of_one_bound():
     assert jensen > -np.log(_integral(np.exp(-cost) * prior))  # Jensen: the log of E is more
 
     count, key = 100_000, jax.random.key(0)
-    law = Normal(jnp.full((count, 1), mean), var=jnp.full((count, 1), var))
-    arguments = Partial(_fixed, law), _bent, _bent_likelihood, key, jnp.broadcast_to(x, (count, 2))
+    distribution = Normal(jnp.full((count, 1), mean), var=jnp.full((count, 1), var))
+    arguments = Partial(_fixed, distribution), _bent, _bent_likelihood, key, jnp.broadcast_to(x, (count, 2))
     ours, ratio = vae.bound(*arguments), vae.bound(*arguments, sampled_kl=True)
     assert_close(ours.reconstruction, ratio.reconstruction, rtol=1e-15)
     assert_mean(ours.total, jensen, resolution=0.02)
     assert_mean(ratio.total, jensen, resolution=0.02)
-    z = np.asarray(vae.draw(law, key))
+    z = np.asarray(vae.reparameterized_sample(distribution, key))
     log_ratio = stats.norm.logpdf(z, mean, var**0.5) - stats.norm.logpdf(z)
     log_decoder = stats.norm.logpdf(x, np.concatenate([np.tanh(2 * z), z**2 / 2], 1), 0.2**0.5).sum(1)
     assert_close(ratio.total, log_ratio[:, 0] - log_decoder, rtol=1e-9, atol=1e-9)
@@ -261,10 +263,10 @@ def test_VAE_3_three_forms_of_one_bound():
 def test_VAE_3_more_draws_come_nearer_to_the_evidence():
     x, count = jnp.asarray([0.1, 0.9]), 10_000
     evidence = _integral(np.exp(-_bent_costs(x)) * stats.norm.pdf(GRID))
-    law = Normal(jnp.full((count, 1), 0.3), var=jnp.full((count, 1), 0.8))
-    arguments, gaps = (Partial(_fixed, law), _bent, _bent_likelihood), []
+    distribution = Normal(jnp.full((count, 1), 0.3), var=jnp.full((count, 1), 0.8))
+    arguments, gaps = (Partial(_fixed, distribution), _bent, _bent_likelihood), []
     for samples in (1, 4, 32):
-        ours = vae.importance_bound(
+        ours = vae.importance_weighted_bound(
             *arguments, jax.random.key(samples), jnp.broadcast_to(x, (count, 2)), samples=samples
         )
         gaps.append(float(ours.mean()) + np.log(evidence))
@@ -274,7 +276,7 @@ def test_VAE_3_more_draws_come_nearer_to_the_evidence():
     one = vae.bound(*arguments, jax.random.key(7), jnp.broadcast_to(x, (count, 2))).total
     assert_mean(one, gaps[0] - np.log(evidence), resolution=0.1)
     # K equal ratios are one
-    same = vae.importance_weighted(jnp.full((5, 2), -1.3))
+    same = vae.importance_weighted_average(jnp.full((5, 2), -1.3))
     assert_close(same, np.full(2, 1.3), rtol=1e-15)
 
 
@@ -295,9 +297,9 @@ def test_VAE_4_kl_to_the_prior():
     # at one point, and over draws
     point = np.array([0.2, -0.3, 1.1])
     log_ratio = stats.norm.logpdf(point, mean, var**0.5).sum() - stats.norm.logpdf(point).sum()
-    assert_close(vae.kl_estimate(q, jnp.asarray(point)), log_ratio, rtol=1e-13)
+    assert_close(vae.kl_monte_carlo(q, jnp.asarray(point)), log_ratio, rtol=1e-13)
     drawn = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 50_000))
-    assert_mean(jax.vmap(vae.kl_estimate, in_axes=(None, 0))(q, drawn), truth, resolution=0.01)
+    assert_mean(jax.vmap(vae.kl_monte_carlo, in_axes=(None, 0))(q, drawn), truth, resolution=0.01)
 
 
 # VAE-5
@@ -309,13 +311,18 @@ def test_VAE_5_draws_have_the_law():
     v = sp.Symbol("v", positive=True)
     assert_proved(log_normal((z - m) / sp.sqrt(v), 0, 1) - sp.log(sp.sqrt(v)), log_normal(z, m, v))
     q = _some_law(100_000)
-    drawn = vae.draw(q, jax.random.key(0))
+    drawn = vae.reparameterized_sample(q, jax.random.key(0))
     assert_moments(drawn, q.mean[0], q.var[0])
     white = (drawn - q.mean) / jnp.sqrt(q.var)
     assert stats.kstest(np.asarray(white).ravel(), "norm").pvalue > 1e-3
     # the noise does not move with mean and variance: that is what gradients go through
     other = Normal(q.mean + 1.7, var=4.0 * q.var)
-    assert_close((vae.draw(other, jax.random.key(0)) - other.mean) / jnp.sqrt(other.var), white, rtol=1e-9, atol=1e-11)
+    assert_close(
+        (vae.reparameterized_sample(other, jax.random.key(0)) - other.mean) / jnp.sqrt(other.var),
+        white,
+        rtol=1e-9,
+        atol=1e-11,
+    )
     assert_mean(white[:-1] * white[1:], np.zeros(2))  # each example has noise of its own
 
 
@@ -324,17 +331,19 @@ def test_VAE_5_two_gradients_of_one_bound():
     model, count = _model(), 40_000
     x, q = jnp.broadcast_to(jnp.asarray(X[0]), (count, 3)), _some_law(count)
 
-    def law(parameters, x=None):
+    def distribution(parameters, x=None):
         mean, log_deviation = parameters
         return Normal(mean, var=jnp.exp(2 * log_deviation))
 
     parameters = q.mean, 0.5 * jnp.log(q.var)
     one = jax.tree.map(lambda leaf: leaf[:1], parameters)
-    truth = jnp.stack(jax.grad(lambda p: _exact_bound(model, law(p), x[:1]).sum())(one))[:, 0]
+    truth = jnp.stack(jax.grad(lambda p: _exact_bound(model, distribution(p), x[:1]).sum())(one))[:, 0]
 
     def gradients(**options):
         def total(parameters):
-            return vae.bound(Partial(law, parameters), *_parts(model), jax.random.key(0), x, **options).total.sum()
+            return vae.bound(
+                Partial(distribution, parameters), *_parts(model), jax.random.key(0), x, **options
+            ).total.sum()
 
         return np.stack(jax.jit(jax.grad(total))(parameters), 1)
 
@@ -360,20 +369,20 @@ def test_VAE_5_two_gradients_of_one_bound():
 def test_VAE_5_score_function_needs_no_slope():
     # E 1[z > 0] under N(m, 1) is Phi(m): its derivative is the density at m, which no draw's own slope tells.
     mean, count = 0.4, 100_000
-    law = Normal(jnp.full((count, 1), mean), var=jnp.ones((count, 1)))
+    distribution = Normal(jnp.full((count, 1), mean), var=jnp.ones((count, 1)))
 
     def total(m, gradient):
-        q = replace(law, mean=m)
-        z = vae.draw(q, jax.random.key(0))
+        q = replace(distribution, mean=m)
+        z = vae.reparameterized_sample(q, jax.random.key(0))
         if gradient == "reparameterized":
             return jnp.sum(z > 0, dtype=m.dtype) + 0.0 * z.sum()
         z = jax.lax.stop_gradient(z)
         cost = (z[:, 0] > 0).astype(m.dtype)
-        return vae.score_function(cost, jax.vmap(Normal.log_prob)(q, z)).sum()
+        return vae.score_function_surrogate(cost, jax.vmap(Normal.log_prob)(q, z)).sum()
 
-    assert_mean(jax.grad(total)(law.mean, "score_function"), stats.norm.pdf(mean), resolution=0.01)
+    assert_mean(jax.grad(total)(distribution.mean, "score_function"), stats.norm.pdf(mean), resolution=0.01)
     with refuted():
-        assert_close(jax.grad(total)(law.mean, "reparameterized").mean(), stats.norm.pdf(mean), rtol=0.1)
+        assert_close(jax.grad(total)(distribution.mean, "reparameterized").mean(), stats.norm.pdf(mean), rtol=0.1)
 
 
 # VAE-6, VAE-7
@@ -389,14 +398,14 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
     z, x = _pairs()
     solution, rest, *_ = np.linalg.lstsq(np.c_[z, np.ones(40)], x, rcond=None)
     pairs = Normal(jnp.asarray(z), var=jnp.zeros((40, 2)))
-    ours = linear.likeliest_decoder(pairs, jnp.asarray(x))
+    ours = linear_gaussian.maximum_likelihood_decoder(pairs, jnp.asarray(x))
     assert_close(ours.weights, solution[:2].T, rtol=1e-11)
     assert_close(ours.shift, solution[2], rtol=1e-11)
     assert_close(ours.var, rest.sum() / (40 * 3), rtol=1e-11)  # the mean square left
 
     @jax.jit
     def cost(model):
-        return vae.decoding_cost(*_parts(model), pairs.mean, jnp.asarray(x)).sum()
+        return vae.reconstruction_nll(*_parts(model), pairs.mean, jnp.asarray(x)).sum()
 
     for slope in jax.grad(cost)(ours):
         assert_close(slope, np.zeros(slope.shape), atol=1e-9)
@@ -414,10 +423,10 @@ def test_VAE_6_uncertain_codes_count_their_variance():
     # With q's variance: the slope of the *expected* cost is zero, by the exact mean of the quadratic.
     z, x = map(jnp.asarray, _pairs())
     q = Normal(z, var=jnp.broadcast_to(jnp.asarray([0.3, 0.1]), z.shape))
-    ours = linear.likeliest_decoder(q, x)
+    ours = linear_gaussian.maximum_likelihood_decoder(q, x)
     for slope in jax.grad(lambda model: _exact_bound(model, q, x).sum())(ours):
         assert_close(slope, np.zeros(slope.shape), atol=1e-9)
-    points = linear.likeliest_decoder(replace(q, var=jnp.zeros_like(q.var)), x)
+    points = linear_gaussian.maximum_likelihood_decoder(replace(q, var=jnp.zeros_like(q.var)), x)
     assert np.all(np.abs(points.weights) > np.abs(ours.weights))  # codes of pure chance count for less
 
 
@@ -430,12 +439,13 @@ def test_VAE_7_gaussian_bound_in_full():
     assert_proved(-log_normal(x, mu, v), cost)
     model, q = _model("slanted"), _some_law()
     ours = vae.bound(Partial(_fixed, q), *_parts(model), jax.random.key(0), jnp.asarray(X))
-    z = np.asarray(vae.draw(q, jax.random.key(0)))
+    z = np.asarray(vae.reparameterized_sample(q, jax.random.key(0)))
     squares = np.sum((X - z @ WEIGHTS["slanted"].T - SHIFT) ** 2, 1)
     assert_close(ours.reconstruction, squares / (2 * VAR) + 3 / 2 * np.log(2 * np.pi * VAR), rtol=1e-13)
     one = (m**2 + s - 1 - sp.log(s)) / 2
     truth = [
-        sum(float(one.subs({m: a, s: b})) for a, b in zip(*law, strict=True)) for law in zip(q.mean, q.var, strict=True)
+        sum(float(one.subs({m: a, s: b})) for a, b in zip(*distribution, strict=True))
+        for distribution in zip(q.mean, q.var, strict=True)
     ]
     assert_close(ours.kl, truth, rtol=1e-13)
     assert_close(ours.total, squares / (2 * VAR) + 3 / 2 * np.log(2 * np.pi * VAR) + truth, rtol=1e-13)
@@ -457,7 +467,7 @@ def test_VAE_8_the_best_mean_is_an_average():
     random = np.random.RandomState(4)
     for z in ([0.2, 0.0], [2.0, -1.1], [0.7, 0.6], [-3.0, 3.0]):
         weights = stats.norm.pdf(np.array(z), q.mean, np.sqrt(q.var)).prod(1)
-        best = np.asarray(vae.averaging_decoder(q, data, jnp.asarray(z)))
+        best = np.asarray(vae.optimal_mean_decoder(q, data, jnp.asarray(z)))
 
         def loss(f, weights=weights):
             return np.sum(weights * np.sum((np.asarray(data) - f) ** 2, 1))
@@ -467,19 +477,19 @@ def test_VAE_8_the_best_mean_is_an_average():
             assert_close(loss(other) - loss(best), weights.sum() * np.sum((other - best) ** 2), rtol=1e-10)
     # two codes in one place: halfway between their examples; a lonely one: its own
     same = Normal(jnp.zeros((2, 2)), var=jnp.full((2, 2), 0.3))
-    assert_close(vae.averaging_decoder(same, data[:2], jnp.asarray([0.4, -0.2])), data[:2].mean(0), rtol=1e-14)
-    assert_close(vae.averaging_decoder(q, data, jnp.asarray([-3.0, 3.0])), data[4], rtol=1e-10)
+    assert_close(vae.optimal_mean_decoder(same, data[:2], jnp.asarray([0.4, -0.2])), data[:2].mean(0), rtol=1e-14)
+    assert_close(vae.optimal_mean_decoder(q, data, jnp.asarray([-3.0, 3.0])), data[4], rtol=1e-10)
 
 
 def test_VAE_8_what_is_left_is_orthogonal_to_every_decoder():
     # over x_n of the data and z ~ q(z|x_n): E (x - E[x|z]) g(z) = 0, so that no decoder can lower the bound
     data, q = _overlapping()
     n = jnp.arange(100_000) % 5
-    z = vae.draw(Normal(q.mean[n], var=q.var[n]), jax.random.key(0))
-    best = jax.vmap(lambda z: vae.averaging_decoder(q, data, z))(z)
+    z = vae.reparameterized_sample(Normal(q.mean[n], var=q.var[n]), jax.random.key(0))
+    best = jax.vmap(lambda z: vae.optimal_mean_decoder(q, data, z))(z)
 
     def costs(mean):
-        return np.asarray(vae.decoding_cost(lambda z: mean, lambda m: Normal(m, var=jnp.asarray(0.5)), z, data[n]))
+        return np.asarray(vae.reconstruction_nll(lambda z: mean, lambda m: Normal(m, var=jnp.asarray(0.5)), z, data[n]))
 
     left = np.asarray(data[n] - best)
     for g in (jnp.ones(len(z)), z[:, 0], jnp.tanh(3 * z[:, 1])):
@@ -508,12 +518,14 @@ def _best_log_likelihood(data, k):
 def test_VAE_9_em_never_lowers_the_bound_and_reaches_probabilistic_pca():
     data = _cloud()
     x, random = jnp.asarray(data), np.random.RandomState(6)
-    start = linear.Linear(*map(jnp.asarray, (random.randn(4, 2), np.zeros(4), np.float64(1.0))))
+    start = linear_gaussian.LinearGaussianModel(*map(jnp.asarray, (random.randn(4, 2), np.zeros(4), np.float64(1.0))))
 
     def e_step(model):
         return model.encoder(x)
 
-    last, history = vae.alternate(e_step, lambda q: linear.likeliest_decoder(q, x), start, rounds=1500)
+    last, history = vae.variational_em(
+        e_step, lambda q: linear_gaussian.maximum_likelihood_decoder(q, x), start, rounds=1500
+    )
     assert_close(history.weights[0], start.weights, rtol=1e-15)
     after = jax.tree.map(lambda leaf, end: jnp.concatenate([leaf[1:], end[None]]), history, last)
 
@@ -529,14 +541,14 @@ def test_VAE_9_em_never_lowers_the_bound_and_reaches_probabilistic_pca():
     assert_close(elbo[-1], best, rtol=1e-9)
     assert_close(_evidence(last).logpdf(data).mean(), best, rtol=1e-9)
     # the same model but for signs and order of codes: W W^T is one
-    closed = linear.probabilistic_pca(x, 2)
+    closed = linear_gaussian.probabilistic_pca(x, 2)
     assert_close(last.weights @ last.weights.T, closed.weights @ closed.weights.T, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("k", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_VAE_9_probabilistic_pca_is_the_likeliest(k):
     data = _cloud()
-    model, best = linear.probabilistic_pca(jnp.asarray(data), k), _best_log_likelihood(data, k)
+    model, best = linear_gaussian.probabilistic_pca(jnp.asarray(data), k), _best_log_likelihood(data, k)
     assert_close(_evidence(model).logpdf(data).mean(), best, rtol=1e-12)
 
     @jax.jit
@@ -557,20 +569,22 @@ def test_VAE_9_probabilistic_pca_is_the_likeliest(k):
 
 def test_VAE_10_the_likeliest_model_is_the_nearest():
     # E_data[-log p_model] = KL(p_data || p_model) + h(p_data): of one model or another, the same difference
-    law = exact.mixture([0.4, 0.6], [[-1.0, 0.3], [0.9, 0.1]], [0.3, 0.1])
+    distribution = closed_form.mixture([0.4, 0.6], [[-1.0, 0.3], [0.9, 0.1]], [0.3, 0.1])
     x, entropy = (
-        draws(law, jax.random.key(0), 40_000),
-        jax.jit(information.entropy, static_argnums=1)(law, information.quadrature).value,
+        draws(distribution, jax.random.key(0), 40_000),
+        jax.jit(information.entropy, static_argnums=1)(distribution, information.quadrature).value,
     )
-    mean, cov = np.asarray(law.mean), np.asarray(law.covariance())
+    mean, cov = np.asarray(distribution.mean), np.asarray(distribution.covariance())
     values, vectors = np.linalg.eigh(cov)
-    nearest = linear.Linear(  # of all normal laws: the one of the data's own mean and covariance
+    nearest = linear_gaussian.LinearGaussianModel(  # of all normal laws: the one of the data's own mean and covariance
         *map(jnp.asarray, (vectors[:, 1:] * np.sqrt(values[1] - values[0]), mean, values[0]))
     )
 
     @jax.jit
     def both(model):
-        divergence = information.quadrature(lambda x: law.log_prob(x) - model.log_prob(x), law, nodes=101).value
+        divergence = information.quadrature(
+            lambda x: distribution.log_prob(x) - model.log_prob(x), distribution, nodes=101
+        ).value
         return -jax.vmap(model.log_prob)(x), divergence
 
     costs, divergences = [], []
@@ -581,14 +595,14 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
         divergences.append(float(divergence))
     assert np.argmin(costs) == np.argmin(divergences) == 0
     # exactly, for normal data: and so one gradient
-    normal = exact.gaussian(mean, cov)
+    normal = closed_form.gaussian(mean, cov)
     cost_of = jax.jit(lambda m: information.quadrature(lambda x: -m.log_prob(x), normal, nodes=61).value)
     for model in (nearest, nearest._replace(shift=nearest.shift + 0.2, weights=1.3 * nearest.weights)):
         own = _evidence(model)
         assert_close(cost_of(model), _gaussian_kl(mean, cov, own.mean, own.cov) + normal.entropy(), rtol=1e-12)
     # the likeliest model of a data set is the nearest to its moments: probabilistic PCA, at a divergence of none
     data = _cloud()
-    three = linear.probabilistic_pca(jnp.asarray(data), 3)
+    three = linear_gaussian.probabilistic_pca(jnp.asarray(data), 3)
     own = _evidence(three)
     assert_close(_gaussian_kl(data.mean(0), np.cov(data.T, bias=True), own.mean, own.cov), 0.0, atol=1e-12)
 
@@ -603,15 +617,15 @@ def test_VAE_11_kl_splits_into_information_and_mismatch():
     density = stats.norm.pdf(GRID, mean[:, None], np.sqrt(var)[:, None])
     log_q = stats.norm.logpdf(GRID, mean[:, None], np.sqrt(var)[:, None])
     log_all = np.log(density.mean(0) + 1e-300)
-    ours = jax.vmap(lambda z: vae.aggregate_log_prob(q, z[None]))(jnp.asarray(GRID[1000:3001]))
+    ours = jax.vmap(lambda z: vae.aggregated_posterior_log_prob(q, z[None]))(jnp.asarray(GRID[1000:3001]))
     assert_close(ours, log_all[1000:3001], rtol=1e-10, atol=1e-12)
     shared = _integral(density * (log_q - log_all))
     apart = _integral(density * (log_all - stats.norm.logpdf(GRID)))
-    split = vae.information_split(q, jax.random.key(0), samples=1)
+    split = vae.kl_decomposition(q, jax.random.key(0), samples=1)
     assert_close(split.kl, shared + apart, rtol=1e-9)
     assert 0.5 < shared.mean() < np.log(6)
     keys = jax.random.split(jax.random.key(1), 5000)
-    split = jax.vmap(lambda key: vae.information_split(q, key, samples=2))(keys)
+    split = jax.vmap(lambda key: vae.kl_decomposition(q, key, samples=2))(keys)
     assert_mean(split.mutual_information, shared)  # example by example
     assert_mean(split.marginal_kl, apart)
     assert_mean((split.mutual_information + split.marginal_kl - split.kl).mean(1), 0.0, resolution=0.02)
@@ -619,10 +633,10 @@ def test_VAE_11_kl_splits_into_information_and_mismatch():
 
 def test_VAE_11_codes_that_tell_all_or_nothing():
     names = Normal(100.0 * jnp.arange(5.0)[:, None], var=jnp.ones((5, 1)))  # each example has a code of its own: log N
-    split = vae.information_split(names, jax.random.key(0), samples=100)
+    split = vae.kl_decomposition(names, jax.random.key(0), samples=100)
     assert_close(split.mutual_information, np.full(5, np.log(5)), rtol=1e-12)
     nothing = Normal(jnp.full((5, 1), 0.7), var=jnp.full((5, 1), 0.4))
-    split = vae.information_split(nothing, jax.random.key(0), samples=20_000)
+    split = vae.kl_decomposition(nothing, jax.random.key(0), samples=20_000)
     assert_close(split.mutual_information, np.zeros(5), atol=1e-12)
     assert float(split.marginal_kl.mean()) == pytest.approx(float(split.kl.mean()), rel=0.02)  # all of it is mismatch
 
@@ -634,7 +648,7 @@ def test_VAE_11_a_perfect_vae_pays_for_information_alone():
     weights = np.asarray(model.weights)
     truth = 0.5 * np.linalg.slogdet(weights @ weights.T / VAR + np.eye(3))[1]
     q = model.encoder(jnp.asarray(_evidence(model).rvs(3000, random_state=0)))
-    split = vae.information_split(q, jax.random.key(0), samples=2)
+    split = vae.kl_decomposition(q, jax.random.key(0), samples=2)
     assert_mean(split.kl, truth, resolution=0.03)
     assert_mean(split.mutual_information, truth, resolution=0.03)
     assert_mean(split.marginal_kl, 0.0, resolution=0.03)
@@ -648,18 +662,18 @@ def test_VAE_12_new_data_come_from_the_prior():
     model, count = _model("slanted"), 40_000
     decode, likelihood = _parts(model)
     # a VAE is a hierarchy of one level
-    hierarchy = hvae.ladder((2,), [lambda above, x: model.encoder(x)], [], decode)
+    hierarchy = hvae.top_down((2,), [lambda above, x: model.encoder(x)], [], decode)
     truth, weights = _evidence(model), WEIGHTS["slanted"]
 
     def squares(x):
         apart = np.asarray(x) - SHIFT
         return apart[:, :, None] * apart[:, None, :]
 
-    new = hvae.generate(hierarchy, likelihood, jax.random.key(0), count)
+    new = hvae.sample(hierarchy, likelihood, jax.random.key(0), count)
     assert_mean(new, SHIFT)
     assert_mean(squares(new), truth.cov)
     assert_mean(-truth.logpdf(new), truth.entropy(), resolution=0.02)
-    cool = hvae.generate(hierarchy, likelihood, jax.random.key(1), count, temperature=0.5)
+    cool = hvae.sample(hierarchy, likelihood, jax.random.key(1), count, temperature=0.5)
     assert_mean(squares(cool), 0.25 * weights @ weights.T + VAR * np.eye(3))
     # the encoder's draws give back the x that went in
     x = jnp.broadcast_to(jnp.asarray(X[0]), (count, 3))

@@ -9,33 +9,33 @@ from jax.tree_util import Partial
 
 from tests.derivations.check import assert_close, assert_mean, assert_moments, assert_proved, refuted
 from tests.derivations.worlds import GaussianWorld, draws
-from vdm_jax import elbo, exact, forward, information, losses, reverse
+from vdm_jax import closed_form, elbo, forward, information, losses, reverse_variance
+from vdm_jax.discrete_schedules import discretize, linear_betas
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.likelihoods import DiscretizedGaussian
-from vdm_jax.parameterization import target
+from vdm_jax.parameterization import prediction_target
 from vdm_jax.samplers import ancestral
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
-from vdm_jax.tables import linear_betas, tabulate
-from vdm_jax.times import warp
+from vdm_jax.time_sampling import importance_sample
 
 KINDS = ("x_0", "eps", "v", "score")
 TABLES = {  # to be called with x64 enabled
     "preserving": lambda: linear_betas(6, 0.1, 0.6),
-    "exploding": lambda: tabulate(VarianceExploding(0.2, 5.0), 6),
+    "exploding": lambda: discretize(VarianceExploding(0.2, 5.0), 6),
 }
 
 
 def _mixture():
-    return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
-def _with_fraction(law, fractions, kind="eps", shift=0.0):
+def _with_fraction(distribution, fractions, prediction_type="eps", shift=0.0):
     """The exact denoiser of a law (x_hat moved by `shift`), with a fraction for each step 0..T."""
 
     def answer(fractions, x_t, level):
-        x_hat = exact.OptimalDenoiser(law, "x_0")(x_t, level) + shift
+        x_hat = closed_form.OptimalDenoiser(distribution, "x_0")(x_t, level) + shift
         eps = jax.vmap(lambda x, h, lv: (x - lv.alpha * h) / lv.sigma)(x_t, x_hat, level)
-        prediction = jax.vmap(lambda h, e, lv: target(h, e, lv, kind))(x_hat, eps, level)
+        prediction = jax.vmap(lambda h, e, lv: prediction_target(h, e, lv, prediction_type))(x_hat, eps, level)
         fraction = fractions[level.t.astype(int)]
         return prediction, jax.vmap(jnp.full_like)(x_t, fraction)
 
@@ -48,27 +48,29 @@ def _normal_decoder(x_hat, fraction, x_1, level):
 
 
 @jax.jit
-def _power(law, level):
+def _power(distribution, level):
     """E||eps_hat||^2 / D of the exact denoiser, by quadrature."""
-    noisy = exact.marginal(law, level)
+    noisy = closed_form.marginal(distribution, level)
     return information.quadrature(lambda x: jnp.mean((level.sigma * noisy.score(x)) ** 2), noisy).value
 
 
-def _steps(table):
+def _steps(schedule):
     """All of them, stacked."""
-    t = jnp.arange(1, table.num_steps + 1)
-    return table.step(t - 1, t)
+    t = jnp.arange(1, schedule.num_steps + 1)
+    return schedule.step(t - 1, t)
 
 
 @jax.jit
-def _best_variances(law, table):
-    return jax.lax.map(lambda step: reverse.analytic_variance(step, _power(law, step.t)), _steps(table))
+def _best_variances(distribution, schedule):
+    return jax.lax.map(
+        lambda step: reverse_variance.analytic_variance(step, _power(distribution, step.t)), _steps(schedule)
+    )
 
 
 @jax.jit
-def _best_fractions(law, table):
+def _best_fractions(distribution, schedule):
     """An entry a step 0..T."""
-    fractions = jax.vmap(reverse.variance_fraction)(_best_variances(law, table), _steps(table))
+    fractions = jax.vmap(reverse_variance.variance_fraction)(_best_variances(distribution, schedule), _steps(schedule))
     return jnp.concatenate([jnp.zeros(1), fractions])
 
 
@@ -79,62 +81,73 @@ def test_VAR_1_between_the_two_extremes_in_betas():
     betas = np.linspace(0.1, 0.6, 6)
     abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
     with jax.enable_x64(True):
-        table = linear_betas(6, 0.1, 0.6)
+        schedule = linear_betas(6, 0.1, 0.6)
         for t in range(2, 7):
             beta = betas[t - 1]
             posterior = beta * (1 - abar[t - 1]) / (1 - abar[t])
             for f in (-0.5, 0.0, 0.3, 1.0, 1.2):
-                var = reverse.interpolated_variance(jnp.asarray(f), table.step(t - 1, t))
+                var = reverse_variance.interpolated_variance(jnp.asarray(f), schedule.step(t - 1, t))
                 assert_close(var, np.exp(f * np.log(beta) + (1 - f) * np.log(posterior)), rtol=1e-12)
-                assert_close(reverse.variance_fraction(var, table.step(t - 1, t)), f, rtol=1e-11, atol=1e-12)
+                assert_close(
+                    reverse_variance.variance_fraction(var, schedule.step(t - 1, t)), f, rtol=1e-11, atol=1e-12
+                )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("schedule", TABLES)
-def test_VAR_1_the_divergence_of_any_variance(kind, schedule):
+@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("continuous", TABLES)
+def test_VAR_1_the_divergence_of_any_variance(prediction_type, continuous):
     # from target and prediction alone, without forming the two means: the same as the divergence of the two laws
     with jax.enable_x64(True):
-        table, rng = TABLES[schedule](), np.random.RandomState(0)
+        schedule, rng = TABLES[continuous](), np.random.RandomState(0)
         x_0, x_hat, eps, log_ratio = (jnp.asarray(rng.randn(3)) for _ in range(4))
         for t in (2, 4, 6):
-            step = table.step(t - 1, t)
+            step = schedule.step(t - 1, t)
             x_t = step.t.alpha * x_0 + step.t.sigma * eps
             eps_hat = (x_t - step.t.alpha * x_hat) / step.t.sigma
             for ratio in (log_ratio, log_ratio[0]):
                 posterior = forward.posterior(x_t, x_0, step)
                 model = Normal(forward.posterior(x_t, x_hat, step).mean, var=posterior.var * jnp.exp(ratio))
-                two = (target(x_0, eps, step.t, kind), target(x_hat, eps_hat, step.t, kind))
+                two = (
+                    prediction_target(x_0, eps, step.t, prediction_type),
+                    prediction_target(x_hat, eps_hat, step.t, prediction_type),
+                )
                 truth = kl(Normal(posterior.mean, var=jnp.full(3, posterior.var)), model)
-                assert_close(reverse.reverse_kl(*two, ratio, step, kind), truth, rtol=1e-10)
+                assert_close(reverse_variance.reverse_step_kl(*two, ratio, step, prediction_type), truth, rtol=1e-10)
 
 
 def test_VAR_1_the_divergence_is_a_mean_of_log_ratios():
-    table = linear_betas(6, 0.1, 0.6)
-    step, x_0, x_hat = table.step(2, 3), jnp.asarray([0.5, -1.0]), jnp.asarray([0.1, -0.8])
+    schedule = linear_betas(6, 0.1, 0.6)
+    step, x_0, x_hat = schedule.step(2, 3), jnp.asarray([0.5, -1.0]), jnp.asarray([0.1, -0.8])
     x_t, f = jnp.asarray([0.2, 0.9]), jnp.asarray([0.3, -0.4])
     q = forward.posterior(x_t, x_0, step)
-    p = Normal(forward.posterior(x_t, x_hat, step).mean, var=reverse.interpolated_variance(f, step))
+    p = Normal(forward.posterior(x_t, x_hat, step).mean, var=reverse_variance.interpolated_variance(f, step))
     log_ratio = jnp.log(p.var / q.var)
     x_s = draws(q, jax.random.key(0), 50_000)
     ratios = jax.vmap(q.log_prob)(x_s) - jax.vmap(p.log_prob)(x_s)
-    assert_mean(ratios, reverse.reverse_kl(x_0, x_hat, log_ratio, step, "x_0"), resolution=0.01)
+    assert_mean(ratios, reverse_variance.reverse_step_kl(x_0, x_hat, log_ratio, step, "x_0"), resolution=0.01)
     with refuted():
-        assert_mean(ratios, reverse.reverse_kl(x_0, x_hat, -log_ratio, step, "x_0"))
+        assert_mean(ratios, reverse_variance.reverse_step_kl(x_0, x_hat, -log_ratio, step, "x_0"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "terms"), [("x_0", None), ("v", 2), ("score", None), ("eps", 2)])
-def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(kind, terms):
+@pytest.mark.parametrize(("prediction_type", "terms"), [("x_0", None), ("v", 2), ("score", None), ("eps", 2)])
+def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(prediction_type, terms):
     with jax.enable_x64(True):
-        law, table = _mixture(), linear_betas(6, 0.1, 0.6)
-        x_0 = draws(law, jax.random.key(0), 8)
-        ours = reverse.learned_bound(
-            _with_fraction(law, jnp.zeros(7), kind, 0.1), jax.random.key(1), x_0, table,
-            lambda h, f, z, lv: Normal(h, var=lv.sigma**2), kind=kind, terms=terms,
+        distribution, schedule = _mixture(), linear_betas(6, 0.1, 0.6)
+        x_0 = draws(distribution, jax.random.key(0), 8)
+        ours = reverse_variance.learned_variance_bound(
+            _with_fraction(distribution, jnp.zeros(7), prediction_type, 0.1), jax.random.key(1), x_0, schedule,
+            lambda h, f, z, lv: Normal(h, var=lv.sigma**2), prediction_type=prediction_type, terms=terms,
         )  # fmt: skip
-        spoiled = lambda x_t, level: _with_fraction(law, jnp.zeros(7), kind, 0.1)(x_t, level)[0]  # noqa: E731
+        spoiled = lambda x_t, level: _with_fraction(distribution, jnp.zeros(7), prediction_type, 0.1)(x_t, level)[0]  # noqa: E731
         truth = elbo.bound(
-            spoiled, jax.random.key(1), x_0, table, lambda h, z, lv: Normal(h, var=lv.sigma**2), kind=kind, terms=terms
+            spoiled,
+            jax.random.key(1),
+            x_0,
+            schedule,
+            lambda h, z, lv: Normal(h, var=lv.sigma**2),
+            prediction_type=prediction_type,
+            terms=terms,
         )
         for term, other in zip(ours, truth, strict=True):
             assert_close(term, other, rtol=1e-9)
@@ -144,13 +157,13 @@ def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(kind, terms):
 def test_VAR_1_the_bound_is_the_mean_over_paths():
     # -log p(x_0:T) / q(x_1:T | x_0) over forward paths, every law as it is defined, for a spoiled denoiser
     with jax.enable_x64(True):
-        law, table, count = exact.gaussian([0.4], [[0.5]]), linear_betas(4, 0.2, 0.7), 40_000
+        distribution, schedule, count = closed_form.gaussian([0.4], [[0.5]]), linear_betas(4, 0.2, 0.7), 40_000
         fractions = jnp.asarray([0.0, 0.7, 1.3, -0.4, 0.5])
-        model = _with_fraction(law, fractions, "x_0", 0.2)
+        model = _with_fraction(distribution, fractions, "x_0", 0.2)
         x_0 = jnp.full((count, 1), 0.9)
         chain, cost = x_0, jnp.zeros(count)
         for t in range(1, 5):
-            step, before = table.step(t - 1, t), chain
+            step, before = schedule.step(t - 1, t), chain
             after = jax.vmap(lambda x, st=step: forward.transition(x, st))(before)
             chain = jax.vmap(Normal.sample)(after, jax.random.split(jax.random.key(t), count))
             x_hat, f = model(chain, jax.tree.map(lambda leaf: jnp.full(count, leaf), step.t))
@@ -163,16 +176,20 @@ def test_VAR_1_the_bound_is_the_mean_over_paths():
                 law_s = Normal(means, var=beta**f * low ** (1 - f))
             cost += jax.vmap(Normal.log_prob)(after, chain) - jax.vmap(Normal.log_prob)(law_s, before)
         cost -= jax.vmap(lambda x: Normal(jnp.zeros(1), var=jnp.asarray(1.0)).log_prob(x))(chain)
-        ours = reverse.learned_bound(model, jax.random.key(9), x_0, table, _normal_decoder, kind="x_0").total
+        ours = reverse_variance.learned_variance_bound(
+            model, jax.random.key(9), x_0, schedule, _normal_decoder, prediction_type="x_0"
+        ).total
         assert_mean(cost - ours, 0.0, resolution=0.03)
         # and it bounds the model's own -log p(x_0), which by the same chain backwards is normal
         mean, var = 0.0, 1.0
         for t in range(4, 0, -1):
-            step, level = table.step(t - 1, t), jax.tree.map(lambda leaf: leaf[None], table(t))
+            step, level = schedule.step(t - 1, t), jax.tree.map(lambda leaf: leaf[None], schedule(t))
             at = [float(model(jnp.full((1, 1), z), level)[0][0, 0]) for z in (0.0, 1.0)]
             c_1, c_2, _ = forward.posterior_coefficients(step)
             slope = c_1 + c_2 * (at[1] - at[0])
-            noise = reverse.interpolated_variance(fractions[t], step) if t > 1 else step.t.sigma**2 * np.exp(0.7)
+            noise = (
+                reverse_variance.interpolated_variance(fractions[t], step) if t > 1 else step.t.sigma**2 * np.exp(0.7)
+            )
             mean, var = slope * mean + c_2 * at[0], slope**2 * var + noise
         truth = -Normal(jnp.asarray([mean]), var=jnp.asarray(var)).log_prob(jnp.asarray([0.9]))
         assert float(ours.mean() - 4 * ours.std() / count**0.5) > float(truth)
@@ -188,19 +205,19 @@ def _trained(a, b, x_t, level):
 @pytest.mark.slow
 def test_VAR_2_hybrid_gradient_of_the_mean_is_that_of_the_simple_loss():
     with jax.enable_x64(True):
-        law, table, decoder = _mixture(), linear_betas(5, 0.1, 0.6), _normal_decoder
-        x_0, key, weight = draws(law, jax.random.key(0), 64), jax.random.key(1), 0.37
+        distribution, schedule, decoder = _mixture(), linear_betas(5, 0.1, 0.6), _normal_decoder
+        x_0, key, weight = draws(distribution, jax.random.key(0), 64), jax.random.key(1), 0.37
         a, b = jnp.asarray(0.6), jnp.asarray(0.4)
 
         def hybrid(a, b):
             model = Partial(_trained, a, b)
-            return reverse.hybrid_loss(model, key, x_0, table, decoder, vlb_weight=weight).loss.sum()
+            return reverse_variance.hybrid_loss(model, key, x_0, schedule, decoder, vlb_weight=weight).loss.sum()
 
         def simple(a):
-            return losses.simple_loss(Partial(lambda a, x, _: a * x, a), key, x_0, table).sum()
+            return losses.simple_loss(Partial(lambda a, x, _: a * x, a), key, x_0, schedule).sum()
 
         def vlb(a, b):
-            return reverse.vlb_loss(Partial(_trained, a, b), key, x_0, table, decoder).vlb.sum()
+            return reverse_variance.vlb_loss(Partial(_trained, a, b), key, x_0, schedule, decoder).vlb.sum()
 
         by_a, by_b = jax.jit(jax.grad(hybrid, (0, 1)))(a, b)
         vlb_by_a, vlb_by_b = jax.jit(jax.grad(vlb, (0, 1)))(a, b)
@@ -215,17 +232,17 @@ def test_VAR_2_hybrid_gradient_of_the_mean_is_that_of_the_simple_loss():
 def test_VAR_2_one_step_stands_for_the_bound(importance):
     # its mean is the bound's reconstruction and diffusion, its gradient's mean theirs; so too where t is drawn unevenly
     with jax.enable_x64(True):
-        law, table, count = _mixture(), linear_betas(5, 0.1, 0.6), 60_000
-        x_0 = draws(law, jax.random.key(0), count)
+        distribution, schedule, count = _mixture(), linear_betas(5, 0.1, 0.6), 60_000
+        x_0 = draws(distribution, jax.random.key(0), count)
 
         def each(a, b, x, key):
             model, x, options = Partial(_trained, a, b), x[None], {}
             key_u, key_one, key_all = jax.random.split(key, 3)
             if importance:
-                drawn = warp(jax.random.uniform(key_u, (1,)), jnp.asarray([3.0, 2.0, 1.0, 1.0, 0.5]))
+                drawn = importance_sample(jax.random.uniform(key_u, (1,)), jnp.asarray([3.0, 2.0, 1.0, 1.0, 0.5]))
                 options = {"t": drawn.bin + 1, "importance": drawn.weight}
-            one = reverse.vlb_loss(model, key_one, x, table, _normal_decoder, **options).loss[0]
-            bound = reverse.learned_bound(model, key_all, x, table, _normal_decoder)
+            one = reverse_variance.vlb_loss(model, key_one, x, schedule, _normal_decoder, **options).loss[0]
+            bound = reverse_variance.learned_variance_bound(model, key_all, x, schedule, _normal_decoder)
             return one - (bound.reconstruction + bound.diffusion)[0]
 
         numbers = jax.vmap(jax.value_and_grad(each, (0, 1)), (None, None, 0, 0))(
@@ -240,14 +257,16 @@ def test_VAR_2_one_step_stands_for_the_bound(importance):
 def test_VAR_2_descent_finds_the_analytic_variance():
     # a free fraction for each step, trained by L_vlb alone, mean exact: it ends where the closed form says
     with jax.enable_x64(True):
-        law, table = _mixture(), tabulate(VarianceExploding(0.2, 3.0), 5)
-        best = _best_fractions(law, table)
+        distribution, schedule = _mixture(), discretize(VarianceExploding(0.2, 3.0), 5)
+        best = _best_fractions(distribution, schedule)
 
         def loss(fractions, key):
             key_x, key = jax.random.split(key)
-            x_0 = draws(law, key_x, 500)
-            model = _with_fraction(law, fractions)
-            return reverse.hybrid_loss(model, key, x_0, table, _normal_decoder, spread=True).vlb.mean()
+            x_0 = draws(distribution, key_x, 500)
+            model = _with_fraction(distribution, fractions)
+            return reverse_variance.hybrid_loss(
+                model, key, x_0, schedule, _normal_decoder, time_sampling="low_discrepancy"
+            ).vlb.mean()
 
         keys = jax.random.split(jax.random.key(0), 500)
         at_best = jax.vmap(jax.grad(loss), (None, 0))(best, keys[:200])
@@ -282,48 +301,57 @@ def test_VAR_3_symbolically_the_reverse_kernel_s():
     assert_proved(term.subs(var, u), sp.log(u / w) / 2)
 
 
-@pytest.mark.parametrize("schedule", TABLES)
-def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(schedule):
+@pytest.mark.parametrize("continuous", TABLES)
+def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(continuous):
     with jax.enable_x64(True):
-        table, x_t = TABLES[schedule](), jnp.asarray([0.3, -0.7, 1.1])
+        schedule, x_t = TABLES[continuous](), jnp.asarray([0.3, -0.7, 1.1])
         covariance = np.array([[0.5, 0.2, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.9]])
-        law, round_law = exact.gaussian(np.zeros(3), covariance), exact.gaussian(np.full(3, 0.4), 0.5 * np.eye(3))
+        distribution, round_law = (
+            closed_form.gaussian(np.zeros(3), covariance),
+            closed_form.gaussian(np.full(3, 0.4), 0.5 * np.eye(3)),
+        )
         for t in range(1, 7):
-            step = table.step(t - 1, t)
+            step = schedule.step(t - 1, t)
             a, g = float(step.t.alpha), float(step.t.sigma)
 
-            def kernel(law, step=step, t=t):
-                return exact.reverse(law, x_t, step) if t > 1 else law.given(x_t, step.t)  # s clean: the data's
+            def kernel(distribution, step=step, t=t):
+                return (
+                    closed_form.reverse_transition(distribution, x_t, step)
+                    if t > 1
+                    else distribution.posterior(x_t, step.t)
+                )  # s clean: the data's
 
             # one number: E||eps_hat||^2 / D = sigma^2 tr M^-1 / D, M the covariance of x_t; and one for each dimension
             inverse = np.linalg.inv(a**2 * covariance + g**2 * np.eye(3))
-            each = reverse.analytic_variance(step, jnp.asarray(g**2 * np.diag(inverse)))
-            assert_close(each, kernel(law).variance, rtol=1e-12)
-            alike = reverse.analytic_variance(step, jnp.asarray(g**2 * np.trace(inverse) / 3))
-            assert_close(alike, kernel(law).variance.mean(), rtol=1e-12)
+            each = reverse_variance.analytic_variance(step, jnp.asarray(g**2 * np.diag(inverse)))
+            assert_close(each, kernel(distribution).variance, rtol=1e-12)
+            alike = reverse_variance.analytic_variance(step, jnp.asarray(g**2 * np.trace(inverse) / 3))
+            assert_close(alike, kernel(distribution).variance.mean(), rtol=1e-12)
             power = jnp.asarray(g**2 / (a**2 * 0.5 + g**2))
-            assert_close(reverse.analytic_variance(step, power), kernel(round_law).variance[0], rtol=1e-12)
+            assert_close(reverse_variance.analytic_variance(step, power), kernel(round_law).variance[0], rtol=1e-12)
 
 
 @pytest.mark.slow
 def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
     with jax.enable_x64(True):
-        law, table = _mixture(), tabulate(LinearLogSNR(3.0, -3.0), 4)
+        distribution, schedule = _mixture(), discretize(LinearLogSNR(3.0, -3.0), 4)
         for t in (2, 3, 4):
-            step = table.step(t - 1, t)
-            noisy, power = exact.marginal(law, step.t), _power(law, step.t)
-            best = reverse.analytic_variance(step, power)
-            spread = information.quadrature(lambda x, s=step: exact.reverse(law, x, s).variance[0], noisy).value
+            step = schedule.step(t - 1, t)
+            noisy, power = closed_form.marginal(distribution, step.t), _power(distribution, step.t)
+            best = reverse_variance.analytic_variance(step, power)
+            spread = information.quadrature(
+                lambda x, s=step: closed_form.reverse_transition(distribution, x, s).variance[0], noisy
+            ).value
             assert_close(best, spread, rtol=1e-10)
-            error = information.mmse(law, step.t).value
-            assert_close(reverse.matched_variance(step, error), best, rtol=1e-10)
+            error = information.mmse(distribution, step.t).value
+            assert_close(reverse_variance.optimal_variance(step, error), best, rtol=1e-10)
 
             @jax.jit
             def apart(var, step=step, noisy=noisy):
                 """E over x_t of KL(q(x_s|x_t) || N(mu, var)), by integrals over both."""
 
                 def at(x_t):
-                    kernel = exact.reverse(law, x_t, step)
+                    kernel = closed_form.reverse_transition(distribution, x_t, step)
                     model = Normal(kernel.mean, var=var)
                     return information.quadrature(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel, 101).value
 
@@ -339,18 +367,28 @@ def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
 def test_VAR_3_the_least_bound():
     # its diffusion term is sum_t log(var / sigma_q^2) / 2 a dimension, and any other variance has a larger one
     with jax.enable_x64(True):
-        law, table = _mixture(), tabulate(LinearLogSNR(4.0, -4.0), 5)
-        x_0, best, bounds = draws(law, jax.random.key(0), 40_000), _best_fractions(law, table), []
+        distribution, schedule = _mixture(), discretize(LinearLogSNR(4.0, -4.0), 5)
+        x_0, best, bounds = draws(distribution, jax.random.key(0), 40_000), _best_fractions(distribution, schedule), []
         for moved in (0.0, 0.3, -0.3):
-            model = _with_fraction(law, best + moved)
-            bounds.append(reverse.learned_bound(model, jax.random.key(1), x_0, table, _normal_decoder).diffusion)
-        variances = _best_variances(law, table)
-        low = [forward.posterior_variance(table.step(t - 1, t)) for t in range(2, 6)]
+            model = _with_fraction(distribution, best + moved)
+            bounds.append(
+                reverse_variance.learned_variance_bound(
+                    model, jax.random.key(1), x_0, schedule, _normal_decoder
+                ).diffusion
+            )
+        variances = _best_variances(distribution, schedule)
+        low = [forward.posterior_variance(schedule.step(t - 1, t)) for t in range(2, 6)]
         assert_mean(bounds[0], 0.5 * np.sum(np.log(variances[1:] / jnp.stack(low))), resolution=0.01)
         for other in bounds[1:]:
             gain = np.asarray(other - bounds[0])
             assert gain.mean() > 5 * gain.std() / np.sqrt(gain.size)
-        fixed = elbo.bound(exact.OptimalDenoiser(law), jax.random.key(1), x_0, table, exact.OptimalDecoder(law))
+        fixed = elbo.bound(
+            closed_form.OptimalDenoiser(distribution),
+            jax.random.key(1),
+            x_0,
+            schedule,
+            closed_form.OptimalDecoder(distribution),
+        )
         assert np.mean(fixed.diffusion) > 1.3 * np.mean(bounds[0])
 
 
@@ -359,23 +397,27 @@ def test_VAR_3_of_an_imperfect_mean_the_measured_error_decides():
     # x_hat off by 0.3 everywhere: E (x_0 - x_hat)^2 = mmse + 0.09. At that variance the bound's slope in f vanishes;
     # at the formula for the best eps_hat it does not.
     with jax.enable_x64(True):
-        law, table = _mixture(), tabulate(LinearLogSNR(2.0, -2.0), 3)
-        x_0 = draws(law, jax.random.key(0), 20_000)
+        distribution, schedule = _mixture(), discretize(LinearLogSNR(2.0, -2.0), 3)
+        x_0 = draws(distribution, jax.random.key(0), 20_000)
 
         def slope(errors):
             fractions = [jnp.zeros(())] * 2
             for t in (2, 3):
-                step = table.step(t - 1, t)
-                fractions.append(reverse.variance_fraction(reverse.matched_variance(step, errors[t - 2]), step))
+                step = schedule.step(t - 1, t)
+                fractions.append(
+                    reverse_variance.variance_fraction(reverse_variance.optimal_variance(step, errors[t - 2]), step)
+                )
 
             def cost(fractions, x, key):
-                model = _with_fraction(law, fractions, "x_0", 0.3)
-                return reverse.learned_bound(model, key, x[None], table, _normal_decoder, kind="x_0").diffusion[0]
+                model = _with_fraction(distribution, fractions, "x_0", 0.3)
+                return reverse_variance.learned_variance_bound(
+                    model, key, x[None], schedule, _normal_decoder, prediction_type="x_0"
+                ).diffusion[0]
 
             keys = jax.random.split(jax.random.key(1), len(x_0))
             return jax.vmap(jax.grad(cost), (None, 0, 0))(jnp.stack(fractions), x_0, keys)[:, 2:]
 
-        least = [information.mmse(law, table(t)).value for t in (2, 3)]
+        least = [information.mmse(distribution, schedule(t)).value for t in (2, 3)]
         assert_mean(slope([e + 0.09 for e in least]), 0.0, resolution=0.02)
         with refuted():
             assert_mean(slope(least), 0.0)
@@ -383,46 +425,48 @@ def test_VAR_3_of_an_imperfect_mean_the_measured_error_decides():
 
 def test_VAR_3_one_point_and_standard_normal_data_are_the_extremes():
     with jax.enable_x64(True):
-        table = linear_betas(6, 0.1, 0.6)
+        schedule = linear_betas(6, 0.1, 0.6)
         x_0 = jnp.full((8, 2), 0.6)
-        point = exact.OptimalDenoiser(exact.points([[0.6, 0.6]]))
-        many = jax.vmap(lambda key: reverse.eps_power(point, key, x_0, table))(
+        point = closed_form.OptimalDenoiser(closed_form.empirical([[0.6, 0.6]]))
+        many = jax.vmap(lambda key: reverse_variance.eps_second_moment(point, key, x_0, schedule))(
             jax.random.split(jax.random.key(0), 2000)
         )
         assert_mean(many, 1.0, resolution=0.01)  # it tells the noise itself
         for t in range(2, 7):
-            step = table.step(t - 1, t)
+            step = schedule.step(t - 1, t)
             assert_close(
-                reverse.analytic_variance(step, jnp.asarray(1.0)), forward.posterior_variance(step), rtol=1e-14
+                reverse_variance.analytic_variance(step, jnp.asarray(1.0)), forward.posterior_variance(step), rtol=1e-14
             )
             beta = 0.1 + 0.1 * (t - 1)
-            assert_close(reverse.analytic_variance(step, step.t.sigma**2), beta, rtol=1e-12)  # eps_hat = sigma x_t
+            assert_close(
+                reverse_variance.analytic_variance(step, step.t.sigma**2), beta, rtol=1e-12
+            )  # eps_hat = sigma x_t
 
 
 def test_VAR_3_eps_power_from_data():
-    law, table, keys = _mixture(), linear_betas(4, 0.1, 0.6), jax.random.split(jax.random.key(0), 300)
+    distribution, schedule, keys = _mixture(), linear_betas(4, 0.1, 0.6), jax.random.split(jax.random.key(0), 300)
 
     @jax.jit
     def estimate(key):
         key_x, key = jax.random.split(key)
-        x_0 = draws(law, key_x, 400)
+        x_0 = draws(distribution, key_x, 400)
         three = jnp.concatenate([x_0, 0.5 * x_0], axis=1)  # another law in the second place: dimensions differ
 
         def both(x_t, level):
-            first = exact.OptimalDenoiser(law, "v")(x_t[:, :1], level)
-            half = exact.OptimalDenoiser(law.affine(jnp.asarray(0.5), jnp.zeros(1), jnp.asarray(0.0)), "v")(
-                x_t[:, 1:], level
-            )
+            first = closed_form.OptimalDenoiser(distribution, "v")(x_t[:, :1], level)
+            half = closed_form.OptimalDenoiser(
+                distribution.pushforward(jnp.asarray(0.5), jnp.zeros(1), jnp.asarray(0.0)), "v"
+            )(x_t[:, 1:], level)
             return jnp.concatenate([first, half], axis=1)
 
-        alone = reverse.eps_power(exact.OptimalDenoiser(law), key, x_0, table)
-        return alone, reverse.eps_power(both, key, three, table, kind="v", per_dim=True)
+        alone = reverse_variance.eps_second_moment(closed_form.OptimalDenoiser(distribution), key, x_0, schedule)
+        return alone, reverse_variance.eps_second_moment(both, key, three, schedule, prediction_type="v", per_dim=True)
 
     alone, both = jax.vmap(estimate)(keys)
     with jax.enable_x64(True):
-        law, table = _mixture(), linear_betas(4, 0.1, 0.6)
-        half = law.affine(jnp.asarray(0.5), jnp.zeros(1), jnp.asarray(0.0))
-        truth = np.array([[float(_power(each, table(t))) for each in (law, half)] for t in range(1, 5)])
+        distribution, schedule = _mixture(), linear_betas(4, 0.1, 0.6)
+        half = distribution.pushforward(jnp.asarray(0.5), jnp.zeros(1), jnp.asarray(0.0))
+        truth = np.array([[float(_power(each, schedule(t))) for each in (distribution, half)] for t in range(1, 5)])
     assert_mean(alone, truth[:, 0], resolution=0.005)
     assert_mean(both, truth, resolution=0.005)
 
@@ -430,20 +474,25 @@ def test_VAR_3_eps_power_from_data():
 def test_VAR_3_sampling_few_steps_of_gaussian_data_without_error():
     # with the exact mean and variance of every reverse kernel each state has the forward marginal, at any T
     with jax.enable_x64(True):
-        world, table = GaussianWorld(0.7, 0.25), linear_betas(3, 0.3, 0.8)
-        law = world.law((1,))
-        x_T = draws(exact.marginal(law, table(3)), jax.random.key(0), 100_000)
-        variances = _best_variances(law, table)
+        world, schedule = GaussianWorld(0.7, 0.25), linear_betas(3, 0.3, 0.8)
+        distribution = world.distribution((1,))
+        x_T = draws(closed_form.marginal(distribution, schedule(3)), jax.random.key(0), 100_000)
+        variances = _best_variances(distribution, schedule)
         options = {"snapshots": 3}
         chain = ancestral(
-            exact.OptimalDenoiser(law), jax.random.key(1), x_T, table, variance=variances, **options
+            closed_form.OptimalDenoiser(distribution), jax.random.key(1), x_T, schedule, variance=variances, **options
         ).trajectory
         for t, x_t in zip((2, 1), chain.x_t[1:], strict=True):
-            level = table(t)
+            level = schedule(t)
             assert_moments(x_t, level.alpha * 0.7, level.alpha**2 * 0.25 + level.sigma**2)
-        for variance in ("lower", "upper"):
+        for variance in ("fixed_small", "fixed_large"):
             other = ancestral(
-                exact.OptimalDenoiser(law), jax.random.key(1), x_T, table, variance=variance, **options
+                closed_form.OptimalDenoiser(distribution),
+                jax.random.key(1),
+                x_T,
+                schedule,
+                variance=variance,
+                **options,
             ).trajectory
             with refuted():
                 assert_moments(other.x_t[-1], level.alpha * 0.7, level.alpha**2 * 0.25 + level.sigma**2)
@@ -452,40 +501,40 @@ def test_VAR_3_sampling_few_steps_of_gaussian_data_without_error():
 # VAR-4: between these it lies
 
 
-@pytest.mark.parametrize("schedule", TABLES)
-def test_VAR_4_bounds_hold_and_are_reached(schedule):
+@pytest.mark.parametrize("continuous", TABLES)
+def test_VAR_4_bounds_hold_and_are_reached(continuous):
     with jax.enable_x64(True):
-        table, rng = TABLES[schedule](), np.random.RandomState(0)
-        laws = [exact.points(rng.uniform(-1, 1, (4, 1)), rng.uniform(0.1, 1, 4)) for _ in range(3)]
-        laws += [_mixture(), exact.gaussian([3.0], [[40.0]])]
-        steps = _steps(table)
+        schedule, rng = TABLES[continuous](), np.random.RandomState(0)
+        distributions = [closed_form.empirical(rng.uniform(-1, 1, (4, 1)), rng.uniform(0.1, 1, 4)) for _ in range(3)]
+        distributions += [_mixture(), closed_form.gaussian([3.0], [[40.0]])]
+        steps = _steps(schedule)
         free, held = (
-            jax.vmap(reverse.variance_bounds)(steps),
-            jax.vmap(lambda st: reverse.variance_bounds(st, 1.0))(steps),
+            jax.vmap(reverse_variance.variance_bounds)(steps),
+            jax.vmap(lambda st: reverse_variance.variance_bounds(st, 1.0))(steps),
         )
         assert_close(free.lower, jax.vmap(forward.posterior_variance)(steps), rtol=1e-14)
         assert np.all(held.upper <= free.upper)
-        for law in laws:
-            var = _best_variances(law, table)
+        for distribution in distributions:
+            var = _best_variances(distribution, schedule)
             assert np.all((free.lower <= var) & (var <= free.upper))
-            assert not isinstance(law, exact.Finite) or np.all(var <= held.upper)
+            assert not isinstance(distribution, closed_form.Empirical) or np.all(var <= held.upper)
         # ever broader data reach the upper bound
-        assert_close(_best_variances(exact.gaussian([0.0], [[1e12]]), table), free.upper, rtol=1e-9)
+        assert_close(_best_variances(closed_form.gaussian([0.0], [[1e12]]), schedule), free.upper, rtol=1e-9)
         # data at the two ends of [-1, 1], hidden in noise: half the width squared, which is less than sigma / alpha
-        noisy = tabulate(LinearLogSNR(-9.0, -16.0), 2).step(1, 2)
-        ends = reverse.analytic_variance(noisy, _power(exact.points([[-1.0], [1.0]]), noisy.t))
-        top = reverse.variance_bounds(noisy, 1.0)
+        noisy = discretize(LinearLogSNR(-9.0, -16.0), 2).step(1, 2)
+        ends = reverse_variance.analytic_variance(noisy, _power(closed_form.empirical([[-1.0], [1.0]]), noisy.t))
+        top = reverse_variance.variance_bounds(noisy, 1.0)
         assert_close((ends - top.lower) / (top.upper - top.lower), 1.0, rtol=1e-5)
-        assert float(top.upper) < 0.9 * float(reverse.variance_bounds(noisy).upper)
+        assert float(top.upper) < 0.9 * float(reverse_variance.variance_bounds(noisy).upper)
 
 
 def test_VAR_1_the_decoder_s_width_lies_between_its_two_variances():
     with jax.enable_x64(True):
-        table = linear_betas(4, 0.1, 0.6)
+        schedule = linear_betas(4, 0.1, 0.6)
         betas = np.linspace(0.1, 0.6, 4)
         second = betas[1] * betas[0] / (1 - (1 - betas[0]) * (1 - betas[1]))  # beta~_2
-        decoder, x_hat = reverse.InterpolatedDecoder(table, 17), jnp.asarray([0.2, -0.4])
+        decoder, x_hat = reverse_variance.InterpolatedDecoder(schedule, 17), jnp.asarray([0.2, -0.4])
         for f in (0.0, 0.4, 1.0):
-            law = decoder(x_hat, jnp.full(2, f), x_hat, table(1))
+            distribution = decoder(x_hat, jnp.full(2, f), x_hat, schedule(1))
             truth = DiscretizedGaussian(x_hat, scale=jnp.full(2, np.sqrt(betas[0] ** f * second ** (1 - f))), levels=17)
-            assert_close(law.log_masses(), truth.log_masses(), rtol=1e-11)
+            assert_close(distribution.log_masses(), truth.log_masses(), rtol=1e-11)

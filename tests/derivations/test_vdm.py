@@ -12,13 +12,13 @@ from jax.tree_util import Partial
 
 from tests.derivations.check import assert_close, assert_mean
 from tests.derivations.worlds import draws
-from vdm_jax import elbo, exact, information, paths, vdm
+from vdm_jax import closed_form, elbo, information, path_bounds, vdm
+from vdm_jax.discrete_schedules import DiscretizedSchedule, discretize
 from vdm_jax.gaussian import Normal
-from vdm_jax.levels import level_from_log_snr
 from vdm_jax.likelihoods import Categorical
 from vdm_jax.networks.schedule import MonotoneNetwork
-from vdm_jax.schedules import Learned, LinearLogSNR
-from vdm_jax.tables import Grid, tabulate
+from vdm_jax.noise_levels import level_from_log_snr
+from vdm_jax.schedules import LearnedSchedule, LinearLogSNR
 
 PIXELS = [[0.1, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]]
 
@@ -30,13 +30,15 @@ def _learned(gamma_0, gamma_1, dtype=jnp.float64, features=16, spoil=0.0):
     params = network.init(jax.random.key(0), zero, zero)
     noise = np.random.RandomState(0)
     params = jax.tree.map(lambda p: jnp.asarray(p + spoil * noise.standard_normal(p.shape), dtype), params)
-    return Learned(jnp.asarray(gamma_0, dtype), jnp.asarray(gamma_1, dtype), Partial(network.apply, params))
+    return LearnedSchedule(jnp.asarray(gamma_0, dtype), jnp.asarray(gamma_1, dtype), Partial(network.apply, params))
 
 
 def _world(schedule):
     """Two pixels of four values, with the exact denoiser and decoder."""
-    law = jax.tree.map(lambda leaf: leaf.astype(schedule.gamma_0.dtype), exact.pixels(PIXELS))
-    return law, exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
+    distribution = jax.tree.map(
+        lambda leaf: leaf.astype(schedule.gamma_0.dtype), closed_form.independent_pixels(PIXELS)
+    )
+    return distribution, closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
 
 
 @pytest.mark.slow
@@ -57,9 +59,11 @@ def test_FWD_7_learned_end_points_are_pinned():
 def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=1.0)
-        law, denoiser, decoder = _world(schedule)
-        x_0 = draws(law, jax.random.key(0), 20_000)
-        truth = information.optimal_bound_limit(law, *(level_from_log_snr(jnp.asarray(v)) for v in (5.0, -3.0)))
+        distribution, denoiser, decoder = _world(schedule)
+        x_0 = draws(distribution, jax.random.key(0), 20_000)
+        truth = information.optimal_bound_limit(
+            distribution, *(level_from_log_snr(jnp.asarray(v)) for v in (5.0, -3.0))
+        )
         for shape in (schedule, _learned(-5.0, 3.0)):
             ours = vdm.vdm_loss(denoiser, jax.random.key(1), x_0, shape, decoder)
             for name in ("prior", "reconstruction", "diffusion"):
@@ -70,10 +74,10 @@ def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
 def test_ELBO_9_t_steps_of_a_learned_schedule():
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=1.0)
-        law, denoiser, decoder = _world(schedule)
-        x_0 = draws(law, jax.random.key(0), 20_000)
-        grid = Grid(schedule, 6)
-        truth = information.optimal_bound(law, grid)
+        distribution, denoiser, decoder = _world(schedule)
+        x_0 = draws(distribution, jax.random.key(0), 20_000)
+        grid = DiscretizedSchedule(schedule, 6)
+        truth = information.optimal_bound(distribution, grid)
         for ours in (
             vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder, num_steps=5),
             elbo.bound(denoiser, jax.random.key(2), x_0, grid, decoder),
@@ -87,8 +91,8 @@ def test_VDM_1_gradients_of_ends_and_shape():
     # The ends' gradient is the bound's, the shape's that of E[L^2] / 2D: by differentiating each by itself.
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=0.5)
-        law, denoiser, decoder = _world(schedule)
-        x_0 = draws(law, jax.random.key(0), 64)
+        distribution, denoiser, decoder = _world(schedule)
+        x_0 = draws(distribution, jax.random.key(0), 64)
 
         @partial(jax.jit, static_argnums=1)
         def terms(schedule, shape):
@@ -124,8 +128,8 @@ def test_VDM_1_training_the_shape_reaches_the_least_variance():
     # One-sample E L^2 = 1/4 int gamma' m_2(gamma) dgamma is least where gamma' is proportional to m_2^(-1/2), where it
     # is (1/2 int m_2^(1/2) dgamma)^2; m_2(gamma) = E ||eps - eps_hat||^4.
     schedule = _learned(-4.0, 4.0, jnp.float32, features=32)
-    law, denoiser, decoder = _world(schedule)
-    x_0 = draws(law, jax.random.key(0), 20_000)
+    distribution, denoiser, decoder = _world(schedule)
+    x_0 = draws(distribution, jax.random.key(0), 20_000)
     gamma = jnp.linspace(-4.0, 4.0, 121)
     first, second = map(np.asarray, _moments(denoiser, x_0, -gamma))
     mean, least = 0.5 * np.trapezoid(first, gamma), (0.5 * np.trapezoid(np.sqrt(second), gamma)) ** 2
@@ -162,7 +166,7 @@ def test_VDM_1_training_the_shape_reaches_the_least_variance():
         np.asarray(vdm.vdm_loss(denoiser, jax.random.key(3), x_0, s, decoder).diffusion, np.float64)
         for s in (schedule, trained)
     )
-    truth = information.optimal_bound_limit(law, level_from_log_snr(-gamma[0]), level_from_log_snr(-gamma[-1]))
+    truth = information.optimal_bound_limit(distribution, level_from_log_snr(-gamma[0]), level_from_log_snr(-gamma[-1]))
     assert_mean(old, truth.diffusion.value)
     assert_mean(new, truth.diffusion.value)
     assert abs(new.var() / old.var() - after / before) < 0.1 * after / before
@@ -170,8 +174,8 @@ def test_VDM_1_training_the_shape_reaches_the_least_variance():
 
 def test_VDM_1_neighbours_in_a_batch_do_not_matter_to_values():
     schedule = _learned(-5.0, 3.0, jnp.float32)
-    law, denoiser, decoder = _world(schedule)
-    x_0 = draws(law, jax.random.key(0), 8)
+    distribution, denoiser, decoder = _world(schedule)
+    x_0 = draws(distribution, jax.random.key(0), 8)
     ours = vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder).diffusion
     changed = vdm.vdm_loss(denoiser, jax.random.key(1), x_0.at[3].set(-x_0[3]), schedule, decoder).diffusion
     assert np.array_equal(np.delete(ours, 3), np.delete(changed, 3))
@@ -180,36 +184,42 @@ def test_VDM_1_neighbours_in_a_batch_do_not_matter_to_values():
 
 def test_VDM_2_logits_of_the_pixels_law_are_the_exact_denoiser():
     with jax.enable_x64(True):
-        law = exact.pixels(PIXELS)
+        distribution = closed_form.independent_pixels(PIXELS)
         z = jnp.asarray([0.3, -1.2])
         for log_snr in (-6.0, -1.0, 2.0, 9.0):
             level = level_from_log_snr(jnp.asarray(log_snr))
             ours = Categorical(z, level, 4, jnp.log(jnp.asarray(PIXELS)))
-            assert_close(ours.mean(), exact.prediction(law, z, level, "x_0"), rtol=1e-12)
-            assert_close(jnp.exp(ours.log_masses()), jnp.exp(law.given(z, level).law.log_weights), rtol=1e-9)
+            assert_close(ours.mean(), closed_form.optimal_prediction(distribution, z, level, "x_0"), rtol=1e-12)
+            assert_close(
+                jnp.exp(ours.log_masses()),
+                jnp.exp(distribution.posterior(z, level).distribution.log_weights),
+                rtol=1e-9,
+            )
 
 
 def test_ELBO_12_each_slice_of_the_curve_is_a_difference_of_informations():
     # 1/2 int mmse dSNR over a slice = I(x_0; x_s) - I(x_0; x_t)
     with jax.enable_x64(True):
         schedule = LinearLogSNR(6.0, -4.0)
-        law = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
-        x_0 = draws(law, jax.random.key(0), 20_000)
-        curve = elbo.diffusion_curve(exact.OptimalDenoiser(law), jax.random.key(1), x_0, schedule, terms=5)
+        distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+        x_0 = draws(distribution, jax.random.key(0), 20_000)
+        curve = elbo.diffusion_curve(
+            closed_form.OptimalDenoiser(distribution), jax.random.key(1), x_0, schedule, terms=5
+        )
         edges = [level_from_log_snr(jnp.asarray(v)) for v in np.linspace(6.0, -4.0, 6)]
-        shared = [float(information.mutual_information(law, level).value) for level in edges]
+        shared = [float(information.mutual_information(distribution, level).value) for level in edges]
         assert_mean(curve.nats.T, -np.diff(shared), resolution=0.01)
         inside = np.asarray(curve.log_snr)
         assert np.all(inside <= np.linspace(6.0, -4.0, 6)[:-1, None])
         assert np.all(inside >= np.linspace(6.0, -4.0, 6)[1:, None])
 
 
-def _chain(law, table, decoder_var):
+def _chain(distribution, schedule, decoder_var):
     """-log p(x_0) of the model with the exact denoiser of scalar normal data: linear steps keep it normal."""
-    m, v = float(law.mean[0]), float(law.variance[0])
+    m, v = float(distribution.mean[0]), float(distribution.variance[0])
     mean, var = 0.0, 1.0
-    for t in range(table.num_steps, 0, -1):
-        step = table.step(t - 1, t)
+    for t in range(schedule.num_steps, 0, -1):
+        step = schedule.step(t - 1, t)
         alpha, sigma = float(step.t.alpha), float(step.t.sigma)
         gain = alpha * v / (alpha**2 * v + sigma**2)  # x_hat = m + gain (x - alpha m)
         r = float(step.snr_ratio)
@@ -222,22 +232,28 @@ def _chain(law, table, decoder_var):
 
 def test_LIK_1_more_paths_come_nearer_to_the_models_likelihood():
     with jax.enable_x64(True):
-        law, table = exact.gaussian([0.4], [[0.5]]), tabulate(LinearLogSNR(3.0, -5.0), 4)
+        distribution, schedule = closed_form.gaussian([0.4], [[0.5]]), discretize(LinearLogSNR(3.0, -5.0), 4)
 
         def decoder(x_hat, x_1, level):
             return Normal(x_hat, var=jnp.asarray(0.1))
 
         x_0 = jnp.full((4000, 1), 0.9)
-        truth = _chain(law, table, 0.1)(0.9)
-        denoiser, gaps = exact.OptimalDenoiser(law), []
+        truth = _chain(distribution, schedule, 0.1)(0.9)
+        denoiser, gaps = closed_form.OptimalDenoiser(distribution), []
         for samples in (1, 4, 64):
-            ours = paths.importance_bound(denoiser, jax.random.key(samples), x_0, table, decoder, samples=samples)
+            ours = path_bounds.importance_weighted_bound(
+                denoiser, jax.random.key(samples), x_0, schedule, decoder, samples=samples
+            )
             gaps.append(float(ours.mean()) - truth)
         error = float(ours.std()) / len(x_0) ** 0.5
         assert gaps[0] > gaps[1] > gaps[2] > -4 * error
         # E e^-bound is p(x_0) for every K: unbiased, with its -log K
         for samples in (1, 4):
-            ours = paths.importance_bound(denoiser, jax.random.key(9), x_0, table, decoder, samples=samples)
+            ours = path_bounds.importance_weighted_bound(
+                denoiser, jax.random.key(9), x_0, schedule, decoder, samples=samples
+            )
             assert_mean(np.exp(-np.asarray(ours)), np.exp(-truth), resolution=0.02)
-        one = paths.importance_bound(denoiser, jax.random.key(9), x_0, table, decoder, samples=1)
-        assert_mean(one + np.asarray(paths.joint_log_ratio(denoiser, jax.random.key(8), x_0, table, decoder)), 0.0)
+        one = path_bounds.importance_weighted_bound(denoiser, jax.random.key(9), x_0, schedule, decoder, samples=1)
+        assert_mean(
+            one + np.asarray(path_bounds.joint_log_ratio(denoiser, jax.random.key(8), x_0, schedule, decoder)), 0.0
+        )

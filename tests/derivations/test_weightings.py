@@ -15,9 +15,9 @@ from jax.tree_util import Partial
 
 from tests.derivations.check import assert_close, assert_mean, assert_proved, refuted
 from tests.derivations.worlds import GaussianWorld, denoiser, draws
-from vdm_jax import elbo, exact, information, weightings
+from vdm_jax import closed_form, elbo, information, weightings
 from vdm_jax.gaussian import Normal
-from vdm_jax.schedules import Cosine, Learned, LinearBeta, LinearLogSNR, Sigmoid
+from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, Sigmoid
 
 DIMS = 2
 WORLD, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
@@ -72,7 +72,7 @@ def test_WEIGHT_1_simple_loss_of_the_cosine_schedule():
         assert_close(simple, _weighted(weightings.cosine) / np.pi, rtol=1e-12)
         assert_close(simple, _weighted(lambda x: 2 * weightings.uniform_time(x, Cosine(0.0))), rtol=1e-7)
         with refuted():
-            assert_close(simple, _weighted(weightings.velocity) / np.pi, rtol=1e-2)
+            assert_close(simple, _weighted(weightings.v_prediction) / np.pi, rtol=1e-2)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Sigmoid(), LinearBeta(), LinearLogSNR(12.0, -9.0)], ids=repr)
@@ -93,11 +93,11 @@ def test_WEIGHT_1_simple_loss_of_any_schedule(schedule):
 
 def test_WEIGHT_1_v_prediction_and_flow_matching():
     with jax.enable_x64(True):
-        assert_close(_cosine_t(_v_error), 2 / np.pi * _weighted(weightings.velocity), rtol=1e-12)
+        assert_close(_cosine_t(_v_error), 2 / np.pi * _weighted(weightings.v_prediction), rtol=1e-12)
 
         # x_t = (1 - t) x_0 + t eps, u = eps - x_0 = (x_t - x_0) / t, so that an error in x_0 is one over t in u
         flow = _uniform_t(lambda t, rest: _x_hat_error(rest, t) / t**2)
-        assert_close(flow, _weighted(weightings.velocity), rtol=1e-12)
+        assert_close(flow, _weighted(weightings.v_prediction), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("mean", "std", "data"), [(-1.2, 1.2, 0.5), (-0.4, 1.0, 1.0)])
@@ -158,11 +158,13 @@ def test_WEIGHT_1_sigmoid(bias):
 
 def test_WEIGHT_1_the_network_is_asked_for_the_same_error():
     # the error written down here is the one that the package's denoiser makes, at the level and the kind it is asked in
-    for kind, error in (("eps", _eps_error), ("x_0", _x_hat_error), ("v", _v_error)):
+    for prediction_type, error in (("eps", _eps_error), ("x_0", _x_hat_error), ("v", _v_error)):
         schedule = Cosine()
         t = jnp.full(40_000, 0.4)
         x_0 = WORLD.sample(jax.random.key(0), (40_000, DIMS))
-        ours = elbo.denoising_error(denoiser(WRONG, kind), jax.random.key(1), x_0, schedule(t), kind)
+        ours = elbo.denoising_error(
+            denoiser(WRONG, prediction_type), jax.random.key(1), x_0, schedule(t), prediction_type
+        )
         level = schedule(0.4)
         assert_mean(ours, error(float(level.alpha), float(level.sigma)), resolution=0.02)
 
@@ -179,13 +181,13 @@ def test_WEIGHT_1_densities_of_the_two_closed_forms():
 # The theorem: L_w = w(0) L(0) + int w'(t) L(t) dt - w(1) L(1)
 
 SCHEDULE = LinearLogSNR(8.0, -6.0)
-SLOW = ("velocity", "min_snr", "cosine")  # one that falls and one that does not are enough for every day
-FALLING = {"velocity": weightings.velocity, "sigmoid": weightings.sigmoid}
+SLOW = ("v_prediction", "min_snr", "cosine")  # one that falls and one that does not are enough for every day
+FALLING = {"v_prediction": weightings.v_prediction, "sigmoid": weightings.sigmoid}
 WEIGHTS = FALLING | {"edm": weightings.edm, "min_snr": weightings.min_snr, "cosine": weightings.cosine}
 
 
 def _mixture_world():
-    return exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
+    return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
 @pytest.mark.slow
@@ -196,20 +198,20 @@ def test_WEIGHT_2_a_weighted_loss_is_a_mixture_of_bounds(name):
     # p being the true reverse process from another prior. No integral over noise levels is in it.
     weight = WEIGHTS[name]
     with jax.enable_x64(True):
-        law = _mixture_world()
+        distribution = _mixture_world()
         t, share = _panels(0.0, (8.0 - np.log(5.0)) / 14.0, 1.0, count=40)  # cut at min_snr's corner
         t = jnp.asarray(t)
         level = SCHEDULE(t)
-        mmse = jax.lax.map(lambda lv: information.mmse(law, lv).value, level)
+        mmse = jax.lax.map(lambda lv: information.mmse(distribution, lv).value, level)
         loss = share @ np.asarray(0.5 * 14.0 * weight(level.log_snr) * level.snr * mmse)
 
         def shared(lv):
-            return information.mutual_information(law, lv).value
+            return information.mutual_information(distribution, lv).value
 
         first, last = (SCHEDULE(jnp.asarray(end)) for end in (0.0, 1.0))
-        prior = information.optimal_bound_limit(law, first, last).prior.value
+        prior = information.optimal_bound_limit(distribution, first, last).prior.value
         bound = jax.lax.map(shared, level) - shared(last) + prior
-        rate = jax.vmap(lambda time: weightings.mixture(weight, SCHEDULE, time))(t)
+        rate = jax.vmap(lambda time: weightings.elbo_mixture(weight, SCHEDULE, time))(t)
         w_0, w_1 = weight(first.log_snr), weight(last.log_snr)
         ours = w_0 * (shared(first) - shared(last) + prior) + share @ np.asarray(rate * bound) - w_1 * prior
         assert_close(ours, loss, rtol=1e-9)
@@ -225,13 +227,13 @@ def test_WEIGHT_2_any_model_and_both_estimators():
     nodes, share = _panels(0.0, 1.0, count=14)
 
     def bound(start, key):
-        rest = Learned(-SCHEDULE.log_snr(start), -SCHEDULE.log_snr(1.0), Partial(_straight))
+        rest = LearnedSchedule(-SCHEDULE.log_snr(start), -SCHEDULE.log_snr(1.0), Partial(_straight))
         ours = elbo.continuous_bound(net, key, x_0, rest, _decoder, terms=8)
         return ours.diffusion + ours.prior
 
     times = jnp.asarray([*nodes, 0.0], jnp.float32)
     bounds = jax.lax.map(lambda both: bound(*both), (times, jax.random.split(jax.random.key(5), 15)))
-    rate = jax.vmap(lambda time: weightings.mixture(weightings.sigmoid, SCHEDULE, time))(times[:-1])
+    rate = jax.vmap(lambda time: weightings.elbo_mixture(weightings.sigmoid, SCHEDULE, time))(times[:-1])
     first, last = (float(weightings.sigmoid(SCHEDULE.log_snr(end))) for end in (0.0, 1.0))
     ours = first * bounds[-1] + (share * np.asarray(rate)) @ np.asarray(bounds[:-1])
     loss = weightings.weighted_bound(net, jax.random.key(6), x_0, SCHEDULE, weightings.sigmoid, terms=8)
@@ -249,7 +251,7 @@ def _decoder(x_hat, x_1, level):
 def test_WEIGHT_2_where_the_weight_falls_every_bound_counts():
     t = jnp.linspace(0.0, 1.0, 401)
     for name, weight in WEIGHTS.items():
-        rate = np.asarray(jax.jit(jax.vmap(lambda time, w=weight: weightings.mixture(w, SCHEDULE, time)))(t))
+        rate = np.asarray(jax.jit(jax.vmap(lambda time, w=weight: weightings.elbo_mixture(w, SCHEDULE, time)))(t))
         assert np.all(rate >= 0) == (name in FALLING)
         # edm's rises with the log-SNR up to its peak: data more noisy than that count negatively, others positively
         if name == "edm":
@@ -276,14 +278,14 @@ def test_WEIGHT_2_the_bound_of_noised_data():
     # L(t) is the bound on -log p of data noised to t, less their entropy given x: for the exact model of the world's
     # law it exceeds -E log q(z_t) - h(z_t|x) by the prior's KL(q(z_1) || p(z_1)) alone.
     with jax.enable_x64(True):
-        law, start = _mixture_world(), 0.4
-        net, decoder = exact.OptimalDenoiser(law), exact.OptimalDecoder(law)
-        x_0 = draws(law, jax.random.key(0), 8000)
+        distribution, start = _mixture_world(), 0.4
+        net, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
+        x_0 = draws(distribution, jax.random.key(0), 8000)
         ours = elbo.continuous_bound(net, jax.random.key(1), x_0, SCHEDULE, decoder, terms=8, t_0=start)
         level, last = SCHEDULE(jnp.asarray(start)), SCHEDULE(jnp.asarray(1.0))
-        noised = exact.marginal(law, level)
+        noised = closed_form.marginal(distribution, level)
         surprise = -jax.vmap(noised.log_prob)(draws(noised, jax.random.key(2), 8000))
         given = 0.5 * (1 + np.log(2 * np.pi) + 2 * level.log_sigma)
-        prior = information.optimal_bound_limit(law, level, last).prior.value
-        mismatch = prior - information.mutual_information(law, last).value  # KL(q(z_1) || p(z_1))
+        prior = information.optimal_bound_limit(distribution, level, last).prior.value
+        mismatch = prior - information.mutual_information(distribution, last).value  # KL(q(z_1) || p(z_1))
         assert_mean(ours.diffusion + ours.prior - (surprise - given), mismatch, resolution=0.02)

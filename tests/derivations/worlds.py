@@ -7,49 +7,49 @@ import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from vdm_jax import exact
-from vdm_jax.levels import Level, Step
-from vdm_jax.parameterization import target
+from vdm_jax import closed_form
+from vdm_jax.noise_levels import NoiseLevel, Step
+from vdm_jax.parameterization import prediction_target
 
 
 class GaussianWorld(NamedTuple):
-    """Data from N(mean, var), independent in each dimension: `exact.gaussian` in any shape and dtype."""
+    """Data from N(mean, var), independent in each dimension: `closed_form.gaussian` in any shape and dtype."""
 
     mean: float
     var: float
 
-    def law(self, shape):
+    def distribution(self, shape):
         """The law of one example of this shape."""
-        return exact.gaussian(np.full(shape, self.mean), self.var * np.eye(int(np.prod(shape))))
+        return closed_form.gaussian(np.full(shape, self.mean), self.var * np.eye(int(np.prod(shape))))
 
     def sample(self, key, shape):
-        return draws(self.law(shape[1:]), key, shape[0])
+        return draws(self.distribution(shape[1:]), key, shape[0])
 
     def log_prob(self, x_0):
-        return jax.vmap(self.law(x_0.shape[1:]).log_prob)(x_0)
+        return jax.vmap(self.distribution(x_0.shape[1:]).log_prob)(x_0)
 
-    def x_hat(self, x_t, level: Level):
+    def x_hat(self, x_t, level: NoiseLevel):
         """E[x_0 | x_t], by the regression of x_0 on x_t."""
         gain = level.alpha * self.var / (level.alpha**2 * self.var + level.sigma**2)
         return self.mean + gain * (x_t - level.alpha * self.mean)
 
-    def var_x_0(self, level: Level):
+    def var_x_0(self, level: NoiseLevel):
         """Var[x_0 | x_t], which does not depend on x_t."""
         return self.var * level.sigma**2 / (level.alpha**2 * self.var + level.sigma**2)
 
 
-def draws(law, key, count):
+def draws(distribution, key, count):
     """So many of a law's, stacked."""
-    return jax.vmap(law.sample)(jax.random.split(key, count))
+    return jax.vmap(distribution.sample)(jax.random.split(key, count))
 
 
-def denoiser(world, kind="eps", shift=0.0):
+def denoiser(world, prediction_type="eps", shift=0.0):
     """The exact denoiser of a world or law, as a batched callable; `shift` spoils its x_hat."""
 
     def one(x_t, level):
-        law = world.law(x_t.shape) if isinstance(world, GaussianWorld) else world
-        x_hat = exact.prediction(law, x_t, level, "x_0") + shift
-        return target(x_hat, (x_t - level.alpha * x_hat) / level.sigma, level, kind)
+        distribution = world.distribution(x_t.shape) if isinstance(world, GaussianWorld) else world
+        x_hat = closed_form.optimal_prediction(distribution, x_t, level, "x_0") + shift
+        return prediction_target(x_hat, (x_t - level.alpha * x_hat) / level.sigma, level, prediction_type)
 
     return jax.vmap(one)
 
@@ -58,7 +58,8 @@ def exact_step(alpha_s, sigma_s, alpha_t, sigma_t) -> Step:
     """A step between levels given as exact sympy numbers, every field rounded once. Call it with x64 enabled."""
     drop = sp.log((alpha_s / sigma_s) ** 2 / (alpha_t / sigma_t) ** 2)
     s, t = (
-        Level(*(number(f) for f in (a, g, sp.log(a), sp.log(g)))) for a, g in ((alpha_s, sigma_s), (alpha_t, sigma_t))
+        NoiseLevel(*(number(f) for f in (a, g, sp.log(a), sp.log(g))))
+        for a, g in ((alpha_s, sigma_s), (alpha_t, sigma_t))
     )
     return Step(s, t, number(drop))
 

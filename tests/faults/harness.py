@@ -14,8 +14,8 @@ from tests.signals import heard
 from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training.checkpoint import Checkpoints, Saved
-from vdm_jax.training.devices import make_mesh
 from vdm_jax.training.run import abstract_state, open_run
+from vdm_jax.training.runtime.devices import make_mesh
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

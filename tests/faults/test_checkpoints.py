@@ -19,8 +19,8 @@ from tests.faults.harness import (
 from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.devices import make_mesh
 from vdm_jax.training.run import abstract_state, open_run
+from vdm_jax.training.runtime.devices import make_mesh
 
 PATIENCE = 60  # seconds until a reader is taken to hang
 

@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from vdm_jax.training.errors import lasting_output, not_writable, readable_errors
-from vdm_jax.training.files import locked
-from vdm_jax.training.journal import Journal
+from vdm_jax.training.runtime.errors import lasting_output, not_writable, readable_errors
+from vdm_jax.training.runtime.files import locked
+from vdm_jax.training.runtime.metrics_writer import Journal
 
 
 def behind(error):

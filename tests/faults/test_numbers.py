@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.harness import Going, assert_one_message, newest, read
 from tests.training.experiments.tiny import CONFIG
-from vdm_jax.training import data
+from vdm_jax.training.data import sources
 
 pytestmark = pytest.mark.slow
 EVERY = 4
@@ -16,7 +16,7 @@ EVERY = 4
 
 def first_bad(poison):
     """The first step with so many zeros in its batch."""
-    batches = data.train_iterator(data.load("digits").train, CONFIG.batch_size, CONFIG.seed)
+    batches = sources.train_iterator(sources.load("digits").train, CONFIG.batch_size, CONFIG.seed)
     return next(step for step in range(1, 1000) if (next(batches)["label"] == 0).sum() >= poison)
 
 

@@ -13,19 +13,20 @@ import pytest
 from tests.interop.reference import TINY, draw
 from tests.training.bits import assert_same_bits
 from vdm_jax import elbo, interop
-from vdm_jax.interop import Scheduler, __main__
+from vdm_jax.interop import Scheduler
 from vdm_jax.interop.recipe import describe, fit
-from vdm_jax.likelihoods import DiscretizedGaussian, to_unit
+from vdm_jax.likelihoods import DiscretizedGaussian, normalize
 from vdm_jax.networks.unet import UNet
-from vdm_jax.training import evaluate, sample
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.data import load as load_data
-from vdm_jax.training.errors import readable_errors
+from vdm_jax.training.cli import import_weights
+from vdm_jax.training.data.sources import load as load_data
+from vdm_jax.training.evaluation import report, sampling
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import abstract_state, open_run, stored_config
+from vdm_jax.training.runtime.errors import readable_errors
 
 DIGITS = TINY | {"sample_size": 8, "in_channels": 1, "out_channels": 1}
-NOISE = Scheduler(20, "squaredcos_cap_v2", kind="v", variance="upper")
+NOISE = Scheduler(20, "squaredcos_cap_v2", prediction_type="v", variance="fixed_large")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def call(monkeypatch, capsys, tmp_path):
 def imported(call, tmp_path, pretrained):
     """A run of ddpm_digits with the weights in it."""
     interop.save(tmp_path / "theirs", pretrained)
-    code, told = call(__main__.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    code, told = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     assert code == 0, told
     assert "Go on with `make sample EXP=ddpm_digits` and `make eval EXP=ddpm_digits`" in told
     return tmp_path / "runs" / "ddpm_digits"
@@ -67,18 +68,23 @@ def imported(call, tmp_path, pretrained):
 @pytest.mark.slow
 def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, imported, pretrained):
     config = stored_config("ddpm_digits", str(tmp_path / "runs"))
-    assert (config.network, config.kind, config.noise, config.num_steps) == (pretrained.network, "v", "cosine", 20)
-    assert config.sampling.variance == "upper"
+    assert (config.network, config.prediction_type, config.noise_schedule, config.num_steps) == (
+        pretrained.network,
+        "v",
+        "cosine",
+        20,
+    )
+    assert config.sampling.variance == "fixed_large"
     run = open_run("ddpm_digits", config)
     with Checkpoints(imported / "checkpoints") as checkpoints:
         saved = checkpoints.restore(abstract_state(run))
     assert int(saved.state.step) == 0
     assert saved.notes["source"] == str(tmp_path / "theirs")
     assert_same_bits(jax.device_get((saved.state.params, saved.state.ema)), (pretrained.params, pretrained.params))
-    code, told = call(__main__.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    code, told = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     assert code == 1
     assert "There is a run in" in told
-    code, told = call(__main__.main, "--export", tmp_path / "ours", "--experiment", "ddpm_digits")
+    code, told = call(import_weights.main, "--export", tmp_path / "ours", "--experiment", "ddpm_digits")
     assert code == 0, told
     files = [path.relative_to(tmp_path / "theirs") for path in (tmp_path / "theirs").rglob("*.*")]
     assert len(files) == 5
@@ -90,7 +96,7 @@ def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, importe
 def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
     """The report's bits/dim are the bound of these weights under this schedule, computed here from the equations."""
     options = ("ddpm_digits", "--eval-examples", "8", "--eval-batch-size", "8", "--rows", "none")
-    code, told = call(evaluate.main, *options)
+    code, told = call(report.main, *options)
     assert code == 0, told
     got = json.loads((imported / "report.json").read_text())["test"]["bits_per_dim"]["mean"]
 
@@ -100,18 +106,18 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
     def decoder(x_hat, x_1, level):
         return DiscretizedGaussian(x_hat, scale=level.sigma, levels=17)
 
-    x_0 = to_unit(jnp.asarray(load_data("digits").test.take(np.arange(8))["image"]), 17)
+    x_0 = normalize(jnp.asarray(load_data("digits").test.take(np.arange(8))["image"]), 17)
     key = jax.random.fold_in(stream(0, "evaluate"), 0)
-    terms = elbo.bound(denoiser, key, x_0, NOISE.table(), decoder, kind="v", terms=50)
+    terms = elbo.bound(denoiser, key, x_0, NOISE.discrete_schedule(), decoder, prediction_type="v", terms=50)
     np.testing.assert_allclose(got, elbo.bits_per_dim(terms.total, 64).mean(), rtol=1e-5)
-    code, told = call(sample.main, "ddpm_digits", "--num-samples", "4", "--steps", "0")
+    code, told = call(sampling.main, "ddpm_digits", "--num-samples", "4", "--steps", "0")
     assert code == 0, told
     assert (imported / "samples.png").stat().st_size > 100
 
 
 @pytest.mark.slow
 def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
-    arguments = (__main__.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    arguments = (import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     before = (imported / "config.json").stat().st_mtime_ns
     code, told = call(*arguments)
     assert code == 1
@@ -142,7 +148,7 @@ def test_what_cannot_be_brought_in(call, tmp_path, pretrained, arguments, messag
     rgb = interop.Pretrained(network, shape, interop.from_tensors(network, shape, draw(TINY)))
     interop.save(tmp_path / "rgb", rgb)
     places = {name: str(tmp_path / name) for name in ("theirs", "rgb", "betas", "new")}
-    code, told = call(__main__.main, *(places.get(argument, argument) for argument in arguments))
+    code, told = call(import_weights.main, *(places.get(argument, argument) for argument in arguments))
     assert code == 1, told
     assert message in told
     assert not (tmp_path / "runs").exists()
@@ -152,11 +158,13 @@ def test_what_cannot_be_brought_in(call, tmp_path, pretrained, arguments, messag
 def test_a_recipe_in_diffusers_words_is_the_recipe(pretrained, noise):
     from experiments.ddpm_cifar import CONFIG
 
-    config = dataclasses.replace(CONFIG, noise=noise, num_steps=500)
+    config = dataclasses.replace(CONFIG, noise_schedule=noise, num_steps=500)
     network, scheduler = describe(config)
     assert network == config.network
-    assert scheduler.variance == "upper"
-    np.testing.assert_allclose(scheduler.table().log_snr[1:-1], config.table().log_snr[1:-1], rtol=0.0, atol=1e-5)
+    assert scheduler.variance == "fixed_large"
+    np.testing.assert_allclose(
+        scheduler.discrete_schedule().log_snr[1:-1], config.discrete_schedule().log_snr[1:-1], rtol=0.0, atol=1e-5
+    )
     if noise == "sigmoid":  # by its betas, rounded; the recipe has them already
         return
     given = interop.Pretrained(network, (32, 32, 3), {}, scheduler)

@@ -64,7 +64,7 @@ def test_a_bare_file_is_read(folder, expected, tmp_path_factory):
         interop.load(bare)
 
 
-@pytest.mark.parametrize("scheduler", [None, Scheduler(100, "squaredcos_cap_v2", kind="v")])
+@pytest.mark.parametrize("scheduler", [None, Scheduler(100, "squaredcos_cap_v2", prediction_type="v")])
 def test_what_is_saved_is_loaded_to_the_same_bits(folder, tensors, tmp_path_factory, scheduler):
     loaded, pipeline = interop.load(folder)._replace(scheduler=scheduler), tmp_path_factory.mktemp("new") / "pipeline"
     interop.save(pipeline, loaded)

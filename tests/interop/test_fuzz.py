@@ -76,7 +76,7 @@ def test_no_field_of_a_network_config_takes_everything(field):
 def test_any_scheduler_config(changes):
     def build():
         scheduler = interop.from_scheduler_config(GOOGLE | changes)
-        table = scheduler.table()
+        table = scheduler.discrete_schedule()
         assert table.num_steps == scheduler.num_steps
         assert np.isfinite(table.log_snr[1:]).all()
 

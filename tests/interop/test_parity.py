@@ -17,9 +17,9 @@ from jax.tree_util import Partial
 from tests.interop.reference import CIFAR, SMALL, TINY, shapes, unet
 from tests.training.bits import assert_same_bits
 from vdm_jax import interop, samplers
+from vdm_jax.discrete_schedules import to_betas
 from vdm_jax.interop.folder import WEIGHTS
 from vdm_jax.networks.unet import UNet
-from vdm_jax.tables import to_betas
 
 torch = pytest.importorskip("torch", reason="needs the extra `parity`: pip install -e '.[parity]'")
 with warnings.catch_warnings():
@@ -114,7 +114,7 @@ def test_diffusers_loads_what_we_write(tmp_path):
     model = random_model(SMALL)
     first = saved(model, tmp_path / "first")
     pipeline = diffusers.DDPMPipeline(model, diffusers.DDPMScheduler(variance_type="fixed_large"))
-    interop.save(tmp_path / "ours", first._replace(scheduler=interop.Scheduler(variance="upper")))
+    interop.save(tmp_path / "ours", first._replace(scheduler=interop.Scheduler(variance="fixed_large")))
     loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path / "ours")
     assert_same_bits(
         {name: value.numpy() for name, value in loaded.unet.state_dict().items()},
@@ -130,27 +130,27 @@ def test_diffusers_loads_what_we_write(tmp_path):
     loaded.save_pretrained(tmp_path / "changed")  # ours to diffusers and, changed there, back to us
     again = interop.load(tmp_path / "changed")
     np.testing.assert_array_equal(again.params["Conv_0"]["bias"], first.params["Conv_0"]["bias"] + np.float32(1.0))
-    assert again.scheduler == interop.Scheduler(variance="upper")
+    assert again.scheduler == interop.Scheduler(variance="fixed_large")
 
 
-@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_tables_agree_to_diffusers_float32(tmp_path, schedule):
-    theirs_ = diffusers.DDPMScheduler(beta_schedule=schedule)
+@pytest.mark.parametrize("continuous", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_tables_agree_to_diffusers_float32(tmp_path, continuous):
+    theirs_ = diffusers.DDPMScheduler(beta_schedule=continuous)
     theirs_.save_pretrained(tmp_path)
-    table = interop.from_scheduler_config(theirs_.load_config(tmp_path)).table()
+    schedule = interop.from_scheduler_config(theirs_.load_config(tmp_path)).discrete_schedule()
     beta, abar = (np.asarray(x, np.float64) for x in (theirs_.betas, theirs_.alphas_cumprod))
-    alpha, sigma = (np.asarray(x, np.float64) for x in (table.levels.alpha[1:], table.levels.sigma[1:]))
+    alpha, sigma = (np.asarray(x, np.float64) for x in (schedule.levels.alpha[1:], schedule.levels.sigma[1:]))
     t = np.arange(1, 1001)
-    step = table.step(jnp.asarray(t - 1), jnp.asarray(t))
+    step = schedule.step(jnp.asarray(t - 1), jnp.asarray(t))
     posterior = np.asarray((step.s.sigma**2 * step.one_minus_ratio)[1:], np.float64)
     var = np.array([theirs_._get_variance(i, variance_type="fixed_small").item() for i in range(1, 1000)])
     relative = {
-        "beta": np.abs(beta / np.asarray(to_betas(table).beta, np.float64) - 1.0).max(),
+        "beta": np.abs(beta / np.asarray(to_betas(schedule).beta, np.float64) - 1.0).max(),
         "abar": np.abs(abar / alpha**2 - 1.0).max(),
         "1 - abar": np.abs((1.0 - abar) / sigma**2 - 1.0).max(),
         "posterior variance": np.abs(var / posterior - 1.0).max(),
     }
-    print(f"\n{schedule}: diffusers' largest relative error:", {name: f"{e:.1e}" for name, e in relative.items()})
+    print(f"\n{continuous}: diffusers' largest relative error:", {name: f"{e:.1e}" for name, e in relative.items()})
     assert relative["beta"] < 2e-3
     assert max(relative["1 - abar"], relative["posterior variance"]) < 2e-2
     loud = abar > 1e-3
@@ -177,11 +177,11 @@ def test_the_whole_chain_agrees_under_the_same_noise(
     def denoiser(params, x_t, level):
         return UNet(pretrained.network).apply({"params": params}, x_t, level.t - 1.0)
 
-    options = {"kind": pretrained.scheduler.kind, "variance": pretrained.scheduler.variance}
+    options = {"prediction_type": pretrained.scheduler.prediction_type, "variance": pretrained.scheduler.variance}
     options["clip"] = pretrained.scheduler.clip
-    partial, table = Partial(denoiser, pretrained.params), pretrained.scheduler.table()
+    partial, schedule = Partial(denoiser, pretrained.params), pretrained.scheduler.discrete_schedule()
     start = jnp.asarray(x_T.transpose(0, 2, 3, 1))
-    got = samplers.ancestral(partial, key, start, table, snapshots=1000, **options)
+    got = samplers.ancestral(partial, key, start, schedule, snapshots=1000, **options)
     states = np.concatenate([got.trajectory.x_t[1:], got.x_0[None]]).transpose(0, 1, 4, 2, 3)
     noises = jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), start.shape))(jnp.arange(1001))
     noises = np.asarray(noises).transpose(0, 1, 4, 2, 3)

@@ -42,7 +42,7 @@ def betas(schedule, start, end, steps):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "start", "end", "steps"),
+    ("continuous", "start", "end", "steps"),
     [
         ("linear", 0.0001, 0.02, 1000),
         ("linear", 0.0015, 0.0195, 100),
@@ -50,22 +50,22 @@ def betas(schedule, start, end, steps):
         ("squaredcos_cap_v2", 0.0001, 0.02, 1000),
     ],
 )
-def test_tables_are_right_where_diffusers_float32_is_not(schedule, start, end, steps):
-    config = {"beta_schedule": schedule, "beta_start": start, "beta_end": end, "num_train_timesteps": steps}
-    table = interop.from_scheduler_config(config).table()
+def test_tables_are_right_where_diffusers_float32_is_not(continuous, start, end, steps):
+    config = {"beta_schedule": continuous, "beta_start": start, "beta_end": end, "num_train_timesteps": steps}
+    schedule = interop.from_scheduler_config(config).discrete_schedule()
     with mpmath.workdps(40):
         abar, exact = mpmath.mpf(1), []
-        for beta in betas(schedule, start, end, steps):
+        for beta in betas(continuous, start, end, steps):
             abar *= 1 - beta
             exact.append((abar, 1 - abar))
         signal, noise = (np.array([float(pair[i]) for pair in exact]) for i in (0, 1))
-    np.testing.assert_allclose(np.asarray(table.levels.alpha[1:], np.float64) ** 2, signal, rtol=3e-7)
-    np.testing.assert_allclose(np.asarray(table.levels.sigma[1:], np.float64) ** 2, noise, rtol=3e-7)
+    np.testing.assert_allclose(np.asarray(schedule.levels.alpha[1:], np.float64) ** 2, signal, rtol=3e-7)
+    np.testing.assert_allclose(np.asarray(schedule.levels.sigma[1:], np.float64) ** 2, noise, rtol=3e-7)
 
 
 def test_google_s_scheduler():
     scheduler = interop.from_scheduler_config(GOOGLE)
-    assert scheduler == Scheduler(1000, "linear", 0.0001, 0.02, None, "eps", "upper", 1.0)
+    assert scheduler == Scheduler(1000, "linear", 0.0001, 0.02, None, "eps", "fixed_large", 1.0)
     written = interop.to_scheduler_config(scheduler)
     assert written["prediction_type"] == "epsilon"
     assert {name: written[name] for name in GOOGLE if name != "_diffusers_version"} == {
@@ -77,8 +77,8 @@ def test_google_s_scheduler():
     "scheduler",
     [
         Scheduler(),
-        Scheduler(100, "squaredcos_cap_v2", kind="v", variance="upper", clip=None),
-        Scheduler(3, betas=(0.1, 0.2, 0.7), kind="x_0", clip=2.5),
+        Scheduler(100, "squaredcos_cap_v2", prediction_type="v", variance="fixed_large", clip=None),
+        Scheduler(3, betas=(0.1, 0.2, 0.7), prediction_type="x_0", clip=2.5),
     ],
 )
 def test_what_is_written_is_read_again(scheduler):
@@ -87,12 +87,12 @@ def test_what_is_written_is_read_again(scheduler):
 
 
 def test_any_table_by_its_betas():
-    table = Scheduler(200, "squaredcos_cap_v2").table()
-    by_betas = Scheduler.of(table, "v", "upper")
-    assert (by_betas.kind, by_betas.variance, by_betas.num_steps) == ("v", "upper", 200)
+    schedule = Scheduler(200, "squaredcos_cap_v2").discrete_schedule()
+    by_betas = Scheduler.of(schedule, "v", "fixed_large")
+    assert (by_betas.prediction_type, by_betas.variance, by_betas.num_steps) == ("v", "fixed_large", 200)
     # 1e-7 of beta is beta / (1 - beta) times as much of abar: a thousand times at the last beta, which is 0.999
-    np.testing.assert_allclose(by_betas.table().log_snr[1:], table.log_snr[1:], rtol=0.0, atol=2e-4)
-    np.testing.assert_allclose(by_betas.table().log_snr[1:-1], table.log_snr[1:-1], rtol=0.0, atol=5e-6)
+    np.testing.assert_allclose(by_betas.discrete_schedule().log_snr[1:], schedule.log_snr[1:], rtol=0.0, atol=2e-4)
+    np.testing.assert_allclose(by_betas.discrete_schedule().log_snr[1:-1], schedule.log_snr[1:-1], rtol=0.0, atol=5e-6)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
 
 CONV = AutoencoderConfig(latent=3, width=4, blocks=1, multipliers=(1, 2), groups=2)
-MLP = AutoencoderConfig(kind="mlp", latent=3, width=6, blocks=2)
+MLP = AutoencoderConfig(architecture="mlp", latent=3, width=6, blocks=2)
 SHAPE = (8, 4, 2)  # not square
 
 kinds = pytest.mark.parametrize("config", [CONV, MLP], ids=["conv", "mlp"])
@@ -185,6 +185,6 @@ def test_a_latent_of_another_size_is_refused():
 
 def test_a_kind_that_is_none_is_refused():
     config = AutoencoderConfig()
-    object.__setattr__(config, "kind", "transformer")  # as from a file: a type checker would not have it
-    with pytest.raises(ValueError, match="unknown kind 'transformer' of autoencoder: choose 'mlp' or 'conv'"):
+    object.__setattr__(config, "architecture", "transformer")  # as from a file: a type checker would not have it
+    with pytest.raises(ValueError, match="unknown architecture 'transformer': choose 'mlp' or 'conv'"):
         config.check(SHAPE)

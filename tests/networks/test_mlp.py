@@ -8,9 +8,9 @@ import pytest
 from jax.tree_util import Partial
 
 from vdm_jax import losses
+from vdm_jax.discrete_schedules import discretize
 from vdm_jax.networks.mlp import MLP, MLPConfig
 from vdm_jax.schedules import LinearLogSNR
-from vdm_jax.tables import tabulate
 
 CONFIG = MLPConfig(width=32, blocks=2)
 
@@ -29,7 +29,7 @@ def test_label_and_classes_must_agree():
 @pytest.mark.slow
 def test_it_learns_the_exact_denoiser_of_gaussian_data():
     # Of data N(m, v I) the best eps is sigma (x - alpha m) / (alpha^2 v + sigma^2); its loss is a known number.
-    table, m, v = tabulate(LinearLogSNR(4.0, -4.0), 20), jnp.asarray([1.0, -1.0]), 0.25
+    table, m, v = discretize(LinearLogSNR(4.0, -4.0), 20), jnp.asarray([1.0, -1.0]), 0.25
 
     def exact(x_t, level):
         alpha, sigma = level.alpha[:, None], level.sigma[:, None]

@@ -9,9 +9,9 @@ import pytest
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.networks.blocks import LevelEmbedding
 from vdm_jax.networks.classifier import ClassifierConfig
-from vdm_jax.networks.hierarchy import HierarchyConfig
 from vdm_jax.networks.mlp import MLP, MLPConfig
 from vdm_jax.networks.unet import UNetConfig
+from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
 
 PYRAMIDS = [UNetConfig(), AutoencoderConfig(), ClassifierConfig()]
 
@@ -42,14 +42,14 @@ def test_a_pyramid_s_sizes(config, options, message):
         (UNetConfig(out_channels=-1), "out_channels is -1"),
         (UNetConfig(num_classes=-1), "num_classes is -1"),
         (AutoencoderConfig(width=0), "width is 0"),
-        (AutoencoderConfig(kind="mlp", width=0), "width is 0"),
+        (AutoencoderConfig(architecture="mlp", width=0), "width is 0"),
         (AutoencoderConfig(latent=0), "latent"),
         (ClassifierConfig(channels=0), "channels is 0"),
         (ClassifierConfig(features=0), "features is 0"),
-        (HierarchyConfig(layers=(), encoder=()), "need layers"),
-        (HierarchyConfig(layers=((0, 1), (32, 1)), encoder=((32, 1), (0, 1))), r"resolutions \[0, 32\]: each is 1"),
-        (HierarchyConfig(layers=((-1, 1), (32, 1)), encoder=((32, 1), (-1, 1))), r"resolutions \[-1, 32\]"),
-        (HierarchyConfig(out_channels=0), "out_channels is 0"),
+        (VeryDeepVAEConfig(layers=(), encoder=()), "need layers"),
+        (VeryDeepVAEConfig(layers=((0, 1), (32, 1)), encoder=((32, 1), (0, 1))), r"resolutions \[0, 32\]: each is 1"),
+        (VeryDeepVAEConfig(layers=((-1, 1), (32, 1)), encoder=((32, 1), (-1, 1))), r"resolutions \[-1, 32\]"),
+        (VeryDeepVAEConfig(out_channels=0), "out_channels is 0"),
     ],
 )
 def test_what_no_network_of_images_has(config, message):

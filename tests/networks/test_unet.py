@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.networks.blocks import Attention, ResidualBlock, normalise, upsample
+from vdm_jax.networks.blocks import Attention, ResidualBlock, normalize, upsample
 from vdm_jax.networks.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.0)
@@ -234,7 +234,7 @@ def test_normalise_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
     class Normalised(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return normalise(x, 1)
+            return normalize(x, 1)
 
     out = Normalised().apply(Normalised().init(jax.random.key(0), x), x)
     exact = np.asarray(x, np.float64)

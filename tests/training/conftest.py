@@ -9,8 +9,8 @@ import pytest
 from tests import signals
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import run as runs
-from vdm_jax.training.devices import make_mesh
-from vdm_jax.training.errors import readable_errors
+from vdm_jax.training.runtime.devices import make_mesh
+from vdm_jax.training.runtime.errors import readable_errors
 
 HERE = Path(__file__).parent
 

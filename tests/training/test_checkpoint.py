@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.bits import assert_same_bits
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.errors import UserError, disk_is_full
 from vdm_jax.training.integrity import BadNumbers, decodes, look
+from vdm_jax.training.runtime.errors import UserError, disk_is_full
 from vdm_jax.training.state import TrainState
 
 NOTES = {"config": {"a": [1, 2]}, "data": {"next_index": 7}, "seconds": 1.5}

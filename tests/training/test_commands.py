@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.training.bits import assert_same_bits
-from vdm_jax.training import __main__ as training
-from vdm_jax.training import evaluate, sample
 from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.cli import train as training
+from vdm_jax.training.evaluation import report, sampling
 from vdm_jax.training.run import abstract_state
 
 HERE = Path(__file__).parent
@@ -106,11 +106,11 @@ def test_train_evaluate_sample_finish(command, tmp_path):
     for name in ("samples.png", "trajectory.png", "report.json"):
         (folder / name).unlink()
     code, told = command(
-        evaluate.main, "tiny", "--quality", "0"
+        report.main, "tiny", "--quality", "0"
     )  # reads the run's own options: its network has another width
     assert code == 0
     assert json.loads((folder / "report.json").read_text())["test"] == report["test"]
-    code, told = command(sample.main, "tiny", "--num-samples", "9", "--seed", "4")
+    code, told = command(sampling.main, "tiny", "--num-samples", "9", "--seed", "4")
     assert code == 0
     assert str(folder / "samples.png") in told
     assert (folder / "trajectory.png").exists()
@@ -124,7 +124,7 @@ def test_train_evaluate_sample_finish(command, tmp_path):
 
 
 def test_unknown_experiment_lists_all_and_the_nearest(command):
-    for main in (training.main, sample.main, evaluate.main):
+    for main in (training.main, sampling.main, report.main):
         code, told = command(main, "tinny")
         assert code == 1
         assert "no experiment 'tinny'. Did you mean tiny?" in told
@@ -152,7 +152,7 @@ def test_wrong_folder_says_where_to_run(command, monkeypatch, tmp_path):
     [
         (("--bach-size", "3"), "--batch-size"),
         (("--steps", "many"), "--steps"),
-        (("--schedule", "linear"), "cosine"),
+        (("--lr-schedule", "linear"), "cosine"),
         (("--widths.depth", "3"), "--widths.depth"),
     ],
 )
@@ -196,7 +196,7 @@ def test_what_the_user_can_mend_is_one_message_and_writes_nothing(command, tmp_p
 
 
 def test_sampling_before_training_says_what_to_do(command):
-    for main in (sample.main, evaluate.main):
+    for main in (sampling.main, report.main):
         code, told = command(main, "tiny")
         assert code == 1
         assert "Train first: `make train EXP=tiny`" in told

@@ -5,7 +5,7 @@ import pytest
 
 from tests.training.experiments.tiny import CONFIG, Widths
 from vdm_jax.training.config import TrainConfig, changed_options, differences, from_json, to_json, validate
-from vdm_jax.training.errors import UserError
+from vdm_jax.training.runtime.errors import UserError
 
 
 def test_json_round_trip_keeps_nested_options_and_tuples():

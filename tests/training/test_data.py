@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from tests.derivations.check import assert_mean
-from vdm_jax.training import data, tfds_images
-from vdm_jax.training.augmentation import augmentations, flip_half, rotate, swap_channels
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.planes import PLANES
+from vdm_jax.training.data import sources, tfds_images
+from vdm_jax.training.data.augmentation import augmentations, flip_half, rotate, swap_channels
+from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.run import check_kind
+from vdm_jax.training.runtime.errors import UserError
 
 needs_tfds = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="set TFDS_DATA_DIR to prepared data sets")
 
@@ -22,7 +22,7 @@ def numbered(size, batch=4, seed=0, flip=False):
     records = [
         {"image": np.full((3, 2, 1), i, np.uint8) + np.array([[[0], [100]]], np.uint8), "label": i} for i in range(size)
     ]
-    return data.train_iterator(data.Images(records, (3, 2, 1)), batch, seed, [flip_half] if flip else [])
+    return sources.train_iterator(sources.Images(records, (3, 2, 1)), batch, seed, [flip_half] if flip else [])
 
 
 def labels(iterator, batches):
@@ -32,21 +32,21 @@ def labels(iterator, batches):
 def test_digits_split_is_fixed_and_complete():
     from sklearn.datasets import load_digits
 
-    digits = data.load("digits")
+    digits = sources.load("digits")
     assert digits.spec == ("digits", (8, 8, 1), 17, 10, 1437, 360)
     train, test = (images.take(np.arange(len(images))) for images in digits[1:])
     both = np.concatenate([train["image"], test["image"]])
     assert sorted(x.tobytes() for x in both) == sorted(x.astype(np.uint8).tobytes() for x in load_digits().images)
-    assert test["label"][:8].tolist() == data.load("digits").test.take(np.arange(8))["label"].tolist()
+    assert test["label"][:8].tolist() == sources.load("digits").test.take(np.arange(8))["label"].tolist()
     assert train["image"].dtype == np.uint8
     assert train["label"].dtype == np.int32
     assert train["image"].max() == 16
 
 
 def test_digits_are_the_same_where_scikit_learn_keeps_them_elsewhere(monkeypatch):
-    rows = data._digit_rows()
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
-    assert (data._digit_rows() == rows).all()
+    rows = sources._digit_rows()
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    assert (sources._digit_rows() == rows).all()
     assert rows.dtype == np.uint8
 
 
@@ -96,7 +96,7 @@ def test_images_are_decoded_once_and_rightly_by_many_threads():
             return super().__getitem__(i)
 
     records = Slow({"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(100))
-    images = data.Images(records, (2, 2, 1))
+    images = sources.Images(records, (2, 2, 1))
     with ThreadPoolExecutor(8) as pool:
         batches = list(pool.map(images.take, [np.arange(100)] * 8))
     assert all((batch["image"][:, 0, 0, 0] == np.arange(100)).all() for batch in batches)
@@ -107,23 +107,23 @@ def test_images_are_decoded_once_and_rightly_by_many_threads():
 
 def test_a_set_too_big_for_ram_gives_the_same_batches(monkeypatch):
     records = [{"image": np.full((2, 2, 1), i, np.uint8), "label": i} for i in range(9)]
-    small = data.Images(records, (2, 2, 1)).take(np.array([3, 1, 8]))
-    monkeypatch.setattr(data, "RAM_LIMIT", 1)
-    big = data.Images(records, (2, 2, 1))
+    small = sources.Images(records, (2, 2, 1)).take(np.array([3, 1, 8]))
+    monkeypatch.setattr(sources, "RAM_LIMIT", 1)
+    big = sources.Images(records, (2, 2, 1))
     assert not big.fits
     assert all((big.take(np.array([3, 1, 8]))[name] == small[name]).all() for name in small)
 
 
 def test_unknown_set_names_the_nearest():
     with pytest.raises(UserError, match=r"no data set 'fashion_mnit'. Did you mean fashion_mnist"):
-        data.load("fashion_mnit")
+        sources.load("fashion_mnit")
 
 
 def test_absent_set_without_tensorflow_names_both_remedies(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds_images.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)mnist.*needs TensorFlow.*TFDS_DATA_DIR.*pip install.*make train"):
-        data.load("mnist")
+        sources.load("mnist")
 
 
 def test_no_network_names_both_remedies(monkeypatch, tmp_path):
@@ -136,7 +136,7 @@ def test_no_network_names_both_remedies(monkeypatch, tmp_path):
     monkeypatch.setattr(tfds_images.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(UserError, match=r"(?s)mnist.*Failed to resolve host.*TFDS_DATA_DIR.*pip install.*make train"):
-        data.load("mnist")
+        sources.load("mnist")
 
 
 def test_a_set_without_images_of_one_size_is_refused(monkeypatch):
@@ -144,7 +144,7 @@ def test_a_set_without_images_of_one_size_is_refused(monkeypatch):
         builder = types.SimpleNamespace(name="odd", info=types.SimpleNamespace(features=image))
         monkeypatch.setattr(tfds_images, "_builder", lambda name, builder=builder: builder)
         with pytest.raises(UserError, match="'odd' does not hold images of one size"):
-            data.load("odd")
+            sources.load("odd")
 
 
 def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_path):
@@ -155,7 +155,7 @@ def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_p
 
     monkeypatch.setattr(tfds, "builder", fail)
     with pytest.raises(UserError, match=r"(?s)titanic.*needs TensorFlow.*TFDS_DATA_DIR.*make train"):
-        data.load("titanic")
+        sources.load("titanic")
 
 
 @needs_tfds
@@ -163,9 +163,9 @@ def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_p
     ("name", "shape"), [("mnist", (28, 28, 1)), ("fashion_mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))]
 )
 def test_real_sets_are_read_without_tensorflow(name, shape):
-    real = data.load(name)
+    real = sources.load(name)
     assert (real.spec.shape, real.spec.levels, real.spec.num_classes) == (shape, 256, 10)
-    batch = next(data.train_iterator(real.train, 64, 0, [flip_half]))
+    batch = next(sources.train_iterator(real.train, 64, 0, [flip_half]))
     assert batch["image"].shape == (64, *shape)
     assert batch["image"].max() > 200
     assert len(set(batch["label"].tolist())) > 5
@@ -202,7 +202,7 @@ def test_options_choose_the_augmentations_and_each_draws_for_itself():
     ]
     assert augmentations(TrainConfig()) == []
     records = [{"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "label": 0}] * 400
-    batch = next(data.train_iterator(data.Images(records, (2, 2, 1)), 400, 0, [flip_half, flip_half]))
+    batch = next(sources.train_iterator(sources.Images(records, (2, 2, 1)), 400, 0, [flip_half, flip_half]))
     mirrored = (batch["image"][:, 0, 0, 0] == 1).sum()
     assert 120 < mirrored < 280  # two flips of one draw would undo each other
 
@@ -211,7 +211,7 @@ def test_options_choose_the_augmentations_and_each_draws_for_itself():
 def test_points_are_of_their_law(name):
     plane = PLANES[name]()
     np.testing.assert_allclose(plane.weights.sum(), 1.0, rtol=1e-12)
-    points = data.load(name).test.take(np.arange(10_000))["image"]
+    points = sources.load(name).test.take(np.arange(10_000))["image"]
     assert points.dtype == np.float32
     assert np.abs(points).max() < 2.2
     mean = plane.weights @ plane.means
@@ -222,7 +222,7 @@ def test_points_are_of_their_law(name):
 
 
 def test_points_are_the_same_each_time_and_test_points_are_others():
-    first, again = data.load("moons"), data.load("moons")
+    first, again = sources.load("moons"), sources.load("moons")
     few = np.arange(100)
     np.testing.assert_array_equal(first.train.take(few)["image"], again.train.take(few)["image"])
     assert not np.any(first.train.take(few)["image"] == first.test.take(few)["image"])
@@ -240,4 +240,4 @@ def test_points_are_the_same_each_time_and_test_points_are_others():
 def test_points_for_images_and_images_for_points_are_refused(points, options, message):
     config = type("Recipe", (TrainConfig,), {"points": points})(**options)
     with pytest.raises(UserError, match=message):
-        check_kind("mine", config, data.load(config.data))
+        check_kind("mine", config, sources.load(config.data))

@@ -6,11 +6,11 @@ from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import Widths
 from vdm_jax.training import optimizer
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.devices import make_mesh, on_one_device, own_rows, put, replicated, split, spread, whole
-from vdm_jax.training.evaluate import per_example
+from vdm_jax.training.evaluation.report import per_example
 from vdm_jax.training.keys import stream
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import abstract_state, first_state, placement
+from vdm_jax.training.runtime.devices import make_mesh, on_one_device, own_rows, put, replicated, split, spread, whole
 from vdm_jax.training.step import make_step
 
 

@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from vdm_jax.training import data
-from vdm_jax.training.baseline import histogram_bits_per_dim
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.contract import DataSpec
-from vdm_jax.training.data import Dataset, Images
-from vdm_jax.training.evaluate import mean_and_error, per_example, plus_minus, report, summary
+from vdm_jax.training.data import sources
+from vdm_jax.training.data.sources import Dataset, Images
+from vdm_jax.training.evaluation.baseline import histogram_bits_per_dim
+from vdm_jax.training.evaluation.report import mean_and_error, per_example, plus_minus, summary, write_report
+from vdm_jax.training.experiment import DataSpec
 from vdm_jax.training.keys import stream
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import first_state
@@ -74,7 +74,7 @@ def test_mean_and_standard_error():
 def test_one_example_has_a_mean_and_no_error(tiny):
     assert mean_and_error(np.array([2.5])) == {"mean": 2.5, "standard_error": None}
     run = tiny(steps=1, eval_examples=1)
-    result = report(run, Saved(first_state(run), NOTES, []))
+    result = write_report(run, Saved(first_state(run), NOTES, []))
     assert result["test"]["error"]["standard_error"] is None
     assert f"{result['test']['error']['mean']:.4f} ± n/a" in summary(result)
     assert json.loads((run.folder / "report.json").read_text(), parse_constant=pytest.fail) == result
@@ -100,12 +100,12 @@ def test_histogram_by_hand():
 
 
 def test_histogram_of_the_digits_is_the_known_one():
-    assert histogram_bits_per_dim(data.load("digits")) == pytest.approx(2.42, abs=0.005)
+    assert histogram_bits_per_dim(sources.load("digits")) == pytest.approx(2.42, abs=0.005)
 
 
 def test_report_holds_what_it_promises(tiny):
     run = tiny(8, steps=10)
-    result = report(run, train(run))
+    result = write_report(run, train(run))
     assert (result["steps"], result["n_examples"], result["parameters"]) == (10, 360, 10 * 16 + 16 * 64 + 1)
     assert result["device"]["count"] == 8
     assert result["seconds"] > 0

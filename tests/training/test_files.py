@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.files import LOCK, alone_in, write_json, writing
 from vdm_jax.training.run import remove
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.runtime.files import LOCK, alone_in, write_json, writing
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = """
 import sys
 from pathlib import Path
-from vdm_jax.training.files import alone_in
+from vdm_jax.training.runtime.files import alone_in
 with alone_in(Path(sys.argv[1])):
     print("holding", flush=True)
     sys.stdin.read()

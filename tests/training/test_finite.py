@@ -11,22 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments._pictures import pixels
-from experiments._sampling import Sampling
-from experiments._score import Langevin
 from tests.test_experiments import SMALL, SPECS
-from vdm_jax.likelihoods import from_unit
+from vdm_jax.likelihoods import denormalize
+from vdm_jax.models.annealing import Langevin
+from vdm_jax.models.images import pixels
+from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.networks.refinenet import RefineNetConfig
-from vdm_jax.training import __main__ as training
-from vdm_jax.training import evaluate, ladder, quality, sample
 from vdm_jax.training import run as runs
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.contract import NO_VALUE, DataSpec, Panel, Samples
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.pictures import NotFinite, check_finite, panels, paths, save, scatter
-from vdm_jax.training.quality import Extractor
+from vdm_jax.training.cli import compare
+from vdm_jax.training.cli import train as training
+from vdm_jax.training.evaluation import report, sample_quality, sampling
+from vdm_jax.training.evaluation.plots import NotFinite, check_finite, panels, paths, save, scatter
+from vdm_jax.training.evaluation.sample_quality import Extractor
+from vdm_jax.training.experiment import NO_VALUE, DataSpec, Panel, SampleBatch
 from vdm_jax.training.run import first_state
+from vdm_jax.training.runtime.errors import UserError
 
 REMEDY = "Take more sampling steps, another sampler, a larger tolerance"
 PIXELS = Extractor("pixels", lambda images: (images.reshape(len(images), -1).astype(jnp.float32), None))
@@ -36,7 +37,7 @@ BAD = [np.nan, np.inf, -np.inf]
 def half_broken(params, key, n):
     """Gray images, each second of which has one pixel that is not a number."""
     x = jnp.zeros((n, 8, 8, 1)).at[1::2, 3, 4, 0].set(jnp.nan)
-    return Samples(pixels(x, 17), jnp.full((2, 2, 8, 8, 1), 8))
+    return SampleBatch(pixels(x, 17), jnp.full((2, 2, 8, 8, 1), 8))
 
 
 def broken(run, sample=half_broken):
@@ -47,7 +48,7 @@ def broken(run, sample=half_broken):
 def all_broken(monkeypatch):
     """Every run that is opened draws half of its samples badly."""
     opened = runs.open_run
-    for module in (runs, sample, evaluate, ladder):
+    for module in (runs, sampling, report, compare):
         monkeypatch.setattr(module, "open_run", lambda *given: broken(opened(*given)))
 
 
@@ -56,7 +57,7 @@ def test_a_number_that_is_not_finite_is_no_pixel_value():
     assert pixels(x, 17).tolist() == jax.jit(pixels, static_argnums=1)(x, 17).tolist() == [0, -1, -1, -1, 16, 8]
     assert NO_VALUE == -1
     finite = jnp.linspace(-1.5, 1.5, 301)
-    np.testing.assert_array_equal(pixels(finite, 256), from_unit(finite, 256))
+    np.testing.assert_array_equal(pixels(finite, 256), denormalize(finite, 256))
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -111,12 +112,12 @@ def test_training_goes_on_and_then_commands_fail_with_one_message_and_draw_nothi
     assert told.count(message) == 1
     report = tmp_path / "tiny" / "report.json"
     assert json.loads(report.read_text())["steps"] == 6
-    code, told = command(sample.main, "tiny")
+    code, told = command(sampling.main, "tiny")
     assert code == 1
     assert message in told
     assert "Traceback" not in told
-    monkeypatch.setattr(quality, "extractor", lambda run, file: PIXELS)
-    code, told = command(evaluate.main, "tiny", "--quality", "50")
+    monkeypatch.setattr(sample_quality, "extractor", lambda run, file: PIXELS)
+    code, told = command(report.main, "tiny", "--quality", "50")
     assert code == 1
     assert "25 of 50 samples are not finite" in told
     assert "quality" not in json.loads(report.read_text())
@@ -125,29 +126,29 @@ def test_training_goes_on_and_then_commands_fail_with_one_message_and_draw_nothi
 
 def test_a_chain_that_is_not_finite_is_not_drawn_either(tiny):
     def ends_well(params, key, n):
-        return Samples(jnp.full((n, 8, 8, 1), 8), jnp.full((3, 2, 8, 8, 1), NO_VALUE))
+        return SampleBatch(jnp.full((n, 8, 8, 1), 8), jnp.full((3, 2, 8, 8, 1), NO_VALUE))
 
     run = broken(tiny(), ends_well)
     with pytest.raises(NotFinite, match=r"6 of 6 images of trajectory.png are not finite"):
-        sample.draw_final(run, first_state(run).ema)
+        sampling.draw_final(run, first_state(run).ema)
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png"]
 
 
 def test_points_that_are_not_finite_are_not_drawn(tiny):
     def points(params, key, n):
-        return Samples(jnp.zeros((n, 2)).at[:3, 1].set(jnp.inf))
+        return SampleBatch(jnp.zeros((n, 2)).at[:3, 1].set(jnp.inf))
 
     run = tiny(num_samples=50)
     run = broken(run._replace(data=run.data._replace(spec=SPECS["moons"])), points)
     with pytest.raises(NotFinite, match=f"3 of 50 samples are not finite. {REMEDY}"):
-        sample.draw_final(run, first_state(run).ema)
+        sampling.draw_final(run, first_state(run).ema)
     assert not list(run.folder.glob("*.png"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_broken")
 def test_a_ladder_is_compared_all_the_same(command, tmp_path):
-    code, told = command(ladder.main, "tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path), workdir=False)
+    code, told = command(compare.main, "tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path), workdir=False)
     assert code == 1
     assert f"Not in the picture:\n  tiny: 5 of 10 samples are not finite. {REMEDY}" in told
     (row,) = json.loads((tmp_path / "ladder.json").read_text())
@@ -159,7 +160,7 @@ def test_quality_is_never_measured_on_samples_that_are_not_finite(tiny):
     run = broken(tiny(1, eval_batch_size=40))
     by = PIXELS._replace(see=lambda images: pytest.fail("their features were asked for"))
     with pytest.raises(NotFinite, match=f"20 of 40 samples are not finite. {REMEDY}"):
-        quality.quality(run, first_state(run).ema, by, 100)
+        sample_quality.quality(run, first_state(run).ema, by, 100)
 
 
 def test_features_that_are_not_finite_are_refused(tiny):
@@ -174,11 +175,11 @@ def test_features_that_are_not_finite_are_refused(tiny):
 
 
 def test_too_few_are_refused_before_a_classifier_is_trained(tiny, monkeypatch):
-    monkeypatch.setattr(quality, "extractor", lambda run, file: pytest.fail("features were asked for"))
+    monkeypatch.setattr(sample_quality, "extractor", lambda run, file: pytest.fail("features were asked for"))
     saved = Saved(first_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
     for options, samples in (({}, 1), ({}, 19), ({"eval_examples": 19}, 100)):
         with pytest.raises(UserError, match=f"--quality {samples}, with .* measured on 20 or more of each"):
-            quality.fill(tiny(1, **options), saved, {}, samples)
+            sample_quality.fill(tiny(1, **options), saved, {}, samples)
 
 
 # Recipes
@@ -190,8 +191,8 @@ RECIPES = {
     "vdm_digits": {"network": SMALL, "sampling": Sampling(steps=2)},
     "ncsn_digits": {"network": RefineNetConfig(channels=8, num_levels=3), "sampling": Langevin(steps=1)},
     "sure_denoise_digits": {"network": SMALL, "chain_steps": 2},
-    "ae_digits": {"network": AutoencoderConfig(kind="mlp", latent=2, width=8, blocks=1)},
-    "vae_digits": {"network": AutoencoderConfig(kind="mlp", latent=2, width=8, blocks=1)},
+    "ae_digits": {"network": AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1)},
+    "vae_digits": {"network": AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1)},
     "hvae_digits": {},
     "score_2d": {"num_levels": 2, "sampling": Langevin(steps=2)},
 }

@@ -18,13 +18,15 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from tests.training.experiments.tiny import CONFIG as TINY
-from vdm_jax.training import __main__ as training
-from vdm_jax.training import catalogue, quality, tfds_images
-from vdm_jax.training import data as datasets
+from vdm_jax.training import registry
 from vdm_jax.training import run as runs
+from vdm_jax.training.cli import train as training
 from vdm_jax.training.config import TrainConfig, from_json, read_json, to_json
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.limits import malformed
+from vdm_jax.training.data import sources as datasets
+from vdm_jax.training.data import tfds_images
+from vdm_jax.training.evaluation import sample_quality
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.validation import malformed
 
 ROOT = Path(__file__).parents[2]
 FUZZ = settings(
@@ -119,7 +121,7 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
         ("ddpm_digits", "log_snr_max", 1e9, "--log-snr-max must be below 81"),
         ("ddpm_digits", "weight_decay", float("inf"), "--weight-decay must be below"),
         ("ddpm_digits", "flip", 1, "--flip must be true or false"),
-        ("ddpm_digits", "kind", "score", "--kind must be one of eps, x_0, v"),
+        ("ddpm_digits", "prediction_type", "score", "--prediction-type must be one of eps, x_0, v"),
         ("ddpm_digits", "steps", "many", "--steps must be a whole number"),
         ("ddpm_digits", "steps", True, "--steps must be a whole number"),
         ("ddpm_digits", "workdir", "a\0b", "--workdir must be a folder's name"),
@@ -195,15 +197,15 @@ def test_any_bytes_for_the_files_of_a_run(tmp_path, content):
         assert not training.finished(run)
         outcome(lambda name=name: read_json(tmp_path / name))
     (tmp_path / "report.json").write_bytes(content)
-    assert quality._accuracy(tmp_path) is None
+    assert sample_quality._accuracy(tmp_path) is None
     (tmp_path / "config.json").write_bytes(content)
-    assert not quality._is_made_with(tmp_path, quality.classifier_options(runs.load("digits").spec))
+    assert not sample_quality._is_made_with(tmp_path, sample_quality.classifier_options(runs.load("digits").spec))
 
 
 @pytest.mark.parametrize("accuracy", [None, "0.9", float("nan"), -1.0, 1e9, {"mean": 0.9}])
 def test_an_accuracy_that_is_none(tmp_path, accuracy):
     (tmp_path / "report.json").write_text(json.dumps({"test": {"accuracy": {"mean": accuracy}}}))
-    assert quality._accuracy(tmp_path) is None
+    assert sample_quality._accuracy(tmp_path) is None
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -212,7 +214,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         read_json(tmp_path / "config.json")
     assert not training.finished(SimpleNamespace(folder=tmp_path, config=TINY))
     with pytest.raises(UserError, match=r"--inception .* it is no file"):
-        quality.inception_extractor(tmp_path / "config.json", runs.load("digits").spec)
+        sample_quality.inception_extractor(tmp_path / "config.json", runs.load("digits").spec)
 
 
 WORDS = st.sampled_from(
@@ -248,9 +250,9 @@ BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "
 @given(st.sampled_from(BAD_NAMES) | st.text())
 def test_any_name_for_an_experiment(name):
     """It is a file of the folder of experiments, or is refused before anything is imported."""
-    assume(name not in catalogue.names())
+    assume(name not in registry.names())
     before = set(sys.modules)
-    assert outcome(lambda: catalogue.find(name)).startswith("There is no experiment")
+    assert outcome(lambda: registry.find(name)).startswith("There is no experiment")
     assert set(sys.modules) == before
 
 

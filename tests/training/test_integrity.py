@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vdm_jax.training.devices import make_mesh, replicated
 from vdm_jax.training.integrity import Damaged, look, sealed, unsealed
+from vdm_jax.training.runtime.devices import make_mesh, replicated
 
 ARRAYS = [
     jnp.asarray([[1.0, -0.0], [3e-45, 2.5]]),

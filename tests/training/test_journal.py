@@ -9,7 +9,7 @@ import threading
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from vdm_jax.training.journal import Journal
+from vdm_jax.training.runtime.metrics_writer import Journal
 
 LINE = {"loss": 1.5, "grad_norm": 0.25}
 

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.training import evaluate
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.contract import Curve, Row
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.evaluate import report
-from vdm_jax.training.ledger import choose, fill
+from vdm_jax.training.evaluation import report
+from vdm_jax.training.evaluation.likelihood_report import choose, fill
+from vdm_jax.training.evaluation.report import write_report
+from vdm_jax.training.experiment import LikelihoodCurve, LikelihoodRow
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import first_state
+from vdm_jax.training.runtime.errors import UserError
 
 DIMS = 64
 
@@ -28,14 +28,14 @@ def _points(params, key, batch):
 
 
 ROWS = {
-    "bound, near": Row("it and more", _squares, 3),
-    "bound, far": Row("it and much more", lambda *given: 2 * _squares(*given)),
-    "ode": Row("it", lambda *given: 0 * _squares(*given)),
+    "bound, near": LikelihoodRow("it and more", _squares, 3),
+    "bound, far": LikelihoodRow("it and much more", lambda *given: 2 * _squares(*given)),
+    "ode": LikelihoodRow("it", lambda *given: 0 * _squares(*given)),
 }
 
 
 def with_ledger(run):
-    curve = Curve("level", "nats", _points, 2)
+    curve = LikelihoodCurve("level", "nats", _points, 2)
     return run._replace(experiment=run.experiment._replace(ledger=ROWS, curve=curve))
 
 
@@ -103,10 +103,10 @@ def test_a_model_without_a_ledger_has_none(tiny):
 
 def test_the_command_keeps_the_report_and_adds_the_ledger(tiny, command, monkeypatch):
     run = tiny(1, steps=10)
-    report(run, train(run))
-    opened = evaluate.open_run
-    monkeypatch.setattr(evaluate, "open_run", lambda *given: with_ledger(opened(*given)))
-    code, printed = command(evaluate.main, "tiny", "--rows", "ode", "--eval-examples", "104")
+    write_report(run, train(run))
+    opened = report.open_run
+    monkeypatch.setattr(report, "open_run", lambda *given: with_ledger(opened(*given)))
+    code, printed = command(report.main, "tiny", "--rows", "ode", "--eval-examples", "104")
     assert code == 0, printed
     result = json.loads((run.folder / "report.json").read_text())
     assert list(result["ledger"]) == ["ode"]

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from tests.training.bits import assert_same_bits
-from vdm_jax.training import checkpoint, data, optimizer
+from vdm_jax.training import checkpoint, optimizer
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.devices import split
-from vdm_jax.training.errors import Stopped, UserError, disk_is_full
-from vdm_jax.training.journal import Journal
+from vdm_jax.training.data import sources
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import abstract_state, first_state
+from vdm_jax.training.runtime.devices import split
+from vdm_jax.training.runtime.errors import Stopped, UserError, disk_is_full
+from vdm_jax.training.runtime.metrics_writer import Journal
 from vdm_jax.training.step import make_step
 
 
@@ -40,7 +41,7 @@ def interrupt_at(monkeypatch, step, signum):
     ("signum", "devices", "options"),
     [
         (signal.SIGINT, 1, {"flip": True}),
-        pytest.param(signal.SIGTERM, 8, {"accumulate": 2, "schedule": "cosine"}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 8, {"accumulate": 2, "lr_schedule": "cosine"}, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("heard")
@@ -66,7 +67,7 @@ def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
 def test_the_loop_makes_the_very_updates_that_bare_steps_make(tiny):
     run = tiny(8, steps=12, log_every=5, checkpoint_every=7, picture_every=3)
     step = make_step(run.experiment, optimizer.optimizer(run.config), run.mesh, seed=0, ema_decay=0.9)
-    batches, state = data.train_iterator(run.data.train, 32, 0), first_state(run)
+    batches, state = sources.train_iterator(run.data.train, 32, 0), first_state(run)
     for _ in range(12):
         state, _ = step(state, jax.device_put(next(batches), split(run.mesh)))
     assert_same_bits(train(run).state, state)
@@ -126,7 +127,7 @@ def test_a_changed_option_is_taken_where_that_is_asked_for(tiny, capsys):
 
 
 def test_more_steps_under_a_cosine_are_a_change_that_names_both_learning_rates(tiny, capsys):
-    cosine = {"schedule": "cosine", "learning_rate": 2e-3}
+    cosine = {"lr_schedule": "cosine", "learning_rate": 2e-3}
     train(tiny(steps=10, **cosine))
     # the last of 10 updates has 2e-3 (1 + cos(0.9 pi)) / 2, the eleventh of 20 has 2e-3 (1 + cos(pi / 2)) / 2
     with pytest.raises(UserError, match=r"--steps: 10 -> 20: .* jumps from 4.9e-05 to 0.001\n.* by --changed"):
@@ -137,7 +138,7 @@ def test_more_steps_under_a_cosine_are_a_change_that_names_both_learning_rates(t
         train(tiny(steps=15, **cosine), changed=True)
 
 
-@pytest.mark.parametrize("options", [{"schedule": "constant"}, {"schedule": "cosine", "warmup_steps": 50}])
+@pytest.mark.parametrize("options", [{"lr_schedule": "constant"}, {"lr_schedule": "cosine", "warmup_steps": 50}])
 def test_more_steps_are_no_change_where_the_learning_rate_does_not_jump(tiny, options):
     train(tiny(steps=10, **options))
     assert int(train(tiny(steps=20, **options)).state.step) == 20
@@ -159,7 +160,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def first_poisoned(run, poison):
-    batches = data.train_iterator(run.data.train, run.config.batch_size, run.config.seed)
+    batches = sources.train_iterator(run.data.train, run.config.batch_size, run.config.seed)
     return next(i for i in range(1, 1000) if (next(batches)["label"] == 0).sum() >= poison or i == 999)
 
 

@@ -27,7 +27,7 @@ def test_no_warm_up_starts_at_the_learning_rate():
 
 def test_cosine_falls_from_the_end_of_the_warm_up_to_zero():
     expected = [0.025, 0.05, 0.075, 0.1] + [0.05 * (1 + math.cos(math.pi * k / 6)) for k in range(6)]
-    config = dataclasses.replace(CONFIG, schedule="cosine")
+    config = dataclasses.replace(CONFIG, lr_schedule="cosine")
     assert rates(config) == pytest.approx(expected)
     assert float(learning_rate(config)(jnp.asarray(10))) == pytest.approx(0.0, abs=1e-8)
     assert float(learning_rate(config)(jnp.asarray(99))) == pytest.approx(0.0, abs=1e-8)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.contract import Cost
-from vdm_jax.training.patience import too_long
+from vdm_jax.training.evaluation.time_budget import too_long
+from vdm_jax.training.experiment import Cost
 from vdm_jax.training.state import TrainState
 
 

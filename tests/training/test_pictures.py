@@ -1,8 +1,8 @@
 import numpy as np
 from PIL import Image
 
-from vdm_jax.training.contract import Panel
-from vdm_jax.training.pictures import GAP, grid, panels, paths, save, square
+from vdm_jax.training.evaluation.plots import GAP, grid, panels, paths, save, square
+from vdm_jax.training.experiment import Panel
 
 
 def test_images_are_enlarged_without_blurring_and_laid_out_in_order():

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tests.training.experiments.tiny import CONFIG
-from vdm_jax.training.errors import UserError
 from vdm_jax.training.loop import train
-from vdm_jax.training.processes import by_first, is_first, several
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.runtime.processes import by_first, is_first, several
 
 HERE = Path(__file__).parent
 ENDLESS = ("--steps", "1000000", "--checkpoint-every", "20")
@@ -249,16 +249,16 @@ def test_processes_that_do_not_find_each_other_say_so(tmp_path):
 
 
 def test_the_shares_of_a_batch_do_not_change_what_is_done_to_it():
-    from vdm_jax.training import data
-    from vdm_jax.training.augmentation import augmentations
+    from vdm_jax.training.data import sources
+    from vdm_jax.training.data.augmentation import augmentations
 
     config = dataclasses.replace(CONFIG, flip=True, rotate=True, swap_channels=True)
     images = np.arange(50 * 12, dtype=np.uint16).reshape(50, 2, 2, 3)
     records = [{"image": image, "label": place} for place, image in enumerate(images)]
-    held = data.Images(records, (2, 2, 3), np.uint16)
+    held = sources.Images(records, (2, 2, 3), np.uint16)
 
     def batches(rows):
-        iterator = data.train_iterator(held, 16, 3, augmentations(config), rows)
+        iterator = sources.train_iterator(held, 16, 3, augmentations(config), rows)
         return [next(iterator)["image"] for _ in range(5)]
 
     whole, parts = batches(slice(None)), [batches(rows) for rows in (np.arange(5), np.arange(5, 16))]

@@ -12,17 +12,19 @@ import pytest
 from scipy import ndimage
 
 from vdm_jax.networks.classifier import ClassifierConfig
-from vdm_jax.training import data, loop, quality
+from vdm_jax.training import loop
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.contract import Cost, DataSpec, Samples
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.quality import Extractor
+from vdm_jax.training.data import sources
+from vdm_jax.training.evaluation import sample_quality
+from vdm_jax.training.evaluation.sample_quality import Extractor
+from vdm_jax.training.experiment import Cost, DataSpec, SampleBatch
 from vdm_jax.training.run import first_state
+from vdm_jax.training.runtime.errors import UserError
 
-DIGITS = data.load("digits")
+DIGITS = sources.load("digits")
 TEST = DIGITS.test.take(np.arange(360))
 TRAIN = DIGITS.train.take(np.arange(1437))
-SMALL = quality.ClassifierTraining(
+SMALL = sample_quality.ClassifierTraining(
     steps=60, num_samples=0, picture_every=0, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9, log_every=60,
     network=ClassifierConfig(channels=8, multipliers=(1,), groups=4, features=16),
 )  # fmt: skip
@@ -51,17 +53,17 @@ def drawing(run, sample):
 
 
 def measured(run, by=PIXELS, samples=0):
-    return quality.quality(run, first_state(run).ema, by, samples)
+    return sample_quality.quality(run, first_state(run).ema, by, samples)
 
 
 def noise_images(params, key, n):
-    return Samples(jax.random.randint(key, (n, 8, 8, 1), 0, 17).astype(jnp.uint8))
+    return SampleBatch(jax.random.randint(key, (n, 8, 8, 1), 0, 17).astype(jnp.uint8))
 
 
 def real_images(params, key, n):
     """Test images without end, from one after the other: block by block they are all of them."""
     index = jax.random.randint(key, (n,), 0, 360)
-    return Samples(jnp.asarray(TEST["image"])[index])
+    return SampleBatch(jnp.asarray(TEST["image"])[index])
 
 
 def test_an_extractor_sees_every_image_once_and_in_order():
@@ -74,7 +76,7 @@ def test_an_extractor_sees_every_image_once_and_in_order():
 
 
 def test_samples_that_are_the_test_images(tiny):
-    run = drawing(tiny(1, eval_batch_size=360), lambda params, key, n: Samples(jnp.asarray(TEST["image"])[:n]))
+    run = drawing(tiny(1, eval_batch_size=360), lambda params, key, n: SampleBatch(jnp.asarray(TEST["image"])[:n]))
     result = measured(run)
     assert result["samples"] == result["test_images"] == 360
     assert result["frechet"] == pytest.approx(0.0, abs=1e-9)
@@ -101,13 +103,13 @@ def test_samples_that_are_draws_of_the_test_images_or_noise(tiny):
 def test_blocks_draw_other_noise_and_the_same_every_time(tiny):
     run = drawing(tiny(1, eval_batch_size=104), real_images)
     params = first_state(run).ema
-    images, labels = quality.draw(run, params, 250)
+    images, labels = sample_quality.draw(run, params, 250)
     assert images.shape == (250, 8, 8, 1)
     assert labels is None
     assert (images[:104] != images[104:208]).any(axis=(1, 2, 3)).mean() > 0.9
-    np.testing.assert_array_equal(quality.draw(run, params, 250)[0], images)
+    np.testing.assert_array_equal(sample_quality.draw(run, params, 250)[0], images)
     eight = drawing(tiny(8, eval_batch_size=104), real_images)
-    np.testing.assert_array_equal(quality.draw(eight, first_state(eight).ema, 250)[0], images)
+    np.testing.assert_array_equal(sample_quality.draw(eight, first_state(eight).ema, 250)[0], images)
 
 
 def test_the_share_of_labels_the_classifier_agrees_with(tiny):
@@ -120,13 +122,13 @@ def test_the_share_of_labels_the_classifier_agrees_with(tiny):
     result = measured(drawing(tiny(1, eval_batch_size=100), sample), KNOWING, 100)
     assert result["agreement"]["mean"] == pytest.approx(0.8)
     assert result["agreement"]["standard_error"] == pytest.approx((0.16 / 99) ** 0.5)
-    assert "as labelled" in quality.summary(result)
-    assert "80.0%" in quality.summary(result)
+    assert "as labelled" in sample_quality.summary(result)
+    assert "80.0%" in sample_quality.summary(result)
 
 
 def test_summary_holds_the_numbers(tiny):
     result = measured(drawing(tiny(1, eval_batch_size=120), real_images))
-    text = quality.summary(result)
+    text = sample_quality.summary(result)
     assert text.startswith("  quality by pixels\n  against 360 test images  360 samples")
     for part in (f"{result['frechet']:.4f}", f"{result['training_images']['recall']:.3f}", "±"):
         assert part in text
@@ -140,11 +142,11 @@ def test_too_few_are_refused(tiny):
 
 
 def filled(run, monkeypatch, capsys, samples=None, **notes):
-    monkeypatch.setattr(quality, "extractor", lambda run, file: PIXELS._replace(name=f"pixels {file}"))
+    monkeypatch.setattr(sample_quality, "extractor", lambda run, file: PIXELS._replace(name=f"pixels {file}"))
     run.folder.mkdir(parents=True, exist_ok=True)
     saved = Saved(first_state(run), {"seconds": 1.0, "training_images_per_second": 100.0, **notes}, [])
     result = {"steps": 1}
-    quality.fill(run, saved, result, samples, "file")
+    sample_quality.fill(run, saved, result, samples, "file")
     return result, capsys.readouterr().out
 
 
@@ -155,7 +157,7 @@ def test_the_report_gets_the_quality(tiny, monkeypatch, capsys):
     assert result["steps"] == 1
     assert result["quality"]["samples"] == result["quality"]["test_images"] == 40
     assert result["quality"]["features"] == "pixels file"
-    assert quality.summary(result["quality"]) in printed
+    assert sample_quality.summary(result["quality"]) in printed
     assert filled(run, monkeypatch, capsys, 30)[0]["quality"]["samples"] == 30
     assert filled(run, monkeypatch, capsys, 0) == ({"steps": 1}, "")
 
@@ -175,18 +177,18 @@ def test_quality_is_put_off_where_it_would_take_longer_than_the_training(tiny, m
 
 def test_quality_is_put_off_where_it_cannot_be_measured(tiny):
     saved = Saved(first_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
-    assert quality.put_off(tiny(1, eval_examples=19), saved) == "19 test images are too few, it takes 20"
+    assert sample_quality.put_off(tiny(1, eval_examples=19), saved) == "19 test images are too few, it takes 20"
     run = tiny(1)
-    assert quality.put_off(run, saved) is None
+    assert sample_quality.put_off(run, saved) is None
     unlabelled = run._replace(data=run.data._replace(spec=run.data.spec._replace(num_classes=0)))
-    assert "digits has no labels" in str(quality.put_off(unlabelled, saved))
-    assert quality.put_off(unlabelled, saved, "file") is None
+    assert "digits has no labels" in str(sample_quality.put_off(unlabelled, saved))
+    assert sample_quality.put_off(unlabelled, saved, "file") is None
 
 
 @pytest.mark.slow
 def test_a_classifier_is_trained_once_and_then_read(tmp_path, monkeypatch):
     folder = tmp_path / ".features" / "digits"
-    first = quality.train_classifier(DIGITS, folder, SMALL)
+    first = sample_quality.train_classifier(DIGITS, folder, SMALL)
     accuracy = json.loads((folder / "report.json").read_text())["test"]["accuracy"]
     features, labels = first(TEST["image"])
     assert features.shape == (360, 16)
@@ -196,10 +198,12 @@ def test_a_classifier_is_trained_once_and_then_read(tmp_path, monkeypatch):
     trained = []
     train = loop.train
     monkeypatch.setattr(loop, "train", lambda run: trained.append(run.config.steps) or train(run))
-    again = quality.train_classifier(DIGITS, folder, SMALL)
+    again = sample_quality.train_classifier(DIGITS, folder, SMALL)
     assert not trained
     np.testing.assert_array_equal(again(TEST["image"])[0], features)
-    quality.train_classifier(DIGITS, folder, dataclasses.replace(SMALL, steps=5))  # other options: another classifier
+    sample_quality.train_classifier(
+        DIGITS, folder, dataclasses.replace(SMALL, steps=5)
+    )  # other options: another classifier
     assert trained == [5]
 
 
@@ -207,44 +211,46 @@ def test_what_features_a_run_is_judged_by(tiny, monkeypatch):
     run = tiny(1)
     points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
     x = np.random.RandomState(0).standard_normal((30, 2)).astype(np.float32)
-    np.testing.assert_array_equal(quality.extractor(points)(x)[0], x)
+    np.testing.assert_array_equal(sample_quality.extractor(points)(x)[0], x)
     unlabelled = run._replace(data=run.data._replace(spec=run.data.spec._replace(num_classes=0)))
     with pytest.raises(
         UserError, match="no labels to train a classifier on: give Inception's weights with --inception"
     ):
-        quality.extractor(unlabelled)
-    monkeypatch.setattr(quality, "train_classifier", lambda data, folder: Extractor(f"{data.spec.name} {folder}", None))
-    assert quality.extractor(run).name == f"digits {run.folder.parent / '.features' / 'digits'}"
+        sample_quality.extractor(unlabelled)
+    monkeypatch.setattr(
+        sample_quality, "train_classifier", lambda data, folder: Extractor(f"{data.spec.name} {folder}", None)
+    )
+    assert sample_quality.extractor(run).name == f"digits {run.folder.parent / '.features' / 'digits'}"
 
 
 def test_inception_files_that_cannot_be_used(tiny, tmp_path, monkeypatch):
     run = tiny(1)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(UserError, match=r"needs safetensors: \.venv/bin/pip install safetensors"):
-        quality.extractor(run, "weights.safetensors")
+        sample_quality.extractor(run, "weights.safetensors")
     points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
     with pytest.raises(UserError, match="moons are none: leave --inception away"):
-        quality.extractor(points, "weights.safetensors")
+        sample_quality.extractor(points, "weights.safetensors")
 
 
 def test_inception_from_a_file(tiny, tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     run, path = tiny(1), tmp_path / "odd.safetensors"
     with pytest.raises(UserError, match="cannot be used"):
-        quality.extractor(run, str(path))
+        sample_quality.extractor(run, str(path))
     numpy.save_file({"odd": np.zeros(3)}, path)
     with pytest.raises(UserError, match="missing: Conv2d_1a_3x3"):
-        quality.extractor(run, str(path))
+        sample_quality.extractor(run, str(path))
 
 
 @pytest.mark.slow
 def test_the_classifier_of_the_digits_is_right_and_its_features_order_images_by_quality(tmp_path):
-    by = quality.train_classifier(DIGITS, tmp_path / "digits")
+    by = sample_quality.train_classifier(DIGITS, tmp_path / "digits")
     test, labels = by(TEST["image"])
     assert np.mean(labels == TEST["label"]) >= 0.97
     blurred = np.round(ndimage.gaussian_filter(TEST["image"].astype(float), (0, 0.8, 0.8, 0))).astype(np.uint8)
     noise = np.random.RandomState(0).randint(0, 17, (360, 8, 8, 1)).astype(np.uint8)
-    found = [quality.distances(test, by(images)[0]) for images in (TRAIN["image"][:360], blurred, noise)]
+    found = [sample_quality.distances(test, by(images)[0]) for images in (TRAIN["image"][:360], blurred, noise)]
     frechet = [numbers["frechet"] for numbers in found]
     kernel = [numbers["kernel"]["mean"] for numbers in found]
     assert frechet[0] < frechet[1] / 3 < frechet[2] / 6

@@ -7,9 +7,10 @@ import pytest
 
 from tests.training import shards
 from tests.training.bits import assert_same_bits
-from vdm_jax.training import data, loop
+from vdm_jax.training import loop
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.errors import UserError
+from vdm_jax.training.data import sources
+from vdm_jax.training.runtime.errors import UserError
 
 NAME, SIDE = "tiny_set", 8
 
@@ -18,12 +19,12 @@ NAME, SIDE = "tiny_set", 8
 def folder(tmp_path, monkeypatch):
     """A prepared set where TFDS looks for it."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(loop.data, "images_per_second", lambda *_, **__: 1.0)  # or it would find the damage first
+    monkeypatch.setattr(loop.sources, "images_per_second", lambda *_, **__: 1.0)  # or it would find the damage first
     return shards.write(tmp_path / "tfds", NAME, train=64, test=16, side=SIDE)
 
 
 def read_all():
-    found = data.load(NAME)
+    found = sources.load(NAME)
     return found.train.take(np.arange(len(found.train)))
 
 
@@ -90,7 +91,7 @@ def test_a_damaged_shard_is_named_with_its_remedy(folder, damage, message):
 def test_a_damaged_description_is_named(folder, name, content):
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=r"(?s)The data set 'tiny_set' cannot be .*prepare"):
-        data.load(NAME)
+        sources.load(NAME)
 
 
 @pytest.mark.parametrize("module", ["antigravity", "tests.training.bomb", "tensorflow_datasets_evil"])
@@ -102,7 +103,7 @@ def test_a_description_runs_no_code(folder, module, legacy):
     )
     (folder / "features.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match=rf"names the class '{module}\.X', which is not of TensorFlow Datasets"):
-        data.load(NAME)
+        sources.load(NAME)
 
 
 @pytest.mark.slow
@@ -110,7 +111,7 @@ def test_damage_found_in_training_loses_nothing(folder, tiny):
     """The run ends with the message; once the file is whole again, it goes on to the same bits."""
     options = {"data": NAME, "steps": 6, "batch_size": 8, "eval_batch_size": 8, "checkpoint_every": 1, "keep": 9}
     whole = loop.train(tiny(**options, workdir=str(folder.parent / "whole")))
-    order = data.ShuffledBatches(64, 8, tiny(**options).config.seed)
+    order = sources.ShuffledBatches(64, 8, tiny(**options).config.seed)
     (bad, first) = next((i, 32 * (i // 32)) for i in order[3])  # of the fourth batch
     path = folder / shards.shard(NAME, "train", first // 32, 2)
     good = path.read_bytes()

@@ -5,10 +5,11 @@ import optax
 import pytest
 
 from tests.training.bits import assert_same_bits
-from vdm_jax.training import data, optimizer, state
-from vdm_jax.training.contract import Experiment
-from vdm_jax.training.devices import make_mesh, replicated, split
+from vdm_jax.training import optimizer, state
+from vdm_jax.training.data import sources
+from vdm_jax.training.experiment import Experiment
 from vdm_jax.training.run import first_state
+from vdm_jax.training.runtime.devices import make_mesh, replicated, split
 from vdm_jax.training.step import accumulated_gradient, make_step
 
 
@@ -17,7 +18,7 @@ def steps(run, number=5, **options):
     config = run.config
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "accumulate": config.accumulate, **options}
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
-    batches = data.train_iterator(run.data.train, config.batch_size, config.seed)
+    batches = sources.train_iterator(run.data.train, config.batch_size, config.seed)
     current, metrics = first_state(run), {}
     for _ in range(number):
         current, metrics = step(current, jax.device_put(next(batches), split(run.mesh)))

@@ -2,8 +2,8 @@ import signal
 
 import pytest
 
-from vdm_jax.training import stopping
-from vdm_jax.training.stopping import stop_requests
+from vdm_jax.training.runtime import signals
+from vdm_jax.training.runtime.signals import stop_requests
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -22,7 +22,7 @@ def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
 @pytest.mark.usefixtures("heard")
 def test_a_later_signal_acts_as_it_always_does(monkeypatch):
     now = iter([10.0, 10.5, 11.5])
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(now))
     with stop_requests() as request:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)

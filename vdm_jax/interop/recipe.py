@@ -1,6 +1,6 @@
 """What a pretrained network means to an experiment's options, and back. They are any dataclass with these fields:
 
-network: UNetConfig;  kind, noise, num_steps: as `experiments/_ddpm.py` has them;  sampling: has a variance and steps
+network: UNetConfig;  prediction_type, noise_schedule, num_steps: as `vdm_jax/models/ddpm.py` has them;  sampling: has a variance and steps
 """
 
 from dataclasses import is_dataclass, replace
@@ -13,7 +13,7 @@ from vdm_jax.interop.schedulers import Scheduler
 from vdm_jax.networks.unet import UNetConfig
 
 NOISES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-FIELDS = ("network", "kind", "noise", "num_steps", "sampling")
+FIELDS = ("network", "prediction_type", "noise_schedule", "num_steps", "sampling")
 
 
 def fit(config: Any, pretrained: Pretrained) -> Any:
@@ -30,19 +30,19 @@ def fit(config: Any, pretrained: Pretrained) -> Any:
     fitted = replace(
         config,
         network=network,
-        kind=scheduler.kind,
-        noise=NOISES.get(scheduler.beta_schedule, config.noise),
+        prediction_type=scheduler.prediction_type,
+        noise_schedule=NOISES.get(scheduler.beta_schedule, config.noise_schedule),
         num_steps=scheduler.num_steps,
         sampling=replace(
             config.sampling, variance=scheduler.variance, steps=min(config.sampling.steps, scheduler.num_steps)
         ),
     )
-    wanted, got = scheduler.table().log_snr, fitted.table().log_snr
+    wanted, got = scheduler.discrete_schedule().log_snr, fitted.discrete_schedule().log_snr
     if not np.allclose(wanted[1:], got[1:], rtol=0.0, atol=1e-5):
         raise ValueError(
             f"The scheduler's betas ({scheduler.beta_schedule}, {scheduler.beta_start} to {scheduler.beta_end}, T = "
             f"{scheduler.num_steps}) are none that this experiment can have: supported is linear from 0.1 / T to "
-            "20 / T, and squaredcos_cap_v2. From Python every schedule is: vdm_jax.interop.load(...).scheduler.table()."
+            "20 / T, and squaredcos_cap_v2. From Python every schedule is: vdm_jax.interop.load(...).scheduler.discrete_schedule()."
         )
     return fitted
 
@@ -54,15 +54,15 @@ def describe(config: Any) -> tuple[UNetConfig, Scheduler]:
         ValueError: the experiment is no DDPM of this U-Net.
     """
     _check(config)
-    options = {"kind": config.kind, "variance": config.sampling.variance}
+    options = {"prediction_type": config.prediction_type, "variance": config.sampling.variance}
     steps = config.num_steps
-    match config.noise:
+    match config.noise_schedule:
         case "linear":
             return config.network, Scheduler(steps, "linear", 0.1 / steps, 20.0 / steps, **options)
         case "cosine":
             return config.network, Scheduler(steps, "squaredcos_cap_v2", **options)
         case _:
-            return config.network, Scheduler.of(config.table(), **options)
+            return config.network, Scheduler.of(config.discrete_schedule(), **options)
 
 
 def _check(config: Any) -> None:

@@ -6,12 +6,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vdm_jax.discrete_schedules import TabulatedSchedule, discretize, from_betas, linear_betas, to_betas
 from vdm_jax.interop.faults import absent_or, list_of, misfits, number, refuse, settings, shown, unsupported, whole
 from vdm_jax.schedules import Cosine
-from vdm_jax.tables import Table, from_betas, linear_betas, tabulate, to_betas
 
 KINDS: dict[str, Literal["eps", "x_0", "v"]] = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
-VARIANCES: dict[str, Literal["lower", "upper"]] = {"fixed_small": "lower", "fixed_large": "upper"}
+VARIANCES: dict[str, Literal["fixed_small", "fixed_large"]] = {
+    "fixed_small": "fixed_small",
+    "fixed_large": "fixed_large",
+}
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 DEFAULTS = {  # diffusers', for fields that a scheduler_config.json does not name
     "num_train_timesteps": 1000,
@@ -58,7 +61,7 @@ class Scheduler:
         num_steps: T.
         beta_schedule, beta_start, beta_end: diffusers' name of the betas and their ends, which the cosine has not.
         betas: beta_1 .. beta_T themselves, in the place of a named schedule.
-        kind, variance: as `samplers.ancestral` takes them.
+        prediction_type, variance: as `samplers.ancestral` takes them.
         clip: bound on the predicted x_0 while sampling, or None.
     """
 
@@ -67,15 +70,15 @@ class Scheduler:
     beta_start: float = 0.0001
     beta_end: float = 0.02
     betas: tuple[float, ...] | None = None
-    kind: Literal["eps", "x_0", "v"] = "eps"
-    variance: Literal["lower", "upper"] = "lower"
+    prediction_type: Literal["eps", "x_0", "v"] = "eps"
+    variance: Literal["fixed_small", "fixed_large"] = "fixed_small"
     clip: float | None = 1.0
 
-    def table(self) -> Table:
+    def discrete_schedule(self) -> TabulatedSchedule:
         """Levels 0..T in float64; diffusers' own, a float32 product, has lost 2e-4 of 1 - abar by T = 1,000.
 
         Raises:
-            ValueError: betas that are no table's, as `tables.from_betas`.
+            ValueError: betas that are no table's, as `discrete_schedules.from_betas`.
 
         Source: Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672 (squaredcos_cap_v2).
         """
@@ -87,13 +90,15 @@ class Scheduler:
             case "scaled_linear":
                 return from_betas(np.square(np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps)))
             case "squaredcos_cap_v2":
-                return tabulate(Cosine(), self.num_steps)
+                return discretize(Cosine(), self.num_steps)
 
     @classmethod
-    def of(cls, table: Table, kind: Any = "eps", variance: Any = "lower") -> "Scheduler":
+    def of(
+        cls, schedule: TabulatedSchedule, prediction_type: Any = "eps", variance: Any = "fixed_small"
+    ) -> "Scheduler":
         """Any variance-preserving table, by its betas."""
-        betas = tuple(np.asarray(to_betas(table).beta, np.float64).tolist())
-        return cls(table.num_steps, betas=betas, kind=kind, variance=variance)
+        betas = tuple(np.asarray(to_betas(schedule).beta, np.float64).tolist())
+        return cls(schedule.num_steps, betas=betas, prediction_type=prediction_type, variance=variance)
 
 
 def from_scheduler_config(config: Mapping[str, Any]) -> Scheduler:
@@ -113,14 +118,14 @@ def from_scheduler_config(config: Mapping[str, Any]) -> Scheduler:
     faults = [*unsupported(given, SUPPORTED), *misfits(given, OPEN)]
     if isinstance(betas, list) and len(betas) != steps:
         faults.append(f"trained_betas has {len(betas)} entries: supported is num_train_timesteps, {shown(steps)}")
-    refuse("scheduler_config.json", faults, "It cannot be read as a schedule of vdm_jax.tables.")
+    refuse("scheduler_config.json", faults, "It cannot be read as a schedule of vdm_jax.discrete_schedules.")
     return Scheduler(
         num_steps=steps,
         beta_schedule=given["beta_schedule"],
         beta_start=float(given["beta_start"]),  # JSON may have written them as whole numbers
         beta_end=float(given["beta_end"]),
         betas=None if betas is None else tuple(map(float, betas)),
-        kind=KINDS[given["prediction_type"]],
+        prediction_type=KINDS[given["prediction_type"]],
         variance=VARIANCES[given["variance_type"]],
         clip=float(given["clip_sample_range"]) if given["clip_sample"] else None,
     )
@@ -136,7 +141,7 @@ def to_scheduler_config(scheduler: Scheduler) -> dict[str, Any]:
         "beta_end": scheduler.beta_end,
         "beta_schedule": scheduler.beta_schedule,
         "trained_betas": None if scheduler.betas is None else list(scheduler.betas),
-        "prediction_type": {ours: theirs for theirs, ours in KINDS.items()}[scheduler.kind],
+        "prediction_type": {ours: theirs for theirs, ours in KINDS.items()}[scheduler.prediction_type],
         "variance_type": {ours: theirs for theirs, ours in VARIANCES.items()}[scheduler.variance],
         "clip_sample": scheduler.clip is not None,
         "clip_sample_range": 1.0 if scheduler.clip is None else scheduler.clip,

@@ -7,22 +7,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.blocks import (
-    check_at_least,
-    check_pyramid,
-    conv3x3,
-    dense,
-    log_variance,
-    normalise,
-    upsample,
-)
+from vdm_jax.networks.blocks import check_at_least, check_pyramid, conv3x3, dense, log_variance, normalize, upsample
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """The shape of an `Encoder` and of the `Decoder` that belongs to it."""
 
-    kind: Literal["mlp", "conv"] = "conv"
+    architecture: Literal["mlp", "conv"] = "conv"
     """A perceptron on the flat image, or convolutions on a pyramid of resolutions."""
     latent: int = 32
     """Dimension of z."""
@@ -47,10 +39,10 @@ class AutoencoderConfig:
         """
         if self.latent < 1:
             raise ValueError(f"a latent of {self.latent} dimensions holds nothing: set latent to 1 or more")
-        if self.kind not in ("mlp", "conv"):
-            raise ValueError(f"unknown kind {self.kind!r} of autoencoder: choose 'mlp' or 'conv'")
+        if self.architecture not in ("mlp", "conv"):
+            raise ValueError(f"unknown architecture {self.architecture!r}: choose 'mlp' or 'conv'")
         check_at_least(self, width=1, blocks=0, groups=1)
-        if self.kind == "conv":
+        if self.architecture == "conv":
             check_pyramid(shape, self.multipliers, self.width, self.groups)
 
 
@@ -78,7 +70,7 @@ class Encoder(nn.Module):
         """
         cfg = self.config
         cfg.check(x.shape)
-        h = self._down(x, train) if cfg.kind == "conv" else _Perceptron(cfg)(x.reshape(x.shape[0], -1), train)
+        h = self._down(x, train) if cfg.architecture == "conv" else _Perceptron(cfg)(x.reshape(x.shape[0], -1), train)
         h = h.reshape(x.shape[0], -1).astype(jnp.float32)
         mean = dense(cfg.latent, jnp.float32)(h)
         return mean, log_variance(dense(cfg.latent, jnp.float32, zero=True)(h))
@@ -91,7 +83,7 @@ class Encoder(nn.Module):
                 h = conv3x3(cfg.width * multiplier, dtype, stride=2)(h)
             for _ in range(cfg.blocks):
                 h = _Convolutions(cfg, cfg.width * multiplier)(h, train)
-        return nn.swish(normalise(h, cfg.groups))
+        return nn.swish(normalize(h, cfg.groups))
 
 
 class Decoder(nn.Module):
@@ -126,7 +118,7 @@ class Decoder(nn.Module):
         cfg.check(self.shape)
         if z.shape[-1] != cfg.latent:
             raise ValueError(f"z has {z.shape[-1]} dimensions and this decoder takes {cfg.latent}: set latent to match")
-        if cfg.kind == "conv":
+        if cfg.architecture == "conv":
             h = self._up(z, train).astype(jnp.float32)
             return conv3x3(self.out_channels, jnp.float32)(h)
         height, width = self.shape[0], self.shape[1]
@@ -143,7 +135,7 @@ class Decoder(nn.Module):
                 h = _Convolutions(cfg, width)(h, train)
             if level:
                 h = conv3x3(widths[level - 1], dtype)(upsample(h))
-        return nn.swish(normalise(h, cfg.groups))
+        return nn.swish(normalize(h, cfg.groups))
 
 
 class _Convolutions(nn.Module):
@@ -155,8 +147,8 @@ class _Convolutions(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        r = conv3x3(self.features, dtype)(nn.swish(normalise(h, cfg.groups)))
-        r = nn.Dropout(cfg.dropout, deterministic=not train)(nn.swish(normalise(r, cfg.groups)))
+        r = conv3x3(self.features, dtype)(nn.swish(normalize(h, cfg.groups)))
+        r = nn.Dropout(cfg.dropout, deterministic=not train)(nn.swish(normalize(r, cfg.groups)))
         return h + conv3x3(self.features, dtype, zero=True)(r)
 
 

@@ -54,7 +54,7 @@ def conv3x3(features: int, dtype: Any, *, zero: bool = False, stride: int = 1) -
     return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=init, dtype=dtype)
 
 
-def normalise(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"]:
+def normalize(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"]:
     """Group normalisation of each example by itself, in float32 whatever the dtype of x."""
     # Flax's fast variance, E[x^2] - E[x]^2, cancels: 7 % off where the mean is 300 deviations, nonsense at 3,000.
     norm = nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False)
@@ -111,9 +111,9 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], train: bool):
-        h = conv3x3(self.features, self.dtype)(nn.swish(normalise(x, self.groups)))
+        h = conv3x3(self.features, self.dtype)(nn.swish(normalize(x, self.groups)))
         h = h + dense(self.features, self.dtype)(nn.swish(embedding))[:, None, None, :]
-        h = nn.swish(normalise(h, self.groups))
+        h = nn.swish(normalize(h, self.groups))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv3x3(self.features, self.dtype, zero=True)(h)
         return h + (x if x.shape[-1] == self.features else dense(self.features, self.dtype)(x))
@@ -131,7 +131,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]):
         batch, height, width, channels = x.shape
-        h = normalise(x, self.groups).reshape(batch, height * width, channels)
+        h = normalize(x, self.groups).reshape(batch, height * width, channels)
         query, key, value = (dense(channels, self.dtype)(h) for _ in range(3))
         scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) * channels**-0.5
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)

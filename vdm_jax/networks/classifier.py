@@ -14,7 +14,7 @@ from vdm_jax.networks.blocks import (
     check_pyramid,
     conv3x3,
     dense,
-    normalise,
+    normalize,
 )
 
 
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
                 h = conv3x3(cfg.channels * multiplier, dtype, stride=2)(h)
             for _ in range(cfg.blocks):
                 h = ResidualBlock(cfg.channels * multiplier, cfg.groups, cfg.dropout, dtype)(h, embedding, train)
-        h = nn.swish(normalise(h, cfg.groups)).astype(jnp.float32)
+        h = nn.swish(normalize(h, cfg.groups)).astype(jnp.float32)
         features = nn.swish(dense(cfg.features, jnp.float32)(h.reshape(h.shape[0], -1)))
         # of one length: else a kernel distance, a polynomial of them, would be all about the longest
         features = nn.RMSNorm(use_scale=False)(features)

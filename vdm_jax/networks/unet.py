@@ -14,7 +14,7 @@ from vdm_jax.networks.blocks import (
     check_at_least,
     check_pyramid,
     conv3x3,
-    normalise,
+    normalize,
     upsample,
 )
 from vdm_jax.networks.embeddings import fourier_features
@@ -116,7 +116,7 @@ class UNet(nn.Module):
                 h = block(self, jnp.concatenate([h, skips.pop()], axis=-1), embedding, width, train)
             if level:
                 h = conv3x3(width, dtype)(upsample(h))
-        h = nn.swish(normalise(h, cfg.groups))
+        h = nn.swish(normalize(h, cfg.groups))
         return conv3x3(cfg.out_channels or x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
 
     def _enter(self, x: Array, dtype: Any) -> Array:

@@ -1,6 +1,6 @@
 """Sampling: from noise back to data. One file a sampler, one call for all, one compiled scan.
 
-    sampler(denoiser, key, x_T, table, kind="eps", clip=None, snapshots=0, ...) -> Samples
+    sampler(denoiser, key, x_T, schedule, prediction_type="eps", clip=None, snapshots=0, ...) -> Samples
 
     ancestral, ancestral_learned    draws of the reverse kernel                                    T steps (SAM-2)
     ddim                            the same denoiser with less noise, down to none                fewer
@@ -10,7 +10,7 @@
     replacement                     inpainting: the known part drawn anew at every level
     adaptive                        the ODE by diffrax, with steps as long as the tolerance allows
 
-`table` is any discrete schedule; `table.strided(...)` with `tables.even_steps`, `even_log_snr_steps` or `karras_steps`
+`schedule` is any discrete schedule; `schedule.subsequence(...)` with `discrete_schedules.uniform_steps`, `log_snr_uniform_steps` or `karras_steps`
 takes fewer of its levels. Samplers that add no noise take the key too, and it may be None.
 
 `clip` bounds every predicted x_0: pass clip=1.0 for images on [-1, 1]. Without it an eps or score prediction is divided
@@ -25,7 +25,7 @@ from vdm_jax.samplers.ddim import ddim, ddim_inverse
 from vdm_jax.samplers.dpmpp import dpmpp
 from vdm_jax.samplers.heun import heun
 from vdm_jax.samplers.predictor_corrector import predictor_corrector
-from vdm_jax.samplers.replacement import replacement
+from vdm_jax.samplers.repaint import repaint
 
 __all__ = [
     "Samples",
@@ -38,5 +38,5 @@ __all__ = [
     "dpmpp",
     "heun",
     "predictor_corrector",
-    "replacement",
+    "repaint",
 ]

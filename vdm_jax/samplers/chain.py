@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
 from vdm_jax.compilation import scan
-from vdm_jax.levels import Level, Step, for_batch
+from vdm_jax.discrete_schedules import DiscreteSchedule
+from vdm_jax.noise_levels import NoiseLevel, Step, broadcast_to_batch
 from vdm_jax.parameterization import to_eps, to_x_0
-from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, Real, evaluate, wide
+from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Real, at_least_float32, evaluate
 
 AMPLIFIED = 20.0  # gain of the first step from which on a trained network's samples are beyond use
 
@@ -50,37 +50,39 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    denoiser: Denoiser, x_t: Batch, level: Level, kind: Parameterization, clip: float | None = None
+    denoiser: Denoiser, x_t: Batch, level: NoiseLevel, prediction_type: PredictionType, clip: float | None = None
 ) -> Prediction:
     """x_hat and eps of a batch at one level, x_hat within the clip, and eps what is then left.
 
     Args:
-        denoiser: predicts `kind`.
+        denoiser: predicts `prediction_type`.
         x_t: shape (B, *x).
         level: scalars, sigma > 0.
-        kind: what the denoiser predicts.
+        prediction_type: what the denoiser predicts.
         clip: bound on the size of x_hat, or None.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown prediction_type.
     """
-    return convert(evaluate(denoiser, x_t, for_batch(level, x_t)), x_t, level, kind, clip)
+    return to_prediction(evaluate(denoiser, x_t, broadcast_to_batch(level, x_t)), x_t, level, prediction_type, clip)
 
 
-def convert(prediction: Batch, x_t: Batch, level: Level, kind: Parameterization, clip: float | None) -> Prediction:
+def to_prediction(
+    prediction: Batch, x_t: Batch, level: NoiseLevel, prediction_type: PredictionType, clip: float | None
+) -> Prediction:
     """x_hat and eps of a denoiser's prediction; args and errors as in `predict`."""
-    x_hat = to_x_0(prediction, x_t, level, kind)
+    x_hat = to_x_0(prediction, x_t, level, prediction_type)
     if clip is None:
-        return Prediction(x_hat, to_eps(prediction, x_t, level, kind))
+        return Prediction(x_hat, to_eps(prediction, x_t, level, prediction_type))
     x_hat = jnp.clip(x_hat, -clip, clip)
     return Prediction(x_hat, to_eps(x_hat, x_t, level, "x_0"))
 
 
-def descend(x_t: Batch, x_hat: Batch, step: Step, fresh: Batch, var: Real | None = None) -> Batch:
+def posterior_step(x_t: Batch, x_hat: Batch, step: Step, fresh: Batch, var: Real | None = None) -> Batch:
     """A draw of q(x_s | x_t, x_hat) with this noise, or with another variance; without noise where s is clean."""
-    law, noisy = forward.posterior(x_t, x_hat, step), step.s.sigma > 0
-    scale = jnp.sqrt(jnp.where(noisy, law.var if var is None else var, 1.0))  # a root at 0 has no gradient
-    return law.mean + jnp.where(noisy, scale, 0.0) * fresh
+    distribution, noisy = forward.posterior(x_t, x_hat, step), step.s.sigma > 0
+    scale = jnp.sqrt(jnp.where(noisy, distribution.var if var is None else var, 1.0))  # a root at 0 has no gradient
+    return distribution.mean + jnp.where(noisy, scale, 0.0) * fresh
 
 
 def noise(key: Key | None, t: Any, x_t: Batch) -> Batch:
@@ -89,7 +91,7 @@ def noise(key: Key | None, t: Any, x_t: Batch) -> Batch:
     Raises:
         ValueError: no key.
     """
-    return jax.random.normal(jax.random.fold_in(check_key(key), t), x_t.shape, wide(x_t.dtype))
+    return jax.random.normal(jax.random.fold_in(check_key(key), t), x_t.shape, at_least_float32(x_t.dtype))
 
 
 def check_key(key: Key | None) -> Key:
@@ -103,66 +105,70 @@ def check_key(key: Key | None) -> Key:
     return key
 
 
-def run(visit: Callable, x_T: Batch, table: Discrete, snapshots: int = 0, memory: Any = None) -> Samples:
+def run(visit: Callable, x_T: Batch, schedule: DiscreteSchedule, snapshots: int = 0, memory: Any = None) -> Samples:
     """The scan t = T..1 with snapshots.
 
     Args:
         visit: (x_t, memory, step, t) -> (x_s, x_hat, memory), for s = t - 1.
         x_T: where the chain begins, shape (B, *x).
-        table: the schedule.
+        schedule: the schedule.
         snapshots: how many evenly spaced states to return.
         memory: what is handed from step to step, a pytree.
     """
-    times = np.round(np.linspace(table.num_steps, 1, snapshots)).astype(np.int32)
-    slots = np.full(table.num_steps + 1, snapshots, np.int32)  # the last slot is a waste bin
+    times = np.round(np.linspace(schedule.num_steps, 1, snapshots)).astype(np.int32)
+    slots = np.full(schedule.num_steps + 1, snapshots, np.int32)  # the last slot is a waste bin
     slots[times] = np.arange(snapshots)
     slots = jnp.asarray(slots)
 
     def move(carry, t):
         x_t, memory, kept = carry
-        x_s, x_hat, memory = visit(x_t, memory, table.step(t - 1, t), t)
+        x_s, x_hat, memory = visit(x_t, memory, schedule.step(t - 1, t), t)
         kept = jax.tree.map(lambda buffer, new: buffer.at[slots[t]].set(new.astype(buffer.dtype)), kept, (x_t, x_hat))
         return (x_s, memory, kept), None
 
     empty = jnp.zeros((snapshots + 1, *x_T.shape), x_T.dtype)
-    steps = jnp.arange(table.num_steps, 0, -1)
+    steps = jnp.arange(schedule.num_steps, 0, -1)
     (x_0, _, (x_t, x_hat)), _ = scan(move, (x_T, memory, (empty, empty)), steps)
     return Samples(x_0, Trajectory(jnp.asarray(times), x_t[:-1], x_hat[:-1]))
 
 
-def warn_of_amplification(table: Discrete, kind: Parameterization, clip: float | None) -> None:
+def warn_of_amplification(schedule: DiscreteSchedule, prediction_type: PredictionType, clip: float | None) -> None:
     """Warn where the first step multiplies errors of the prediction by far more than later steps can take back.
 
     From an error d of eps, x_hat = (x_t - sigma eps) / alpha has the error d sigma_t / alpha_t, and x_s the error
     d sigma_s (e^(h/2) - 1), h the log-SNR gained by the step. A traced table is not checked.
     """
-    if kind in ("x_0", "v") or clip is not None or any(isinstance(x, Tracer) for x in jax.tree.leaves(table)):
+    if (
+        prediction_type in ("x_0", "v")
+        or clip is not None
+        or any(isinstance(x, Tracer) for x in jax.tree.leaves(schedule))
+    ):
         return
-    gain = _first_gain(table) if isinstance(table, Hashable) else _first_gain.__wrapped__(table)
+    gain = _first_gain(schedule) if isinstance(schedule, Hashable) else _first_gain.__wrapped__(schedule)
     if gain > AMPLIFIED:
         warnings.warn(
-            f"with {kind} predictions and no clip, the first sampling step multiplies errors of the prediction by "
+            f"with {prediction_type} predictions and no clip, the first sampling step multiplies errors of the prediction by "
             f"{gain:,.0f}: pass clip=1.0 for data on [-1, 1], predict x_0 or v, or take smaller steps at the noisy "
-            "end, table.strided(tables.even_log_snr_steps(table, count))",
+            "end, table.subsequence(discrete_schedules.log_snr_uniform_steps(table, count))",
             stacklevel=4,
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _first_gain(table: Discrete) -> float:
+def _first_gain(schedule: DiscreteSchedule) -> float:
     with jax.ensure_compile_time_eval():
-        last = table.num_steps
-        step = table.step(jnp.asarray(last - 1), jnp.asarray(last))
+        last = schedule.num_steps
+        step = schedule.step(jnp.asarray(last - 1), jnp.asarray(last))
         if last == 1:  # to clean data
             return float(jnp.exp(-0.5 * step.t.log_snr))
         return float(step.s.sigma * jnp.expm1(0.5 * step.log_snr_drop))
 
 
-def check_snapshots(snapshots: int, table: Discrete) -> None:
+def check_snapshots(snapshots: int, schedule: DiscreteSchedule) -> None:
     """Refuse a number of snapshots that the chain does not have.
 
     Raises:
         ValueError: not in 0..T.
     """
-    if not 0 <= snapshots <= table.num_steps:
-        raise ValueError(f"snapshots is {snapshots}: this chain has {table.num_steps} states to return")
+    if not 0 <= snapshots <= schedule.num_steps:
+        raise ValueError(f"snapshots is {snapshots}: this chain has {schedule.num_steps} states to return")

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 
 from vdm_jax.compilation import compiled
+from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run, warn_of_amplification
-from vdm_jax.tables import Discrete
-from vdm_jax.types import Batch, Denoiser, Key, Parameterization, wide
+from vdm_jax.types import Batch, Denoiser, Key, PredictionType, at_least_float32
 
 
 @compiled(static=("clip", "snapshots"), check=warn_of_amplification)
@@ -13,9 +13,9 @@ def dpmpp(
     denoiser: Denoiser,
     key: Key | None,
     x_T: Batch,
-    table: Discrete,
+    schedule: DiscreteSchedule,
     *,
-    kind: Parameterization = "eps",
+    prediction_type: PredictionType = "eps",
     stochastic: bool = False,
     clip: float | None = None,
     snapshots: int = 0,
@@ -30,11 +30,11 @@ def dpmpp(
     eta 0 or 1.
 
     Args:
-        denoiser: predicts `kind`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
         key: for the noise of the SDE; may be None for the ODE.
         x_T: draws of the prior, shape (B, *x).
-        table: the schedule; `table.strided(...)` takes fewer steps, of which this sampler needs some 10 to 20.
-        kind: what the denoiser predicts.
+        schedule: the schedule; `schedule.subsequence(...)` takes fewer steps, of which this sampler needs some 10 to 20.
+        prediction_type: what the denoiser predicts.
         stochastic: the SDE.
         clip: bound on the size of every predicted x_0; None leaves it.
         snapshots: how many evenly spaced states to return, 0..T.
@@ -43,18 +43,18 @@ def dpmpp(
         `Samples`.
 
     Raises:
-        ValueError: unknown kind, stochastic without a key, or snapshots not in 0..T.
+        ValueError: unknown prediction_type, stochastic without a key, or snapshots not in 0..T.
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2 and appendix on the SDE.
     """
     if stochastic and key is None:
         raise ValueError("key is None: a stochastic chain needs a key")
-    check_snapshots(snapshots, table)
+    check_snapshots(snapshots, schedule)
 
     def visit(x_t, memory, step, t):
         (before, drop_before), drop = memory, step.log_snr_drop
-        x_hat = predict(denoiser, x_t, step.t, kind, clip).x_hat
-        finite, second = jnp.where(t > 1, drop, 1.0), (t > 1) & (t < table.num_steps)
+        x_hat = predict(denoiser, x_t, step.t, prediction_type, clip).x_hat
+        finite, second = jnp.where(t > 1, drop, 1.0), (t > 1) & (t < schedule.num_steps)
         target = x_hat + jnp.where(second, 0.5 * finite / drop_before, 0.0) * (x_hat - before)
         kept = step.s.sigma / step.t.sigma * x_t
         if stochastic:
@@ -65,4 +65,4 @@ def dpmpp(
             x_s = kept - step.s.alpha * jnp.expm1(-0.5 * drop) * target
         return x_s, x_hat, (x_hat, finite)
 
-    return run(visit, x_T, table, snapshots, (jnp.zeros_like(x_T), jnp.ones((), wide(x_T.dtype))))
+    return run(visit, x_T, schedule, snapshots, (jnp.zeros_like(x_T), jnp.ones((), at_least_float32(x_T.dtype))))

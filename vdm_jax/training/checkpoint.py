@@ -16,9 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from vdm_jax.training.errors import UserError, disk_is_full
 from vdm_jax.training.integrity import BadNumbers, Damaged, decodes, look, sealed, unsealed
-from vdm_jax.training.processes import by_first, everyone, is_first, meet
+from vdm_jax.training.runtime.errors import UserError, disk_is_full
+from vdm_jax.training.runtime.processes import by_first, everyone, is_first, meet
 from vdm_jax.training.state import TrainState
 
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
-from vdm_jax.training.contract import DataSpec, Experiment
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.limits import flag, is_a, malformed, out_of_range, wrong_kind
+from vdm_jax.training.experiment import DataSpec, Experiment
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.validation import flag, is_a, malformed, out_of_range, wrong_kind
 
 FREE_TO_CHANGE = frozenset(
     "steps log_every checkpoint_every keep picture_every num_samples".split()
@@ -36,7 +36,7 @@ class TrainConfig:
     """Learning rate after the warm-up."""
     warmup_steps: int = 0
     """Updates over which the learning rate grows linearly from zero."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or half a cosine down to zero at the last step."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is Adam."""

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from vdm_jax.training import catalogue
-from vdm_jax.training.contract import Row
-from vdm_jax.training.data import Images
-from vdm_jax.training.devices import split
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.evaluate import block_size
+from vdm_jax.training import registry
+from vdm_jax.training.data.sources import Images
+from vdm_jax.training.evaluation.report import block_size
+from vdm_jax.training.evaluation.sampling import shown
+from vdm_jax.training.experiment import LikelihoodRow
 from vdm_jax.training.loop import compiled_step
 from vdm_jax.training.run import Run, abstract_state
-from vdm_jax.training.sample import shown
+from vdm_jax.training.runtime.devices import split
+from vdm_jax.training.runtime.errors import UserError
 from vdm_jax.training.step import Step
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -88,7 +88,7 @@ def check_pictures(run: Run) -> None:
         _expect(run, "codes", codes, (shown(run), 2))
 
 
-def check_evaluation(run: Run, rows: Mapping[str, Row]) -> None:
+def check_evaluation(run: Run, rows: Mapping[str, LikelihoodRow]) -> None:
     """Trace what is evaluated on the test set, these rows of the ledger, and its curve where there are any.
 
     Raises:
@@ -115,7 +115,7 @@ def _traced(run: Run, what: str, function: Callable, *given: Any) -> Any:
     try:
         return jax.eval_shape(function, *given)
     except Exception as error:  # of the recipe, of an equation, of JAX
-        raise _fault(run, f"{what} cannot work with these options: {catalogue.explained(error)}") from error
+        raise _fault(run, f"{what} cannot work with these options: {registry.explained(error)}") from error
 
 
 def _expect(run: Run, what: str, shapes: Any, wanted: Shape) -> None:
@@ -127,4 +127,4 @@ def _expect(run: Run, what: str, shapes: Any, wanted: Shape) -> None:
 
 def _fault(run: Run, what: str) -> UserError:
     """What cannot work, and the options that may be to blame."""
-    return UserError(f"{what.rstrip('.')}.{catalogue.suspects(run.name, run.config)}")
+    return UserError(f"{what.rstrip('.')}.{registry.suspects(run.name, run.config)}")

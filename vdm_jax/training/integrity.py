@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vdm_jax.training.devices import whole
+from vdm_jax.training.runtime.devices import whole
 
 SEAL = "seal"
 

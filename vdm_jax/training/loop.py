@@ -9,22 +9,23 @@ import jax
 import numpy as np
 
 from vdm_jax.training import config as options
-from vdm_jax.training import data, optimizer
-from vdm_jax.training.augmentation import augmentations
+from vdm_jax.training import optimizer
 from vdm_jax.training.checkpoint import Checkpoints, Saved
-from vdm_jax.training.devices import on_one_device, own_rows, put, split
-from vdm_jax.training.errors import Stopped, UserError
-from vdm_jax.training.files import alone_in, write_json
+from vdm_jax.training.data import sources
+from vdm_jax.training.data.augmentation import augmentations
+from vdm_jax.training.evaluation.sampling import Sampler
 from vdm_jax.training.integrity import BadNumbers
-from vdm_jax.training.journal import Journal, say
-from vdm_jax.training.processes import Agreement
-from vdm_jax.training.recent import NonFinite, Recent
 from vdm_jax.training.run import Run, abstract_state, first_state, placement
-from vdm_jax.training.sample import Sampler
-from vdm_jax.training.speed import Speed
+from vdm_jax.training.runtime.devices import on_one_device, own_rows, put, split
+from vdm_jax.training.runtime.errors import Stopped, UserError
+from vdm_jax.training.runtime.files import alone_in, write_json
+from vdm_jax.training.runtime.metric_buffer import NonFinite, Recent
+from vdm_jax.training.runtime.metrics_writer import Journal, say
+from vdm_jax.training.runtime.processes import Agreement
+from vdm_jax.training.runtime.signals import stop_requests
+from vdm_jax.training.runtime.speed import Speed
 from vdm_jax.training.state import TrainState, count
 from vdm_jax.training.step import Step, make_step
-from vdm_jax.training.stopping import stop_requests
 
 T = TypeVar("T")
 GO_ON = "The same command goes on from there."
@@ -130,7 +131,7 @@ def jump(run: Run, notes: dict[str, Any]) -> list[str]:
         notes: of the checkpoint that it goes on from.
     """
     step, was = notes["step"], notes["config"]
-    if was["steps"] == run.config.steps or not was["schedule"] == run.config.schedule == "cosine":
+    if was["steps"] == run.config.steps or not was["lr_schedule"] == run.config.lr_schedule == "cosine":
         return []
 
     def rate(config: options.TrainConfig, update: int) -> float:
@@ -141,13 +142,15 @@ def jump(run: Run, notes: dict[str, Any]) -> list[str]:
     if rate(old, step) == rate(run.config, step):
         return []
     rates = f"from {rate(old, max(step - 1, 0)):.2g} to {rate(run.config, step):.2g}"
-    return [f"--steps: {was['steps']} -> {run.config.steps}: under --schedule cosine the learning rate jumps {rates}"]
+    return [
+        f"--steps: {was['steps']} -> {run.config.steps}: under --lr-schedule cosine the learning rate jumps {rates}"
+    ]
 
 
 def new_batches(run: Run) -> grain.DatasetIterator:
     """A fresh iterator over this process's rows of the run's training batches."""
     size, augment = run.config.batch_size, augmentations(run.config)
-    return data.train_iterator(run.data.train, size, run.config.seed, augment, own_rows(run.mesh, size))
+    return sources.train_iterator(run.data.train, size, run.config.seed, augment, own_rows(run.mesh, size))
 
 
 class Loop:
@@ -160,7 +163,7 @@ class Loop:
         self.sampler = Sampler(run)
         self.recent = Recent()
         self.step = step or compiled_step(run)
-        self.pipeline = data.images_per_second(lambda: new_batches(run), run.config.batch_size, seconds=0.3)
+        self.pipeline = sources.images_per_second(lambda: new_batches(run), run.config.batch_size, seconds=0.3)
         say(greeting(run, count(start.state.params), self.pipeline))
         self.speed = Speed(self.first, start.seconds)
 

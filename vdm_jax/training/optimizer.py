@@ -18,7 +18,7 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     def schedule(count: ArrayLike) -> Array:
         i = jnp.asarray(count, jnp.float32)
         warm = jnp.minimum(1.0, (i + 1.0) / max(config.warmup_steps, 1))
-        if config.schedule == "constant":
+        if config.lr_schedule == "constant":
             return config.learning_rate * warm
         done = (i - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
         return config.learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))

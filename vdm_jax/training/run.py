@@ -8,15 +8,15 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from vdm_jax.training import catalogue, optimizer, state
+from vdm_jax.training import optimizer, registry, state
 from vdm_jax.training.config import TrainConfig, from_json, read_json, validate
-from vdm_jax.training.contract import Experiment
-from vdm_jax.training.data import Dataset, load
-from vdm_jax.training.devices import make_mesh, replicated, spread
-from vdm_jax.training.errors import UserError
-from vdm_jax.training.files import LOCK, locked
-from vdm_jax.training.planes import PLANES
-from vdm_jax.training.processes import by_first
+from vdm_jax.training.data.planes import PLANES
+from vdm_jax.training.data.sources import Dataset, load
+from vdm_jax.training.experiment import Experiment
+from vdm_jax.training.runtime.devices import make_mesh, replicated, spread
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.runtime.files import LOCK, locked
+from vdm_jax.training.runtime.processes import by_first
 from vdm_jax.training.state import TrainState
 
 
@@ -49,8 +49,8 @@ def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     try:
         experiment = config.build(data.spec)
     except Exception as error:  # a recipe is a program: anything
-        what = f"The experiment {name} cannot be built for {config.data}: {catalogue.explained(error)}"
-        raise UserError(what + catalogue.suspects(name, config)) from error
+        what = f"The experiment {name} cannot be built for {config.data}: {registry.explained(error)}"
+        raise UserError(what + registry.suspects(name, config)) from error
     experiment = experiment._replace(init=jax.jit(experiment.init, inline=True))  # whose shapes are asked for often
     return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
 
@@ -110,7 +110,7 @@ def stored_config(name: str, workdir: str) -> TrainConfig:
         UserError: there is no such run, or its config.json cannot be read.
     """
     path = Path(workdir) / name / "config.json"
-    default = catalogue.find(name)
+    default = registry.find(name)
     if not os.path.exists(path):  # whatever the letters in --workdir
         raise UserError(f"There is no run in {path.parent}. Train first: `make train EXP={name}`.")
     return from_json(default, read_json(path).get("config"))

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Int
 
-from vdm_jax.training.contract import Experiment, Params
+from vdm_jax.training.experiment import Experiment, Params
 from vdm_jax.training.keys import stream
 
 

@@ -9,9 +9,9 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from vdm_jax.training.contract import Batch, Experiment, Params
-from vdm_jax.training.devices import replicated, split
+from vdm_jax.training.experiment import Batch, Experiment, Params
 from vdm_jax.training.keys import stream
+from vdm_jax.training.runtime.devices import replicated, split
 from vdm_jax.training.state import TrainState, moving_average
 
 Metrics = dict[str, Array]

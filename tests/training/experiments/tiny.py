@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.contract import Experiment, Samples
+from vdm_jax.training.experiment import Experiment, SampleBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def experiment(data, hidden=16, poison=0):
         label = jnp.arange(n) % 10
         x = jnp.clip(predict(params, label) + 0.05 * jax.random.normal(key, (n, dims)), 0.0, 1.0)
         images = jnp.round(x * (data.levels - 1)).astype(jnp.uint8).reshape(n, *data.shape)
-        return Samples(images, jnp.stack([images[:2] // 2, images[:2]]))
+        return SampleBatch(images, jnp.stack([images[:2] // 2, images[:2]]))
 
     def evaluate(params, key, batch):
         error = errors(params, key, batch)

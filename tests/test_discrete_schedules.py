@@ -1,0 +1,448 @@
+"""Tables: published numbers, level 0 clean, the three conventions, exact sub-schedules, the errors."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from vdm_jax.discrete_schedules import (
+    DiscretizedSchedule,
+    InterpolatedSchedule,
+    discretize,
+    from_betas,
+    from_gammas,
+    from_standard_deviations,
+    karras_steps,
+    linear_betas,
+    log_snr_uniform_steps,
+    to_betas,
+    to_gammas,
+    to_standard_deviations,
+    uniform_steps,
+)
+from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
+
+SCHEDULES = [LinearBeta(), Cosine(), Sigmoid(), LinearLogSNR(), VarianceExploding()]
+BETAS = np.array([0.02, 0.05, 0.1, 0.3, 0.6])
+
+parametrize = pytest.mark.parametrize
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _tables():
+    return [discretize(s, 12) for s in SCHEDULES] + [
+        linear_betas(1000),
+        from_betas(BETAS),
+        from_gammas(np.array([-3.0, 0.5, 2.0])),
+    ]
+
+
+def test_level_zero_is_exactly_clean():
+    for schedule in _tables():
+        clean = schedule(0)
+        assert (float(clean.alpha), float(clean.sigma), float(clean.log_alpha)) == (1.0, 0.0, 0.0)
+        assert float(clean.log_sigma) == -np.inf
+        assert float(clean.log_snr) == np.inf
+        assert float(schedule.step(0, 1).log_snr_drop) == np.inf
+        assert float(schedule.step(0, 1).snr_ratio) == 0.0
+        assert float(schedule.step(0, 1).one_minus_ratio) == 1.0
+
+
+def test_a_table_of_t_steps_has_levels_zero_to_t():
+    schedule = linear_betas(7, 0.01, 0.2)
+    assert schedule.num_steps == 7
+    assert schedule(jnp.arange(8)).alpha.shape == (8,)
+    assert np.array_equal(schedule(jnp.arange(8)).t, np.arange(8))
+    with pytest.raises(ValueError, match="out of range"):
+        schedule(8)
+
+
+def test_levels_fall_and_fields_agree():
+    for schedule in _tables():
+        levels = schedule(jnp.arange(1, schedule.num_steps + 1))
+        assert np.all(np.diff(levels.log_snr) < 0)
+        assert np.all(np.diff(levels.sigma) > 0)
+        np.testing.assert_allclose(jnp.exp(levels.log_alpha), levels.alpha, rtol=1e-14)
+        np.testing.assert_allclose(jnp.exp(levels.log_sigma), levels.sigma, rtol=1e-14)
+        np.testing.assert_allclose(schedule.log_snr[1:], np.log(levels.snr), rtol=1e-9, atol=1e-12)
+
+
+def test_published_numbers_of_the_linear_table():
+    schedule = linear_betas()
+    assert float(schedule(1000).alpha) ** 2 == pytest.approx(
+        4.0358e-05, rel=1e-5
+    )  # abar_1000, as Ho et al.'s code has it
+    assert float(schedule(1).sigma) ** 2 == pytest.approx(1e-4, rel=1e-12)
+    with mpmath.workdps(50):
+        betas = [mpmath.mpf(1) / 10**4 + (mpmath.mpf(2) / 100 - mpmath.mpf(1) / 10**4) * k / 999 for k in range(1000)]
+        for t in (1, 2, 10, 500, 1000):
+            abar = mpmath.fprod(1 - b for b in betas[:t])
+            assert float(schedule(t).alpha) ** 2 == pytest.approx(float(abar), rel=1e-13)
+            assert float(schedule(t).sigma) ** 2 == pytest.approx(float(1 - abar), rel=1e-11)
+
+
+def test_little_noise_and_little_signal_keep_their_digits():
+    betas = np.array([1e-10, 0.3, 0.9999, 0.9999, 0.9999])
+    levels = from_betas(betas).levels
+    with mpmath.workdps(50):
+        for t in range(1, 6):
+            abar = mpmath.fprod(1 - mpmath.mpf(b) for b in betas[:t])
+            assert float(levels.sigma[t]) ** 2 == pytest.approx(float(1 - abar), rel=1e-13)
+            assert float(levels.log_sigma[t]) == pytest.approx(float(mpmath.log(1 - abar) / 2), rel=1e-12, abs=0)
+
+
+def test_step_drop_is_exact_between_any_two_levels():
+    schedule = linear_betas()
+    s, t = jnp.asarray([1, 1, 499, 998]), jnp.asarray([2, 1000, 500, 1000])
+    step = schedule.step(s, t)
+    np.testing.assert_allclose(step.log_snr_drop, schedule.log_snr[s] - schedule.log_snr[t], rtol=1e-9)
+    snr = np.asarray(schedule.levels.snr)
+    np.testing.assert_allclose(step.one_minus_ratio, 1 - snr[t] / snr[s], rtol=1e-9)
+    np.testing.assert_allclose(step.snr_ratio, snr[t] / snr[s], rtol=1e-12)
+
+
+def test_step_drop_keeps_its_digits_in_float32():
+    s, t = jnp.asarray([1, 499, 998, 999]), jnp.asarray([2, 500, 999, 1000])
+    truth = linear_betas().step(s, t).log_snr_drop
+    with jax.enable_x64(False):  # the difference of two float32 log-SNRs has four digits here
+        drop = linear_betas().step(s.astype(jnp.int32), t.astype(jnp.int32)).log_snr_drop
+        assert drop.dtype == jnp.float32
+    np.testing.assert_allclose(drop, truth, rtol=3e-7)
+
+
+@parametrize("continuous", [LinearBeta(), Sigmoid(), Cosine()], ids=repr)
+def test_tabulated_is_the_continuous_one_at_i_over_t(continuous):
+    schedule, last = discretize(continuous, 16), 15  # the last step of a schedule without signal is clipped
+    steps = jnp.arange(1, last + 1)
+    for ours, theirs in zip(schedule(steps)[:4], continuous(steps / 16)[:4], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        schedule.step(steps[:-1], steps[1:]).log_snr_drop, continuous.step(steps[:-1] / 16, steps[1:] / 16).log_snr_drop
+    )
+
+
+@parametrize("continuous", [LinearLogSNR(), VarianceExploding()], ids=repr)
+def test_tabulated_schedule_that_begins_noisy_gets_a_clean_level(continuous):
+    schedule = discretize(continuous, 9)
+    for ours, theirs in zip(schedule(jnp.arange(1, 10))[:4], continuous(jnp.linspace(0.0, 1.0, 9))[:4], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+@parametrize("num_steps", [4, 100, 1000])
+def test_cosine_table_is_nichol_and_dhariwals(num_steps):
+    def f(t):
+        return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    grid = np.arange(num_steps + 1) / num_steps
+    printed = np.minimum(1 - f(grid[1:]) / f(grid[:-1]), 0.999)
+    betas = to_betas(discretize(Cosine(), num_steps)).beta
+    np.testing.assert_allclose(betas, printed, rtol=1e-9)
+    assert float(betas[-1]) == pytest.approx(0.999, rel=1e-12)  # the clip is at work
+    # and the same table, built from the printed betas
+    theirs = from_betas(printed)
+    np.testing.assert_allclose(discretize(Cosine(), num_steps).levels.alpha, theirs.levels.alpha, rtol=1e-9)
+
+
+class _Quieter:
+    """Half the noise of the cosine schedule, and so no preserved variance."""
+
+    def __call__(self, t):
+        level = Cosine()(t)
+        return level._replace(sigma=0.5 * level.sigma, log_sigma=level.log_sigma - np.log(2.0))
+
+    def step(self, s, t):
+        return Cosine().step(s, t)
+
+
+def test_levels_before_the_clip_are_the_schedules():
+    t = np.arange(1, 16)
+    ours, theirs = discretize(_Quieter(), 16)(jnp.asarray(t)), _Quieter()(t / 16)
+    np.testing.assert_allclose(ours.alpha, theirs.alpha, rtol=1e-12)
+    np.testing.assert_allclose(ours.sigma, theirs.sigma, rtol=1e-12)
+
+
+def test_max_beta_clips_every_step():
+    betas = to_betas(discretize(LinearBeta(), 10, max_beta=0.5)).beta
+    free = to_betas(discretize(LinearBeta(), 10)).beta
+    assert np.any(free > 0.5)
+    np.testing.assert_allclose(betas, np.minimum(free, 0.5), rtol=1e-12)
+
+
+def test_linear_table_and_its_continuous_limit():
+    # With T beta kept, Ho's discrete product tends to the integral; the error falls like 1 / T.
+    errors = []
+    for num_steps in (100, 1000, 10_000):
+        discrete = linear_betas(num_steps, 0.1 / num_steps, 20 / num_steps)
+        gap = discrete.levels.log_alpha - discretize(LinearBeta(), num_steps).levels.log_alpha
+        errors.append(float(np.max(np.abs(gap))))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.05)
+
+
+def test_three_conventions_give_the_same_kernels():
+    schedule = from_betas(BETAS)
+    # a standard deviation is the root of a variance; gamma = log((1 - abar) / abar)
+    abar = np.cumprod(1 - BETAS)
+    for other in (from_standard_deviations(np.sqrt(BETAS)), from_gammas(np.log((1 - abar) / abar))):
+        np.testing.assert_allclose(other.levels.alpha, schedule.levels.alpha, rtol=1e-13)
+        np.testing.assert_allclose(other.levels.sigma, schedule.levels.sigma, rtol=1e-13)
+        drop, truth = (t.step(jnp.arange(1, 5), jnp.arange(2, 6)).log_snr_drop for t in (other, schedule))
+        np.testing.assert_allclose(drop, truth, rtol=1e-12)
+
+
+def test_conventions_round_trip():
+    schedule = linear_betas(200, 1e-4, 0.2)
+    betas = np.linspace(1e-4, 0.2, 200)
+    ho, lai, gammas = to_betas(schedule), to_standard_deviations(schedule), to_gammas(schedule)
+    np.testing.assert_allclose(ho.beta, betas, rtol=1e-10)
+    np.testing.assert_allclose(ho.alpha, 1 - betas, rtol=1e-12)
+    np.testing.assert_allclose(ho.abar, np.cumprod(1 - betas), rtol=1e-12)
+    np.testing.assert_allclose(lai.beta**2, betas, rtol=1e-10)
+    np.testing.assert_allclose(lai.alpha, np.sqrt(1 - lai.beta**2), rtol=1e-12)
+    np.testing.assert_allclose(lai.abar, np.cumprod(lai.alpha), rtol=1e-12)
+    np.testing.assert_allclose(np.exp(-gammas), ho.abar / (1 - ho.abar), rtol=1e-10)
+    for again in (from_betas(ho.beta), from_standard_deviations(lai.beta), from_gammas(gammas)):
+        np.testing.assert_allclose(again.levels.log_alpha, schedule.levels.log_alpha, rtol=1e-9)
+
+
+def test_strided_levels_are_the_same_levels():
+    schedule = linear_betas(1000)
+    steps = np.array([0, 3, 10, 500, 1000])
+    short = schedule.subsequence(steps)
+    assert short.num_steps == 4
+    for ours, theirs in zip(short(jnp.arange(5)), schedule(jnp.asarray(steps)), strict=True):
+        assert np.array_equal(ours, theirs)  # t included: what a network is told
+    ours, theirs = (
+        short.step(jnp.arange(4), jnp.arange(1, 5)),
+        schedule.step(jnp.asarray(steps[:-1]), jnp.asarray(steps[1:])),
+    )
+    np.testing.assert_array_equal(ours.log_snr_drop, theirs.log_snr_drop)
+
+
+def test_strided_composes():
+    schedule = linear_betas(1000)
+    twice = schedule.subsequence(np.arange(0, 1001, 10)).subsequence(np.arange(0, 101, 25))
+    for ours, theirs in zip(
+        jax.tree.leaves(twice), jax.tree.leaves(schedule.subsequence(np.arange(0, 1001, 250))), strict=True
+    ):
+        assert np.array_equal(ours, theirs)
+
+
+@parametrize("num_steps,count", [(10, 10), (10, 3), (1000, 7), (1000, 999), (5, 1)])
+def test_even_steps(num_steps, count):
+    steps = uniform_steps(num_steps, count)
+    assert len(steps) == count + 1
+    assert steps[0] == 0
+    assert steps[-1] == num_steps
+    gaps = np.diff(steps)
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+    assert linear_betas(num_steps).subsequence(steps).num_steps == count
+
+
+@parametrize("count", [0, 11])
+def test_even_steps_refuses(count):
+    with pytest.raises(ValueError, match=rf"{count} steps cannot be taken from a table of 10: choose 1..10"):
+        uniform_steps(10, count)
+
+
+@parametrize("steps", [[1, 2], [0], [0, 3, 3], [0, 5, 2], [[0, 1]]])
+def test_strided_refuses_what_does_not_rise_from_zero(steps):
+    with pytest.raises(ValueError, match="a sub-schedule needs rising step numbers that begin with 0"):
+        linear_betas(10).subsequence(np.array(steps))
+
+
+def test_strided_refuses_to_leave_the_table():
+    with pytest.raises(ValueError, match=r"out of range: this table has steps 0..10"):
+        linear_betas(10).subsequence(np.array([0, 11]))
+
+
+@parametrize("continuous", [LinearLogSNR(7.0, -5.0), VarianceExploding()])
+def test_grid_is_the_table_of_its_schedule(continuous):
+    grid, schedule, t = DiscretizedSchedule(continuous, 9), discretize(continuous, 9), jnp.arange(10)
+    assert grid.num_steps == 9
+    for field in ("alpha", "sigma", "log_alpha", "log_sigma"):
+        np.testing.assert_allclose(getattr(grid(t), field), getattr(schedule(t), field), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(grid(t).t, [0, *np.linspace(0, 1, 9)], rtol=1e-15)
+    steps = (grid.step(t[:-1], t[1:]), schedule.step(t[:-1], t[1:]))
+    np.testing.assert_allclose(steps[0].log_snr_drop, steps[1].log_snr_drop, rtol=1e-12)
+    assert np.isinf(steps[0].log_snr_drop[0])
+
+
+def test_grid_refuses_what_a_table_refuses():
+    grid = DiscretizedSchedule(LinearLogSNR(), 10)
+    with pytest.raises(ValueError, match=r"step 11 is out of range: this table has steps 0..10"):
+        grid(11)
+    with pytest.raises(TypeError):
+        grid.step(0, jnp.asarray(1.0))
+    assert np.all(np.isnan(np.stack(jax.jit(lambda t: grid(t))(11))))
+    with pytest.raises(ValueError, match="num_steps is 1: a grid has at least 2 levels"):
+        DiscretizedSchedule(LinearLogSNR(), 1)
+
+
+def test_a_table_of_one_step_is_one_noise_level():
+    for schedule in (from_betas([0.3]), linear_betas(1, 0.3, 0.3), from_gammas([np.log(0.3 / 0.7)])):
+        np.testing.assert_allclose(schedule(1).alpha ** 2, 0.7, rtol=1e-14)
+        np.testing.assert_allclose(np.stack(to_betas(schedule)).ravel(), [0.3, 0.7, 0.7], rtol=1e-14)
+        np.testing.assert_allclose(to_standard_deviations(schedule).beta, [np.sqrt(0.3)], rtol=1e-14)
+        np.testing.assert_allclose(to_gammas(schedule), [np.log(0.3 / 0.7)], rtol=1e-14)
+        for few in (uniform_steps, log_snr_uniform_steps, karras_steps):
+            steps = few(1, 1) if few is uniform_steps else few(schedule, 1)
+            assert steps.tolist() == [0, 1]
+            jax.tree.map(np.testing.assert_array_equal, schedule.subsequence(steps), schedule)
+    for continuous in (LinearBeta(), Cosine(), Sigmoid()):  # all of the noise at once, but for what max_beta leaves
+        np.testing.assert_allclose(to_betas(discretize(continuous, 1)).beta, [0.999], rtol=1e-12)
+
+
+def test_one_step_is_too_few_for_a_continuous_schedule_and_for_two_betas():
+    with pytest.raises(ValueError, match=r"num_steps=1.*num_steps=2"):
+        InterpolatedSchedule(linear_betas(1, 0.1, 0.1))
+    tables = jax.tree.map(lambda *fields: jnp.stack(fields), *[from_betas([beta, 0.3]) for beta in (0.1, 0.2)])
+    levels = jax.vmap(lambda schedule: InterpolatedSchedule(schedule)(jnp.zeros(())))(
+        tables
+    )  # two tables are not one step
+    np.testing.assert_allclose(levels.sigma**2, [0.1, 0.2], rtol=1e-14)
+    with pytest.raises(ValueError, match=r"beta_1 is 0\.1 and beta_T is 0\.2"):
+        linear_betas(1, 0.1, 0.2)
+    for gamma in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=r"gammas must be .* finite"):
+            from_gammas([gamma])
+
+
+def test_interpolated_goes_through_the_levels_of_its_table():
+    schedule = linear_betas(20, 0.001, 0.3)
+    line = InterpolatedSchedule(schedule)
+    t = jnp.linspace(0.0, 1.0, 20)
+    np.testing.assert_allclose(line(t).log_snr, schedule.log_snr[1:], rtol=1e-12)
+    np.testing.assert_allclose(line(t).t, np.arange(1, 21), rtol=1e-14)
+    # between two levels it is their geometric mean in SNR, and the slope is that of the chord
+    middle = line(jnp.asarray(7.5 / 19))
+    np.testing.assert_allclose(middle.log_snr, 0.5 * (schedule.log_snr[8] + schedule.log_snr[9]), rtol=1e-12)
+    np.testing.assert_allclose(middle.alpha**2 + middle.sigma**2, 1.0, rtol=1e-14)
+    slope = jax.grad(line.log_snr)(jnp.asarray(7.4 / 19))
+    np.testing.assert_allclose(slope, 19 * (schedule.log_snr[9] - schedule.log_snr[8]), rtol=1e-12)
+
+
+def test_interpolated_drops_are_differences_within_a_cell_and_across():
+    line = InterpolatedSchedule(linear_betas(20, 0.001, 0.3))
+    for s, t in ((0.0, 1.0), (0.31, 0.32), (0.2, 0.9), (0.0, 1 / 19), (0.5, 1.0)):
+        s, t = jnp.asarray(s), jnp.asarray(t)
+        np.testing.assert_allclose(line.step(s, t).log_snr_drop, line.log_snr(s) - line.log_snr(t), rtol=1e-10)
+    short = line.step(jnp.asarray(0.3), jnp.asarray(0.3 + 1e-12)).log_snr_drop * 1e12
+    np.testing.assert_allclose(short, -jax.grad(line.log_snr)(jnp.asarray(0.3)), rtol=1e-3)
+
+
+@parametrize("t", [-1, 11])
+def test_step_out_of_range(t):
+    schedule = linear_betas(10)
+    with pytest.raises(ValueError, match=rf"step {t} is out of range: this table has steps 0..10"):
+        schedule(t)
+    with pytest.raises(ValueError, match="out of range"):
+        schedule.step(0, t)
+    assert np.all(np.isnan(np.stack(jax.jit(lambda t: schedule(t))(t))))
+    assert np.isnan(jax.jit(lambda t: schedule.step(1, t).log_snr_drop)(t))
+
+
+def test_step_number_must_be_an_integer():
+    schedule = linear_betas(10)
+    for call in (lambda: schedule(jnp.asarray(0.5)), lambda: jax.jit(lambda t: schedule(t))(jnp.asarray(3.0))):
+        with pytest.raises(TypeError):
+            call()
+
+
+@parametrize("betas", [[], [0.1, 1.0], [0.0, 0.1], [[0.1]], [0.1, np.nan], [-0.1]])
+def test_from_betas_refuses(betas):
+    with pytest.raises(ValueError, match="betas must be a vector of one-step variances, each strictly between 0 and 1"):
+        from_betas(np.array(betas))
+
+
+@parametrize("gammas", [[], [1.0, 0.5], [0.0, 0.0], [[1.0]], [np.nan, 1.0]])
+def test_from_gammas_refuses(gammas):
+    with pytest.raises(ValueError, match="gammas must be a rising vector"):
+        from_gammas(np.array(gammas))
+
+
+def test_too_much_noise_for_float32():
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match=r"the last level keeps a signal of e\^-.*below float32"),
+    ):
+        from_betas(np.full(1000, 0.5))
+
+
+def test_too_much_noise_in_the_last_step_alone():
+    with jax.enable_x64(False):
+        betas = np.full(5, 1 - 1e-16)  # each leaves 1e-8 of alpha, and float32 ends at 1e-38
+        assert from_betas(betas[:4]).num_steps == 4
+        with pytest.raises(ValueError, match=r"the last level keeps a signal of e\^-92, below float32"):
+            from_betas(betas)
+
+
+def test_tabulate_needs_enough_steps():
+    with pytest.raises(ValueError, match="num_steps is 0: a table of this schedule needs at least 1"):
+        discretize(Cosine(), 0)
+    with pytest.raises(ValueError, match="num_steps is 1: a table of this schedule needs at least 2"):
+        discretize(LinearLogSNR(), 1)
+    assert discretize(Cosine(), 1).num_steps == 1
+    ends = discretize(LinearLogSNR(), 2)(jnp.arange(1, 3))
+    np.testing.assert_allclose(ends.log_snr, [13.3, -5.0], rtol=1e-12)
+
+
+# Sub-schedules by level
+
+
+@parametrize("count", [1, 2, 5, 17, 100, 900, 1000])
+@parametrize("steps", [log_snr_uniform_steps, karras_steps])
+def test_steps_by_level_rise_from_clean_data_through_the_first_level_to_the_last(steps, count):
+    for schedule in (linear_betas(1000), discretize(Cosine(), 1000)):
+        found = steps(schedule, count)
+        assert found.dtype == np.int32
+        assert len(found) == count + 1
+        assert np.all(np.diff(found) > 0)
+        assert (found[0], found[-1]) == (0, 1000)
+        assert count == 1 or found[1] == 1
+        assert schedule.subsequence(found).num_steps == count
+
+
+def test_steps_by_level_are_as_even_as_the_levels_allow():
+    # no place is further from where it should be than half the widest gap of the table there
+    schedule = linear_betas(1000)
+    log_snr = np.asarray(schedule.log_snr)
+    found = log_snr_uniform_steps(schedule, 12)
+    wanted = np.linspace(log_snr[1], log_snr[-1], 12)
+    gaps = np.abs(np.diff(log_snr[1:]))
+    assert np.all(np.abs(log_snr[found[1:]] - wanted) <= 0.5 * gaps.max())
+    # where the table is even itself, every second, third, fourth level
+    even = discretize(LinearLogSNR(6.0, -6.0), 13)
+    for every in (1, 2, 3, 4, 6):
+        np.testing.assert_array_equal(log_snr_uniform_steps(even, 12 // every + 1), [0, *range(1, 14, every)])
+
+
+@parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_s_places(rho):
+    # sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, in a table fine enough
+    schedule = discretize(VarianceExploding(0.002, 80.0), 20_000)
+    ours = np.asarray(schedule(jnp.asarray(karras_steps(schedule, 18, rho)[:0:-1])).sigma)
+    truth = [(80.0 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho for i in range(18)]
+    np.testing.assert_allclose(ours, truth, rtol=2e-3 if rho > 1 else 5e-4 * 80.0)
+    # as the power falls the places go where the noise is: at 1 they are even in sigma, at 1000 in its logarithm
+    if rho == 1.0:
+        assert np.std(np.diff(ours)) < 0.02  # the table's own levels are 0.04 apart at the end
+        assert np.max(np.abs(karras_steps(schedule, 18, 1e5) - log_snr_uniform_steps(schedule, 18))) <= 1
+
+
+def test_a_wrong_number_of_steps_by_level():
+    schedule = linear_betas(10)
+    for steps in (log_snr_uniform_steps, karras_steps):
+        for count in (-1, 0, 11):
+            with pytest.raises(ValueError, match=f"{count} steps cannot be taken from a table of 10: choose 1..10"):
+                steps(schedule, count)
+    for rho in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"rho is {rho}: it must be positive"):
+            karras_steps(schedule, 5, rho)

@@ -1,0 +1,80 @@
+"""Linear models as functions, against NumPy and by quadrature-free identities; theorems are in `derivations`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdm_jax import closed_form, linear_gaussian
+from vdm_jax.gaussian import Normal
+
+RNG = np.random.RandomState(0)
+DATA = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4)) + 1.0
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def model():
+    return linear_gaussian.LinearGaussianModel(jnp.asarray(RNG.normal(size=(4, 2))), jnp.arange(4.0), jnp.asarray(0.3))
+
+
+def test_principal_components_by_the_singular_values():
+    principal = linear_gaussian.principal_components(jnp.asarray(DATA))
+    _, singular, rows = np.linalg.svd(DATA - DATA.mean(0))
+    np.testing.assert_allclose(principal.variances, singular**2 / 50, rtol=1e-10)
+    np.testing.assert_allclose(np.abs(np.sum(principal.directions.T * rows, 1)), 1.0, rtol=1e-10)
+    whole = principal.decode(principal.encode(jnp.asarray(DATA), 4))
+    np.testing.assert_allclose(whole, DATA, rtol=1e-10)
+    half = principal.decode(principal.encode(jnp.asarray(DATA), 2))
+    np.testing.assert_allclose(np.square(half - DATA).sum(1).mean(), principal.discarded(2), rtol=1e-10)
+
+
+def test_evidence_is_the_low_rank_gaussian_s():
+    m, x = model(), jnp.asarray([0.3, -1.0, 2.0, 0.1])
+    distribution = closed_form.low_rank(m.shift, m.weights, 0.3)
+    np.testing.assert_allclose(m.log_prob(x), distribution.log_prob(x), rtol=1e-12)
+
+
+def test_posterior_by_bayes_rule_pointwise():
+    m, x = model(), jnp.asarray([[0.3, -1.0, 2.0, 0.1]])
+    mean, covariance = m.posterior(x)
+    for z in RNG.normal(size=(5, 2)):
+        joint = m.likelihood(m.decode(jnp.asarray(z)[None])[0]).log_prob(x[0])
+        joint += Normal(jnp.zeros(2), var=jnp.ones(())).log_prob(jnp.asarray(z))
+        off = z - mean[0]
+        log_q = -0.5 * (off @ np.linalg.solve(covariance, off) + np.log(np.linalg.det(2 * np.pi * covariance)))
+        np.testing.assert_allclose(log_q, joint - m.log_prob(x[0]), rtol=1e-10)
+
+
+def test_best_independent_encoder_is_the_least_divergence():
+    """Any other variances, or another mean, are further from the posterior."""
+    m, x = model(), jnp.asarray([[0.3, -1.0, 2.0, 0.1]])
+    mean, covariance = m.posterior(x)
+    precision = np.linalg.inv(covariance)
+
+    def divergence(mu, var):
+        off = mu - mean[0]
+        return 0.5 * (precision.diagonal() @ var + off @ precision @ off - jnp.log(var).sum())
+
+    q = m.encoder(x)
+    slopes = jax.grad(divergence, (0, 1))(q.mean[0], q.var[0])
+    np.testing.assert_allclose(np.concatenate(slopes), 0.0, atol=1e-12)
+
+
+def test_decoder_of_pairs_is_least_squares():
+    z = jnp.asarray(RNG.normal(size=(50, 2)))
+    ours = linear_gaussian.maximum_likelihood_decoder(Normal(z, var=jnp.zeros(())), jnp.asarray(DATA))
+    fit, residual, *_ = np.linalg.lstsq(np.column_stack([z, np.ones(50)]), DATA, rcond=None)
+    np.testing.assert_allclose(ours.weights.T, fit[:2], rtol=1e-9)
+    np.testing.assert_allclose(ours.shift, fit[2], rtol=1e-9)
+    np.testing.assert_allclose(ours.var, residual.sum() / DATA.size, rtol=1e-9)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_number_of_codes_must_leave_noise(k):
+    with pytest.raises(ValueError, match=f"k is {k}: codes of 1 to D - 1 = 3 numbers"):
+        linear_gaussian.probabilistic_pca(jnp.asarray(DATA), k)

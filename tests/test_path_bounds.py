@@ -1,0 +1,81 @@
+"""Bounds along whole paths as functions; their theorems are in `derivations/test_elbo.py` and `test_vdm.py` there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from tests.derivations.check import assert_mean
+from tests.derivations.worlds import GaussianWorld, denoiser
+from vdm_jax import elbo, path_bounds
+from vdm_jax.discrete_schedules import discretize
+from vdm_jax.gaussian import Normal
+from vdm_jax.schedules import Cosine, VarianceExploding
+
+WORLD = GaussianWorld(0.4, 0.6)
+
+
+def _decoder(x_hat, x_1, level):
+    return Normal(x_hat, var=level.sigma**2)
+
+
+def _scaled(w, x_t, level):
+    return w * denoiser(WORLD)(x_t, level)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        path_bounds.joint_log_ratio,
+        path_bounds.consistency_bound,
+        lambda *given: path_bounds.importance_weighted_bound(*given, samples=2),
+    ],
+)
+def test_gradients_are_finite(function):
+    x_0, schedule = WORLD.sample(jax.random.key(2), (4, 3)), discretize(Cosine(), 6)
+
+    def loss(w):
+        answer = function(Partial(_scaled, w), jax.random.key(0), x_0, schedule, _decoder)
+        return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, answer))
+
+    assert np.isfinite(jax.grad(loss)(0.9))
+
+
+def test_consistency_bound_in_another_prior():
+    # moving the prior's variance moves E KL(q(x_T|x_{T-1}) || p) as it moves KL(q(x_T|x_0) || p): pathwise identity
+    x_0, schedule = jnp.full((20_000, 1), 0.7), discretize(VarianceExploding(0.1, 5.0), 5)
+    arguments = denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder
+    near, far = (path_bounds.consistency_bound(*arguments, prior_log_var=v).prior for v in (3.0, 4.0))
+    level = schedule(5)
+    truth = elbo.prior_kl(x_0[0], level, 4.0) - elbo.prior_kl(x_0[0], level, 3.0)
+    assert_mean(far - near, truth)
+
+
+def test_one_path_is_the_joint_ratio_and_more_are_their_mean():
+    x_0, schedule = WORLD.sample(jax.random.key(2), (4, 3)), discretize(Cosine(), 6)
+    arguments = x_0, schedule, _decoder
+    keys = jax.random.split(jax.random.key(0), 3)
+    ratios = np.stack([path_bounds.joint_log_ratio(denoiser(WORLD), key, *arguments) for key in keys])
+    ours = path_bounds.importance_weighted_bound(denoiser(WORLD), jax.random.key(0), *arguments, samples=3)
+    np.testing.assert_allclose(np.exp(-np.asarray(ours, np.float64)), np.exp(ratios.astype(float)).mean(0), rtol=1e-4)
+    one = path_bounds.importance_weighted_bound(denoiser(WORLD), jax.random.key(0), *arguments, samples=1)
+    ratio = path_bounds.joint_log_ratio(denoiser(WORLD), jax.random.split(jax.random.key(0), 1)[0], *arguments)
+    np.testing.assert_allclose(one, -ratio, rtol=1e-6)
+
+
+def test_another_prior_reaches_the_importance_bound():
+    x_0, schedule = jnp.full((4, 1), 0.7), discretize(VarianceExploding(0.1, 5.0), 5)
+    near, far = (
+        path_bounds.importance_weighted_bound(
+            denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, samples=1, prior_log_var=v
+        )
+        for v in (3.2, 30.0)
+    )
+    assert np.all(far > near + 5)
+
+
+def test_no_path_is_refused():
+    x_0, schedule = jnp.full((4, 1), 0.7), discretize(Cosine(), 5)
+    with pytest.raises(ValueError, match="samples is 0: the bound needs at least one path"):
+        path_bounds.importance_weighted_bound(denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, samples=0)

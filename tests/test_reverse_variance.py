@@ -1,0 +1,201 @@
+"""Learned and analytic variances as functions: float32 accuracy, keys and shapes, clean s, what is refused.
+
+Their truths are in `derivations/test_variance.py`.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from tests.derivations.worlds import GaussianWorld, denoiser
+from vdm_jax import forward, losses, reverse_variance
+from vdm_jax.discrete_schedules import discretize, linear_betas
+from vdm_jax.gaussian import Normal
+from vdm_jax.noise_levels import step_from_log_snr
+from vdm_jax.schedules import Cosine
+
+TABLE = linear_betas(8, 0.01, 0.5)
+WORLD = GaussianWorld(0.4, 0.6)
+X_0 = WORLD.sample(jax.random.key(9), (4, 3))
+
+
+def _model(f, x_t, level):
+    return denoiser(WORLD, shift=0.1)(x_t, level), f * jnp.ones_like(x_t)
+
+
+def _decoder(x_hat, fraction, x_1, level):
+    return Normal(x_hat, var=level.sigma**2 * jnp.exp(fraction))
+
+
+def _steps(dtype):
+    """Over the whole range of log-SNR, and short as well as long, in numbers that float32 has exactly."""
+    lam_t = np.repeat(np.array([-20.0, -8.0, -1.0, 0.5, 6.0, 13.0, 19.0]), 4)
+    lam_s = lam_t + np.tile(np.array([2.0**-10, 0.125, 0.5, 1.0]), 7)
+    return jax.vmap(step_from_log_snr)(jnp.asarray(lam_s, dtype), jnp.asarray(lam_t, dtype))
+
+
+def _everything(steps, numbers):
+    target, prediction, fraction, error = numbers
+    ratio = fraction[:, None] * jnp.ones_like(target)
+    return {
+        "interpolated_variance": jax.vmap(reverse_variance.interpolated_variance)(fraction, steps),
+        "reverse_kl": jax.vmap(lambda a, b, c, s: reverse_variance.reverse_step_kl(a, b, c, s, "eps"))(
+            target, prediction, ratio, steps
+        ),
+        "matched_variance": jax.vmap(reverse_variance.optimal_variance)(steps, error),
+        "analytic_variance": jax.vmap(lambda s: reverse_variance.analytic_variance(s, jnp.asarray(0.75, target.dtype)))(
+            steps
+        ),
+        "variance_bounds": jax.vmap(lambda s: reverse_variance.variance_bounds(s, 1.0))(steps),
+    }
+
+
+def test_float32_keeps_six_digits():
+    rng = np.random.RandomState(0)
+    numbers = [rng.uniform(-1, 1, (28, 3)), rng.uniform(-1, 1, (28, 3)), rng.rand(28), rng.rand(28)]
+    numbers = [number.astype(np.float32) for number in numbers]
+    ours = _everything(_steps(jnp.float32), [jnp.asarray(n) for n in numbers])
+    with jax.enable_x64(True):
+        truth = _everything(_steps(jnp.float64), [jnp.asarray(n, jnp.float64) for n in numbers])
+    for name in ours:
+        for mine, exact in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(truth[name]), strict=True):
+            worst = np.max(np.abs(np.asarray(mine, np.float64) / np.asarray(exact) - 1))
+            assert worst < 1e-6, (name, worst)
+
+
+def test_where_s_is_clean():
+    step, f = TABLE.step(0, 1), jnp.asarray([-0.3, 0.4, 1.0])
+    assert np.array_equal(reverse_variance.interpolated_variance(f, step), np.zeros(3))
+    assert np.array_equal(reverse_variance.variance_fraction(jnp.asarray([0.1, 2.0]), step), np.zeros(2))
+    # the analytic variance there is that of a normal decoder: all that is left of x_0
+    assert float(reverse_variance.optimal_variance(step, jnp.asarray(0.3))) == pytest.approx(0.3)
+    bounds = reverse_variance.variance_bounds(step)
+    assert (float(bounds.lower), float(bounds.upper)) == pytest.approx((0.0, 1 / float(step.t.snr)))
+    # and nothing has a gradient that is no number
+    for function in (
+        reverse_variance.interpolated_variance,
+        lambda f, s: reverse_variance.variance_fraction(f + 1.0, s),
+    ):
+        slope = jax.jit(jax.grad(function, (0, 1)))
+        for t in (1, 2):
+            by_f, by_step = slope(jnp.asarray(0.4), TABLE.step(t - 1, t))
+            assert np.all(np.isfinite([by_f, by_step.s.sigma, by_step.t.sigma, by_step.log_snr_drop]))
+
+
+def test_eps_power_above_one_counts_as_one():
+    # an estimate may exceed what it estimates
+    step = TABLE.step(3, 4)
+    for power in (1.0, 1.3):
+        var = reverse_variance.analytic_variance(step, jnp.asarray(power))
+        assert float(var) == pytest.approx(float(forward.posterior_variance(step)))
+
+
+def test_per_dimension_power_averages_to_the_power():
+    arguments = denoiser(WORLD), jax.random.key(0), X_0, TABLE
+    each, whole = (
+        reverse_variance.eps_second_moment(*arguments, per_dim=True),
+        reverse_variance.eps_second_moment(*arguments),
+    )
+    assert each.shape == (8, 3)
+    assert whole.shape == (8,)
+    np.testing.assert_allclose(each.mean(1), whole, rtol=1e-6)
+
+
+def test_fresh_noise_at_every_step():
+    # a denoiser that tells x_t of data that are 0: sigma_t times the noise, squared
+    power = reverse_variance.eps_second_moment(lambda x, _: x, jax.random.key(0), jnp.zeros((1, 1)), TABLE)
+    assert len(np.unique(np.round(power / TABLE(jnp.arange(1, 9)).sigma ** 2, 4))) == 8
+
+
+def test_a_step_drawn_by_the_caller():
+    t, weight = jnp.asarray([1, 8, 3, 2]), jnp.asarray([0.5, 1.0, 2.0, 4.0])
+    options = {"t": t, "importance": weight}
+    vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, **options)
+    assert np.array_equal(vlb.t, t)
+    np.testing.assert_allclose(vlb.loss, weight * vlb.vlb, rtol=1e-6)
+    hybrid = reverse_variance.hybrid_loss(
+        Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, vlb_weight=2.0, **options
+    )
+    np.testing.assert_allclose(hybrid.loss, weight * (hybrid.squared_error + 2.0 * hybrid.vlb), rtol=1e-6)
+    np.testing.assert_allclose(hybrid.vlb, vlb.vlb, rtol=1e-6)
+    # T times the decoder's cost at t = 1, T times the divergence elsewhere
+    noise = jax.random.split(jax.random.key(0))[1]
+    eps = jax.random.normal(noise, X_0.shape)
+    for i in range(4):
+        level = TABLE(int(t[i]))
+        x_t = level.alpha * X_0[i] + level.sigma * eps[i]
+        x_hat = WORLD.x_hat(x_t, level) + 0.1
+        if i == 0:
+            truth = -Normal(x_hat, var=level.sigma**2 * np.exp(0.3)).log_prob(X_0[i])
+        else:
+            step = TABLE.step(int(t[i]) - 1, int(t[i]))
+            ratio = 0.3 * jnp.log((step.t.sigma / step.s.sigma) ** 2)
+            truth = reverse_variance.reverse_step_kl(X_0[i], x_hat, ratio, step, "x_0")
+        assert float(vlb.vlb[i]) == pytest.approx(8 * float(truth), rel=1e-3)
+
+
+def test_a_step_outside_is_no_number():
+    t = jnp.asarray([0, -1, 9, 2])
+    vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, t=t).vlb
+    assert np.array_equal(np.isnan(vlb), [True, True, True, False])
+
+
+@pytest.mark.parametrize("time_sampling", ["independent", "low_discrepancy"])
+def test_hybrid_draws_as_the_simple_loss_does(time_sampling):
+    ours = reverse_variance.hybrid_loss(
+        Partial(_model, 0.3), jax.random.key(5), X_0, TABLE, _decoder, time_sampling=time_sampling
+    )
+    truth = losses.denoising_loss(
+        denoiser(WORLD, shift=0.1), jax.random.key(5), X_0, TABLE, time_sampling=time_sampling
+    )
+    assert np.array_equal(ours.t, truth.t)
+    np.testing.assert_allclose(ours.squared_error, truth.squared_error, rtol=1e-5)
+    assert np.array_equal(ours.importance, np.ones(4))
+
+
+def test_a_table_of_one_step():
+    schedule = TABLE.subsequence(np.array([0, 8]))
+    bound = reverse_variance.learned_variance_bound(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
+    assert np.array_equal(bound.diffusion, np.zeros(4))
+    assert np.all(np.isfinite(bound.total))
+    for loss in (reverse_variance.vlb_loss, reverse_variance.hybrid_loss):
+        with pytest.raises(ValueError, match="a table of one step has a decoder and no variance to learn: take T >= 2"):
+            loss(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
+
+
+@pytest.mark.parametrize("terms", [0, -1])
+def test_bound_refuses_no_terms(terms):
+    with pytest.raises(ValueError, match=f"terms is {terms}: the bound needs at least one diffusion term"):
+        reverse_variance.learned_variance_bound(
+            Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, terms=terms
+        )
+
+
+def test_gradients_are_finite_at_the_noisiest_step():
+    # hardly any signal is left at T: x_hat of a network is off by thousands where the decoder does not look
+    schedule = discretize(Cosine(), 6)
+    decoder, t = reverse_variance.InterpolatedDecoder(schedule, 17), jnp.arange(1, 7)
+
+    def model(w, x_t, level):
+        return w * x_t, w * jnp.sin(x_t)
+
+    @jax.jit
+    @jax.value_and_grad
+    def cost(w):
+        return reverse_variance.vlb_loss(
+            Partial(model, w), jax.random.key(0), jnp.zeros((6, 1)), schedule, decoder, t=t
+        ).loss.sum()
+
+    assert np.all(np.isfinite(cost(0.9)))
+
+
+def test_one_trace_for_all_fractions_and_keys():
+    model = chex.assert_max_traces(lambda f, x_t, level: (x_t, f * x_t), n=1)
+    decoder = reverse_variance.InterpolatedDecoder(TABLE, 17)
+    for i in range(3):
+        reverse_variance.hybrid_loss(
+            Partial(model, jnp.asarray(0.1 * i)), jax.random.key(i), jnp.zeros((4, 3)), TABLE, decoder
+        )

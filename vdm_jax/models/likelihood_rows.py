@@ -1,0 +1,176 @@
+"""The ELBO ledger of a diffusion model: its likelihood four ways, each as a number of nats of every test image.
+
+The bound at T steps and as T -> infinity, term by term; with several paths, importance-weighted; and the likelihood of
+the probability-flow ODE, with three ways from a density to a probability.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax import dequantization, elbo, path_bounds, probability_flow
+from vdm_jax.dequantization import TruncatedNormal, Uniform
+from vdm_jax.discrete_schedules import DiscretizedSchedule
+from vdm_jax.likelihoods import normalize
+from vdm_jax.schedules import Schedule
+from vdm_jax.training.experiment import DataSpec, LikelihoodCurve, LikelihoodRow
+from vdm_jax.types import Denoiser, PredictionType
+
+
+@dataclass(frozen=True)
+class LikelihoodRows:
+    """What the ledger looks at; none of it has to do with training."""
+
+    steps: tuple[int, ...] = (10, 100, 1_000, 10_000)
+    """Numbers of steps T to evaluate the bound at."""
+    terms: int = 100
+    """Diffusion terms an image, spread evenly over t."""
+    importance_steps: int = 100
+    """T of the importance-weighted bound."""
+    importance_samples: int = 8
+    """K, its paths an image."""
+    trace: Literal["rademacher", "gaussian", "exact"] = "rademacher"
+    """The divergence along the ODE: a random probe an image, or exactly (D times the cost)."""
+    tolerance: float = 1e-4
+    """Of the ODE solver, relative and absolute."""
+
+    def flow_cost(self, data: DataSpec) -> int:
+        """About how often the network runs for an image along the ODE, Jacobian products included."""
+        products = data.shape[0] * data.shape[1] * data.shape[2] if self.trace == "exact" else 1
+        return 150 * (1 + 2 * products)
+
+
+def likelihood_rows(
+    model: Callable[[Any], tuple[Denoiser, Schedule]],
+    decoder: elbo.DiffusionDecoder,
+    data: DataSpec,
+    prediction_type: PredictionType,
+    options: LikelihoodRows,
+) -> tuple[dict[str, LikelihoodRow], LikelihoodCurve]:
+    """The rows and the curve of a model.
+
+    Args:
+        model: params -> denoiser, and continuous schedule that begins with noise.
+        decoder: p(x_0 | z_0), z_0 at t = 0 of the schedule.
+        data: the images.
+        prediction_type: what the denoiser predicts.
+        options: see there.
+    """
+
+    def row(what, nats, cost):
+        def ask(params, key, batch):
+            return nats(*model(params), key, normalize(batch["image"], data.levels))
+
+        return LikelihoodRow(what, ask, cost)
+
+    def bound(denoiser, schedule, key, x_0):
+        return elbo.continuous_bound(
+            denoiser, key, x_0, schedule, decoder, prediction_type=prediction_type, terms=options.terms
+        )
+
+    def steps(num_steps):
+        terms = min(options.terms, num_steps)
+
+        def nats(denoiser, schedule, key, x_0):
+            grid = DiscretizedSchedule(schedule, num_steps + 1)
+            return elbo.bound(denoiser, key, x_0, grid, decoder, prediction_type=prediction_type, terms=terms).total
+
+        return row(f"-log P(x) <= ELBO of T = {num_steps:,} steps", nats, 1 + terms)
+
+    def importance(denoiser, schedule, key, x_0):
+        grid, samples = DiscretizedSchedule(schedule, options.importance_steps + 1), options.importance_samples
+        return path_bounds.importance_weighted_bound(
+            denoiser, key, x_0, grid, decoder, samples=samples, prediction_type=prediction_type
+        )
+
+    def part(name):
+        return lambda *given: getattr(bound(*given), name)
+
+    cost = 1 + options.terms
+    rows = {
+        "prior": row("KL(q(z_1|x) || N(0, I))", part("prior"), 0),
+        "reconstruction": row("-E log P(x|z_0)", part("reconstruction"), 1),
+        "diffusion": row("T -> infinity: 1/2 int gamma' E|eps - eps_hat|^2 dt", part("diffusion"), options.terms),
+        **{f"bound, T = {num_steps:,}": steps(num_steps) for num_steps in options.steps},
+        "bound, T = inf": row("-log P(x) <= ELBO, continuous time", part("total"), cost),
+        f"bound, K = {options.importance_samples}, T = {options.importance_steps}": row(
+            "-log P(x) <= K importance-weighted paths",
+            importance,
+            options.importance_samples * options.importance_steps,
+        ),
+    }
+    return rows | _flow_rows(row, decoder, data, prediction_type, options), _curve(
+        model, data, prediction_type, options
+    )
+
+
+def _flow_rows(row, decoder, data, prediction_type, options) -> dict[str, LikelihoodRow]:
+    """The likelihood of the probability-flow ODE, with three ways from its density to a probability."""
+    solver = {"prediction_type": prediction_type, "trace": options.trace, "tolerance": options.tolerance}
+
+    def density(denoiser, schedule, key, t_0):
+        return lambda z: probability_flow.log_likelihood(denoiser, key, z, schedule, t_0=t_0, **solver).log_prob
+
+    def within_bins(denoiser, schedule, key, x_0, t_0, distribution):
+        key_u, key_probe = jax.random.split(key)
+        level = schedule(t_0)
+        log_prob = density(denoiser, schedule, key_probe, t_0)
+        shift = x_0[0].size * level.log_alpha  # of the density of x = z / alpha
+        return dequantization.dequantized_bound(
+            lambda y: log_prob(level.alpha * y) + shift, key_u, x_0, distribution(level)
+        )
+
+    def uniform(denoiser, schedule, key, x_0):
+        deviation = 2.0 / (data.levels - 1) / 12**0.5  # where the model's noise is as wide as the uniform
+        t_0 = _time_of(schedule, -2.0 * math.log(deviation))
+        return within_bins(denoiser, schedule, key, x_0, t_0, lambda level: partial(Uniform, levels=data.levels))
+
+    def truncated(denoiser, schedule, key, x_0):
+        def distribution(level):
+            return lambda x: TruncatedNormal(x, levels=data.levels, mean=jnp.zeros(()), scale=level.sigma / level.alpha)
+
+        return within_bins(denoiser, schedule, key, x_0, jnp.zeros(()), distribution)
+
+    def variational(denoiser, schedule, key, x_0):
+        key_z, key_probe = jax.random.split(key)
+        log_prob, level = density(denoiser, schedule, key_probe, 0.0), schedule(jnp.zeros(()))
+        return dequantization.latent_dequantization_bound(
+            log_prob, denoiser, key_z, x_0, level, decoder, prediction_type=prediction_type
+        )
+
+    cost = options.flow_cost(data)
+    return {
+        "ode, uniform": row("-log P(x) <= E log q(y|x)/p(y), y uniform in x's bin; P = int p over it", uniform, cost),
+        "ode, truncated normal": row("the same, y ~ N(x, (sigma_0/alpha_0)^2) kept in the bin", truncated, cost),
+        "ode, variational": row("-log P(x) <= E log q(z_0|x)/p(z_0)P(x|z_0); P = int P(x|z_0)p", variational, cost),
+    }
+
+
+def _time_of(schedule, log_snr: float) -> jax.Array:
+    """Where a schedule has this log-SNR; its nearest end if nowhere."""
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        early = schedule.log_snr(middle) > log_snr
+        return jnp.where(early, middle, low), jnp.where(early, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.zeros(()), jnp.ones(())))
+    return 0.5 * (low + high)
+
+
+def _curve(model, data, prediction_type, options) -> LikelihoodCurve:
+    def points(params, key, batch):
+        denoiser, schedule = model(params)
+        x_0 = normalize(batch["image"], data.levels)
+        curve = elbo.diffusion_curve(denoiser, key, x_0, schedule, prediction_type=prediction_type, terms=options.terms)
+        return {"x": curve.log_snr.T, "y": curve.nats.T}
+
+    return LikelihoodCurve(
+        "log SNR", f"diffusion term, nats in each of {options.terms} slices of t", points, options.terms
+    )

@@ -1,0 +1,33 @@
+"""What a model must beat: independent pixels."""
+
+import numpy as np
+
+from vdm_jax.training.data.sources import Dataset, Images
+
+CHUNK = 1024
+
+
+def histogram_bits_per_dim(data: Dataset) -> float | None:
+    """Bits per dimension of the test set under each pixel's histogram of the training set, every count one more.
+
+        p_j(v) = (1 + #{x in train: x_j = v}) / (levels + #train)
+
+    Returns:
+        the mean over test images and pixels; None where the training images do not fit in RAM, or are real numbers.
+    """
+    if not data.train.fits or not data.spec.levels:
+        return None
+    dims = int(np.prod(data.spec.shape))
+    counts = np.ones((data.spec.levels, dims))
+    for images in _chunks(data.train):
+        for pixel in range(dims):
+            counts[:, pixel] += np.bincount(images[:, pixel], minlength=data.spec.levels)
+    bits = -np.log2(counts / counts.sum(axis=0))
+    total = sum(bits[images, np.arange(dims)].sum() for images in _chunks(data.test))
+    return float(total / (len(data.test) * dims))
+
+
+def _chunks(images: Images):
+    for first in range(0, len(images), CHUNK):
+        batch = images.take(np.arange(first, min(first + CHUNK, len(images))))["image"]
+        yield batch.reshape(len(batch), -1)

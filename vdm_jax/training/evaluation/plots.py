@@ -1,0 +1,161 @@
+"""Integer images to PNG: grids of samples, and the chain that led to them. Points to PNG: maps, chains and fields."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from vdm_jax.training.experiment import NO_VALUE, Panel
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.runtime.files import writing
+
+SMALLEST_SIDE = 48  # pixels an image is shown with at least
+GAP = 2
+DEPTH = 12.0  # nats below the highest point that the colours of a plane reach
+
+
+class NotFinite(UserError):
+    """What was to be drawn or measured has numbers that are not finite."""
+
+
+def check_finite(examples: np.ndarray, what: str, remedy: str = "") -> None:
+    """Refuse examples (N, ...) with pixels that have no value, or with other numbers that are not finite.
+
+    Args:
+        examples: pixel values, or numbers such as points.
+        what: they are.
+        remedy: what to do about it.
+
+    Raises:
+        NotFinite: says how many of the examples have such numbers.
+    """
+    good = examples > NO_VALUE if np.issubdtype(examples.dtype, np.integer) else np.isfinite(examples)
+    bad = np.count_nonzero(~good.reshape(len(good), -1).all(axis=1))
+    if bad:
+        raise NotFinite(f"{bad} of {len(examples)} {what} are not finite. {remedy}".rstrip())
+
+
+def grid(images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> Integer[np.ndarray, "height width c"]:
+    """Lay images out in rows and columns, enlarged without blurring, scaled from 0 .. levels - 1 to 0 .. 255."""
+    rows, columns, height, width, channels = images.shape
+    scale = -(-SMALLEST_SIDE // min(height, width))
+    pixels = np.round(images.astype(np.float64) * (255 / (levels - 1))).astype(np.uint8)
+    pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
+    pixels = np.pad(pixels, ((0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0)), constant_values=128)
+    sheet = pixels.swapaxes(1, 2).reshape(rows * pixels.shape[2], columns * pixels.shape[3], channels)
+    return np.pad(sheet, ((0, GAP), (0, GAP), (0, 0)), constant_values=128)
+
+
+def square(images: Integer[np.ndarray, "n h w c"]) -> Integer[np.ndarray, "rows columns h w c"]:
+    """Arrange n images in a nearly square block; what the last row lacks stays black."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    filled = np.zeros((rows * columns, *images.shape[1:]), images.dtype)
+    filled[: len(images)] = images
+    return filled.reshape(rows, columns, *images.shape[1:])
+
+
+def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> None:
+    """Write a grid as PNG, whole or not at all. Images of neither 1 nor 3 channels show their first.
+
+    Raises:
+        NotFinite: an image has pixels without a value.
+    """
+    from PIL import Image
+
+    check_finite(images.reshape(-1, *images.shape[2:]), f"images of {path.name}")
+    sheet = grid(images, levels)
+    sheet = sheet if sheet.shape[-1] == 3 else sheet[..., 0]
+    with writing(path) as unfinished:
+        Image.fromarray(sheet).save(unfinished, format="PNG")
+
+
+def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, title: str) -> Path:
+    """Write points in the plane as PNG, coloured by their label where they have one.
+
+    Raises:
+        NotFinite: a point is not finite.
+    """
+    import matplotlib.pyplot as plt
+
+    check_finite(points, f"points of {path.name}")
+    figure, axes = plt.subplots(figsize=(5.6, 5.0), layout="constrained")
+    if labels is None:
+        axes.scatter(*points.T, s=4, linewidths=0)
+    else:
+        for label in np.unique(labels):
+            axes.scatter(*points[labels == label].T, s=9, label=str(label), color=f"C{label % 10}")
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set(title=title, aspect="equal")
+    return finish(figure, path)
+
+
+def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
+    """Write chains of points as PNG: each a line, with a dot where it ends.
+
+    Raises:
+        NotFinite: a chain has points that are not finite.
+    """
+    import matplotlib.pyplot as plt
+
+    check_finite(chains.swapaxes(0, 1), f"chains of {path.name}")
+    figure, axes = plt.subplots(figsize=(5.0, 5.0), layout="constrained")
+    _lines(axes, chains)
+    axes.set(title=title, aspect="equal")
+    return finish(figure, path)
+
+
+def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
+    """Write functions on a plane as PNG, side by side.
+
+    Raises:
+        NotFinite: the values of a function, or the arrows or chains on it, are not finite.
+    """
+    import matplotlib.pyplot as plt
+
+    for title, panel in shown.items():
+        _check_panel(panel, f"of {title!r} in {path.name}")
+    figure, row = plt.subplots(
+        1, len(shown), figsize=(4.6 * len(shown), 5.0), layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    low = min(float(panel.height.max()) for panel in shown.values()) - DEPTH
+    for axes, (title, panel) in zip(row[0], shown.items(), strict=True):
+        axes.pcolormesh(*np.moveaxis(panel.x, -1, 0), np.maximum(panel.height, low), cmap="Blues", shading="gouraud")
+        for place, (name, arrows) in enumerate(sorted((panel.arrows or {}).items(), reverse=True)):
+            # long arrows by the root of their length: the score grows without bound away from the data
+            size = np.sqrt(np.linalg.norm(arrows, axis=-1, keepdims=True)) + 1e-9
+            axes.quiver(*np.moveaxis(panel.places, -1, 0), *np.moveaxis(arrows / size, -1, 0), label=name,
+                        color=("black", "C3")[place % 2], width=(0.007, 0.003)[place % 2], scale=60)  # fmt: skip
+        if panel.arrows:
+            axes.legend(fontsize="small", loc="upper right")
+        if panel.paths is not None:
+            _lines(axes, panel.paths)
+        side = np.abs(panel.x).max()
+        axes.set(title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
+    return finish(figure, path)
+
+
+def _check_panel(panel: Panel, where: str) -> None:
+    parts = {f"arrows {name!r}": arrows for name, arrows in (panel.arrows or {}).items()}
+    if panel.paths is not None:
+        parts["chains"] = panel.paths.swapaxes(0, 1)
+    parts["values"] = np.where(panel.height == -np.inf, 0.0, panel.height)  # the logarithm of a density that is zero
+    for what, part in parts.items():
+        check_finite(part, f"{what} {where}")
+
+
+def _lines(axes, chains) -> None:
+    for chain in chains.swapaxes(0, 1):
+        axes.plot(*chain.T, linewidth=0.6, alpha=0.7)
+        axes.plot(*chain[-1], marker=".", color="black", markersize=5)
+
+
+def finish(figure, path: Path) -> Path:
+    """Write a figure of matplotlib as PNG, whole or not at all, and close it."""
+    import matplotlib.pyplot as plt
+
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, dpi=120, format="png")
+    plt.close(figure)
+    return path

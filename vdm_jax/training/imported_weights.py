@@ -1,0 +1,76 @@
+"""A run that begins with parameters from elsewhere."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from vdm_jax.training import optimizer
+from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.config import to_json
+from vdm_jax.training.experiment import Params
+from vdm_jax.training.loop import new_batches
+from vdm_jax.training.run import Run, abstract_state, placement, remove
+from vdm_jax.training.runtime.errors import UserError
+from vdm_jax.training.runtime.files import LOCK, alone_in, write_json
+from vdm_jax.training.state import TrainState
+
+SHOWN = 10
+
+
+def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path:
+    """Make a run's folder with one checkpoint, of step 0, that holds these parameters and them as their average.
+
+    Args:
+        run: the run to be.
+        params: arrays, as the experiment's `init` gives them.
+        source: where they are from, for the checkpoint's notes.
+        fresh: delete the run's folder first.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        UserError: there is such a run already, or the parameters are not the experiment's.
+    """
+    _check(run, params)
+    if fresh:
+        remove(run.folder)
+    folder = run.folder
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        raise UserError(f"There is a run in {run.folder}. Take another --workdir, or --fresh, which deletes that run.")
+    write_json(run.folder / "config.json", {"experiment": run.name, "config": to_json(run.config)})
+    with alone_in(run.folder), Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+        checkpoints.save(0, _state(run, params), _notes(run, source), loss=float("inf"))  # nobody has measured it
+        checkpoints.wait()
+    return run.folder
+
+
+def _state(run: Run, params: Params) -> TrainState:
+    def first(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.optimizer(run.config).init(params))
+
+    return jax.jit(first, out_shardings=placement(run))(params)
+
+
+def _notes(run: Run, source: str) -> dict:
+    unknown = {"training_images_per_second": None, "pipeline_images_per_second": None}
+    data = new_batches(run).get_state()
+    return {"step": 0, "config": to_json(run.config), "data": data, "seconds": 0.0, "source": source, **unknown}
+
+
+def _check(run: Run, params: Params) -> None:
+    got, wanted = _shapes(params), _shapes(abstract_state(run).params)
+    names = sorted(name for name in got | wanted if got.get(name) != wanted.get(name))
+    if names:
+        lines = "\n  ".join(f"{name}: {got.get(name)}, not {wanted.get(name)}" for name in names[:SHOWN])
+        raise UserError(
+            f"{len(names)} of the parameters are not those of the experiment {run.name}; the first:\n  {lines}\n"
+            "Take an experiment whose network is the same."
+        )
+
+
+def _shapes(params: Params) -> dict[str, tuple]:
+    """Shape and type of every array, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
