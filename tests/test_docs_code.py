@@ -1,0 +1,53 @@
+"""Python in README and docs runs as printed: each block in an interpreter of its own, a page of steps as one program."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ONE_PROGRAM = ["docs/networks.md"]  # their blocks build on one another
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PROGRAMS = {
+    f"{page}, block {i + 1}": code for page in PAGES if page not in ONE_PROGRAM for i, code in enumerate(blocks(page))
+}
+
+
+def run(code: str) -> str:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error::DeprecationWarning:__main__", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_readme_has_an_example():
+    assert "README.md, block 1" in PROGRAMS
+
+
+@pytest.mark.parametrize(
+    "name", [name if name.startswith("README") else pytest.param(name, marks=pytest.mark.slow) for name in PROGRAMS]
+)
+def test_a_block_runs_on_its_own(name):
+    printed = run(PROGRAMS[name])
+    assert "print(" not in PROGRAMS[name] or printed.strip()
+    assert "nan" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ONE_PROGRAM)
+def test_a_page_of_steps_runs_as_one_program(page):
+    run("\n".join(blocks(page)))
