@@ -1,4 +1,4 @@
-"""Python in README and docs runs as printed: each block in an interpreter of its own, a page of steps as one program."""
+"""Python in README and docs runs as printed: each block, or each page of steps, in an interpreter of its own."""
 
 import os
 import re

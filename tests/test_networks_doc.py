@@ -14,7 +14,6 @@ PAGE = Path(__file__).parent.parent / "docs/networks.md"
 @pytest.fixture(scope="module")
 def names():
     text = PAGE.read_text()
-    text = text[text.index("## Passing a network") :]
     found: dict = {"__name__": "networks_page"}
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, found)
