@@ -19,7 +19,7 @@ from vdm_jax.training.run import open_run, stored_config
 
 CALLS = (5, 10, 20, 40, 80)
 EACH = {
-    "ancestral": 1, "ddim": 1, "heun": 2, "dpmpp": 1, "dpmpp_sde": 1, "predictor_corrector": 2,
+    "ancestral": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 1, "dpmpp_2m_sde": 1, "predictor_corrector": 2,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from docs.figures import plt, save
 from vdm_jax import closed_form
 from vdm_jax.discrete_schedules import discretize
 from vdm_jax.probability_flow import sample
-from vdm_jax.samplers import ancestral, ddim, dpmpp, heun, predictor_corrector
+from vdm_jax.samplers import ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, heun, predictor_corrector
 from vdm_jax.schedules import LinearLogSNR
 
 SCHEDULE = LinearLogSNR(10.0, -8.0)  # tables of it are even in log-SNR, and level 1 is nearly clean
@@ -36,10 +36,10 @@ SAMPLERS = (
     Sampler("DDIM, η = 0 (Euler)", ddim, EACH, True),
     Sampler("DDIM, η = 1/2", partial(ddim, eta=0.5), EACH),
     Sampler("Heun", heun, PAIRS, True),
-    Sampler("Heun, churn 10", partial(heun, churn=10.0), PAIRS),
-    Sampler("DPM-Solver++ 2M", dpmpp, EACH, True),
-    Sampler("DPM-Solver++ 2M, SDE", partial(dpmpp, stochastic=True), EACH),
-    Sampler("predictor-corrector", partial(predictor_corrector, ratio=0.16), PAIRS),
+    Sampler("Heun, churn 10", partial(heun, s_churn=10.0), PAIRS),
+    Sampler("DPM-Solver++ 2M", dpmpp_2m, EACH, True),
+    Sampler("DPM-Solver++ 2M, SDE", dpmpp_2m_sde, EACH),
+    Sampler("predictor-corrector", partial(predictor_corrector, snr=0.16), PAIRS),
 )
 
 

@@ -1,7 +1,7 @@
 """Ho et al.'s DDPM on CIFAR-10, told the class: for guidance.
 
     make train EXP=ddpm_cifar_cond                                # TFDS_DATA_DIR, or downloaded with the tfds extra
-    make sample EXP=ddpm_cifar_cond ARGS="--label 3 --guidance 2 --sampler dpmpp --steps 20"
+    make sample EXP=ddpm_cifar_cond ARGS="--label 3 --guidance 2 --sampler dpmpp_2m --steps 20"
 
 Cost: as `ddpm_cifar`, days on a GPU. Not trained here yet.
 

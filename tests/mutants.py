@@ -25,11 +25,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FILES = [
-    "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling", "forward", "parameterization", "likelihoods",
-    "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae",
-    "elbo", "path_bounds", "losses", "vdm", "weightings", "reverse_variance", "probability_flow", "samplers/chain", "samplers/ancestral",
-    "samplers/ddim", "samplers/heun", "samplers/dpmpp", "samplers/predictor_corrector", "samplers/repaint",
-    "samplers/adaptive", "guidance", "dequantization", "closed_form", "information", "linear_gaussian", "metrics",
+    "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling", "forward", "parameterization",
+    "likelihoods", "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae",
+    "hvae", "elbo", "path_bounds", "losses", "vdm", "weightings", "reverse_variance", "probability_flow",
+    "samplers/chain", "samplers/ancestral", "samplers/ddim", "samplers/churn", "samplers/euler", "samplers/heun",
+    "samplers/dpmpp", "samplers/predictor_corrector", "samplers/repaint", "samplers/adaptive", "guidance",
+    "dequantization", "closed_form", "information", "linear_gaussian", "metrics",
 ]  # fmt: skip
 GOAL = 0.95
 # No equation has a use for //, shifts or bits but the masks; one replacement says as much as eleven.

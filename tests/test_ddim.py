@@ -1,4 +1,4 @@
-"""DDIM: its ends, its marginals, and the way back."""
+"""DDIM: eta = 0 and 1, the marginals, and the inversion."""
 
 import importlib
 
@@ -12,7 +12,7 @@ from tests.derivations.worlds import draws
 from vdm_jax import closed_form
 from vdm_jax.discrete_schedules import discretize, from_gammas, linear_betas
 from vdm_jax.probability_flow import sample
-from vdm_jax.samplers import ancestral, ddim, ddim_inverse, heun
+from vdm_jax.samplers import ancestral, ddim, ddim_inverse, euler
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 
 KEY = jax.random.key(0)
@@ -24,35 +24,35 @@ def _float64():
         yield
 
 
-def _world():
+def _setup():
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
     return closed_form.OptimalDenoiser(distribution), jax.random.normal(jax.random.key(5), (32, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preserving", [True, False])
-def test_its_ends_are_the_ancestral_chain_and_euler_s_rule(preserving):
-    best, z = _world()
+def test_eta_1_is_ancestral_and_eta_0_is_euler(preserving):
+    best, z = _setup()
     schedule = linear_betas(12, 1e-3, 0.6) if preserving else discretize(VarianceExploding(0.01, 20.0), 12)
     x_T = schedule(schedule.num_steps).sigma * z
     options = {"snapshots": schedule.num_steps}
-    whole, none = (ddim(best, KEY, x_T, schedule, eta=eta, **options) for eta in (1.0, 0.0))
-    drawn, euler = ancestral(best, KEY, x_T, schedule, **options), heun(best, KEY, x_T, schedule, order=1, **options)
-    assert_close(whole.trajectory.x_t, drawn.trajectory.x_t, atol=1e-12)
-    assert_close(none.trajectory.x_t, euler.trajectory.x_t, atol=1e-12)
-    assert_close(ddim(best, jax.random.key(1), x_T, schedule).x_0, none.x_0)  # without noise no key
+    ancestral_noise, no_noise = (ddim(best, KEY, x_T, schedule, eta=eta, **options) for eta in (1.0, 0.0))
+    chain, ode = ancestral(best, KEY, x_T, schedule, **options), euler(best, KEY, x_T, schedule, **options)
+    assert_close(ancestral_noise.trajectory.x_t, chain.trajectory.x_t, atol=1e-12)
+    assert_close(no_noise.trajectory.x_t, ode.trajectory.x_t, atol=1e-12)
+    assert_close(ddim(best, jax.random.key(1), x_T, schedule).x_0, no_noise.x_0)  # the key is not used
     with refuted():
-        assert_close(none.x_0, whole.x_0, rtol=0.1)
+        assert_close(no_noise.x_0, ancestral_noise.x_0, rtol=0.1)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_every_eta_has_the_marginals_of_its_x_0(eta, monkeypatch):
-    # told the truth at every step, the chain keeps x_t ~ N(alpha x_0, sigma^2): its answers to noise add up to sigma^2
+    # with the exact x_0 at every step, x_t ~ N(alpha x_0, sigma^2): the squared responses to noise sum to sigma^2
     schedule, x_0 = from_gammas(np.array([-6.0, -2.0, -1.0, 0.5, 3.0])), 0.7
     module = importlib.import_module("vdm_jax.samplers.ddim")
     monkeypatch.setattr(module, "noise", lambda key, t, x: jax.nn.one_hot(t, 7, dtype=x.dtype)[:, None])
     last = schedule(5)
-    x_T = last.alpha * x_0 + last.sigma * jnp.zeros((7, 1)).at[0].set(1.0)  # the row of the last answers to nothing
+    x_T = last.alpha * x_0 + last.sigma * jnp.zeros((7, 1)).at[0].set(1.0)  # the last row has no noise
     chain = ddim(
         lambda x, _: jnp.full_like(x, x_0), KEY, x_T, schedule, prediction_type="x_0", eta=eta, snapshots=5
     ).trajectory
@@ -66,8 +66,8 @@ def _error(first, there, back):
 
 
 @pytest.mark.slow
-def test_back_and_forth_and_forth_and_back_come_home_as_the_steps_grow_short():
-    best, z = _world()
+def test_sampling_and_inversion_are_inverse_to_first_order():
+    best, z = _setup()
     x_0, steps = draws(best.distribution, jax.random.key(2), 32), [64, 128, 256, 512]
     errors = []
     for count in steps:
@@ -88,9 +88,9 @@ def test_back_and_forth_and_forth_and_back_come_home_as_the_steps_grow_short():
 
 
 @pytest.mark.slow
-def test_the_way_back_is_the_flow():
-    # the latent is the ODE's own, of first order too
-    best, _ = _world()
+def test_the_inversion_converges_to_the_ode():
+    # the latent converges to that of the ODE, to first order
+    best, _ = _setup()
     schedule, steps = LinearLogSNR(16.0, -6.0), [128, 256, 512]
     x_T = jax.random.normal(jax.random.key(3), (32, 2))
     x_0 = sample(best, x_T, schedule, tolerance=1e-11)  # x_1, in which there is hardly any noise
@@ -108,20 +108,20 @@ def test_the_way_back_is_the_flow():
         assert_close(other, ddim_inverse(best, x_0, discretize(schedule, 64)), atol=1e-9)
 
 
-def test_the_way_back_asks_once_a_step():
-    told = []
+def test_the_inversion_evaluates_once_a_step():
+    times = []
 
     def spy(x_t, level):
-        jax.debug.callback(lambda t: told.append(float(t[0])), level.t)
+        jax.debug.callback(lambda t: times.append(float(t[0])), level.t)
         return 0.1 * x_t
 
     jax.block_until_ready(ddim_inverse(spy, jnp.ones((3, 2)), discretize(LinearLogSNR(), 6)))
     jax.effects_barrier()
-    assert sorted(told) == [1.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert sorted(times) == [1.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_eta_out_of_range():
-    best, z = _world()
+    best, z = _setup()
     for eta in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"eta is .*: it must be in \[0, 1\]"):
             ddim(best, KEY, z, linear_betas(5), eta=eta)

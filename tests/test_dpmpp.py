@@ -1,4 +1,4 @@
-"""DPM-Solver++ 2M: what it shares with the samplers of first order, and what its second order is worth."""
+"""DPM-Solver++(2M): its first-order steps equal those of other samplers, and its order of convergence."""
 
 import importlib
 
@@ -10,7 +10,7 @@ import pytest
 from tests.derivations.check import assert_close, refuted
 from vdm_jax import closed_form
 from vdm_jax.discrete_schedules import discretize, from_gammas, linear_betas
-from vdm_jax.samplers import ancestral, ddim, dpmpp
+from vdm_jax.samplers import ancestral, ddim, dpmpp_2m, dpmpp_2m_sde
 from vdm_jax.schedules import LinearLogSNR
 
 KEY = jax.random.key(0)
@@ -22,7 +22,7 @@ def _float64():
         yield
 
 
-def _world():
+def _setup():
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
     return closed_form.OptimalDenoiser(distribution), jax.random.normal(jax.random.key(5), (32, 2))
 
@@ -30,10 +30,10 @@ def _world():
 @pytest.mark.slow
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_first_step_and_the_last_are_of_first_order(stochastic):
-    best, x_T = _world()
+    best, x_T = _setup()
     for schedule in (from_gammas([-4.0, 3.0]), linear_betas(9, 0.01, 0.6)):
         steps = schedule.num_steps
-        ours = dpmpp(best, KEY, x_T, schedule, stochastic=stochastic, snapshots=steps)
+        ours = (dpmpp_2m_sde if stochastic else dpmpp_2m)(best, KEY, x_T, schedule, snapshots=steps)
         other = ddim(best, KEY, x_T, schedule, eta=float(stochastic), snapshots=steps)
         assert_close(ours.trajectory.x_t[:2], other.trajectory.x_t[:2], atol=1e-12)
         if stochastic:
@@ -55,13 +55,12 @@ def test_a_constant_x_0_is_integrated_exactly_however_long_the_steps(stochastic)
     schedule = from_gammas([-8.0, -1.0, 0.5, 4.0])
     z = jax.random.normal(KEY, (4, 3))
     x_T = schedule(4).alpha * 0.6 + schedule(4).sigma * z
-    chain = dpmpp(
+    chain = (dpmpp_2m_sde if stochastic else dpmpp_2m)(
         lambda x, _: jnp.full_like(x, 0.6),
         KEY,
         x_T,
         schedule,
         prediction_type="x_0",
-        stochastic=stochastic,
         snapshots=4,
     )
     if stochastic:
@@ -72,7 +71,7 @@ def test_a_constant_x_0_is_integrated_exactly_however_long_the_steps(stochastic)
 
 @pytest.mark.slow
 def test_the_sde_s_variance_converges_to_second_order(monkeypatch):
-    # normal data: x_0 is linear in x_T and in every step's noise, and its variance the sum of its answers' squares
+    # normal data: x_0 is linear in x_T and in the noise; its variance is the sum of the squared responses
     var, steps, errors = 0.3, [16, 32, 64, 128], []
     best = closed_form.OptimalDenoiser(closed_form.gaussian([0.0], [[var]]))
     for count in steps:
@@ -83,13 +82,13 @@ def test_the_sde_s_variance_converges_to_second_order(monkeypatch):
         last = schedule(count)
         x_T = jnp.zeros((count + 1, 1)).at[0].set(jnp.sqrt(last.alpha**2 * var + last.sigma**2))
 
-        def net(x, level):  # of its own, so that no chain compiled with another noise is taken
+        def net(x, level):  # a new function, so that no chain compiled with another noise is reused
             return best(x, level)
 
-        chains = ancestral(net, KEY, x_T, schedule), dpmpp(net, KEY, x_T, schedule, stochastic=True)
+        chains = ancestral(net, KEY, x_T, schedule), dpmpp_2m_sde(net, KEY, x_T, schedule)
         end = (
             schedule(1).sigma ** 2 * var / (schedule(1).alpha ** 2 * var + schedule(1).sigma ** 2)
-        )  # what the last x_hat lacks
+        )  # the conditional variance at level 1
         errors.append([abs(float(jnp.sum(chain.x_0**2) + end) / var - 1) for chain in chains])
     slopes = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     print(f"variance of normal data, ancestral and the SDE: errors {np.array(errors).T}, orders {slopes}")

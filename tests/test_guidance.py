@@ -15,7 +15,7 @@ from vdm_jax.discrete_schedules import discretize
 from vdm_jax.guidance import ClassifierFreeGuidance, ClassifierGuidance, ReconstructionGuidance
 from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.parameterization import convert
-from vdm_jax.samplers import ancestral, ddim, dpmpp, heun
+from vdm_jax.samplers import ancestral, ddim, dpmpp_2m, heun
 from vdm_jax.schedules import LinearLogSNR
 
 WEIGHTS = np.array([0.2, 0.3, 0.1, 0.4])
@@ -120,7 +120,7 @@ def test_guided_samples_are_the_class():
     guided = ClassifierFreeGuidance(lambda x, level: one(x, level), Partial(lambda x, level: every(x, level)), 1.0)
     distribution = _mixture(CLASS)
     for x_0 in (
-        dpmpp(guided, key, x_T, schedule).x_0,
+        dpmpp_2m(guided, key, x_T, schedule).x_0,
         heun(ClassifierGuidance(every, _log_class, 1.0), key, x_T, schedule).x_0,
     ):
         assert_mean(x_0, distribution.mean, resolution=0.015)

@@ -79,7 +79,7 @@ def test_the_path_is_the_same_chain(name, shape):
     assert long.path.shape == (len(LEVELS.alpha) if name == "annealed" else 4, 5, *shape)
     np.testing.assert_array_equal(long.path[-1], long.x)
     np.testing.assert_allclose(short.x, long.x, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(short.accepted, long.accepted)
+    np.testing.assert_array_equal(short.acceptance_rate, long.acceptance_rate)
     assert np.all(np.diff(np.asarray(long.path), axis=0).any(axis=1).reshape(-1))  # it moves in every dimension
 
 
@@ -93,7 +93,7 @@ def test_keys_and_neighbours(name):
     assert np.all(np.any(chain(jax.random.key(1), x).x != ours.x, axis=1))
     np.testing.assert_allclose(chain(KEY, x[:1]).x, ours.x[:1], rtol=1e-5, atol=1e-6)
     if name != "metropolis":
-        np.testing.assert_array_equal(ours.accepted, 1.0)
+        np.testing.assert_array_equal(ours.acceptance_rate, 1.0)
 
 
 @pytest.mark.slow
@@ -116,10 +116,10 @@ def test_metropolis_counts_what_it_accepts_and_keeps_the_rest():
     x = batch((3,), count=50)
     chain = langevin.mala(quartic, KEY, x, 0.5, 40, path=True)
     moved = np.any(np.diff(np.concatenate([x[None], chain.path]), axis=0) != 0, axis=2)
-    np.testing.assert_allclose(chain.accepted, moved.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(chain.acceptance_rate, moved.mean(0), rtol=1e-6)
     assert 0.1 < moved.mean() < 0.95
     tiny = langevin.mala(quartic, KEY, x, 1e-5, 40)
-    np.testing.assert_array_equal(tiny.accepted, 1.0)
+    np.testing.assert_array_equal(tiny.acceptance_rate, 1.0)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_metropolis_never_goes_where_there_is_nothing():
     x = jax.random.uniform(KEY, (2000, 2), minval=-1.0, maxval=1.0)
     chain = langevin.mala(box, KEY, x, 0.2, 20, path=True)
     assert np.all(np.abs(chain.path) < 1.0)
-    assert 0.3 < np.mean(chain.accepted) < 0.8
+    assert 0.3 < np.mean(chain.acceptance_rate) < 0.8
     assert stats.kstest(np.asarray(chain.x).reshape(-1), stats.uniform(-1.0, 2.0).cdf).pvalue > 1e-3
 
 
@@ -206,26 +206,26 @@ def test_the_end_is_the_denoiser_s():
 
 def test_the_corrector_s_drift_is_so_long_beside_its_noise():
     # where the score is as long as that of a conditional law, sqrt(D) / sigma
-    level, many, ratio = last(LEVELS), 200_000, 0.3
+    level, many, snr = last(LEVELS), 200_000, 0.3
     sigma, direction = float(level.sigma), np.sqrt(3.0) * np.array([0.48, -0.6, 0.64])
     x = jnp.broadcast_to(batch((3,))[:1], (many, 3))
     constant = lambda x_t, level: jnp.broadcast_to(jnp.asarray(direction, x_t.dtype)[None], x_t.shape)  # noqa: E731
-    moved = langevin.langevin_corrector(constant, KEY, x, level, prediction_type="eps", ratio=ratio) - x
+    moved = langevin.langevin_corrector(constant, KEY, x, level, prediction_type="eps", snr=snr) - x
     noise = moved - moved.mean(0)[None]
     drift, size = np.linalg.norm(np.asarray(moved, np.float64).mean(0)), np.sqrt((np.asarray(noise) ** 2).sum(1).mean())
-    np.testing.assert_allclose(drift / size, ratio, rtol=0.02)
-    assert_moments(moved, -2 * (ratio * sigma) ** 2 * direction / sigma, (2 * ratio * sigma) ** 2)
+    np.testing.assert_allclose(drift / size, snr, rtol=0.02)
+    assert_moments(moved, -2 * (snr * sigma) ** 2 * direction / sigma, (2 * snr * sigma) ** 2)
 
 
 def test_the_corrector_keeps_the_law():
     # where steps of eta ~ 1 / ||score||^2 would end in D + 2 for the mean of ||x||^2
     level, distribution = level_from_log_snr(jnp.zeros(())), closed_form.gaussian(np.zeros(4), np.eye(4))
     x = jax.random.normal(KEY, (2_000, 4))
-    denoiser, ratio, steps = closed_form.OptimalDenoiser(distribution), 0.05, 1_000
+    denoiser, snr, steps = closed_form.OptimalDenoiser(distribution), 0.05, 1_000
     kept = langevin.langevin_corrector(
-        denoiser, jax.random.key(1), x, level, prediction_type="eps", ratio=ratio, steps=steps
+        denoiser, jax.random.key(1), x, level, prediction_type="eps", snr=snr, steps=steps
     )
-    eta = 2 * (ratio * float(level.sigma)) ** 2
+    eta = 2 * (snr * float(level.sigma)) ** 2
     assert_moments(kept, np.zeros(4), 1.0 / (1.0 - 0.5 * eta))
 
 
@@ -262,7 +262,7 @@ def test_refusals_of_a_chain(name):
         with pytest.raises(ValueError, match=r"step_size is .*: it must be positive"):
             run(step_size=size)
     for count in (0, -1):
-        with pytest.raises(ValueError, match=f"num_steps is {count}: a chain has at least one step"):
+        with pytest.raises(ValueError, match=f"num_steps is {count}: .*at least 1"):
             run(num_steps=count)
 
 
@@ -276,25 +276,25 @@ def test_refusals_of_levels(monkeypatch):
     rising = jax.tree.map(lambda field: field[::-1], LEVELS)
     staying = jax.tree.map(lambda field: jnp.stack([field[0], field[0]]), LEVELS)
     for levels in (rising, staying):
-        with pytest.raises(ValueError, match="the noise of the levels, sigma / alpha, must fall from each to the next"):
+        with pytest.raises(ValueError, match=r"must decrease from each.*reverse their order"):
             anneal(levels)
     for levels, shape in ((last(LEVELS), r"\(\)"), (jax.tree.map(lambda field: field[:0], LEVELS), r"\(0,\)")):
-        with pytest.raises(ValueError, match=f"levels have shape {shape}: give at least one, stacked along one axis"):
+        with pytest.raises(ValueError, match=f"levels have shape {shape}: pass at least one level"):
             anneal(levels)
-    for function, name in ((anneal, "rate"), (correct, "ratio")):
+    for function, name in ((anneal, "rate"), (correct, "snr")):
         for size in (0.0, -1.0):
             with pytest.raises(ValueError, match=f"{name} is {size}: it must be positive"):
                 function(**{name: size})
-        with pytest.raises(ValueError, match="steps is 0: a chain has at least one step"):
+        with pytest.raises(ValueError, match=r"steps is 0: .*at least 1"):
             function(steps=0)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its error would come first
     for function in (anneal, correct):
-        with pytest.raises(ValueError, match="unknown parameterisation 'noise'"):
+        with pytest.raises(ValueError, match=r"unknown .*'noise'"):
             function(prediction_type="noise")
     langevin.check_decreasing_noise(LEVELS)
     assert jax.jit(lambda levels: langevin.check_decreasing_noise(levels) or levels.alpha)(rising).shape == (
         6,
-    )  # not asked
+    )  # not checked
 
 
 @pytest.mark.slow

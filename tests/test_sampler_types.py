@@ -42,11 +42,13 @@ SAMPLERS = {
         samplers.ancestral_learned(_learned(net), KEY, x, schedule, **o).x_0
     ),
     "ddim": lambda net, x, schedule, **o: samplers.ddim(net, KEY, x, schedule, eta=0.5, **o).x_0,
-    "heun": lambda net, x, schedule, **o: samplers.heun(net, KEY, x, schedule, churn=2.0, **o).x_0,
-    "dpmpp": lambda net, x, schedule, **o: samplers.dpmpp(net, KEY, x, schedule, stochastic=True, **o).x_0,
+    "heun": lambda net, x, schedule, **o: samplers.heun(net, KEY, x, schedule, s_churn=2.0, **o).x_0,
+    "euler": lambda net, x, schedule, **o: samplers.euler(net, KEY, x, schedule, **o).x_0,
+    "dpmpp_2m": lambda net, x, schedule, **o: samplers.dpmpp_2m(net, KEY, x, schedule, **o).x_0,
+    "dpmpp_2m_sde": lambda net, x, schedule, **o: samplers.dpmpp_2m_sde(net, KEY, x, schedule, **o).x_0,
     "predictor_corrector": lambda net, x, schedule, **o: samplers.predictor_corrector(net, KEY, x, schedule, **o).x_0,
     "replacement": lambda net, x, schedule, **o: (
-        samplers.repaint(net, KEY, x, schedule, 0.5 * x, (x > 0).astype(x.dtype), rounds=2, **o).x_0
+        samplers.repaint(net, KEY, x, schedule, 0.5 * x, (x > 0).astype(x.dtype), resamplings=2, **o).x_0
     ),
 }
 OTHERS = {
@@ -119,12 +121,12 @@ def test_static_numbers_may_be_arrays():
 
 def test_a_key_is_needed_for_noise_alone():
     schedule = _table()
-    for quiet in (samplers.ddim, samplers.heun, samplers.dpmpp):
+    for quiet in (samplers.ddim, samplers.euler, samplers.heun, samplers.dpmpp_2m):
         np.testing.assert_array_equal(quiet(NET, None, X, schedule).x_0, quiet(NET, KEY, X, schedule).x_0)
     for function, options in (
         (samplers.ddim, {"eta": 0.5}),
-        (samplers.heun, {"churn": 1.0}),
-        (samplers.dpmpp, {"stochastic": True}),
+        (samplers.heun, {"s_churn": 1.0}),
+        (samplers.dpmpp_2m_sde, {}),
     ):
         with pytest.raises(ValueError, match="key is None"):
             function(NET, None, X, schedule, **options)
@@ -149,7 +151,7 @@ def _frechet(x):
 def test_errors_are_multiplied_without_a_clip_and_the_samplers_warn():
     schedule = discretize(Cosine(), 1000)
     short, x_T = schedule.subsequence(uniform_steps(1000, 20)), jax.random.normal(KEY, (1000, 2))
-    for function in (samplers.ancestral, samplers.ddim, samplers.heun, samplers.dpmpp):
+    for function in (samplers.ancestral, samplers.ddim, samplers.heun, samplers.dpmpp_2m):
         with pytest.warns(UserWarning, match=r"clip=1.0 .*predict x_0 or v.*log_snr_uniform_steps"):
             wild = function(_off("eps"), KEY, x_T, short).x_0
         if function is samplers.heun:

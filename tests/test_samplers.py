@@ -29,7 +29,17 @@ from vdm_jax.discrete_schedules import (
 )
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.probability_flow import sample
-from vdm_jax.samplers import adaptive, ancestral, ancestral_learned, ddim, dpmpp, heun, predictor_corrector
+from vdm_jax.samplers import (
+    adaptive,
+    ancestral,
+    ancestral_learned,
+    ddim,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    euler,
+    heun,
+    predictor_corrector,
+)
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 
 TABLE = linear_betas(12, 0.01, 0.4)
@@ -138,17 +148,15 @@ def test_strided_chain_is_told_the_original_times():
 
 def test_refusals():
     # unwrapped, since the tests' run-time type checker would speak first
-    with pytest.raises(
-        ValueError, match="unknown variance 'middle': choose 'fixed_small' or 'fixed_large', or give an array"
-    ):
+    with pytest.raises(ValueError, match="unknown variance 'middle': choose 'fixed_small' or 'fixed_large'"):
         inspect.unwrap(ancestral)(denoiser(WORLD), jax.random.key(0), X_T, TABLE, variance="middle")
     for snapshots in (-1, 13):
-        with pytest.raises(ValueError, match=f"snapshots is {snapshots}: this chain has 12 states to return"):
+        with pytest.raises(ValueError, match=rf"snapshots is {snapshots}: .*0\.\.12"):
             _sample(snapshots=snapshots)
     for shape in ((11,), (12, 2), (12, 5, 3)):
-        with pytest.raises(ValueError, match=r"a chain of T = 12 takes \(T,\) or \(T, \*x\)"):
+        with pytest.raises(ValueError, match=r"variance has shape .*T = 12.*\(T,\) or \(T, \*x\)"):
             _sample(variance=jnp.ones(shape))
-    with pytest.raises(ValueError, match="snapshots is 13: this chain has 12 states to return"):
+    with pytest.raises(ValueError, match=r"snapshots is 13: .*0\.\.12"):
         _learned(0.0, snapshots=13)
 
 
@@ -218,12 +226,12 @@ SAMPLERS = {
     "ddim": (ddim, {}, (1, 1, 1)),
     "ddim, eta 1/2": (ddim, {"eta": 0.5}, (1, 1, 1)),
     "ddim, eta 1": (ddim, {"eta": 1.0}, (1, 1, 1)),
-    "euler": (heun, {"order": 1}, (1, 1, 1)),
+    "euler": (euler, {}, (1, 1, 1)),
     "heun": (heun, {}, (1, 2, 2)),
-    "heun, churn": (heun, {"churn": 3.0, "churn_noise": 1.003}, (1, 2, 2)),
-    "dpmpp": (dpmpp, {}, (1, 1, 1)),
-    "dpmpp, SDE": (dpmpp, {"stochastic": True}, (1, 1, 1)),
-    "predictor-corrector": (predictor_corrector, {"corrections": 2}, (1, 3, 3)),
+    "heun, churn": (heun, {"s_churn": 3.0, "s_noise": 1.003}, (1, 2, 2)),
+    "dpmpp_2m": (dpmpp_2m, {}, (1, 1, 1)),
+    "dpmpp_2m_sde": (dpmpp_2m_sde, {}, (1, 1, 1)),
+    "predictor-corrector": (predictor_corrector, {"corrector_steps": 2}, (1, 3, 3)),
 }
 
 
@@ -247,7 +255,7 @@ def x64():
         yield
 
 
-@_each("heun", "heun, churn", "dpmpp", "predictor-corrector")
+@_each("heun", "heun, churn", "dpmpp_2m", "predictor-corrector")
 def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
     told = []
 
@@ -274,7 +282,7 @@ def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
 
 
 @pytest.mark.slow
-@_each("dpmpp")
+@_each("dpmpp_2m")
 def test_snapshots_are_states_and_what_is_said_of_them(name):
     full, two, none = (_run(name, denoiser(WORLD), X_T, TABLE, snapshots=k) for k in (12, 2, 0))
     chain = full.trajectory
@@ -290,7 +298,7 @@ def test_snapshots_are_states_and_what_is_said_of_them(name):
     assert len(np.unique(np.asarray(chain.x_t))) > 150  # no state twice
 
 
-@_each("heun", "dpmpp, SDE")
+@_each("heun", "dpmpp_2m_sde")
 def test_every_sampler_clips(name):
     clipped = _run(name, denoiser(WORLD), X_T, TABLE, snapshots=12, clip=0.3)
     assert np.max(np.abs(_run(name, denoiser(WORLD), X_T, TABLE).x_0)) > 0.31
@@ -375,7 +383,7 @@ def _rule(name, y, z, n, m, ratio, var, steps, memory):
     target, h = x_hat, np.log(n / m) if m > 0 else np.inf
     if memory is not None and m > 0:
         target = x_hat + h / (2 * memory[1]) * (x_hat - memory[0])
-    if name == "dpmpp":
+    if name == "dpmpp_2m":
         return np.exp(-h) * y + (1 - np.exp(-h)) * target, (x_hat, h)
     kept = np.exp(-2 * h)
     return kept * y + (1 - kept) * target + m * np.sqrt(1 - kept) * z, (x_hat, h)
@@ -428,7 +436,7 @@ def test_predictor_corrector_has_the_closed_form_variance():
         jax.random.key(3), (200_000, 1)
     )
     best = closed_form.OptimalDenoiser(distribution)
-    x_0 = predictor_corrector(best, jax.random.key(4), x_T, schedule, ratio=0.3, corrections=2).x_0
+    x_0 = predictor_corrector(best, jax.random.key(4), x_T, schedule, snr=0.3, corrector_steps=2).x_0
     assert_mean(np.square(x_0), v, resolution=0.005)
     with refuted():
         assert_mean(np.square(x_0), var)
@@ -438,7 +446,7 @@ def test_predictor_corrector_has_the_closed_form_variance():
 
 SCHEDULE = LinearLogSNR(8.0, -6.0)
 MIXTURE = ([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp": 2}
+ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2}
 
 
 @pytest.mark.slow
@@ -463,9 +471,9 @@ def test_order_of_convergence(name):
 def test_the_law_of_the_data_is_kept(name):
     distribution = closed_form.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
     schedule = discretize(LinearLogSNR(10.0, -9.0), 256)
-    options = {"ratio": 0.1} if name == "predictor-corrector" else {}
+    options = {"snr": 0.1} if name == "predictor-corrector" else {}
     if name == "heun, churn":
-        options = {"churn": 60.0, "churn_noise": 1.0}
+        options = {"s_churn": 60.0, "s_noise": 1.0}
     function, own, _ = SAMPLERS[name]
     x_T = jax.random.normal(jax.random.key(6), (5_000, 2))
     x_0 = function(
@@ -489,7 +497,7 @@ def test_a_few_steps_of_a_long_table(steps):
     truth = np.sqrt(var / (var * schedule(1000).alpha ** 2 + schedule(1000).sigma ** 2)) * np.asarray(x_T)
     index = steps(1000, 20) if steps is uniform_steps else steps(schedule, 20)
     second = 0.15 if steps is uniform_steps else 0.08
-    for name, bound in {"ddim": 0.25, "heun": second, "dpmpp": second}.items():
+    for name, bound in {"ddim": 0.25, "heun": second, "dpmpp_2m": second}.items():
         ours = _run(name, closed_form.OptimalDenoiser(distribution), x_T, schedule.subsequence(index)).x_0
         loss = np.max(np.abs(ours / truth - 1))
         print(f"{steps.__name__}, {name}: {loss:.1e}")
@@ -527,5 +535,5 @@ def test_adaptive_is_the_flow_and_its_x_0():
 @ALL
 def test_a_wrong_number_of_snapshots(name):
     for snapshots in (-1, 13):
-        with pytest.raises(ValueError, match=f"snapshots is {snapshots}: this chain has 12 states to return"):
+        with pytest.raises(ValueError, match=rf"snapshots is {snapshots}: .*0\.\.12"):
             _run(name, denoiser(WORLD), X_T, TABLE, snapshots=snapshots)

@@ -48,10 +48,10 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr, step_from_log_snr
 
 MODULES = [
-    "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling", "forward", "parameterization", "likelihoods",
-    "autoencoder", "vae", "hvae", "elbo", "path_bounds", "losses", "vdm", "weightings", "reverse_variance", "samplers", "guidance",
-    "dequantization", "probability_flow", "closed_form", "information", "linear_gaussian",
-    "divergence", "energy", "score_matching", "tweedie", "sure", "langevin",
+    "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling", "forward", "parameterization",
+    "likelihoods", "autoencoder", "vae", "hvae", "elbo", "path_bounds", "losses", "vdm", "weightings",
+    "reverse_variance", "samplers", "guidance", "dequantization", "probability_flow", "closed_form", "information",
+    "linear_gaussian", "divergence", "energy", "score_matching", "tweedie", "sure", "langevin",
 ]  # fmt: skip
 DEVICES = 8
 CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
@@ -186,7 +186,9 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
             "Sigmoid": schedules.Sigmoid(),
             "LinearLogSNR": schedules.LinearLogSNR(),
             "VarianceExploding": schedules.VarianceExploding(),
-            "Learned": schedules.LearnedSchedule(-6.0, 4.0, Partial(lambda s, t: t * t * t - s * s * s + t - s)),
+            "LearnedSchedule": schedules.LearnedSchedule(
+                -6.0, 4.0, Partial(lambda s, t: t * t * t - s * s * s + t - s)
+            ),
         }.items()
     },
     "discrete_schedules.InterpolatedSchedule": (
@@ -335,7 +337,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "information.optimal_bound": (
         in_world(
             "closed_form.Gaussian",
-            lambda w, level: information.optimal_bound(w, table(w.mean), prior_log_var=level.log_alpha),
+            lambda w, level: information.optimal_bound(w, table(w.mean), prior=Normal(0.0, var=level.alpha)),
         ),
         (P,),
     ),
@@ -556,10 +558,12 @@ ASKING: dict[str, Any] = {
     "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
     "samplers.ddim": lambda net, k, x: samplers.ddim(net, k, x, table(x), eta=0.5, snapshots=3),
     "samplers.ddim_inverse": lambda net, k, x: samplers.ddim_inverse(net, x, table(x)),
-    "samplers.heun": lambda net, k, x: samplers.heun(net, k, x, table(x), churn=2.0).x_0,
-    "samplers.dpmpp": lambda net, k, x: samplers.dpmpp(net, k, x, table(x), prediction_type="v", stochastic=True).x_0,
+    "samplers.heun": lambda net, k, x: samplers.heun(net, k, x, table(x), s_churn=2.0).x_0,
+    "samplers.euler": lambda net, k, x: samplers.euler(net, k, x, table(x)).x_0,
+    "samplers.dpmpp_2m": lambda net, k, x: samplers.dpmpp_2m(net, k, x, table(x)).x_0,
+    "samplers.dpmpp_2m_sde": lambda net, k, x: samplers.dpmpp_2m_sde(net, k, x, table(x), prediction_type="v").x_0,
     "samplers.predictor_corrector": lambda net, k, x: samplers.predictor_corrector(net, k, x, table(x)).x_0,
-    "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, table(x), 0.5 * x, x, rounds=2).x_0,
+    "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, table(x), 0.5 * x, x, resamplings=2).x_0,
     "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
     "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
     "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(
@@ -721,18 +725,21 @@ HOST = {
 # Protocols, results and checks, which have no computation of their own; `flow` has its own test of this, and
 # `samplers.adaptive` is it.
 NAMED_ELSEWHERE = {
-    "noise_levels.check_positive", "noise_levels.broadcast_to_batch", "elbo.decoder_log_prob", "reverse_variance.evaluate_variance",
-    "probability_flow.check_nonsingular", "vae.encode", "vae.check_posterior", "vae.output_nll",
-    "schedules.ContinuousSchedule", "schedules.Schedule", "schedules.check_noise_at_start", "discrete_schedules.Betas", "discrete_schedules.DiscreteSchedule",
-    "time_sampling.WeightedTime", "time_sampling.check_probabilities", "forward.PosteriorCoefficients", "elbo.DiffusionBound", "elbo.DiffusionCurve",
-    "elbo.DiffusionDecoder", "likelihoods.Likelihood", "vae.EncoderFn", "vae.DecoderFn", "vae.LikelihoodFn", "vae.VAEBound",
-    "vae.KLDecomposition", "hvae.Latent", "hvae.ChooseLatent", "hvae.Hierarchy", "hvae.HierarchicalBound", "hvae.CollapseDiagnostics",
-    "hvae.bound", "linear_gaussian.PrincipalComponents", "losses.DenoisingLoss", "reverse_variance.HybridLoss", "reverse_variance.InterpolatedDecoder",
-    "reverse_variance.VarianceBounds", "reverse_variance.VarianceDecoder", "reverse_variance.VarianceDenoiser", "reverse_variance.VariationalLoss",
-    "samplers.Samples", "samplers.Trajectory", "samplers.adaptive", "probability_flow.FlowLogLikelihood",
-    "probability_flow.drift", "probability_flow.log_likelihood", "probability_flow.sample",
-    "closed_form.Distribution", "closed_form.OptimalDecoder", "closed_form.OptimalDenoiser", "information.Estimate", "information.Expectation",
-    "information.OptimalBound", "divergence.check_trace", "energy.ContrastiveDivergence", "langevin.Chain", "langevin.check_decreasing_noise",
+    "gaussian.check_prior", "noise_levels.check_positive", "noise_levels.broadcast_to_batch", "elbo.decoder_log_prob",
+    "reverse_variance.evaluate_variance", "probability_flow.check_nonsingular", "vae.encode", "vae.check_posterior",
+    "vae.output_nll", "schedules.ContinuousSchedule", "schedules.Schedule", "schedules.check_noise_at_start",
+    "discrete_schedules.Betas", "discrete_schedules.DiscreteSchedule", "time_sampling.WeightedTime",
+    "time_sampling.check_probabilities", "forward.PosteriorCoefficients", "elbo.DiffusionBound",
+    "elbo.DiffusionCurve", "elbo.DiffusionDecoder", "likelihoods.Likelihood", "vae.EncoderFn", "vae.DecoderFn",
+    "vae.LikelihoodFn", "vae.VAEBound", "vae.KLDecomposition", "hvae.Latent", "hvae.ChooseLatent", "hvae.Hierarchy",
+    "hvae.HierarchicalBound", "hvae.CollapseDiagnostics", "hvae.bound", "linear_gaussian.PrincipalComponents",
+    "losses.DenoisingLoss", "reverse_variance.HybridLoss", "reverse_variance.InterpolatedDecoder",
+    "reverse_variance.VarianceBounds", "reverse_variance.VarianceDecoder", "reverse_variance.VarianceDenoiser",
+    "reverse_variance.VariationalLoss", "samplers.Samples", "samplers.Trajectory", "samplers.adaptive",
+    "probability_flow.FlowLogLikelihood", "probability_flow.drift", "probability_flow.log_likelihood",
+    "probability_flow.sample", "closed_form.Distribution", "closed_form.OptimalDecoder",
+    "closed_form.OptimalDenoiser", "information.Estimate", "information.Expectation", "information.OptimalBound",
+    "divergence.check_trace", "energy.ContrastiveDivergence", "langevin.Chain", "langevin.check_decreasing_noise",
     "energy.log_partition", "tweedie.covariance_operator",
 }  # fmt: skip
 ROWS = {
@@ -744,22 +751,25 @@ ROWS = {
 
 # Whole chains and their like, which take long to compile in every way there is.
 HEAVY = {
-    *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.heun", "samplers.dpmpp",
-    "samplers.predictor_corrector", "samplers.repaint", "guidance.ClassifierGuidance", "guidance.ReconstructionGuidance",
-    "information.mmse", "likelihoods.sample",
-    "likelihoods.LogisticMixture", "vae.variational_em", "hvae.sample", "hvae.importance_weighted_bound",
-    "hvae.bottom_up", "hvae.collapse_diagnostics", "likelihoods.sample_more", "vae.kl_decomposition", "hvae.reconstruct",
-    "vae.aggregated_posterior_log_prob", "linear_gaussian.LinearGaussianModel", "linear_gaussian.maximum_likelihood_decoder", "linear_gaussian.probabilistic_pca",
-    "vae.kl_to_prior", "path_bounds.consistency_bound", "path_bounds.importance_weighted_bound", "weightings.weighted_bound",
-    "reverse_variance.eps_second_moment", "dequantization.dequantized_bound", "dequantization.latent_dequantization_bound", "elbo.diffusion_curve",
-    "closed_form.reverse_transition", "closed_form.Independent", "closed_form.Empirical", "closed_form.Mixture", "likelihoods.DiscretizedGaussian",
+    *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.euler", "samplers.heun", "samplers.dpmpp_2m",
+    "samplers.dpmpp_2m_sde", "samplers.predictor_corrector", "samplers.repaint", "guidance.ClassifierGuidance",
+    "guidance.ReconstructionGuidance", "information.mmse", "likelihoods.sample", "likelihoods.LogisticMixture",
+    "vae.variational_em", "hvae.sample", "hvae.importance_weighted_bound", "hvae.bottom_up",
+    "hvae.collapse_diagnostics", "likelihoods.sample_more", "vae.kl_decomposition", "hvae.reconstruct",
+    "vae.aggregated_posterior_log_prob", "linear_gaussian.LinearGaussianModel",
+    "linear_gaussian.maximum_likelihood_decoder", "linear_gaussian.probabilistic_pca", "vae.kl_to_prior",
+    "path_bounds.consistency_bound", "path_bounds.importance_weighted_bound", "weightings.weighted_bound",
+    "reverse_variance.eps_second_moment", "dequantization.dequantized_bound",
+    "dequantization.latent_dequantization_bound", "elbo.diffusion_curve", "closed_form.reverse_transition",
+    "closed_form.Independent", "closed_form.Empirical", "closed_form.Mixture", "likelihoods.DiscretizedGaussian",
     "path_bounds.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
-    "langevin.annealed_langevin", "langevin.langevin_corrector", "langevin.mala", "langevin.ula", "energy.contrastive_divergence",
-    "energy.log_density", "energy.score", "score_matching.sliced", "score_matching.finite_difference",
-    "score_matching.denoising", "score_matching.denoising_at", "sure.sure", "sure.sure_threshold",
-    "tweedie.posterior_covariance", "tweedie.posterior_variance", "tweedie.cumulants", "tweedie.normal_base",
-    "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean", "sure.sure_threshold.threshold",
-    "parameterization.ScoreFromDenoiser", "divergence.value_and_divergence", "divergence.directions", "langevin.langevin_kernel",
+    "langevin.annealed_langevin", "langevin.langevin_corrector", "langevin.mala", "langevin.ula",
+    "energy.contrastive_divergence", "energy.log_density", "energy.score", "score_matching.sliced",
+    "score_matching.finite_difference", "score_matching.denoising", "score_matching.denoising_at", "sure.sure",
+    "sure.sure_threshold", "tweedie.posterior_covariance", "tweedie.posterior_variance", "tweedie.cumulants",
+    "tweedie.normal_base", "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean",
+    "sure.sure_threshold.threshold", "parameterization.ScoreFromDenoiser", "divergence.value_and_divergence",
+    "divergence.directions", "langevin.langevin_kernel",
 }  # fmt: skip
 
 

@@ -1,11 +1,12 @@
-"""Langevin dynamics: draws of a law from its score alone.
+"""Langevin dynamics: sampling from a distribution through its score alone.
 
     x <- x + eta grad log p(x) + sqrt(2 eta) xi          (LAN-1)
 
-Steps of the diffusion dx = grad log p dt + sqrt(2) dW, which keeps p as it is (LAN-2). A step of finite size has a bias
-of O(eta), which `metropolis` removes; modes that lie apart mix slowly, which `annealed` cures, going from much noise to
-little (LAN-3). A chain is one compiled scan over a whole batch, and `score` takes and gives a batch. States have the
-type of x; scores, step sizes and the sums of a density are in float32 or wider.
+This is the Euler-Maruyama discretization of dx = grad log p dt + sqrt(2) dW, whose stationary distribution is p
+(LAN-2). A finite step size causes a bias of O(eta), which `mala` removes by a Metropolis-Hastings correction. Chains
+mix slowly between distant modes; `annealed_langevin` addresses this with a decreasing sequence of noise levels (LAN-3).
+A chain is one compiled scan over a batch: `score` takes and returns a batch. States have the dtype of x; scores, step
+sizes and log-densities are float32 or wider.
 """
 
 from functools import partial
@@ -37,23 +38,33 @@ from vdm_jax.types import (
     evaluate_scalars,
 )
 
+__all__ = [
+    "Chain",
+    "annealed_langevin",
+    "check_decreasing_noise",
+    "langevin_corrector",
+    "langevin_kernel",
+    "mala",
+    "ula",
+]
+
 
 class Chain(NamedTuple):
-    """Where chains ended, and where they were.
+    """A batch of Markov chains.
 
     Fields:
         x: the last states, shape (B, *x).
-        path: states on the way, shape (K, B, *x); of length 0 unless asked for.
-        accepted: share of proposals accepted, shape (B,); 1 where none is refused.
+        path: the states after each step, shape (K, B, *x); length 0 by default.
+        acceptance_rate: fraction of proposals accepted, shape (B,); 1 without an accept-reject step.
     """
 
     x: Batch
     path: Float[Array, "k b *x"]
-    accepted: PerExample
+    acceptance_rate: PerExample
 
 
 def langevin_kernel(x: X, score: X, step_size: Real) -> Normal:
-    """The law of the next state, N(x + eta score, 2 eta I), for one example (LAN-1).
+    """The distribution of the next state, N(x + eta score, 2 eta I), for one example (LAN-1).
 
     Args:
         x, score: the state and the score there, shape (*x).
@@ -70,15 +81,15 @@ def _check_step_size(step_size: Scalar | float) -> None:
 
 @compiled(static=("num_steps",), check=_check_step_size)
 def ula(score: Score, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False) -> Chain:
-    """So many steps of a Langevin chain (LAN-1, LAN-2).
+    """The unadjusted Langevin algorithm: num_steps steps, without accept-reject (LAN-1, LAN-2).
 
     Args:
-        score: grad log p, (B, *x) -> (B, *x); called once a step.
+        score: grad log p, (B, *x) -> (B, *x); evaluated once a step.
         key: for the noise.
-        x: where the chains begin, shape (B, *x).
+        x: initial states, shape (B, *x).
         step_size: eta.
-        num_steps: how many.
-        path: return every state, the last one included.
+        num_steps: number of steps.
+        path: return the states after every step, including the last.
 
     Returns:
         `Chain`.
@@ -89,15 +100,15 @@ def ula(score: Score, key: Key, x: Batch, step_size: Scalar | float, num_steps: 
     Source: Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
     _check_count("num_steps", num_steps)
-    return _unadjusted(score, key, x, jnp.asarray(step_size, at_least_float32(x.dtype)), num_steps, path)
+    return _ula(score, key, x, jnp.asarray(step_size, at_least_float32(x.dtype)), num_steps, path)
 
 
-def _unadjusted(score, key, x, step_size, num_steps, path) -> Chain:
-    def move(x, key):
+def _ula(score, key, x, step_size, num_steps, path) -> Chain:
+    def body(x, key):
         x = _step(score, key, x, step_size)
         return x, x if path else None
 
-    x, states = scan(move, x, jax.random.split(key, num_steps))
+    x, states = scan(body, x, jax.random.split(key, num_steps))
     return Chain(x, _path(states, x), _all_accepted(x))
 
 
@@ -110,14 +121,13 @@ def _path(states, x):
 
 
 def _step(score, key, x, step_size) -> Batch:
-    """A draw of the kernel, in the type of x."""
+    """A sample of the kernel, in the dtype of x."""
     return _propose(x, evaluate(score, x, name="score"), key, step_size)
 
 
 def _propose(x, score, key, step_size) -> Batch:
-    score, step_size = (
-        value.astype(at_least_float32(x.dtype)) for value in (score, step_size)
-    )  # the noise is of x's type alone
+    dtype = at_least_float32(x.dtype)  # not of score and step_size, so that the noise depends on x's dtype alone
+    score, step_size = score.astype(dtype), step_size.astype(dtype)
     keys = jax.random.split(key, x.shape[0])
     return jax.vmap(lambda x, s, k: langevin_kernel(x, s, step_size).sample(k))(x, score, keys).astype(x.dtype)
 
@@ -126,50 +136,50 @@ def _propose(x, score, key, step_size) -> Batch:
 def mala(
     log_prob: Energy, key: Key, x: Batch, step_size: Scalar | float, num_steps: int, *, path: bool = False
 ) -> Chain:
-    """Langevin proposals, accepted or refused so that p is kept exactly, at any step size (MALA).
+    """The Metropolis-adjusted Langevin algorithm: p is exactly stationary at any step size.
 
-        accept y with probability min(1, p(y) k(x | y) / (p(x) k(y | x))),  k the `kernel`
+        accept y with probability min(1, p(y) k(x | y) / (p(x) k(y | x))),  k the `langevin_kernel`
 
     Args:
-        log_prob: log p up to a constant, (B, *x) -> (B,), of each example by itself: minus an energy. Its gradient is
-            the score.
-        key, x, step_size, num_steps, path: as in `unadjusted`.
+        log_prob: log p up to a constant, (B, *x) -> (B,), for each example independently, such as the negative of
+            an energy. Its gradient is the score.
+        key, x, step_size, num_steps, path: as in `ula`.
 
     Returns:
         `Chain`.
 
     Raises:
-        ValueError: as `unadjusted`.
+        ValueError: as `ula`.
 
     Source: Besag 1994; Roberts & Tweedie 1996, "Exponential convergence of Langevin distributions".
     """
     _check_count("num_steps", num_steps)
-    return _metropolis(log_prob, key, x, jnp.asarray(step_size, at_least_float32(x.dtype)), num_steps, path)
+    return _mala(log_prob, key, x, jnp.asarray(step_size, at_least_float32(x.dtype)), num_steps, path)
 
 
-def _metropolis(log_prob, key, x, step_size, num_steps, path) -> Chain:
-    def look(x):
-        value, pull = jax.vjp(lambda x: evaluate_scalars(log_prob, x, name="log-density"), x)
-        return value, pull(jnp.ones_like(value))[0].astype(at_least_float32(x.dtype))
+def _mala(log_prob, key, x, step_size, num_steps, path) -> Chain:
+    def log_prob_and_score(x):
+        value, vjp = jax.vjp(lambda x: evaluate_scalars(log_prob, x, name="log-density"), x)
+        return value, vjp(jnp.ones_like(value))[0].astype(at_least_float32(x.dtype))
 
     def log_kernel(x, s, y):
         return jax.vmap(lambda x, s, y: langevin_kernel(x, s, step_size).log_prob(y))(x, s, y)
 
-    def move(state, key):
+    def body(state, key):
         (x, (value, s)), (key_y, key_u) = state, jax.random.split(key)
         y = _propose(x, s, key_y, step_size)
-        there = look(y)
-        log_ratio = there[0] - value + log_kernel(y, there[1], x) - log_kernel(x, s, y)
-        taken = jnp.log(jax.random.uniform(key_u, value.shape, value.dtype)) < log_ratio
-        state = jax.tree.map(partial(_choose, taken), (y, there), (x, (value, s)))
-        return state, (state[0] if path else None, taken)
+        at_y = log_prob_and_score(y)
+        log_ratio = at_y[0] - value + log_kernel(y, at_y[1], x) - log_kernel(x, s, y)
+        accepted = jnp.log(jax.random.uniform(key_u, value.shape, value.dtype)) < log_ratio
+        state = jax.tree.map(partial(_select, accepted), (y, at_y), (x, (value, s)))
+        return state, (state[0] if path else None, accepted)
 
-    (x, _), (states, taken) = scan(move, (x, look(x)), jax.random.split(key, num_steps))
-    return Chain(x, _path(states, x), jnp.mean(taken, axis=0, dtype=at_least_float32(x.dtype)))
+    (x, _), (states, accepted) = scan(body, (x, log_prob_and_score(x)), jax.random.split(key, num_steps))
+    return Chain(x, _path(states, x), jnp.mean(accepted, axis=0, dtype=at_least_float32(x.dtype)))
 
 
-def _choose(chosen, new, old):
-    return jax.vmap(jnp.where)(chosen, new, old)
+def _select(accepted, new, old):
+    return jax.vmap(jnp.where)(accepted, new, old)
 
 
 def _check_annealing(levels: NoiseLevel, rate: Scalar | float) -> None:
@@ -190,55 +200,56 @@ def annealed_langevin(
     denoise: bool = True,
     path: bool = False,
 ) -> Chain:
-    """Langevin chains on q(x_t) of one level after the other, from much noise to little (LAN-3).
+    """Annealed Langevin dynamics: Langevin steps on q(x_t) at a decreasing sequence of noise levels (LAN-3).
 
-    The step size of a level is eta = rate sigma^2, so that all levels move by the same share of their noise. Song &
-    Ermon's eps is 2 rate sigma_L^2. From a level to the next the state is multiplied by the ratio of their alphas: a
-    denoiser of a variance-preserving process makes the same chain as one of the exploding process.
+    The step size at a level is eta = rate sigma^2, so steps are proportional to the noise at every level. Song &
+    Ermon's eps equals 2 rate sigma_L^2. Between levels the state is multiplied by the ratio of their alphas, so that a
+    variance-preserving process has the same chain as the variance-exploding process.
 
     Args:
-        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; evaluated once a step, on the whole batch.
         key: for the noise.
-        x: where the chains begin, draws of (nearly) the noisiest law, shape (B, *x).
-        levels: fields of shape (L,), their noise sigma / alpha falling; `jax.vmap(schedule)` or a table gives them.
+        x: initial states, samples of (approximately) q(x_t) at the noisiest level, shape (B, *x).
+        levels: fields of shape (L,), with decreasing sigma / alpha: `jax.vmap(schedule)` or a discrete schedule,
+            evaluated at decreasing times.
         prediction_type: what the denoiser predicts.
         rate: eta / sigma^2.
-        steps: on each level.
-        denoise: end with the denoiser's x_0 in the place of the last, still noisy, state.
-        path: return the state after every level.
+        steps: number of steps at each level.
+        denoise: return the denoiser's x_0 for the last state in place of the state, which still has noise.
+        path: return the states after every level.
 
     Returns:
         `Chain`.
 
     Raises:
-        ValueError: unknown prediction_type, rate not positive, steps below 1, or levels whose noise does not fall.
+        ValueError: unknown prediction_type, rate not positive, steps below 1, or noise levels that do not decrease.
 
-    Source: Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon 2020, arXiv:2006.09011 (the last denoising).
+    Source: Song & Ermon 2019, arXiv:1907.05600, algorithm 1; Song & Ermon 2020, arXiv:2006.09011 (the final denoising).
     """
     _check_count("steps", steps)
     rate = jnp.asarray(rate, at_least_float32(x.dtype))
 
-    def visit(x, turn):
-        level, before, key = turn
-        x = (x * (level.alpha / before)).astype(x.dtype)
+    def body(x, inputs):
+        level, previous_alpha, key = inputs
+        x = (x * (level.alpha / previous_alpha)).astype(x.dtype)
         score, eta = ScoreFromDenoiser(denoiser, level, prediction_type), rate * level.sigma**2
         keys = jax.random.split(key, steps)
         x, _ = scan(lambda x, key: (_step(score, key, x, eta), None), x, keys)
         return x, x if path else None
 
-    before = jnp.concatenate([levels.alpha[:1], levels.alpha[:-1]])
-    x, states = scan(visit, x, (levels, before, jax.random.split(key, levels.alpha.shape[0])))
+    previous_alpha = jnp.concatenate([levels.alpha[:1], levels.alpha[:-1]])
+    x, states = scan(body, x, (levels, previous_alpha, jax.random.split(key, levels.alpha.shape[0])))
     last = jax.tree.map(lambda field: field[-1], levels)
     if denoise:
         x = to_x_0(ScoreFromDenoiser(denoiser, last, prediction_type)(x), x, last, "score").astype(x.dtype)
     return Chain(x, _path(states, x), _all_accepted(x))
 
 
-def _check_ratio(ratio: Scalar | float) -> None:
-    _check_positive("ratio", ratio)
+def _check_snr(snr: Scalar | float) -> None:
+    _check_positive("snr", snr)
 
 
-@compiled(static=("steps",), check=_check_ratio)
+@compiled(static=("steps",), check=_check_snr)
 def langevin_corrector(
     denoiser: Denoiser,
     key: Key,
@@ -246,56 +257,59 @@ def langevin_corrector(
     level: NoiseLevel,
     *,
     prediction_type: PredictionType = "score",
-    ratio: Scalar | float = 0.16,
+    snr: Scalar | float = 0.16,
     steps: int = 1,
 ) -> Batch:
-    """Langevin steps at one level, between the steps of a sampler: the corrector of a predictor-corrector (LAN-2).
+    """The corrector of predictor-corrector sampling: Langevin steps at one noise level (LAN-2).
 
-        eta = 2 (ratio sigma)^2
+        eta = 2 (snr sigma)^2
 
     Args:
-        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; evaluated once a step, on the whole batch.
         key: for the noise.
         x_t: shape (B, *x).
         level: scalars, sigma > 0.
         prediction_type: what the denoiser predicts.
-        ratio: Song et al.'s r, the drift's length over the noise's. They divide by the length of the score in a batch;
-            here by that of the conditional score, sqrt(D) / sigma, since steps that depend on the state change its law.
-        steps: how many.
+        snr: Song et al.'s signal-to-noise ratio r, the norm of the drift over that of the noise. They compute eta from
+            the norm of the batch's scores. Here eta is computed from that of the conditional score, sqrt(D) / sigma,
+            because a step size that depends on the state changes the stationary distribution.
+        steps: number of steps.
 
     Returns:
-        Shape (B, *x), of the same law as x_t if that is q(x_t), up to the bias of a finite step.
+        Shape (B, *x). If x_t is a sample of q(x_t), the result is one too, up to the bias of a finite step size.
 
     Raises:
-        ValueError: unknown prediction_type, ratio not positive, or steps below 1.
+        ValueError: unknown prediction_type, snr not positive, or steps below 1.
 
     Source: Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5.
     """
     _check_count("steps", steps)
-    eta = 2.0 * (jnp.asarray(ratio, at_least_float32(x_t.dtype)) * level.sigma) ** 2
-    return _unadjusted(ScoreFromDenoiser(denoiser, level, prediction_type), key, x_t, eta, steps, False).x
+    eta = 2.0 * (jnp.asarray(snr, at_least_float32(x_t.dtype)) * level.sigma) ** 2
+    return _ula(ScoreFromDenoiser(denoiser, level, prediction_type), key, x_t, eta, steps, False).x
 
 
 def check_decreasing_noise(levels: NoiseLevel) -> None:
-    """Refuse levels whose noise does not fall; what is traced is not asked.
+    """Check that the noise sigma / alpha of the levels decreases. Traced levels are not checked.
 
     Raises:
-        ValueError: fewer than one level, fields that are no vectors, or noise that rises or stays.
+        ValueError: no levels, fields that are not vectors, or noise that does not decrease from each level to the next.
     """
     if jnp.ndim(levels.log_sigma) != 1 or jnp.size(levels.log_sigma) < 1:
-        raise ValueError(f"levels have shape {jnp.shape(levels.log_sigma)}: give at least one, stacked along one axis")
+        raise ValueError(f"levels have shape {jnp.shape(levels.log_sigma)}: pass at least one level, stacked as (L,)")
     if isinstance(levels.log_sigma, Tracer) or isinstance(levels.log_alpha, Tracer):
         return
     noise = np.asarray(levels.log_sigma) - np.asarray(levels.log_alpha)
     if not np.all(np.diff(noise) < 0):
-        raise ValueError("the noise of the levels, sigma / alpha, must fall from each to the next: give them reversed")
+        raise ValueError(
+            "the noise sigma / alpha of the levels must decrease from each level to the next: reverse their order"
+        )
 
 
-def _check_positive(name: str, size: Scalar | float) -> None:
-    if not isinstance(size, Tracer) and not size > 0:
-        raise ValueError(f"{name} is {size}: it must be positive")
+def _check_positive(name: str, value: Scalar | float) -> None:
+    if not isinstance(value, Tracer) and not value > 0:
+        raise ValueError(f"{name} is {value}: it must be positive")
 
 
 def _check_count(name: str, count: int) -> None:
     if count < 1:
-        raise ValueError(f"{name} is {count}: a chain has at least one step")
+        raise ValueError(f"{name} is {count}: it must be at least 1")

@@ -185,7 +185,7 @@ def test_LAN_2_metropolis_keeps_the_law():
 
     kept = _chain("metropolis", distribution, start, 20)
     assert_mean(probe(kept), truth, resolution=0.06)
-    assert 0.5 < kept.accepted.mean() < 0.95
+    assert 0.5 < kept.acceptance_rate.mean() < 0.95
     wide = probe(_chain("unadjusted", distribution, start, 20))
     with refuted():
         assert_mean(wide, truth)
@@ -228,11 +228,11 @@ def test_LAN_2_metropolis_accepts_what_it_should():
     distribution, y = closed_form.mixture(*LAW), np.linspace(-10.0, 10.0, 4001)
     starts = np.array([-1.5, -0.4, 0.2, 1.6])
     chain = _chain("metropolis", distribution, jnp.asarray(np.repeat(starts, 5000)[:, None]), 1)
-    for start, accepted in zip(starts, chain.accepted.reshape(4, -1), strict=True):
+    for start, rate in zip(starts, chain.acceptance_rate.reshape(4, -1), strict=True):
         proposal = np.exp(log_k(np.full_like(y, start), y))
-        ratio = log_p(y) + log_k(y, np.full_like(y, start)) - log_p(np.full_like(y, start)) - np.log(proposal)
-        truth = np.sum(proposal * np.exp(np.minimum(ratio, 0.0))) / np.sum(proposal)
-        assert_mean(accepted, truth, resolution=0.01)
+        log_ratio = log_p(y) + log_k(y, np.full_like(y, start)) - log_p(np.full_like(y, start)) - np.log(proposal)
+        truth = np.sum(proposal * np.exp(np.minimum(log_ratio, 0.0))) / np.sum(proposal)
+        assert_mean(rate, truth, resolution=0.01)
 
 
 def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
@@ -253,17 +253,17 @@ def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
 @pytest.mark.parametrize("dims", [1, 8])
 def test_LAN_2_corrector_keeps_the_law(dims):
     # one step, and many, of a normal law: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
-    level, ratio = level_from_log_snr(jnp.asarray(0.5)), 0.3
+    level, snr = level_from_log_snr(jnp.asarray(0.5)), 0.3
     distribution = closed_form.gaussian(np.full(dims, 0.4), 0.6 * np.eye(dims))
     noisy = closed_form.marginal(distribution, level)
     spread = float(level.alpha**2 * 0.6 + level.sigma**2)
-    h = 2 * ratio**2 * float(level.sigma) ** 2 / spread
+    h = 2 * snr**2 * float(level.sigma) ** 2 / spread
     x_t = _draws(noisy, jax.random.key(7), 40_000 // dims)
 
     def corrected(steps):
         denoiser = closed_form.OptimalDenoiser(distribution, "v")
         found = langevin.langevin_corrector(
-            denoiser, jax.random.key(9), x_t, level, prediction_type="v", ratio=ratio, steps=steps
+            denoiser, jax.random.key(9), x_t, level, prediction_type="v", snr=snr, steps=steps
         )
         return np.asarray(found - noisy.mean[None]).reshape(-1, 1)
 
@@ -426,8 +426,9 @@ def test_LAN_3_annealed_chains_of_a_normal_law():
         shrink = 1 - rate * sigma**2 / (var + sigma**2)
         for _ in range(steps):
             mean, spread = m + shrink * (mean - m), shrink**2 * spread + 2 * rate * sigma**2
-    run = partial(langevin.annealed_langevin, closed_form.OptimalDenoiser(distribution, "eps"), jax.random.key(18), prediction_type="eps",
-                  rate=rate, steps=steps, path=True)  # fmt: skip
+    denoiser = closed_form.OptimalDenoiser(distribution, "eps")
+    options = {"prediction_type": "eps", "rate": rate, "steps": steps, "path": True}
+    run = partial(langevin.annealed_langevin, denoiser, jax.random.key(18), **options)
     exploding = run(start, levels)
     assert_moments(exploding.path[-1, :, 0], mean, spread)
     gain = var / (var + sigma**2)

@@ -18,9 +18,9 @@ from vdm_jax.schedules import Schedule
 class Sampling:
     """How samples are drawn."""
 
-    sampler: Literal["ancestral", "ddim", "euler", "heun", "dpmpp", "dpmpp_sde", "predictor_corrector", "adaptive"] = (
-        "ancestral"
-    )
+    sampler: Literal[
+        "ancestral", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "predictor_corrector", "adaptive"
+    ] = "ancestral"
     """The way from noise to data."""
     steps: int = 0
     """Steps of it; 0 is all of the model's."""
@@ -30,8 +30,8 @@ class Sampling:
     """Variance of an ancestral step: the posterior's (lower) or beta_t (upper)."""
     eta: float = 0.0
     """Share of the noise in a step of ddim."""
-    churn: float = 0.0
-    """Noise stirred in by euler and heun (Karras et al.'s S_churn)."""
+    s_churn: float = 0.0
+    """Noise added in each step of euler and heun (S_churn of Karras et al.)."""
     tolerance: float = 1e-4
     """Of the adaptive sampler."""
     label: int | None = None
@@ -94,11 +94,13 @@ class Sampling:
                 return samplers.ancestral(denoiser, key, x_T, chain, variance=self.variance, **given)
             case "ddim":
                 return samplers.ddim(denoiser, key, x_T, chain, eta=self.eta, **given)
-            case "euler" | "heun":
-                order = 1 if self.sampler == "euler" else 2
-                return samplers.heun(denoiser, key, x_T, chain, order=order, churn=self.churn, whole=schedule, **given)
-            case "dpmpp" | "dpmpp_sde":
-                stochastic = self.sampler == "dpmpp_sde"
-                return samplers.dpmpp(denoiser, key, x_T, chain, stochastic=stochastic, **given)
+            case "euler":
+                return samplers.euler(denoiser, key, x_T, chain, s_churn=self.s_churn, full_schedule=schedule, **given)
+            case "heun":
+                return samplers.heun(denoiser, key, x_T, chain, s_churn=self.s_churn, full_schedule=schedule, **given)
+            case "dpmpp_2m":
+                return samplers.dpmpp_2m(denoiser, key, x_T, chain, **given)
+            case "dpmpp_2m_sde":
+                return samplers.dpmpp_2m_sde(denoiser, key, x_T, chain, **given)
             case "predictor_corrector":
                 return samplers.predictor_corrector(denoiser, key, x_T, chain, **given)

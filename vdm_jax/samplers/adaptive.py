@@ -1,4 +1,4 @@
-"""The probability-flow ODE by diffrax, with steps as long as the tolerance allows."""
+"""The probability-flow ODE with adaptive step sizes, solved by diffrax."""
 
 import jax.numpy as jnp
 
@@ -7,6 +7,8 @@ from vdm_jax.probability_flow import check_nonsingular, sample
 from vdm_jax.samplers.chain import Samples, Trajectory, predict
 from vdm_jax.schedules import Schedule
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Scalar, at_least_float32
+
+__all__ = ["adaptive"]
 
 
 def _check(schedule: Schedule, prediction_type: PredictionType) -> None:
@@ -25,20 +27,22 @@ def adaptive(
     clip: float | None = None,
     max_steps: int = 4096,
 ) -> Samples:
-    """`probability_flow.sample` down to the schedule's first level, and the x_0 predicted there (LIK-2).
+    """`probability_flow.sample` to t = 0, followed by the x_0 predicted there (LIK-2).
 
     Args:
-        denoiser: predicts `prediction_type`, of each example by itself; asked with the whole batch, as often as the ODE needs.
-        key: unused, and may be None; the other samplers have one.
-        x_T: draws of the prior, shape (B, *x).
-        schedule: continuous, with noise at t = 0; `discrete_schedules.InterpolatedSchedule(table)` makes one of a table.
+        denoiser: predicts `prediction_type` for each example independently; evaluated on the whole batch, as often as
+            the solver needs.
+        key: unused, may be None; present because all samplers have the same signature.
+        x_T: samples of the prior, shape (B, *x).
+        schedule: a continuous schedule with noise at t = 0. For a discrete schedule pass
+            `discrete_schedules.InterpolatedSchedule(schedule)`.
         prediction_type: what the denoiser predicts.
-        tolerance: of the solver a step, relative and absolute; a dimension.
-        clip: bound on the size of the predicted x_0; None leaves it.
-        max_steps: of the solver.
+        tolerance: relative and absolute tolerance of a solver step, for each dimension.
+        clip: bound on the absolute value of the predicted x_0; None does not clip.
+        max_steps: maximum number of solver steps.
 
     Returns:
-        `Samples`, without snapshots; NaN if the solver needed more than max_steps.
+        `Samples` without snapshots; NaN if the solver needs more than max_steps.
 
     Raises:
         ValueError: as `probability_flow.sample`.
@@ -47,8 +51,7 @@ def adaptive(
     """
     del key
     first = sample(denoiser, x_T, schedule, prediction_type=prediction_type, tolerance=tolerance, max_steps=max_steps)
-    x_0 = predict(
-        denoiser, first, schedule(jnp.zeros((), at_least_float32(x_T.dtype))), prediction_type, clip
-    ).x_hat.astype(x_T.dtype)
-    none = jnp.zeros((0, *x_T.shape), x_T.dtype)
-    return Samples(x_0, Trajectory(jnp.zeros(0, jnp.int32), none, none))
+    level = schedule(jnp.zeros((), at_least_float32(x_T.dtype)))
+    x_0 = predict(denoiser, first, level, prediction_type, clip).x_hat.astype(x_T.dtype)
+    empty = jnp.zeros((0, *x_T.shape), x_T.dtype)
+    return Samples(x_0, Trajectory(jnp.zeros(0, jnp.int32), empty, empty))

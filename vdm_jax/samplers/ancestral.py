@@ -1,4 +1,4 @@
-"""Ancestral sampling: every step a draw of the learned reverse kernel, as the bound has it (SAM-2)."""
+"""Ancestral sampling: every step samples the reverse transition p(x_{t-1} | x_t) of the bound (SAM-2)."""
 
 from typing import Literal
 
@@ -18,6 +18,8 @@ from vdm_jax.samplers.chain import (
 )
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Real, evaluate
 
+__all__ = ["ancestral", "ancestral_learned"]
+
 
 @compiled(static=("clip", "snapshots"), check=warn_of_amplification)
 def ancestral(
@@ -33,37 +35,43 @@ def ancestral(
 ) -> Samples:
     """x_{t-1} ~ p(x_{t-1} | x_t) for t = T..1, without noise in the last step (SAM-2).
 
-    The mean is the posterior's at the predicted x_0. The variance is the posterior's (`fixed_small`, exact for data that is
-    one point), the forward step's beta_t (`fixed_large`, exact for data from N(0, I)), or what is given for every step, such
-    as `reverse_variance.analytic_variance`.
+    The mean is that of the posterior q(x_{t-1} | x_t, x_0) at the predicted x_0. The variance is one of
+
+        "fixed_small"   the posterior's, optimal if the data are a single point
+        "fixed_large"   beta_t of the forward step, optimal for data from N(0, I)
+        an array        a value for every step, such as `reverse_variance.analytic_variance`
 
     Args:
-        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; evaluated once a step, on the whole batch.
         key: for the noise.
-        x_T: draws of the prior, shape (B, *x).
-        schedule: the schedule; `schedule.subsequence(uniform_steps(T, n))` takes n steps only.
+        x_T: samples of the prior, shape (B, *x).
+        schedule: a discrete schedule; for n steps pass `schedule.subsequence(uniform_steps(T, n))`.
         prediction_type: what the denoiser predicts.
-        variance: see above; as an array that of the step t -> t - 1 at index t - 1, shape (T,), or (T, *x) for one of
-            each dimension. What it has for t = 1 is not used.
-        clip: bound on the size of every predicted x_0 (1 for data on [-1, 1]); None leaves it, as the bound assumes.
-        snapshots: how many evenly spaced states to return, 0..T.
+        variance: see above. An array holds the variance of the step t -> t - 1 at index t - 1; its shape is (T,), or
+            (T, *x) with a variance for each dimension. The value for t = 1 is not used.
+        clip: bound on the absolute value of every predicted x_0 (1 for data in [-1, 1]); None does not clip, as in the
+            bound.
+        snapshots: number of evenly spaced states to return, 0..T.
 
     Returns:
         `Samples`.
 
     Raises:
-        ValueError: unknown prediction_type or variance, variances of another shape, or snapshots not in 0..T.
+        ValueError: unknown prediction_type or variance, an array of variances of another shape, or snapshots not in
+            0..T.
 
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2 and section 3.2; Bao et al. 2022, arXiv:2201.06503 (analytic).
     """
     given = None if isinstance(variance, str) else variance
     if given is None and variance not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"unknown variance {variance!r}: choose 'fixed_small' or 'fixed_large', or give an array")
+        raise ValueError(f"unknown variance {variance!r}: choose 'fixed_small' or 'fixed_large', or pass an array")
     if given is not None and given.shape not in ((schedule.num_steps,), (schedule.num_steps, *x_T.shape[1:])):
-        raise ValueError(f"variance has shape {given.shape}: a chain of T = {schedule.num_steps} takes (T,) or (T, *x)")
+        raise ValueError(
+            f"variance has shape {given.shape}: with T = {schedule.num_steps} steps pass shape (T,) or (T, *x)"
+        )
     check_snapshots(snapshots, schedule)
     if given is not None and given.ndim > 1:
-        given = given[:, None]  # one for all of the batch
+        given = given[:, None]  # the same for every example of the batch
     name = variance if isinstance(variance, str) else "given"
     return _ancestral(denoiser, key, x_T, schedule, given, prediction_type, name, clip, snapshots)
 
@@ -79,11 +87,12 @@ def ancestral_learned(
     clip: float | None = None,
     snapshots: int = 0,
 ) -> Samples:
-    """`ancestral` with the variance that the denoiser gives itself, `reverse_variance.interpolated_variance` (SAM-2, VAR-1).
+    """`ancestral` with a predicted variance, `reverse_variance.interpolated_variance` (SAM-2, VAR-1).
 
     Args:
-        denoiser: predicts `prediction_type` and the fraction; called once a step, with the whole batch.
-        schedule: the schedule; fewer steps (`schedule.subsequence`) have another range for the variance, and the same fraction.
+        denoiser: predicts `prediction_type` and the fraction; evaluated once a step, on the whole batch.
+        schedule: a discrete schedule. With fewer steps (`schedule.subsequence`) the fraction stays the same and
+            interpolates between the variances of the longer step.
         key, x_T, prediction_type, clip, snapshots: as in `ancestral`.
 
     Returns:
@@ -99,20 +108,20 @@ def ancestral_learned(
 
 
 def _ancestral(denoiser, key, x_T, schedule, given, prediction_type, variance, clip, snapshots) -> Samples:
-    def visit(x_t, memory, step, t):
+    def update(x_t, carry, step, t):
         if variance == "learned":
             prediction, fraction = evaluate_variance(denoiser, x_t, broadcast_to_batch(step.t, x_t))
         else:
             prediction, fraction = evaluate(denoiser, x_t, broadcast_to_batch(step.t, x_t)), None
         x_hat = to_prediction(prediction, x_t, step.t, prediction_type, clip).x_hat
         var = _variance(step, variance, fraction if given is None else given[t - 1])
-        return posterior_step(x_t, x_hat, step, noise(key, t, x_t), var), x_hat, memory
+        return posterior_step(x_t, x_hat, step, noise(key, t, x_t), var), x_hat, carry
 
-    return run(visit, x_T, schedule, snapshots)
+    return run(update, x_T, schedule, snapshots)
 
 
 def _variance(step: Step, variance, value) -> Real:
-    """The variance of a step by its name, given a fraction or the variance itself."""
+    """The variance of a step; `value` is the learned fraction or the given variance."""
     match variance:
         case "fixed_small":
             return forward.posterior_variance(step)

@@ -1,4 +1,4 @@
-"""DDIM: the same denoiser with less noise in the chain, down to none; and without noise, backwards (SAM-2)."""
+"""DDIM: steps with a fraction eta of the ancestral noise, deterministic at eta = 0; and its inversion (SAM-2)."""
 
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -8,15 +8,17 @@ from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.samplers.chain import Samples, check_snapshots, noise, predict, run, warn_of_amplification
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Real
 
+__all__ = ["ddim", "ddim_inverse"]
+
 
 def _check(
     schedule: DiscreteSchedule, prediction_type: PredictionType, clip: float | None, eta: Real | float, key: Key | None
 ) -> None:
     warn_of_amplification(schedule, prediction_type, clip)
     if not isinstance(eta, Tracer) and not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}: it must be in [0, 1], from no noise to all of it")
+        raise ValueError(f"eta is {eta}: it must be in [0, 1]; 0 is deterministic, 1 is ancestral sampling")
     if key is None and (isinstance(eta, Tracer) or eta > 0.0):
-        raise ValueError(f"key is None and eta is {eta}: a chain with noise needs a key")
+        raise ValueError(f"key is None and eta is {eta}: pass a key, or eta=0.0 to sample without noise")
 
 
 @compiled(static=("clip", "snapshots"), check=_check)
@@ -33,18 +35,18 @@ def ddim(
 ) -> Samples:
     """x_s = alpha_s x_hat + sqrt(sigma_s^2 - eta^2 sigma_q^2) eps_hat + eta sigma_q z for t = T..1.
 
-    sigma_q^2 is the posterior's variance: eta = 1 is `ancestral`, eta = 0 has no noise, and is Euler's step of the
-    probability-flow ODE in x / alpha. All have the same marginals for one x_0, whatever eta.
+    sigma_q^2 is the variance of the posterior. eta = 1 is `ancestral`. eta = 0 is deterministic: a step of `euler` on
+    the probability-flow ODE. The marginals q(x_t | x_0) are the same for every eta.
 
     Args:
-        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
-        key: for the noise; may be None where eta is 0.
-        x_T: draws of the prior, shape (B, *x).
-        schedule: the schedule; `schedule.subsequence(...)` takes fewer steps.
+        denoiser: predicts `prediction_type`; evaluated once a step, on the whole batch.
+        key: for the noise; may be None if eta is 0.
+        x_T: samples of the prior, shape (B, *x).
+        schedule: a discrete schedule; for fewer steps pass `schedule.subsequence(...)`.
         prediction_type: what the denoiser predicts.
-        eta: how much of the noise, in [0, 1].
-        clip: bound on the size of every predicted x_0; None leaves it.
-        snapshots: how many evenly spaced states to return, 0..T.
+        eta: scale of the noise, in [0, 1].
+        clip: bound on the absolute value of every predicted x_0; None does not clip.
+        snapshots: number of evenly spaced states to return, 0..T.
 
     Returns:
         `Samples`.
@@ -56,33 +58,33 @@ def ddim(
     """
     check_snapshots(snapshots, schedule)
 
-    def visit(x_t, memory, step, t):
-        found = predict(denoiser, x_t, step.t, prediction_type, clip)
-        kept = (1.0 - eta**2) + eta**2 * step.snr_ratio  # sigma_s^2 - eta^2 sigma_q^2 over sigma_s^2
+    def update(x_t, carry, step, t):
+        prediction = predict(denoiser, x_t, step.t, prediction_type, clip)
+        remaining = (1.0 - eta**2) + eta**2 * step.snr_ratio  # sigma_s^2 - eta^2 sigma_q^2 over sigma_s^2
         noisy = step.s.sigma > 0
-        direction, scale = (jnp.sqrt(jnp.where(noisy, part, 1.0)) for part in (kept, step.one_minus_ratio))
-        fresh = 0.0 if key is None else eta * scale * noise(key, t, x_t)
-        x_s = step.s.sigma * (direction * found.eps + fresh)
-        return step.s.alpha * found.x_hat + x_s, found.x_hat, memory
+        direction, scale = (jnp.sqrt(jnp.where(noisy, part, 1.0)) for part in (remaining, step.one_minus_ratio))
+        z = 0.0 if key is None else eta * scale * noise(key, t, x_t)
+        x_s = step.s.sigma * (direction * prediction.eps + z)
+        return step.s.alpha * prediction.x_hat + x_s, prediction.x_hat, carry
 
-    return run(visit, x_T, schedule, snapshots)
+    return run(update, x_T, schedule, snapshots)
 
 
 @compiled()
 def ddim_inverse(
     denoiser: Denoiser, x_0: Batch, schedule: DiscreteSchedule, *, prediction_type: PredictionType = "eps"
 ) -> Batch:
-    """`ddim` without noise, backwards: from data to the latent x_T that it came from, or would have.
+    """DDIM inversion: the deterministic `ddim` run backwards, from data x_0 to the latent x_T that generates it.
 
         x_t = alpha_t x_hat(x_s) + sigma_t eps_hat(x_s)
 
-    Euler's step the other way: its inverse up to an error that falls as 1/T. The first step takes what the denoiser
-    says of alpha_1 x_0 at level 1, since clean data have no noise to be asked about.
+    These are Euler steps in the other direction, the inverse of `ddim` up to an error of O(1/T). Clean data have no
+    noise level to evaluate the denoiser at, so the first step evaluates it on alpha_1 x_0 at level 1.
 
     Args:
-        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; evaluated once a step, on the whole batch.
         x_0: data, shape (B, *x).
-        table, prediction_type: as in `ddim`.
+        schedule, prediction_type: as in `ddim`.
 
     Returns:
         x_T, shape (B, *x).
@@ -96,8 +98,8 @@ def ddim_inverse(
     x_1 = (first.alpha * x_0).astype(x_0.dtype)
     x_1 = (x_1 + first.sigma * predict(denoiser, x_1, first, prediction_type).eps).astype(x_0.dtype)
 
-    def move(x_s, t):
-        found, level = predict(denoiser, x_s, schedule(t - 1), prediction_type), schedule(t)
-        return level.alpha * found.x_hat + level.sigma * found.eps, None
+    def body(x_s, t):
+        prediction, level = predict(denoiser, x_s, schedule(t - 1), prediction_type), schedule(t)
+        return level.alpha * prediction.x_hat + level.sigma * prediction.eps, None
 
-    return scan(move, x_1, jnp.arange(2, schedule.num_steps + 1))[0]
+    return scan(body, x_1, jnp.arange(2, schedule.num_steps + 1))[0]

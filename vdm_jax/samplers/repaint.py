@@ -1,4 +1,4 @@
-"""Inpainting by replacement: the known part of x_t is drawn anew from q(x_t | x_0) after every step."""
+"""Inpainting by RePaint: after every step the known part of x_t is replaced by a sample of q(x_t | x_0)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.samplers.chain import Samples, check_snapshots, noise, posterior_step, predict, run, warn_of_amplification
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType
 
+__all__ = ["repaint"]
 
-@compiled(static=("rounds", "clip", "snapshots"), check=warn_of_amplification)
+
+@compiled(static=("resamplings", "clip", "snapshots"), check=warn_of_amplification)
 def repaint(
     denoiser: Denoiser,
     key: Key,
@@ -20,56 +22,57 @@ def repaint(
     mask: Batch,
     *,
     prediction_type: PredictionType = "eps",
-    rounds: int = 1,
+    resamplings: int = 1,
     clip: float | None = None,
     snapshots: int = 0,
 ) -> Samples:
-    """`ancestral` for the unknown part, q(x_t | x_0) for the known one, put together at every level.
+    """`ancestral` for the unknown part and q(x_t | x_0) for the known part, combined at every level.
 
-    What is drawn for the unknown part does not know what the known part will be, so the law is not the conditional one:
-    with `rounds` a step is taken again, from its end noised back to its beginning, and the two parts come to agree.
-    `guidance.ReconstructionGuidance` is the other way.
+    The unknown part is sampled before the known part of its level is, so the samples do not follow the conditional
+    distribution exactly. Resampling reduces this bias: each step is repeated, after adding noise back to its start, and
+    the two parts become consistent. An alternative is `guidance.ReconstructionGuidance`.
 
     Args:
-        denoiser: predicts `prediction_type`; called `rounds` times a step, with the whole batch.
+        denoiser: predicts `prediction_type`; evaluated `resamplings` times a step, on the whole batch.
         key: for the noise.
-        x_T: draws of the prior, shape (B, *x).
-        schedule: the schedule.
-        known: x_0, of which the masked part is looked at, shape (B, *x).
-        mask: 1 where it is known and 0 where not, shape (B, *x).
+        x_T: samples of the prior, shape (B, *x).
+        schedule: a discrete schedule.
+        known: x_0, of which only the part selected by the mask is used, shape (B, *x).
+        mask: 1 where x_0 is known, 0 elsewhere, shape (B, *x).
         prediction_type: what the denoiser predicts.
-        rounds: how often each step is taken, at least 1.
-        clip: bound on the size of every predicted x_0; None leaves it.
-        snapshots: how many evenly spaced states to return, 0..T.
+        resamplings: how many times each step is taken, at least 1.
+        clip: bound on the absolute value of every predicted x_0; None does not clip.
+        snapshots: number of evenly spaced states to return, 0..T.
 
     Returns:
-        `Samples`, their known part as it was given.
+        `Samples`, whose known part equals `known`.
 
     Raises:
-        ValueError: unknown prediction_type, rounds below 1, shapes that differ, or snapshots not in 0..T.
+        ValueError: unknown prediction_type, resamplings below 1, different shapes, or snapshots not in 0..T.
 
-    Source: Song et al. 2021, arXiv:2011.13456, appendix I.2; Lugmayr et al. 2022, arXiv:2201.09865 (the rounds).
+    Source: Song et al. 2021, arXiv:2011.13456, appendix I.2; Lugmayr et al. 2022, arXiv:2201.09865 (resampling).
     """
     if not known.shape == mask.shape == x_T.shape:
-        raise ValueError(f"x_T {x_T.shape}, known {known.shape} and mask {mask.shape} must be of one shape")
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}: every step is taken at least once")
+        raise ValueError(f"x_T {x_T.shape}, known {known.shape} and mask {mask.shape} must have the same shape")
+    if resamplings < 1:
+        raise ValueError(f"resamplings is {resamplings}: it must be at least 1")
     check_snapshots(snapshots, schedule)
     key_x, key_known, key_back = jax.random.split(key, 3)
 
-    def put(level, fresh, x):
-        return jnp.where(mask > 0, level.alpha * known + level.sigma * fresh, x)
+    def replace_known(level, z, x):
+        return jnp.where(mask > 0, level.alpha * known + level.sigma * z, x)
 
-    def visit(x_t, memory, step, t):
-        def once(x_t, turn):
-            i = t * rounds + turn
+    def update(x_t, carry, step, t):
+        def resample(x_t, repeat):
+            i = t * resamplings + repeat
             x_hat = predict(denoiser, x_t, step.t, prediction_type, clip).x_hat
-            x_s = put(step.s, noise(key_known, i, x_t), posterior_step(x_t, x_hat, step, noise(key_x, i, x_t)))
-            again = forward.transition(x_s, step)
-            return again.mean + jnp.sqrt(again.var) * noise(key_back, i, x_t), (x_s, x_hat)
+            x_s = posterior_step(x_t, x_hat, step, noise(key_x, i, x_t))
+            x_s = replace_known(step.s, noise(key_known, i, x_t), x_s)
+            back = forward.transition(x_s, step)
+            return back.mean + jnp.sqrt(back.var) * noise(key_back, i, x_t), (x_s, x_hat)
 
-        _, (x_s, x_hat) = scan(once, x_t, jnp.arange(rounds))
-        return x_s[-1], x_hat[-1], memory
+        _, (x_s, x_hat) = scan(resample, x_t, jnp.arange(resamplings))
+        return x_s[-1], x_hat[-1], carry
 
-    start = put(schedule(schedule.num_steps), noise(key_known, 0, x_T), x_T).astype(x_T.dtype)
-    return run(visit, start, schedule, snapshots)
+    start = replace_known(schedule(schedule.num_steps), noise(key_known, 0, x_T), x_T).astype(x_T.dtype)
+    return run(update, start, schedule, snapshots)
