@@ -3,6 +3,8 @@
 The theorems are in `derivations/test_elbo.py`.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +48,28 @@ def test_prior_kl_is_the_kl_of_the_last_marginal():
     with jax.enable_x64(True):
         x_0 = jnp.asarray([[0.3, -1.0], [0.9, 0.0]])
         preserving, exploding = (make() for make in MAKE_TABLE.values())
-        for schedule, log_var in [(preserving, 0.0), (exploding, 2 * float(np.log(5.0))), (preserving, 1.3)]:
+        for schedule, mean, var in [(preserving, 0.0, 1.0), (exploding, 0.0, 25.0), (preserving, -0.4, 3.7)]:
             level = schedule(schedule.num_steps)
-            truth = kl(forward.marginal(x_0, level), Normal(jnp.zeros_like(x_0), var=jnp.asarray(np.exp(log_var))))
-            assert float(elbo.prior_kl(x_0, level, log_var)) == pytest.approx(float(truth), rel=1e-10)
+            exact = kl(forward.marginal(x_0, level), Normal(jnp.full_like(x_0, mean), var=jnp.asarray(var)))
+            assert float(elbo.prior_kl(x_0, level, Normal(mean, var=var))) == pytest.approx(float(exact), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("prior", "error", "message"),
+    [
+        (0.0, TypeError, "prior is a float.*gaussian.Normal"),
+        (Normal(0.0, var=0.0), ValueError, "prior.var is 0.0.*positive"),
+        (Normal(0.0, var=-1.0), ValueError, "prior.var is -1.0.*positive"),
+        (Normal(jnp.zeros(3), var=1.0), ValueError, r"prior.mean has shape \(3,\).*one number"),
+    ],
+)
+def test_a_prior_that_is_not_a_scalar_normal_is_refused(prior, error, message):
+    x_0 = jnp.zeros((2, 3))
+    with pytest.raises(error, match=message):
+        inspect.unwrap(elbo.prior_kl)(x_0[0], TABLE(TABLE.num_steps), prior)
+    if not isinstance(prior, float):  # the tests' run-time type checker refuses it first
+        with pytest.raises(error, match=message):
+            elbo.bound(denoiser(WORLD), jax.random.key(0), x_0, TABLE, _decoder, prior=prior)
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)
@@ -196,9 +216,11 @@ def test_a_continuous_bound_that_makes_no_sense_is_refused(schedule, options, me
 def test_continuous_bound_has_the_terms_of_its_ends():
     # prior and decoder of levels t_0 and 1, as a table of two steps through them has them
     for schedule, t_0, log_var in ((LinearLogSNR(4.0, -3.0), 0.0, 0.0), (VarianceExploding(0.1, 5.0), 0.5, 3.2)):
-        ours = _continuous(schedule, t_0=t_0, terms=4, prior_log_var=log_var)
+        ours = _continuous(schedule, t_0=t_0, terms=4, prior=Normal(0.0, var=float(np.exp(log_var))))
         x_0 = WORLD.sample(jax.random.key(9), (4, 3))
-        truth = jax.vmap(lambda x, s=schedule, v=log_var: elbo.prior_kl(x, s(1.0), v))(x_0)
+        truth = jax.vmap(lambda x, s=schedule, v=log_var: elbo.prior_kl(x, s(1.0), Normal(0.0, var=float(np.exp(v)))))(
+            x_0
+        )
         np.testing.assert_allclose(ours.prior, truth, rtol=1e-6)
         level = schedule(jnp.full(4, t_0))
         far = elbo.continuous_bound(

@@ -11,6 +11,7 @@ from scipy import integrate, stats
 from tests.test_closed_form import COVARIANCES, FACTOR, MEANS, WEIGHTS, worlds
 from vdm_jax import closed_form, elbo, information
 from vdm_jax.discrete_schedules import discretize
+from vdm_jax.gaussian import Normal
 from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import LinearLogSNR
 
@@ -169,12 +170,12 @@ def test_optimal_bound_limit_exceeds_the_entropy_by_the_prior_alone():
     assert float(excess) == pytest.approx(kl, rel=1e-7)
 
 
-def test_prior_log_var_moves_the_prior():
+def test_another_prior():
     distribution, ends = worlds()["gaussian"], discretize(LinearLogSNR(5.0, -3.0), 2)
-    wide = information.optimal_bound_limit(distribution, ends(1), ends(2), prior_log_var=float(np.log(4.0)))
+    wide = information.optimal_bound_limit(distribution, ends(1), ends(2), prior=Normal(0.3, var=4.0))
     covariance = np.asarray(ends(2).alpha ** 2 * distribution.covariance() + ends(2).sigma ** 2 * np.eye(4))
-    mean = np.asarray(ends(2).alpha * distribution.mean).reshape(-1)
-    # E KL(q(x_T|x_0) || N(0, 4 I)) = KL(q(x_T) || N(0, 4 I)) + I(x_0; x_T), the first in closed form
+    mean = np.asarray(ends(2).alpha * distribution.mean).reshape(-1) - 0.3
+    # E KL(q(x_T|x_0) || N(0.3, 4 I)) = KL(q(x_T) || N(0.3, 4 I)) + I(x_0; x_T), the first in closed form
     marginal = 0.5 * (np.trace(covariance) / 4 + mean @ mean / 4 - 4 - np.linalg.slogdet(covariance / 4)[1])
     information_left = float(information.mutual_information(distribution, ends(2)).value)
     assert float(wide.prior.value) == pytest.approx(marginal + information_left, rel=1e-10)

@@ -71,8 +71,8 @@ def test_ddpm_loss_is_the_bound_with_one_term():
     def decoder(x_hat, x_1, level):
         return Normal(x_hat, var=level.sigma**2)
 
-    ours = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, prior_log_var=0.2)
-    theirs = elbo.bound(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, terms=1, prior_log_var=0.2)
+    ours = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, prior=Normal(0.0, var=1.2))
+    theirs = elbo.bound(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, terms=1, prior=Normal(0.0, var=1.2))
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(a, b)
     standard = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder).prior

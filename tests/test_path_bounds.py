@@ -14,6 +14,7 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.schedules import Cosine, VarianceExploding
 
 WORLD = GaussianWorld(0.4, 0.6)
+NARROW, WIDE = Normal(0.0, var=20.0), Normal(0.3, var=55.0)
 
 
 def _decoder(x_hat, x_1, level):
@@ -43,12 +44,12 @@ def test_gradients_are_finite(function):
 
 
 def test_consistency_bound_in_another_prior():
-    # moving the prior's variance moves E KL(q(x_T|x_{T-1}) || p) as it moves KL(q(x_T|x_0) || p): pathwise identity
+    # another prior moves E KL(q(x_T|x_{T-1}) || p) as it moves KL(q(x_T|x_0) || p): pathwise identity
     x_0, schedule = jnp.full((20_000, 1), 0.7), discretize(VarianceExploding(0.1, 5.0), 5)
     arguments = denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder
-    near, far = (path_bounds.consistency_bound(*arguments, prior_log_var=v).prior for v in (3.0, 4.0))
+    near, far = (path_bounds.consistency_bound(*arguments, prior=p).prior for p in (NARROW, WIDE))
     level = schedule(5)
-    truth = elbo.prior_kl(x_0[0], level, 4.0) - elbo.prior_kl(x_0[0], level, 3.0)
+    truth = elbo.prior_kl(x_0[0], level, WIDE) - elbo.prior_kl(x_0[0], level, NARROW)
     assert_mean(far - near, truth)
 
 
@@ -68,9 +69,9 @@ def test_another_prior_reaches_the_importance_bound():
     x_0, schedule = jnp.full((4, 1), 0.7), discretize(VarianceExploding(0.1, 5.0), 5)
     near, far = (
         path_bounds.importance_weighted_bound(
-            denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, samples=1, prior_log_var=v
+            denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, samples=1, prior=Normal(0.0, var=v)
         )
-        for v in (3.2, 30.0)
+        for v in (25.0, 1e13)
     )
     assert np.all(far > near + 5)
 

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from tests.test_bound_types import CASES, KEY, NET, SCHEDULE, TABLE, P, X, decoder, denoiser, learned, same
 from vdm_jax import closed_form, elbo, information, losses, path_bounds, sure, time_sampling, tweedie, vdm, weightings
+from vdm_jax.gaussian import Normal
 from vdm_jax.schedules import Cosine
 
 MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -44,7 +45,7 @@ FUNCTIONS = {
     )(x**2 + 1.0),
     "weightings.uniform_time": lambda p, k, x: weightings.uniform_time(x, SCHEDULE),
     "weightings.uniform_time, learned": lambda p, k, x: weightings.uniform_time(x, learned(p)),
-    "information.optimal_bound": lambda p, k, x: information.optimal_bound(LAW, TABLE, prior_log_var=p),
+    "information.optimal_bound": lambda p, k, x: information.optimal_bound(LAW, TABLE, prior=Normal(p, var=jnp.exp(p))),
 }
 ONE_STEP = TABLE.subsequence([0, 3])  # its bound has no diffusion term, and scans over nothing
 FUNCTIONS["elbo.bound of one step"] = lambda p, k, x: elbo.bound(Partial(denoiser, same, p), k, x, ONE_STEP, decoder)

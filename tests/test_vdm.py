@@ -51,8 +51,8 @@ def test_a_learned_line_is_the_fixed_one():
 
 
 def test_a_schedule_that_does_not_preserve_variance():
-    schedule, prior = VarianceExploding(0.1, 5.0), 2 * float(np.log(5.0))
-    options = {"prior_log_var": prior, "prediction_type": "x_0"}
+    schedule, prior = VarianceExploding(0.1, 5.0), Normal(0.0, var=25.0)
+    options = {"prior": prior, "prediction_type": "x_0"}
     x_0 = jnp.broadcast_to(X_0[:1], (8000, 2))
     ours = vdm.vdm_loss(denoiser(WORLD, "x_0", 0.1), jax.random.key(0), x_0, schedule, _decoder, **options)
     theirs = elbo.continuous_bound(

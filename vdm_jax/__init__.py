@@ -16,6 +16,7 @@ Levels and schedules (FWD-6, FWD-7)
                                                              to_betas, to_standard_deviations, to_gammas
 The normal law (ELBO-6, VAE-4, VAE-5)
     N(mean, var), KL ....................................... gaussian.Normal, gaussian.kl, gaussian.variance_kl
+    N(0, I); whether a prior p(x_T) is a valid one ......... gaussian.STANDARD_NORMAL, gaussian.check_prior
 Autoencoders (AE-1 .. AE-3)
     ||x - Dec(Enc(x))||^2, and with noise going in ......... autoencoder.reconstruction_error,
                                                              autoencoder.denoising_reconstruction_error

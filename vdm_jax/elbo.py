@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.discrete_schedules import DiscreteSchedule
-from vdm_jax.gaussian import variance_kl
+from vdm_jax.gaussian import STANDARD_NORMAL, Prior, check_prior, variance_kl
 from vdm_jax.likelihoods import Likelihood
 from vdm_jax.noise_levels import NoiseLevel, Step
 from vdm_jax.parameterization import prediction_target, to_x_0
@@ -52,23 +52,30 @@ class DiffusionDecoder(Protocol):
     def __call__(self, x_hat: X, x_1: X, level: NoiseLevel, /) -> Likelihood: ...
 
 
-def prior_kl(x_0: X, level: NoiseLevel, log_var: Scalar | float = 0.0) -> Scalar:
-    """KL(q(x_T | x_0) || N(0, e^log_var I)) in nats (ELBO-4).
+def prior_kl(x_0: X, level: NoiseLevel, prior: Prior = STANDARD_NORMAL) -> Scalar:
+    """KL(q(x_T | x_0) || p(x_T)) in nats (ELBO-4).
 
-        1/2 sum[ (alpha_T x_0)^2 / v + sigma_T^2 / v - 1 - log(sigma_T^2 / v) ]
+        1/2 sum[ (alpha_T x_0 - m)^2 / v + sigma_T^2 / v - 1 - log(sigma_T^2 / v) ],    p(x_T) = N(m, v I)
+
+    The variances enter by their logarithms, 2 log sigma_T - log v, so the result is exact for v = 1 as well.
 
     Args:
         x_0: clean example, shape (*x).
         level: the last level T, scalars.
-        log_var: log-variance of the prior: 0, or 2 log sigma_max for a variance-exploding schedule.
+        prior: p(x_T), with scalar fields: N(0, I), or Normal(0.0, var=sigma_max**2) for a variance-exploding schedule.
 
     Returns:
         A scalar.
 
+    Raises:
+        ValueError: a field of the prior has a shape, or its variance is not positive.
+
     Source: Ho et al. 2020, arXiv:2006.11239, L_T; Kingma et al. 2021, arXiv:2107.00630, equation 7.
     """
-    signal = 0.5 * jnp.sum((level.alpha * x_0) ** 2) * jnp.exp(-jnp.asarray(log_var, at_least_float32(x_0.dtype)))
-    return signal + x_0.size * variance_kl(2.0 * level.log_sigma - log_var)
+    check_prior("prior", prior)
+    prior = prior.astype(at_least_float32(x_0.dtype))
+    signal = 0.5 * jnp.sum((level.alpha * x_0 - prior.mean) ** 2) / prior.var
+    return signal + x_0.size * variance_kl(2.0 * level.log_sigma - jnp.log(prior.var))
 
 
 def diffusion_weight(step: Step, prediction_type: PredictionType) -> Real:
@@ -254,7 +261,7 @@ def bound(
     *,
     prediction_type: PredictionType = "eps",
     terms: int | None = None,
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
     """One unbiased estimate per example of the bound on -log p(x_0) (ELBO-3, ELBO-10).
 
@@ -269,7 +276,7 @@ def bound(
         decoder: p(x_0 | x_1) of one example.
         prediction_type: what the denoiser predicts.
         terms: number of diffusion terms, None for all.
-        prior_log_var: as in `prior_kl`.
+        prior: p(x_T), with scalar fields, as in `prior_kl`.
 
     Returns:
         `Bound`, each field (B,).
@@ -285,9 +292,9 @@ def bound(
         terms = schedule.num_steps - 1
     key_1, key_terms = jax.random.split(key)
     diffusion = _discrete_terms(denoiser, key_terms, x_0, schedule, prediction_type, terms).nats.sum(0)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(schedule.num_steps), prior_log_var))(x_0)
+    at_end = jax.vmap(lambda x: prior_kl(x, schedule(schedule.num_steps), prior))(x_0)
     level = schedule(jnp.ones(x_0.shape[0], jnp.int32))
-    return DiffusionBound(prior, reconstruction_nll(denoiser, key_1, x_0, level, decoder, prediction_type), diffusion)
+    return DiffusionBound(at_end, reconstruction_nll(denoiser, key_1, x_0, level, decoder, prediction_type), diffusion)
 
 
 def _discrete_terms(denoiser, key, x_0, schedule, prediction_type, terms) -> DiffusionCurve:
@@ -329,7 +336,7 @@ def continuous_bound(
     prediction_type: PredictionType = "eps",
     terms: int = 1,
     t_0: float = 0.0,
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
     """One unbiased estimate per example of the bound as T -> infinity (ELBO-12).
 
@@ -340,7 +347,7 @@ def continuous_bound(
     a random start.
 
     Args:
-        denoiser, key, x_0, decoder, prediction_type, prior_log_var: as in `bound`.
+        denoiser, key, x_0, decoder, prediction_type, prior: as in `bound`.
         schedule: continuous.
         terms: how many times an example, at least 1.
         t_0: where the schedule is cut; 0 for one that begins with noise.
@@ -357,9 +364,9 @@ def continuous_bound(
         raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term")
     key_1, key_terms = jax.random.split(key)
     diffusion = _continuous_terms(denoiser, key_terms, x_0, schedule, prediction_type, terms, t_0).nats.sum(0)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), at_least_float32(x.dtype))), prior_log_var))(x_0)
+    at_end = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), at_least_float32(x.dtype))), prior))(x_0)
     level = schedule(jnp.full(x_0.shape[:1], t_0, at_least_float32(x_0.dtype)))
-    return DiffusionBound(prior, reconstruction_nll(denoiser, key_1, x_0, level, decoder, prediction_type), diffusion)
+    return DiffusionBound(at_end, reconstruction_nll(denoiser, key_1, x_0, level, decoder, prediction_type), diffusion)
 
 
 def _continuous_terms(denoiser, key, x_0, schedule, prediction_type, terms, t_0) -> DiffusionCurve:

@@ -1,13 +1,15 @@
 """The normal distribution: the one law that every kernel of a diffusion model returns."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from vdm_jax.types import Key, Real, Scalar, X, at_least_float32
+from vdm_jax.compilation import ARGUMENT_CHECKS
+from vdm_jax.types import Key, Real, Scalar, X, at_least_float32, check_scalar
 
 LOG_2PI = float(np.log(2 * np.pi))
 # Taylor coefficients of (e^y - 1 - y) / y^2 = sum_k y^k / (k + 2)!, enough for float64 on |y| <= 1/2.
@@ -44,6 +46,36 @@ class Normal:
         """-E log N = 1/2 sum(1 + log(2 pi var)) in nats: a scalar."""
         mean, var = _widened(self.mean, self.var)
         return 0.5 * jnp.sum(jnp.broadcast_to(1.0 + LOG_2PI + jnp.log(var), mean.shape))
+
+    def astype(self, dtype: Any) -> "Normal":
+        """The same distribution, with both fields as arrays of this dtype."""
+        return Normal(jnp.asarray(self.mean, dtype), var=jnp.asarray(self.var, dtype))
+
+
+STANDARD_NORMAL = Normal(0.0, var=1.0)
+"""N(0, I) over examples of any shape, for `log_prob` and `kl`."""
+
+Prior = Annotated[Normal, "scalar fields"]
+"""p(x_T): a `Normal` with a scalar mean and a scalar variance, the same for every dimension."""
+
+
+def check_prior(name: str, prior: Any) -> None:
+    """Refuse a prior that is not a `Normal` with scalar fields and a positive variance; traced values are not checked.
+
+    Raises:
+        TypeError: not a `Normal`. ValueError: a field has a shape, or the variance is concrete and not positive.
+    """
+    if not isinstance(prior, Normal):
+        raise TypeError(
+            f"{name} is a {type(prior).__name__}: it must be a gaussian.Normal, such as Normal(0.0, var=4.0)"
+        )
+    check_scalar(f"{name}.mean", prior.mean)
+    check_scalar(f"{name}.var", prior.var)
+    if not isinstance(prior.var, Tracer) and not np.asarray(prior.var) > 0:
+        raise ValueError(f"{name}.var is {prior.var}: it is a variance and must be positive")
+
+
+ARGUMENT_CHECKS[Prior] = check_prior
 
 
 def _widened(*arrays: Any) -> list[jax.Array]:

@@ -22,7 +22,7 @@ from vdm_jax.closed_form import Distribution, Empirical, Gaussian, Independent, 
 from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import diffusion_weight, prior_kl
-from vdm_jax.gaussian import LOG_2PI, _root
+from vdm_jax.gaussian import LOG_2PI, STANDARD_NORMAL, Prior, _root
 from vdm_jax.noise_levels import NoiseLevel, check_positive
 from vdm_jax.types import Key, Real, Scalar, X
 
@@ -172,7 +172,7 @@ def optimal_bound(
     schedule: DiscreteSchedule,
     expect: Expectation = quadrature,
     *,
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> OptimalBound:
     """The bound with the exact denoiser and decoder at T steps, in expectation over the data (ELBO-3, ELBO-7).
 
@@ -182,7 +182,7 @@ def optimal_bound(
         distribution: of x_0.
         schedule: the schedule.
         expect: over x_t.
-        prior_log_var: as in `elbo.prior_kl`.
+        prior: p(x_T), with scalar fields, as in `elbo.prior_kl`.
     """
     first, last = schedule(1), schedule(schedule.num_steps)
 
@@ -192,9 +192,7 @@ def optimal_bound(
         return jax.tree.map(lambda number: weight * number, mmse(distribution, step.t, expect))
 
     diffusion = _sum(jax.lax.map(term, jnp.arange(2, schedule.num_steps + 1)))
-    return OptimalBound(
-        _prior(distribution, last, prior_log_var), _reconstruction(distribution, first, expect), diffusion
-    )
+    return OptimalBound(_prior(distribution, last, prior), _reconstruction(distribution, first, expect), diffusion)
 
 
 def _check_ends(first: NoiseLevel, last: NoiseLevel) -> None:
@@ -209,7 +207,7 @@ def optimal_bound_limit(
     last: NoiseLevel,
     expect: Expectation = quadrature,
     *,
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> OptimalBound:
     """`optimal_bound` as T -> infinity between two levels, whatever the schedule's shape between them (ELBO-12).
 
@@ -219,24 +217,20 @@ def optimal_bound_limit(
     Args:
         distribution: of x_0.
         first, last: the least and the most noisy level, scalars.
-        expect, prior_log_var: as in `optimal_bound`.
+        expect, prior: as in `optimal_bound`.
 
     Raises:
         ValueError: a level without noise.
     """
     low, high = mutual_information(distribution, last, expect), mutual_information(distribution, first, expect)
     diffusion = Estimate(high.value - low.value, high.error + low.error)
-    return OptimalBound(
-        _prior(distribution, last, prior_log_var), _reconstruction(distribution, first, expect), diffusion
-    )
+    return OptimalBound(_prior(distribution, last, prior), _reconstruction(distribution, first, expect), diffusion)
 
 
-def _prior(distribution, level, log_var) -> Estimate:
+def _prior(distribution, level, prior) -> Estimate:
     """E KL(q(x_T | x_0) || p(x_T)): quadratic in x_0, so the mean's value and the variance."""
-    spread = (
-        0.5 * level.alpha**2 * jnp.sum(distribution.variance) * jnp.exp(-jnp.asarray(log_var, distribution.mean.dtype))
-    )
-    value = prior_kl(distribution.mean, level, log_var) + spread
+    spread = 0.5 * level.alpha**2 * jnp.sum(distribution.variance) / prior.astype(distribution.mean.dtype).var
+    value = prior_kl(distribution.mean, level, prior) + spread
     return Estimate(value, jnp.zeros_like(value))
 
 

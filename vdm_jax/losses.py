@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import TabulatedSchedule
 from vdm_jax.elbo import DiffusionBound, DiffusionDecoder, bound, denoising_error
+from vdm_jax.gaussian import STANDARD_NORMAL, Prior
 from vdm_jax.noise_levels import Step
 from vdm_jax.time_sampling import TimeSampling, importance_sample, to_timesteps, uniform_times
-from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, Real, Scalar, check_weights
+from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, Real, check_weights
 
 
 class DenoisingLoss(NamedTuple):
@@ -125,7 +126,7 @@ def ddpm_loss(
     decoder: DiffusionDecoder,
     *,
     prediction_type: PredictionType = "eps",
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
     """L_DDPM, the bound itself, with (T - 1) times one random diffusion term for their sum (ELBO-6, ELBO-10).
 
@@ -133,6 +134,4 @@ def ddpm_loss(
 
     Source: Ho et al. 2020, arXiv:2006.11239, equation 5.
     """
-    return bound(
-        denoiser, key, x_0, schedule, decoder, prediction_type=prediction_type, terms=1, prior_log_var=prior_log_var
-    )
+    return bound(denoiser, key, x_0, schedule, decoder, prediction_type=prediction_type, terms=1, prior=prior)

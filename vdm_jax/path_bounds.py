@@ -14,10 +14,10 @@ from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import DiffusionBound, DiffusionDecoder, decoder_log_prob, reconstruction_nll
-from vdm_jax.gaussian import Normal, kl
+from vdm_jax.gaussian import STANDARD_NORMAL, Normal, Prior, kl
 from vdm_jax.noise_levels import broadcast_to_batch
 from vdm_jax.parameterization import to_x_0
-from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, Scalar, at_least_float32, evaluate
+from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, at_least_float32, evaluate
 from vdm_jax.vae import importance_weighted_average
 
 
@@ -30,7 +30,7 @@ def consistency_bound(
     decoder: DiffusionDecoder,
     *,
     prediction_type: PredictionType = "eps",
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
     """One unbiased estimate per example of the bound's first decomposition (ELBO-2), along one path drawn from q.
 
@@ -64,10 +64,11 @@ def consistency_bound(
     first = move(start, 1)
     carry = (start, first, jnp.zeros(x_0.shape[:1], start.dtype))
     (_, (_, q_T, _), consistency), _ = scan(visit, carry, jnp.arange(2, schedule.num_steps + 1))
-    p_T = _prior(start, prior_log_var)
-    prior = jax.vmap(lambda q: kl(q, p_T))(q_T)
+    p_T = prior.astype(start.dtype)
     return DiffusionBound(
-        prior, reconstruction_nll(denoiser, key_1, x_0, first[0].t, decoder, prediction_type), consistency
+        jax.vmap(lambda q: kl(q, p_T))(q_T),
+        reconstruction_nll(denoiser, key_1, x_0, first[0].t, decoder, prediction_type),
+        consistency,
     )
 
 
@@ -83,10 +84,6 @@ def _x_hat(denoiser, x_t, x_0, level, prediction_type) -> Batch:
     return jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, x_t, level)
 
 
-def _prior(x: Batch, log_var) -> Normal:
-    return Normal(jnp.zeros_like(x[0]), var=jnp.exp(jnp.asarray(log_var, x.dtype)))
-
-
 @compiled()
 def joint_log_ratio(
     denoiser: Denoiser,
@@ -96,7 +93,7 @@ def joint_log_ratio(
     decoder: DiffusionDecoder,
     *,
     prediction_type: PredictionType = "eps",
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> PerExample:
     """log p(x_{0:T}) - log q(x_{1:T} | x_0) along one path x_1..x_T drawn from q (ELBO-1).
 
@@ -107,10 +104,10 @@ def joint_log_ratio(
 
     Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585; Ho et al. 2020, arXiv:2006.11239, equation 3.
     """
-    return _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, prior_log_var)
+    return _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, prior)
 
 
-def _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, prior_log_var) -> PerExample:
+def _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, prior) -> PerExample:
     start = x_0.astype(at_least_float32(x_0.dtype))
 
     def visit(carry, t):
@@ -126,7 +123,7 @@ def _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, pri
 
     carry = (start, jnp.zeros(x_0.shape[:1], start.dtype))
     (x_T, total), _ = scan(visit, carry, jnp.arange(1, schedule.num_steps + 1))
-    return total + jax.vmap(_prior(start, prior_log_var).log_prob)(x_T)
+    return total + jax.vmap(prior.astype(start.dtype).log_prob)(x_T)
 
 
 @compiled(static=("samples",))
@@ -139,7 +136,7 @@ def importance_weighted_bound(
     *,
     samples: int,
     prediction_type: PredictionType = "eps",
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> PerExample:
     """The K-sample importance-weighted bound on -log p(x_0), nats (LIK-1).
 
@@ -163,6 +160,6 @@ def importance_weighted_bound(
         raise ValueError(f"samples is {samples}: the bound needs at least one path")
 
     def path(key):
-        return _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, prior_log_var)
+        return _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, prior)
 
     return importance_weighted_average(jax.lax.map(path, jax.random.split(key, samples)))

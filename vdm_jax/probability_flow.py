@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 
 from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.divergence import Trace, check_trace, directions, value_and_divergence
-from vdm_jax.gaussian import Normal
+from vdm_jax.gaussian import STANDARD_NORMAL, Prior
 from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch
 from vdm_jax.parameterization import to_eps, to_x_0
 from vdm_jax.schedules import Schedule, check_noise_at_start
@@ -110,7 +110,7 @@ def log_likelihood(
     trace: Trace = "rademacher",
     probes: int = 1,
     t_0: Scalar | float = 0.0,
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
     tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> FlowLogLikelihood:
@@ -137,7 +137,7 @@ def log_likelihood(
         trace: see above.
         probes: how many v an example; their mean is taken.
         t_0: where x is.
-        prior_log_var: as in `elbo.prior_kl`.
+        prior: p(x_T), with scalar fields, as in `elbo.prior_kl`.
         tolerance: of the solver a step, relative and absolute; a dimension.
         max_steps: of the solver.
 
@@ -162,8 +162,8 @@ def log_likelihood(
     state = (start, jnp.zeros(x.shape[:1], start.dtype))
     solve = partial(_solve, velocity, max_steps)
     (x_1, grown), evaluations = _apart(solve, (denoiser, schedule, probing), state, (t_0, 1.0), tolerance)
-    prior = Normal(jnp.zeros_like(x_1[0]), var=jnp.exp(jnp.asarray(prior_log_var, x_1.dtype)))
-    return FlowLogLikelihood(jax.vmap(prior.log_prob)(x_1) + dims * grown, x_1.astype(x.dtype), evaluations)
+    log_prob = jax.vmap(prior.astype(x_1.dtype).log_prob)(x_1)
+    return FlowLogLikelihood(log_prob + dims * grown, x_1.astype(x.dtype), evaluations)
 
 
 @compiled(static=("max_steps",), check=check_nonsingular)

@@ -18,7 +18,7 @@ from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import DiffusionBound, _spread_steps, decoder_log_prob, diffusion_weight, prior_kl
-from vdm_jax.gaussian import variance_kl
+from vdm_jax.gaussian import STANDARD_NORMAL, Prior, variance_kl
 from vdm_jax.likelihoods import DiscretizedGaussian, Likelihood
 from vdm_jax.noise_levels import NoiseLevel, Step
 from vdm_jax.parameterization import prediction_target, to_eps, to_x_0
@@ -179,7 +179,7 @@ def learned_variance_bound(
     *,
     prediction_type: PredictionType = "eps",
     terms: int | None = None,
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
     """`elbo.bound` of a model with a learned variance: one unbiased estimate per example (ELBO-3, VAR-1).
 
@@ -191,7 +191,7 @@ def learned_variance_bound(
         x_0: clean batch, shape (B, *x).
         schedule: the discrete schedule.
         decoder: p(x_0 | x_1) of one example.
-        prediction_type, terms, prior_log_var: as in `elbo.bound`.
+        prediction_type, terms, prior: as in `elbo.bound`.
 
     Returns:
         `Bound`, each field (B,), nats.
@@ -207,13 +207,13 @@ def learned_variance_bound(
         terms = schedule.num_steps - 1
     key_1, key_terms = jax.random.split(key)
     diffusion = _learned_terms(denoiser, key_terms, x_0, schedule, prediction_type, terms)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(schedule.num_steps), prior_log_var))(x_0)
+    at_end = jax.vmap(lambda x: prior_kl(x, schedule(schedule.num_steps), prior))(x_0)
     level = schedule(jnp.ones(x_0.shape[:1], jnp.int32))
     keys = jax.random.split(key_1, x_0.shape[0])
     x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, keys).astype(x_0.dtype)
     prediction, fraction = evaluate_variance(denoiser, x_1, level)
     x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, x_1, level)
-    return DiffusionBound(prior, -decoder_log_prob(decoder, x_0, x_hat, fraction, x_1, level), diffusion)
+    return DiffusionBound(at_end, -decoder_log_prob(decoder, x_0, x_hat, fraction, x_1, level), diffusion)
 
 
 def _learned_terms(denoiser, key, x_0, schedule, prediction_type, terms) -> PerExample:

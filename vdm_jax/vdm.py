@@ -17,10 +17,11 @@ from vdm_jax.elbo import (
     prior_kl,
     reconstruction_nll,
 )
+from vdm_jax.gaussian import STANDARD_NORMAL, Prior
 from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import LearnedSchedule, Schedule, check_noise_at_start
 from vdm_jax.time_sampling import uniform_times
-from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Scalar, at_least_float32
+from vdm_jax.types import Batch, Denoiser, Key, PredictionType, at_least_float32
 
 
 def _check_start(schedule: Schedule) -> None:
@@ -38,7 +39,7 @@ def vdm_loss(
     prediction_type: PredictionType = "eps",
     num_steps: int | None = None,
     shape: Literal["variance", "bound"] = "variance",
-    prior_log_var: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
     """The bound at one time t an example, those of the batch spread evenly from a random start (ELBO-12, VDM-1).
 
@@ -62,7 +63,7 @@ def vdm_loss(
         prediction_type: what the denoiser predicts.
         num_steps: T; None is T -> infinity.
         shape: what a `Learned` schedule's shape is trained on as T -> infinity. At finite T it is the bound.
-        prior_log_var: as in `elbo.prior_kl`.
+        prior: p(x_T), with scalar fields, as in `elbo.prior_kl`.
 
     Returns:
         `Bound`, each field (B,), nats.
@@ -89,9 +90,9 @@ def vdm_loss(
         step = schedule.step(i / num_steps, jnp.minimum((i + 1) / num_steps, 1.0))
         weight = num_steps * jax.vmap(partial(diffusion_weight, prediction_type=prediction_type))(step)
         diffusion = weight * denoising_error(denoiser, key_eps, x_0, step.t, prediction_type)
-    prior = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), t.dtype)), prior_log_var))(x_0)
+    at_end = jax.vmap(lambda x: prior_kl(x, schedule(jnp.ones((), t.dtype)), prior))(x_0)
     first = schedule(jnp.zeros_like(t))
-    return DiffusionBound(prior, reconstruction_nll(denoiser, key_0, x_0, first, decoder, prediction_type), diffusion)
+    return DiffusionBound(at_end, reconstruction_nll(denoiser, key_0, x_0, first, decoder, prediction_type), diffusion)
 
 
 def _pace(schedule, t, least_variance):

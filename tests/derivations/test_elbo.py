@@ -124,7 +124,9 @@ def test_ELBO_4_prior_vanishes_with_the_signal():
     assert_proved(expected(log_ratio, x_t, a_t * x_0, g_t**2), closed)
     with jax.enable_x64(True):
         for levels in LEVELS:
-            ours = [elbo.prior_kl(jnp.asarray([0.7]), exact_step(*levels).t, log_var) for log_var in (0.0, np.log(9.0))]
+            ours = [
+                elbo.prior_kl(jnp.asarray([0.7]), exact_step(*levels).t, Normal(0.0, var=var)) for var in (1.0, 9.0)
+            ]
             assert_close(ours, [at_levels(closed, levels, x_0=R(7, 10), v=var) for var in (1, 9)], rtol=1e-13)
         x = jnp.asarray([1.0, -0.5])
         values = [float(elbo.prior_kl(x, from_betas(np.full(n, 0.02))(n))) for n in (10, 100, 300, 600)]

@@ -16,6 +16,7 @@ from tests.derivations.worlds import draws
 from vdm_jax import closed_form, dequantization, elbo, path_bounds, probability_flow
 from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.discrete_schedules import DiscretizedSchedule, InterpolatedSchedule, discretize, linear_betas
+from vdm_jax.gaussian import Normal
 from vdm_jax.likelihoods import Categorical
 from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
 
@@ -102,7 +103,7 @@ def test_LIK_2_density_of_a_mixture(prediction_type):
                 assert_close(_off(whole, distribution, DEEP, x), np.zeros(32), atol=1e-2)
 
 
-# name -> schedule, to be made with x64 enabled, t_0, prior_log_var, kind
+# name -> schedule, to be made with x64 enabled, t_0, log-variance of the prior, prediction type
 SCHEDULES = {
     "LinearBeta": (lambda: LinearBeta(0.1, 20.0), 0.01, 0.0, "eps"),
     "Cosine, to where no signal is left": (Cosine, 1e-3, 0.0, "v"),
@@ -121,7 +122,7 @@ def test_LIK_2_density_under_every_schedule(name):
         options = {
             "trace": "exact",
             "t_0": t_0,
-            "prior_log_var": log_var,
+            "prior": Normal(0.0, var=float(np.exp(log_var))),
             "tolerance": 1e-8,
             "prediction_type": prediction_type,
         }
@@ -149,7 +150,7 @@ def test_LIK_2_only_the_schedule_s_ends_matter():
         # nor is preserving the variance more than a choice of units, u = x / alpha: log p(u) = log p(x) + D log alpha
         first, last = (LinearLogSNR(5.0, -8.0)(jnp.asarray(t)) for t in (0.0, 1.0))
         exploding = VarianceExploding(float(np.exp(-2.5)), float(np.exp(4.0)))
-        units = ask(x / first.alpha, exploding, prior_log_var=float(-2 * last.log_alpha))
+        units = ask(x / first.alpha, exploding, prior=Normal(0.0, var=float(last.alpha**-2)))
         assert_close(units.log_prob, even.log_prob + 2 * first.log_alpha, rtol=0, atol=1e-7)
         assert_close(last.alpha * units.x_1, even.x_1, rtol=0, atol=1e-7)
 
