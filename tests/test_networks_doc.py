@@ -16,7 +16,8 @@ def names():
     text = PAGE.read_text()
     found: dict = {"__name__": "networks_page"}
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(code, found)
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes types
+            exec(code, found)
     return found
 
 
