@@ -1,4 +1,4 @@
-"""Guidance is Bayes' rule: against the laws conditioned by hand."""
+"""Guidance is Bayes' rule: compared with conditional distributions derived by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def _mixture(chosen=slice(None)):
 
 
 def _log_density(x, level, chosen=slice(None)):
-    """log sum_k w_k N(x; alpha m_k, alpha^2 S_k + sigma^2), of the chosen components; not normalised."""
+    """log sum_k w_k N(x; alpha m_k, alpha^2 S_k + sigma^2), of the chosen components; not normalized."""
     terms = [
         jnp.log(w) + multivariate_normal.logpdf(x, level.alpha * m, level.alpha**2 * c + level.sigma**2 * jnp.eye(2))
         for w, m, c in zip(WEIGHTS[chosen], MEANS[chosen], COVARIANCES[chosen], strict=True)
@@ -59,12 +59,12 @@ def _levels(*log_snr):
 
 
 @compiled()
-def _ask(net, x_t, level):
+def _evaluate(net, x_t, level):
     return net(x_t, level)
 
 
 def _score(distribution, x_t, level):
-    return _ask(closed_form.OptimalDenoiser(distribution, "score"), x_t, level)
+    return _evaluate(closed_form.OptimalDenoiser(distribution, "score"), x_t, level)
 
 
 @compiled()
@@ -74,13 +74,13 @@ def _as_score(net, x_t, level, prediction_type):
 
 @KINDS
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
-def test_labels_and_classifiers_guide_to_the_conditional_law(prediction_type, scale):
+def test_class_guidance_has_the_conditional_score(prediction_type, scale):
     level, x_t = _levels(-6.0, -2.0, -0.5, 0.0, 1.0, 3.0, 6.0)
     every, one = (
         closed_form.OptimalDenoiser(distribution, prediction_type) for distribution in (_mixture(), _mixture(CLASS))
     )
 
-    def log_density(x, level):  # of its own: log q(x_t) + w log p(y | x_t)
+    def log_density(x, level):  # log q(x_t) + w log p(y | x_t)
         return (1.0 - scale) * _log_density(x, level) + scale * _log_density(x, level, CLASS)
 
     truth = jax.jit(jax.vmap(jax.grad(log_density)))(x_t, level)
@@ -99,11 +99,11 @@ def test_labels_and_classifiers_guide_to_the_conditional_law(prediction_type, sc
 
 
 @pytest.mark.slow
-def test_outside_of_the_interval_the_conditional_denoiser_speaks():
+def test_the_conditional_denoiser_is_used_outside_of_the_interval():
     level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
     every, one = (closed_form.OptimalDenoiser(distribution) for distribution in (_mixture(), _mixture(CLASS)))
-    ours = _ask(ClassifierFreeGuidance(one, every, 3.0, log_snr_min=-1.5, log_snr_max=0.5), x_t, level)
-    plain, always = _ask(one, x_t, level), _ask(ClassifierFreeGuidance(one, every, 3.0), x_t, level)
+    ours = _evaluate(ClassifierFreeGuidance(one, every, 3.0, log_snr_min=-1.5, log_snr_max=0.5), x_t, level)
+    plain, always = _evaluate(one, x_t, level), _evaluate(ClassifierFreeGuidance(one, every, 3.0), x_t, level)
     inside = np.array([False, True, True, False, False])
     assert_close(ours[~inside], plain[~inside])
     assert_close(ours[inside], always[inside])
@@ -113,7 +113,7 @@ def test_outside_of_the_interval_the_conditional_denoiser_speaks():
 
 @pytest.mark.slow
 def test_guided_samples_are_the_class():
-    # by each in a sampler of its own, as plain functions, and as pytrees of arrays
+    # each with another sampler, as plain functions and as pytrees of arrays
     every, one = (closed_form.OptimalDenoiser(distribution) for distribution in (_mixture(), _mixture(CLASS)))
     schedule, key = discretize(LinearLogSNR(10.0, -9.0), 100), jax.random.key(2)
     x_T = jax.random.normal(key, (4_000, 2))
@@ -150,7 +150,7 @@ LINE = np.array([[0.6, 0.0, 0.8]])  # A A^T = 1
 Y, NOISE = np.array([1.1]), 0.04
 
 
-def _spread(level):
+def _posterior_variance(level):
     """A Cov[x_0 | x_t] A^T of normal data."""
 
     def one(alpha, sigma):
@@ -164,10 +164,10 @@ def _measure(x):
     return x @ LINE.T
 
 
-def _guided(count, prediction_type="eps", spread=_spread):
+def _guided(count, prediction_type="eps", posterior_variance=_posterior_variance):
     best = closed_form.OptimalDenoiser(closed_form.gaussian(MEAN, SIGMA), prediction_type)
     return ReconstructionGuidance(
-        best, _measure, jnp.broadcast_to(Y, (count, 1)), NOISE, spread, prediction_type=prediction_type
+        best, _measure, jnp.broadcast_to(Y, (count, 1)), NOISE, posterior_variance, prediction_type=prediction_type
     )
 
 
@@ -179,15 +179,15 @@ def test_a_measurement_of_normal_data_is_exact(prediction_type):
     x_t = jax.random.normal(jax.random.key(3), (6, 3))
     ours = _as_score(_guided(6, prediction_type), x_t, level, prediction_type)
     assert_close(ours, _score(truth, x_t, level), rtol=1e-9, atol=1e-9)
-    with refuted():  # whose spread is not that of N(0, I)
+    with refuted():  # whose posterior variance is not that of N(0, I)
         wrong = _as_score(_guided(6, prediction_type, None), x_t, level, prediction_type)
         assert_close(wrong, _score(truth, x_t, level), rtol=1e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preserving", [True, False])
-def test_the_spread_left_out_is_that_of_standard_normal_data(preserving):
-    # inpainting two of three numbers, each measurement an example's own; a mask instead of a selection says the same
+def test_the_default_posterior_variance_is_that_of_standard_normal_data(preserving):
+    # inpainting of one entry from two, with a measurement for each example; a mask is equivalent to a selection
     best = closed_form.OptimalDenoiser(closed_form.gaussian(np.zeros(3), np.eye(3)))
     level, _ = _levels(-3.0, 0.0, 3.0)
     if not preserving:
@@ -195,12 +195,12 @@ def test_the_spread_left_out_is_that_of_standard_normal_data(preserving):
         level = NoiseLevel(jnp.ones(3), sigma, jnp.zeros(3), jnp.log(sigma), level.t)
     x_t, y = (jax.random.normal(jax.random.key(seed), (3, 3)) for seed in (4, 5))
     mask = jnp.broadcast_to(jnp.array([1.0, 0.0, 1.0]), (3, 3))
-    selected = _ask(ReconstructionGuidance(best, lambda x: x[:, ::2], y[:, ::2], 0.1), x_t, level)
-    masked = _ask(ReconstructionGuidance(best, lambda x: mask * x, mask * y, 0.1), x_t, level)
+    selected = _evaluate(ReconstructionGuidance(best, lambda x: x[:, ::2], y[:, ::2], 0.1), x_t, level)
+    masked = _evaluate(ReconstructionGuidance(best, lambda x: mask * x, mask * y, 0.1), x_t, level)
     assert_close(selected, masked, atol=1e-12)
     for i in range(3):
         distribution = _conditioned([1.0], [np.zeros(3)], [np.eye(3)], np.eye(3)[::2], np.asarray(y[i, ::2]), 0.1)
-        truth = _ask(closed_form.OptimalDenoiser(distribution), x_t, level)
+        truth = _evaluate(closed_form.OptimalDenoiser(distribution), x_t, level)
         assert_close(selected[i], truth[i], rtol=1e-9, atol=1e-9)
 
 
@@ -228,7 +228,7 @@ def _constant(value, level):
 
 @pytest.mark.slow
 def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
-    # against the posterior of the mixture, along states that its own noisy law visits
+    # compared with the posterior of the mixture, at samples of its noisy marginal
     a, y = np.array([[1.0, 0.0]]), np.array([0.6])
     truth = _conditioned(WEIGHTS, MEANS, COVARIANCES, a, y, 0.05)
     best, errors = closed_form.OptimalDenoiser(_mixture()), []
@@ -236,32 +236,34 @@ def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
         one = level_from_log_snr(jnp.asarray(log_snr))
         x_t = draws(closed_form.marginal(truth, one), jax.random.key(7), 2_000)
         level = jax.tree.map(lambda field: jnp.full(2_000, field), one)
-        spread = jax.jit(jax.vmap(lambda x, lv: best.distribution.posterior(x, lv).covariance()[0, 0]))(
+        posterior_variance = jax.jit(jax.vmap(lambda x, lv: best.distribution.posterior(x, lv).covariance()[0, 0]))(
             x_t, level
         ).mean()
-        guided = ReconstructionGuidance(best, _first, jnp.full((2_000, 1), y[0]), 0.05, Partial(_constant, spread))
-        ours, plain, ideal = (_ask(net, x_t, level) for net in (guided, best, closed_form.OptimalDenoiser(truth)))
-        pull = jnp.mean((plain - ideal) ** 2)  # what guidance is to do
-        errors.append(float(jnp.sqrt(jnp.mean((ours - ideal) ** 2) / pull)))
+        guided = ReconstructionGuidance(
+            best, _first, jnp.full((2_000, 1), y[0]), 0.05, Partial(_constant, posterior_variance)
+        )
+        ours, plain, ideal = (_evaluate(net, x_t, level) for net in (guided, best, closed_form.OptimalDenoiser(truth)))
+        size = jnp.mean((plain - ideal) ** 2)  # of the guidance
+        errors.append(float(jnp.sqrt(jnp.mean((ours - ideal) ** 2) / size)))
     print(f"error of the guidance over its size, log-SNR -6..9: {np.round(errors, 4)}")
     assert errors[-1] < 0.05
-    assert np.all(np.array(errors) < 1.0)  # nowhere worse than none
+    assert np.all(np.array(errors) < 1.0)  # nowhere worse than without guidance
     assert max(errors) > 0.1  # and not exact
 
 
 @pytest.mark.slow
-def test_another_scale_is_that_much_more():
+def test_the_guidance_is_proportional_to_the_scale():
     level, _ = _levels(-2.0, 1.0)
     x_t = jax.random.normal(jax.random.key(3), (2, 3))
-    whole = _guided(2)
-    free = _ask(whole.denoiser, x_t, level)
-    half = ReconstructionGuidance(whole.denoiser, _measure, whole.y, NOISE, _spread, 0.5)
-    assert_close(_ask(half, x_t, level) - free, 0.5 * (_ask(whole, x_t, level) - free), atol=1e-12)
+    full = _guided(2)
+    free = _evaluate(full.denoiser, x_t, level)
+    half = ReconstructionGuidance(full.denoiser, _measure, full.y, NOISE, _posterior_variance, 0.5)
+    assert_close(_evaluate(half, x_t, level) - free, 0.5 * (_evaluate(full, x_t, level) - free), atol=1e-12)
 
 
 @pytest.mark.slow
 def test_a_measurement_of_another_shape_is_refused():
     level, _ = _levels(-2.0, 1.0)
     wrong = ReconstructionGuidance(_guided(2).denoiser, _measure, jnp.ones(2), NOISE)
-    with pytest.raises(ValueError, match=r"y has shape \(2,\), A x_hat \(2, 1\): give y that of A x_hat"):
+    with pytest.raises(ValueError, match=r"y has shape \(2,\), .*\(2, 1\): pass y of that shape"):
         wrong(jnp.ones((2, 3)), level)

@@ -1,11 +1,11 @@
-"""Guidance: denoisers bent towards a condition, and again denoisers, for any sampler.
+"""Guidance: conditional generation. A guided denoiser is again a denoiser, for any sampler.
 
     classifier-free    D(x_t) + w (D(x_t, y) - D(x_t))
     classifier         score + w grad log p(y | x_t)
-    reconstruction     score + grad log N(y; A x_hat(x_t), var_y + var_t), by Tweedie's formula
+    reconstruction     score + w grad log N(y; A x_hat(x_t), var_y + var_t), by Tweedie's formula
 
-With exact parts, w = 1 is Bayes' rule: the score of q(x_t | y) is that of q(x_t) and grad log p(y | x_t). Another w is
-another law, sharper than the condition's and not its marginals. A scale w is one number, or one for each example.
+With exact parts, w = 1 is Bayes' rule: the score of q(x_t | y) is the score of q(x_t) plus grad log p(y | x_t). A
+larger w samples a more concentrated distribution than q(x_0 | y). The scale w is a scalar, or one value per example.
 """
 
 from dataclasses import dataclass, field
@@ -28,19 +28,21 @@ from vdm_jax.types import (
     per_example,
 )
 
+__all__ = ["ClassifierFreeGuidance", "ClassifierGuidance", "ReconstructionGuidance"]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """D(x_t) + w (D(x_t, y) - D(x_t)), where the log-SNR is in an interval; else the conditional denoiser.
+    """Classifier-free guidance, D(x_t) + w (D(x_t, y) - D(x_t)).
 
-    w = 0 is the unconditional denoiser, 1 the conditional one, above 1 more than that. In Ho & Salimans' own words it
-    is 1 + their w.
+    w = 0 is the unconditional denoiser, 1 the conditional denoiser, and above 1 the guidance is stronger. Ho & Salimans
+    write w for this w minus 1.
 
     Fields:
-        conditional, unconditional: denoisers of one parameterisation, whichever it is.
+        conditional, unconditional: denoisers with the same prediction type, which may be any.
         scale: w.
-        log_snr_min, log_snr_max: the interval.
+        log_snr_min, log_snr_max: the interval of log-SNR with guidance. Outside of it the conditional denoiser is used.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598; Kynkäänniemi et al. 2024, arXiv:2404.07724 (the interval).
     """
@@ -53,21 +55,21 @@ class ClassifierFreeGuidance:
 
     def __call__(self, x_t: Batch, level: NoiseLevel) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
-        with_y = evaluate(self.conditional, x_t, level, name="conditional denoiser")
-        without = evaluate(self.unconditional, x_t, level, name="unconditional denoiser")
+        conditional = evaluate(self.conditional, x_t, level, name="conditional denoiser")
+        unconditional = evaluate(self.unconditional, x_t, level, name="unconditional denoiser")
         inside = (level.log_snr >= self.log_snr_min) & (level.log_snr <= self.log_snr_max)
-        scale = jnp.where(inside, _each("scale", self.scale, x_t), 1.0)
-        return jax.vmap(lambda c, u, w: u + w * (c - u))(with_y, without, scale)
+        scale = jnp.where(inside, _per_example("scale", self.scale, x_t), 1.0)
+        return jax.vmap(lambda c, u, w: u + w * (c - u))(conditional, unconditional, scale)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ClassifierGuidance:
-    """A denoiser with w grad log p(y | x_t) added to its score.
+    """Classifier guidance: w grad log p(y | x_t) is added to the score of a denoiser.
 
     Fields:
         denoiser: predicts `prediction_type`.
-        log_prob: log p(y | x_t), (x_t, level) -> (B,), of each example by itself, with its y closed over.
+        log_prob: log p(y | x_t), (x_t, level) -> (B,), for each example independently; y is fixed in the function.
         scale: w.
         prediction_type: what the denoiser predicts.
 
@@ -82,81 +84,87 @@ class ClassifierGuidance:
     def __call__(self, x_t: Batch, level: NoiseLevel) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
         prediction = evaluate(self.denoiser, x_t, level)
-        slope = jax.grad(lambda x: evaluate_scalars(self.log_prob, x, level, name="log-density").sum())(x_t)
-        return _shifted(prediction, x_t, level, self.prediction_type, slope, self.scale)
+        gradient = jax.grad(lambda x: evaluate_scalars(self.log_prob, x, level, name="log-density").sum())(x_t)
+        return _shifted(prediction, x_t, level, self.prediction_type, gradient, self.scale)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ReconstructionGuidance:
-    """A denoiser drawn to x_0 that would have been measured as y = A x_0 + noise.
+    """Reconstruction guidance (PiGDM), for linear inverse problems y = A x_0 + noise: inpainting, super-resolution.
 
         p(y | x_t) ~ N(y; A x_hat(x_t), var_y + var_t)
 
-    x_0 given x_t is taken as normal around Tweedie's mean, with var_t in every measured direction (A A^T = I). For
-    normal data of which that is true it is exact; for others an approximation that is best at little noise.
+    p(x_0 | x_t) is approximated by a normal distribution around Tweedie's posterior mean, with variance var_t in every
+    measured direction (A A^T = I). This is exact for normal data with such a posterior, and otherwise an approximation
+    that improves as the noise decreases.
 
     Fields:
-        denoiser: predicts `prediction_type`; differentiated.
-        measure: A, a linear map (B, *x) -> (B, *y), with A A^T = I: a mask, a selection, a mean times sqrt(n).
-        y: what was measured, shape (B, *y).
-        variance: var_y of the measurement's noise, one number or one for each example.
-        spread: var_t of a level, a callable; None is sigma^2 / (alpha^2 + sigma^2), that of data N(0, I).
-        scale: w, 1 for what the formula says.
+        denoiser: predicts `prediction_type`; must be differentiable.
+        operator: A, the measurement operator: a linear map (B, *x) -> (B, *y) with A A^T = I, such as a mask, a
+            selection of entries, or a mean over n entries times sqrt(n).
+        y: the measurements, shape (B, *y).
+        noise_variance: var_y of the measurement noise, a scalar or shape (B,).
+        posterior_variance: level -> var_t, the r_t^2 of PiGDM. None is sigma^2 / (alpha^2 + sigma^2), exact for data
+            from N(0, I).
+        scale: w; 1 is the formula above.
         prediction_type: what the denoiser predicts.
 
     Raises (when called):
-        ValueError: y is not of the shape of what `measure` makes of x_hat, a variance or scale is neither one number
-            nor one for each example, or unknown prediction_type.
+        ValueError: the shape of y differs from that of A x_hat, a variance or the scale is neither a scalar nor of
+            shape (B,), or unknown prediction_type.
 
     Source: Ho et al. 2022, arXiv:2204.03458, section 3.1; Chung et al. 2022, arXiv:2209.14687; Song et al. 2023,
         "Pseudoinverse-guided diffusion models for inverse problems" (var_t).
     """
 
     denoiser: Any
-    measure: Any
+    operator: Any
     y: Any
-    variance: Any
-    spread: Any = None
+    noise_variance: Any
+    posterior_variance: Any = None
     scale: Any = 1.0
     prediction_type: PredictionType = field(default="eps", metadata={"static": True})
 
     def __call__(self, x_t: Batch, level: NoiseLevel) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
-        spread = (_unit_spread if self.spread is None else self.spread)(level)
-        var = _each("variance", self.variance, x_t) + _each("spread", spread, x_t)
+        posterior_variance = (self.posterior_variance or _standard_normal_variance)(level)
+        var = _per_example("noise_variance", self.noise_variance, x_t)
+        var = var + _per_example("posterior_variance", posterior_variance, x_t)
 
         def log_prob(x_t):
             prediction = evaluate(self.denoiser, x_t, level)
             x_hat = jax.vmap(partial(to_x_0, prediction_type=self.prediction_type))(prediction, x_t, level)
-            left = self._left(self.measure(x_hat))
-            return -0.5 * jnp.sum(per_example(jnp.square(left)) / var), prediction
+            residual = self._residual(self.operator(x_hat))
+            return -0.5 * jnp.sum(per_example(jnp.square(residual)) / var), prediction
 
-        slope, prediction = jax.grad(log_prob, has_aux=True)(x_t)
-        return _shifted(prediction, x_t, level, self.prediction_type, slope, self.scale)
+        gradient, prediction = jax.grad(log_prob, has_aux=True)(x_t)
+        return _shifted(prediction, x_t, level, self.prediction_type, gradient, self.scale)
 
-    def _left(self, expected: Batch) -> Batch:
-        if jnp.shape(self.y) != expected.shape:  # else they would broadcast against each other
-            raise ValueError(f"y has shape {jnp.shape(self.y)}, A x_hat {expected.shape}: give y that of A x_hat")
+    def _residual(self, expected: Batch) -> Batch:
+        if jnp.shape(self.y) != expected.shape:  # they must not broadcast
+            raise ValueError(
+                f"y has shape {jnp.shape(self.y)}, but the operator returns {expected.shape}: pass y of that shape"
+            )
         return jnp.asarray(self.y, expected.dtype) - expected
 
 
-def _unit_spread(level: NoiseLevel) -> Real:
+def _standard_normal_variance(level: NoiseLevel) -> Real:
     return level.sigma**2 / (level.alpha**2 + level.sigma**2)
 
 
-def _each(name: str, value: Any, x_t: Batch) -> PerExample:
-    """One number for each example, from one for all or for each."""
+def _per_example(name: str, value: Any, x_t: Batch) -> PerExample:
+    """A value for each example, from a scalar or from values for each."""
     value = jnp.asarray(value, at_least_float32(x_t.dtype))
     if value.shape not in ((), x_t.shape[:1]):
-        raise ValueError(f"{name} has shape {value.shape}: give one number, or one for each of {x_t.shape[0]} examples")
+        raise ValueError(f"{name} has shape {value.shape}: pass a scalar, or {x_t.shape[0]} values, one per example")
     return jnp.broadcast_to(value, x_t.shape[:1])
 
 
-def _shifted(prediction, x_t, level, prediction_type, slope, scale):
-    """The prediction whose score has `scale * slope` added."""
+def _shifted(prediction, x_t, level, prediction_type, gradient, scale):
+    """The prediction after `scale * gradient` is added to its score."""
 
     def one(p, x, lv, g, w):
         return convert(to_eps(p, x, lv, prediction_type) - lv.sigma * (w * g), x, lv, "eps", prediction_type)
 
-    return jax.vmap(one)(prediction, x_t, level, slope.astype(prediction.dtype), _each("scale", scale, x_t))
+    return jax.vmap(one)(prediction, x_t, level, gradient.astype(prediction.dtype), _per_example("scale", scale, x_t))
