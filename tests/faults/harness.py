@@ -19,7 +19,6 @@ from vdm_jax.training.runtime.devices import make_mesh
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-GO_ON = "goes on from"
 ENDLESS = ("--steps", "1000000")
 STEPS = 60
 OPTIONS = ("--steps", str(STEPS), "--checkpoint-every", "10", "--log-every", "5", "--keep", "3")
@@ -31,19 +30,28 @@ class Going:
     Args:
         workdir: where its runs are.
         options: of the command line.
-        command: the module.
-        experiment: in the folder `experiments` beside this file.
+        command: the module, and its arguments before the experiment.
+        experiment: the name of a file in the folder `experiments` beside this one.
         under: a command that it runs under, such as `unshare`.
         environment: variables to add.
         streams: other places for its output.
     """
 
     def __init__(
-        self, workdir, *options, command="vdm_jax.training", experiment="tiny", under=(), environment=None, **streams
+        self, workdir, *options, command=("vdm_jax.training",), experiment="tiny", under=(), environment=None, **streams
     ):
         self.folder = Path(workdir) / experiment
         self.log = Path(f"{workdir}.{len(list(Path(workdir).parent.glob(f'{Path(workdir).name}.*.log')))}.log")
-        line = [*under, sys.executable, "-m", command, experiment, "--workdir", str(workdir), *options]
+        line = [
+            *under,
+            sys.executable,
+            "-m",
+            *command,
+            f"experiments/{experiment}.py",
+            "--workdir",
+            str(workdir),
+            *options,
+        ]
         variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "1000", **(environment or {})}
         with self.log.open("w") as log, heard():
             places = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, **streams}

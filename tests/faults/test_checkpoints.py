@@ -81,7 +81,7 @@ def test_the_newest_are_damaged(copy, whole, damage, number):
     told = train(copy, *OPTIONS)
     for step in bad:
         assert told.count(f"The checkpoint of step {step} cannot be read; moved to {copy}/tiny/unreadable.") == 1
-    assert f"Going on from step {STEPS - 10 * number} of {STEPS}." in told
+    assert f"Resuming from step {STEPS - 10 * number} of {STEPS}." in told
     assert_same_run(copy, whole, beside=["unreadable/"])
     assert sorted(path.name for path in (copy / "tiny/unreadable").iterdir()) == sorted(map(str, bad))
 
@@ -94,7 +94,7 @@ def test_all_are_damaged(copy, damage):
     process = Going(copy, "--num-samples", "0", *OPTIONS)
     before = {path.name for path in (copy / "tiny").rglob("*")}
     assert process.end() == 1
-    assert_one_message(process.told(), r"No checkpoint in .* can be read .*start anew with --fresh")
+    assert_one_message(process.told(), r"No checkpoint in .* can be read .*--fresh")
     assert {path.name for path in (copy / "tiny").rglob("*")} >= before
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_is_half_written(copy, whole):
     (folder / str(STEPS)).rename(folder / f"{STEPS}.orbax-checkpoint-tmp")
     for path in files(folder / f"{STEPS}.orbax-checkpoint-tmp")[::2]:
         path.unlink()
-    assert f"Going on from step {STEPS - 10} of {STEPS}." in train(copy, *OPTIONS)
+    assert f"Resuming from step {STEPS - 10} of {STEPS}." in train(copy, *OPTIONS)
     assert_same_run(copy, whole)
 
 

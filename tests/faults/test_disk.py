@@ -18,9 +18,9 @@ from tests.faults.harness import (
 
 pytestmark = pytest.mark.slow
 QUIET = ("--num-samples", "0")
-FULL = r"The disk is full: nothing more can be saved\. Free some space or choose another --workdir"
+FULL = r"The disk is full\. Free some space or use another --workdir"
 READ_ONLY = (
-    r"The file system does not allow it \(.*Read-only file system.*\)\. Make it writable, or choose another --workdir"
+    r"The file system is not writable \(.*Read-only file system.*\)\. Make it writable, or use another --workdir"
 )
 
 
@@ -83,6 +83,6 @@ def test_the_folder_is_removed(tmp_path, whole, what):
     while (tmp_path / "run/tiny").exists():  # while it writes into it
         shutil.rmtree(tmp_path / "run/tiny", ignore_errors=True)
     assert process.end() == 1, process.told()[-3000:]
-    assert_one_message(process.told(), r"was removed while a run was going in it; .* The same command starts anew")
+    assert_one_message(process.told(), r"was removed during the run.* The same command starts a new run")
     train(tmp_path / "run", *OPTIONS, "--fresh")
     assert_same_run(tmp_path / "run", whole)

@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from vdm_jax.training.runtime.errors import lasting_output, not_writable, readable_errors
-from vdm_jax.training.runtime.files import locked
-from vdm_jax.training.runtime.metrics_writer import Journal
+from vdm_jax.training.runtime.errors import not_writable, readable_errors, tolerate_closed_output
+from vdm_jax.training.runtime.files import process_lock
+from vdm_jax.training.runtime.metrics_writer import MetricsWriter
 
 
 def behind(error):
@@ -62,9 +62,9 @@ def test_a_folder_that_is_gone_is_told_once_though_writes_to_it_are_still_under_
         monkeypatch.setattr(module, name, getattr(module, name))  # so that they are put back
 
     def run():
-        with readable_errors(), locked(tmp_path / "run"), Journal(tmp_path / "run", 0, 1) as journal:
+        with readable_errors(), process_lock(tmp_path / "run"), MetricsWriter(tmp_path / "run", 0, 1) as writer:
             shutil.rmtree(tmp_path / "run")
-            journal.check()
+            writer.check()
 
     with pytest.raises(SystemExit):
         run()
@@ -80,7 +80,7 @@ def test_who_listens_no_more_ends_nothing(monkeypatch):
     with os.fdopen(writes, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         os.close(reads)
-        with lasting_output():
+        with tolerate_closed_output():
             for _ in range(10_000):  # more than a pipe holds
                 print("a line")
             sys.stdout.flush()

@@ -30,7 +30,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path, who
     seconds = [Going(tmp_path / "run", *QUIET, *OPTIONS, *fresh) for fresh in ((), ("--fresh",))]
     for second in seconds:
         assert second.end() == 1, second.told()[-3000:]
-        assert_one_message(second.told(), rf"Another run is going in .* \(process {first.popen.pid} on ")
+        assert_one_message(second.told(), rf"Another run is using .* \(process {first.popen.pid} on ")
     assert first.popen.poll() is None, "it ended before the others came"
     assert first.end() == 0, first.told()[-3000:]
     train(tmp_path / "alone", *OPTIONS, "--steps", "6000", "--checkpoint-every", "1000")
@@ -45,7 +45,7 @@ def test_other_options_are_refused_and_shown_and_nothing_is_changed(tmp_path, wh
     assert_one_message(
         process.told(),
         r"(?s)was made with other options \(then -> now\):\n  --learning-rate: 0\.001 -> 0\.5\n"
-        r"  --widths: {'hidden': 16} -> {'hidden': 8}\n.*start anew with --fresh",
+        r"  --widths: {'hidden': 16} -> {'hidden': 8}\n.*--fresh",
     )
     lock = tmp_path / "run/tiny/lock"
     assert contents(tmp_path / "run") | {lock: 0} == before | {lock: 0}

@@ -97,14 +97,14 @@ def assert_same_report(workdir, whole):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("command", ["report", "sampling"])
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
 def test_it_is_killed_while_it_reports_and_draws(tmp_path, whole, command):
     from PIL import Image
 
     train(tmp_path / "run", *OPTIONS)
     folder, moments = tmp_path / "run/tiny", random.Random(0)
-    options = {"report": ("--quality", "0"), "sampling": ("--num-samples", "400")}[command]
-    module = f"vdm_jax.training.evaluation.{command}"
+    options = {"evaluate": ("--quality", "0"), "sample": ("--num-samples", "400")}[command]
+    module = ("vdm_jax", command)
     for _ in range(8):
         process = Going(tmp_path / "run", *options, command=module)
         time.sleep(moments.uniform(2.0, 4.5))

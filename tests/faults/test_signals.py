@@ -28,18 +28,18 @@ def stopped(process, folder, signum):
     """The step at which it stopped, said in one message."""
     assert process.end() == 128 + signum, process.told()[-3000:]
     reached = newest(folder)
-    assert_one_message(process.told(), rf"Stopped and saved at step {reached}\. The same command goes on from there")
+    assert_one_message(process.told(), rf"Stopped and saved at step {reached}\. The same command resumes from there")
     return reached
 
 
 def go_on(workdir, whole):
     told = train(workdir, *OPTIONS)
-    assert f"Going on from step {newest_of(told)} of {STEPS}." in told
+    assert f"Resuming from step {newest_of(told)} of {STEPS}." in told
     assert_same_run(workdir, whole, means=False)
 
 
 def newest_of(told):
-    return told.split("Going on from step ")[1].split()[0]
+    return told.split("Resuming from step ")[1].split()[0]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda signum: signum.name)
@@ -102,7 +102,8 @@ def test_more_of_them_while_saving_change_nothing(tmp_path, whole, signum):
 def test_a_signal_to_make_and_all_that_it_started(tmp_path, whole, signum):
     makefile = tmp_path / "Makefile"
     makefile.write_text(
-        f"train:\n\t@{sys.executable} -m vdm_jax.training tiny --workdir {tmp_path / 'run'} {' '.join(SLOWLY)}\n"
+        f"train:\n\t@{sys.executable} -m vdm_jax train experiments/tiny.py "
+        f"--workdir {tmp_path / 'run'} {' '.join(SLOWLY)}\n"
     )
     process = Going(tmp_path / "run", under=("sh", "-c", f"exec make -f {makefile} train"))
     process.until_saved(beyond=2)

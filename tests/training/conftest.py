@@ -8,6 +8,7 @@ import pytest
 
 from tests import signals
 from tests.training.experiments.tiny import CONFIG
+from vdm_jax.training import registry
 from vdm_jax.training import run as runs
 from vdm_jax.training.runtime.devices import make_mesh
 from vdm_jax.training.runtime.errors import readable_errors
@@ -35,24 +36,29 @@ def heard():
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """`command(main, "tiny", "--steps", "3")`: run a command in this process -> exit code, what it printed."""
-    monkeypatch.chdir(HERE)
-    monkeypatch.syspath_prepend(str(HERE))
-    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+    """`command(main, "tiny", "--steps", "3")`: run a command in this process -> exit code, what it printed.
+
+    The project's recipes are those of tests/training/experiments.
+    """
+    monkeypatch.setattr(registry, "FOLDERS", (HERE / "experiments",))
+    for name in recipe_modules():
         monkeypatch.delitem(sys.modules, name)
 
     def call(main, *arguments, workdir=True):
         own = ["--workdir", str(tmp_path)] if workdir else []
-        monkeypatch.setattr(sys, "argv", ["program", *arguments, *own])
         code = 0
         try:
             with readable_errors():
-                main()
+                main([*arguments, *own])
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 
     yield call
-    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+    for name in recipe_modules():
         del sys.modules[name]
+
+
+def recipe_modules():
+    return [name for name in sys.modules if name.startswith(registry.PACKAGE)]

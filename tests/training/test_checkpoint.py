@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.bits import assert_same_bits
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.integrity import BadNumbers, decodes, look
+from vdm_jax.training.integrity import NonFiniteState, is_readable, summarize
 from vdm_jax.training.runtime.errors import UserError, disk_is_full
 from vdm_jax.training.state import TrainState
 
@@ -125,14 +125,14 @@ def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_passed_over(
         saved = checkpoints.restore(numbered(0))
         assert saved.unreadable == [3, 2]
         assert_same_bits(saved.state, numbered(1))
-        assert checkpoints.notes() == NOTES | {"checksum": look(numbered(3)).checksum}
+        assert checkpoints.notes() == NOTES | {"checksum": summarize(numbered(3)).checksum}
 
 
 def test_arrays_that_do_not_decode_are_seen_without_restoring(tmp_path):
     fill(tmp_path, {1: 3.0, 2: 2.0})
     break_array(tmp_path, 2)
-    assert decodes(tmp_path / "1" / "state")
-    assert not decodes(tmp_path / "2" / "state")
+    assert is_readable(tmp_path / "1" / "state")
+    assert not is_readable(tmp_path / "2" / "state")
 
 
 def test_a_copy_under_another_number_is_passed_over(tmp_path):
@@ -150,7 +150,7 @@ def test_a_copy_under_another_number_is_passed_over(tmp_path):
 def test_a_state_with_a_number_that_is_not_finite_is_not_saved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         for bad in (jnp.nan, jnp.inf):
-            with pytest.raises(BadNumbers):
+            with pytest.raises(NonFiniteState):
                 checkpoints.save(1, numbered(1)._replace(opt_state=(jnp.full((2, 2), bad),)), NOTES, 1.0)
     assert steps(tmp_path) == []
 
@@ -194,5 +194,5 @@ def test_notes_are_plain_json(tmp_path):
     fill(tmp_path, {1: 3.0})
     written = json.loads((tmp_path / "1" / "notes" / "metadata").read_text())
     assert NOTES.items() <= written.items()
-    assert written.keys() - NOTES.keys() == {"checksum", "seal"}
+    assert written.keys() - NOTES.keys() == {"checksum", "digest"}
     assert np.isclose(json.loads((tmp_path / "1" / "metrics" / "metrics").read_text())["loss"], 3.0)

@@ -8,10 +8,10 @@ import pytest
 
 from tests.derivations.check import assert_mean
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.data import sources, tfds_images
+from vdm_jax.training.data import batches, sources, tfds_images
 from vdm_jax.training.data.augmentation import augmentations, flip_half, rotate, swap_channels
 from vdm_jax.training.data.planes import PLANES
-from vdm_jax.training.run import check_kind
+from vdm_jax.training.run import check_data_kind
 from vdm_jax.training.runtime.errors import UserError
 
 needs_tfds = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="set TFDS_DATA_DIR to prepared data sets")
@@ -22,7 +22,7 @@ def numbered(size, batch=4, seed=0, flip=False):
     records = [
         {"image": np.full((3, 2, 1), i, np.uint8) + np.array([[[0], [100]]], np.uint8), "label": i} for i in range(size)
     ]
-    return sources.train_iterator(sources.Images(records, (3, 2, 1)), batch, seed, [flip_half] if flip else [])
+    return batches.train_iterator(sources.Images(records, (3, 2, 1)), batch, seed, [flip_half] if flip else [])
 
 
 def labels(iterator, batches):
@@ -110,19 +110,19 @@ def test_a_set_too_big_for_ram_gives_the_same_batches(monkeypatch):
     small = sources.Images(records, (2, 2, 1)).take(np.array([3, 1, 8]))
     monkeypatch.setattr(sources, "RAM_LIMIT", 1)
     big = sources.Images(records, (2, 2, 1))
-    assert not big.fits
+    assert not big.fits_in_memory
     assert all((big.take(np.array([3, 1, 8]))[name] == small[name]).all() for name in small)
 
 
 def test_unknown_set_names_the_nearest():
-    with pytest.raises(UserError, match=r"no data set 'fashion_mnit'. Did you mean fashion_mnist"):
+    with pytest.raises(UserError, match=r"Unknown data set 'fashion_mnit'. Did you mean fashion_mnist"):
         sources.load("fashion_mnit")
 
 
 def test_absent_set_without_tensorflow_names_both_remedies(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds_images.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"(?s)mnist.*needs TensorFlow.*TFDS_DATA_DIR.*pip install.*make train"):
+    with pytest.raises(UserError, match=r"(?s)mnist.*needs TensorFlow.*TFDS_DATA_DIR.*pip install.*--data digits"):
         sources.load("mnist")
 
 
@@ -135,7 +135,9 @@ def test_no_network_names_both_remedies(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds_images.importlib.util, "find_spec", lambda name: types.SimpleNamespace())
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    with pytest.raises(UserError, match=r"(?s)mnist.*Failed to resolve host.*TFDS_DATA_DIR.*pip install.*make train"):
+    with pytest.raises(
+        UserError, match=r"(?s)mnist.*Failed to resolve host.*TFDS_DATA_DIR.*pip install.*--data digits"
+    ):
         sources.load("mnist")
 
 
@@ -154,7 +156,7 @@ def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_p
         raise ModuleNotFoundError("No module named 'tensorflow'")
 
     monkeypatch.setattr(tfds, "builder", fail)
-    with pytest.raises(UserError, match=r"(?s)titanic.*needs TensorFlow.*TFDS_DATA_DIR.*make train"):
+    with pytest.raises(UserError, match=r"(?s)titanic.*needs TensorFlow.*TFDS_DATA_DIR.*--data digits"):
         sources.load("titanic")
 
 
@@ -165,7 +167,7 @@ def test_a_set_that_even_its_description_needs_tensorflow_for(monkeypatch, tmp_p
 def test_real_sets_are_read_without_tensorflow(name, shape):
     real = sources.load(name)
     assert (real.spec.shape, real.spec.levels, real.spec.num_classes) == (shape, 256, 10)
-    batch = next(sources.train_iterator(real.train, 64, 0, [flip_half]))
+    batch = next(batches.train_iterator(real.train, 64, 0, [flip_half]))
     assert batch["image"].shape == (64, *shape)
     assert batch["image"].max() > 200
     assert len(set(batch["label"].tolist())) > 5
@@ -194,21 +196,16 @@ def test_channels_come_in_every_order_alike_often():
 
 
 def test_options_choose_the_augmentations_and_each_draws_for_itself():
-    config = TrainConfig(flip=True, rotate=True, swap_channels=True)
-    assert augmentations(config) == [
-        flip_half,
-        rotate,
-        swap_channels,
-    ]
-    assert augmentations(TrainConfig()) == []
+    assert augmentations(flip=True, rotation=True, channels=True) == [flip_half, rotate, swap_channels]
+    assert augmentations(flip=False, rotation=False, channels=False) == []
     records = [{"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "label": 0}] * 400
-    batch = next(sources.train_iterator(sources.Images(records, (2, 2, 1)), 400, 0, [flip_half, flip_half]))
+    batch = next(batches.train_iterator(sources.Images(records, (2, 2, 1)), 400, 0, [flip_half, flip_half]))
     mirrored = (batch["image"][:, 0, 0, 0] == 1).sum()
-    assert 120 < mirrored < 280  # two flips of one draw would undo each other
+    assert 120 < mirrored < 280  # two flips with the same random numbers would undo each other
 
 
 @pytest.mark.parametrize("name", PLANES)
-def test_points_are_of_their_law(name):
+def test_points_have_the_moments_of_their_distribution(name):
     plane = PLANES[name]()
     np.testing.assert_allclose(plane.weights.sum(), 1.0, rtol=1e-12)
     points = sources.load(name).test.take(np.arange(10_000))["image"]
@@ -232,12 +229,12 @@ def test_points_are_the_same_each_time_and_test_points_are_others():
 @pytest.mark.parametrize(
     ("points", "options", "message"),
     [
-        (False, {"data": "moons"}, "made for images, and moons are not: take --data digits"),
-        (True, {"data": "digits"}, "made for points in a plane, and digits are not: take --data two_modes"),
-        (True, {"data": "moons", "flip": True}, "for images, not for points"),
+        (False, {"data": "moons"}, "--data moons: .* needs images. Use --data digits"),
+        (True, {"data": "digits"}, "--data digits: .* needs points in the plane. Use --data two_modes"),
+        (True, {"data": "moons", "flip": True}, "--flip, .* apply to images, not to points"),
     ],
 )
 def test_points_for_images_and_images_for_points_are_refused(points, options, message):
     config = type("Recipe", (TrainConfig,), {"points": points})(**options)
     with pytest.raises(UserError, match=message):
-        check_kind("mine", config, sources.load(config.data))
+        check_data_kind("mine", config, sources.load(config.data))

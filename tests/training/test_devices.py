@@ -6,23 +6,32 @@ from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import Widths
 from vdm_jax.training import optimizer
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.evaluation.report import per_example
+from vdm_jax.training.evaluation.report import evaluate_examples
 from vdm_jax.training.keys import stream
 from vdm_jax.training.loop import train
-from vdm_jax.training.run import abstract_state, first_state, placement
-from vdm_jax.training.runtime.devices import make_mesh, on_one_device, own_rows, put, replicated, split, spread, whole
+from vdm_jax.training.run import abstract_state, initial_state, state_sharding
+from vdm_jax.training.runtime.devices import (
+    batch_sharding,
+    local_rows,
+    longest_axis_sharding,
+    make_global,
+    make_mesh,
+    on_one_device,
+    replicate,
+    replicated,
+)
 from vdm_jax.training.step import make_step
 
 
 def updated(run, number=3):
     """The state and metrics after some updates of a run."""
     config = run.config
-    options = {"seed": config.seed, "ema_decay": config.ema_decay, "place": placement(run)}
+    options = {"seed": config.seed, "ema_decay": config.ema_decay, "place": state_sharding(run)}
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
-    state, metrics = first_state(run), {}
+    state, metrics = initial_state(run), {}
     for place in range(number):
         batch = run.data.train.take(np.arange(32) + 32 * place)
-        state, metrics = step(state, put(batch, split(run.mesh)))
+        state, metrics = step(state, make_global(batch, batch_sharding(run.mesh)))
     return step, state, metrics
 
 
@@ -45,13 +54,13 @@ def test_any_number_of_devices_makes_the_same_updates_to_rounding(tiny, shard):
 def test_evaluation_does_not_depend_on_the_number_of_devices_the_last_ragged_batch_included(tiny):
     """360 test images in blocks of 104: the last one is filled up."""
     run = tiny(1)
-    params, key = first_state(run).params, stream(0, "evaluate")
-    one = per_example(run, params, key)
+    params, key = initial_state(run).params, stream(0, "evaluate")
+    one = evaluate_examples(run, params, key)
     assert len(one["bits_per_dim"]) == 360
     assert (one["label"] == run.data.test.take(np.arange(360))["label"]).all()
     for devices in (2, 4, 8):
         other = tiny(devices, shard=True)
-        assert_close(per_example(other, first_state(other).params, key), one, 1e-6)
+        assert_close(evaluate_examples(other, initial_state(other).params, key), one, 1e-6)
 
 
 def test_a_spread_array_is_cut_along_its_longest_axis_that_divides():
@@ -64,8 +73,8 @@ def test_a_spread_array_is_cut_along_its_longest_axis_that_divides():
         (16, 8): (16, 8),  # too small to be worth it
         (): (),
     }.items():
-        assert spread(mesh, shape).shard_shape(shape) == part
-    assert spread(make_mesh(1), (4096,)).shard_shape((4096,)) == (4096,)
+        assert longest_axis_sharding(mesh, shape).shard_shape(shape) == part
+    assert longest_axis_sharding(make_mesh(1), (4096,)).shard_shape((4096,)) == (4096,)
 
 
 def test_a_spread_state_takes_a_part_of_the_memory(tiny):
@@ -74,7 +83,7 @@ def test_a_spread_state_takes_a_part_of_the_memory(tiny):
     for shard in (False, True):
         run = tiny(8, shard=shard, widths=Widths(512))
         step, state, _ = updated(run, 1)
-        batch = put(run.data.train.take(np.arange(32)), split(run.mesh))
+        batch = make_global(run.data.train.take(np.arange(32)), batch_sharding(run.mesh))
         taken[shard] = step.lower(state, batch).compile().memory_analysis().argument_size_in_bytes
         held = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(state))
         assert held <= taken[shard] < held + 2000
@@ -94,13 +103,13 @@ def test_a_spread_run_ends_as_another_and_goes_on_as_one(tiny, tmp_path):
 
 def test_parts_make_a_whole():
     mesh, x = make_mesh(8), jax.random.normal(jax.random.key(0), (16, 256))
-    for array in (jax.device_put(x, spread(mesh, x.shape)), jax.device_put(x, replicated(mesh)), x):
-        assert whole(array).is_fully_replicated
+    for array in (jax.device_put(x, longest_axis_sharding(mesh, x.shape)), jax.device_put(x, replicated(mesh)), x):
+        assert replicate(array).is_fully_replicated
         assert (on_one_device(array) == x).all()
         assert len(on_one_device(array).devices()) == 1
 
 
 def test_one_process_holds_every_row_in_order():
-    assert own_rows(make_mesh(8), 16).tolist() == list(range(16))
-    batch = put({"image": np.arange(16)}, split(make_mesh(4)))
+    assert local_rows(make_mesh(8), 16).tolist() == list(range(16))
+    batch = make_global({"image": np.arange(16)}, batch_sharding(make_mesh(4)))
     assert [shard.data.tolist() for shard in batch["image"].addressable_shards][1] == [4, 5, 6, 7]

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vdm_jax.training.run import remove
+from vdm_jax.training.run import remove_run
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.files import LOCK, alone_in, write_json, writing
+from vdm_jax.training.runtime.files import LOCK, atomic_write, run_lock, write_json
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = """
 import sys
 from pathlib import Path
-from vdm_jax.training.runtime.files import alone_in
-with alone_in(Path(sys.argv[1])):
+from vdm_jax.training.runtime.files import run_lock
+with run_lock(Path(sys.argv[1])):
     print("holding", flush=True)
     sys.stdin.read()
 """
@@ -24,10 +24,10 @@ with alone_in(Path(sys.argv[1])):
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    with writing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("one")
         assert not path.exists()
-    with pytest.raises(UnicodeEncodeError), writing(path) as unfinished:
+    with pytest.raises(UnicodeEncodeError), atomic_write(path) as unfinished:
         unfinished.write_text("half of tw\ud800")
     assert path.read_text() == "one"
     write_json(path, {"a": 1})
@@ -49,7 +49,7 @@ def test_numbers_that_json_cannot_hold_are_null(tmp_path):
 
 def test_what_a_killed_process_left_is_written_over(tmp_path):
     path = tmp_path / "file.txt"
-    with writing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text("one")
     unfinished.write_text("half of tw")
     write_json(path, 1)
@@ -62,17 +62,17 @@ def test_a_folder_is_one_process_alone_until_it_ends_however_it_does(tmp_path):
     )
     assert holder.stdout.readline() == "holding\n"
     (tmp_path / "config.json").write_text("{}")
-    message = rf"Another run is going in {tmp_path} \(process {holder.pid} on .*another --workdir"
-    with pytest.raises(UserError, match=message), alone_in(tmp_path):
+    message = rf"Another run is using {tmp_path} \(process {holder.pid} on .*another --workdir"
+    with pytest.raises(UserError, match=message), run_lock(tmp_path):
         pass
     with pytest.raises(UserError, match=message):
-        remove(tmp_path)
+        remove_run(tmp_path)
     assert (tmp_path / "config.json").exists()
     holder.kill()
     holder.communicate()
-    with alone_in(tmp_path), pytest.raises(UserError, match="Another run"), alone_in(tmp_path):
+    with run_lock(tmp_path), pytest.raises(UserError, match="Another run"), run_lock(tmp_path):
         pass
-    remove(tmp_path)
+    remove_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
@@ -81,5 +81,5 @@ def test_without_locks_on_the_file_system_nobody_is_refused(tmp_path, monkeypatc
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", unsupported)
-    with alone_in(tmp_path), alone_in(tmp_path):
+    with run_lock(tmp_path), run_lock(tmp_path):
         pass

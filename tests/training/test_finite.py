@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 
@@ -13,23 +12,24 @@ import pytest
 
 from tests.test_experiments import SMALL, SPECS
 from vdm_jax.likelihoods import denormalize
-from vdm_jax.models.annealing import Langevin
-from vdm_jax.models.images import pixels
+from vdm_jax.models.annealing import AnnealedLangevin
+from vdm_jax.models.images import to_pixels
 from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.networks.refinenet import RefineNetConfig
+from vdm_jax.training import registry
 from vdm_jax.training import run as runs
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.cli import compare
+from vdm_jax.training.cli import compare, evaluate, sample
 from vdm_jax.training.cli import train as training
-from vdm_jax.training.evaluation import report, sample_quality, sampling
-from vdm_jax.training.evaluation.plots import NotFinite, check_finite, panels, paths, save, scatter
-from vdm_jax.training.evaluation.sample_quality import Extractor
+from vdm_jax.training.evaluation import comparison, sample_quality, sampling
+from vdm_jax.training.evaluation.features import Extractor
+from vdm_jax.training.evaluation.plots import NotFinite, check_finite, plot_panels, plot_paths, plot_points, save_grid
 from vdm_jax.training.experiment import NO_VALUE, DataSpec, Panel, SampleBatch
-from vdm_jax.training.run import first_state
+from vdm_jax.training.run import initial_state
 from vdm_jax.training.runtime.errors import UserError
 
-REMEDY = "Take more sampling steps, another sampler, a larger tolerance"
+REMEDY = "Use more sampling steps, another sampler, a larger tolerance"
 PIXELS = Extractor("pixels", lambda images: (images.reshape(len(images), -1).astype(jnp.float32), None))
 BAD = [np.nan, np.inf, -np.inf]
 
@@ -37,7 +37,7 @@ BAD = [np.nan, np.inf, -np.inf]
 def half_broken(params, key, n):
     """Gray images, each second of which has one pixel that is not a number."""
     x = jnp.zeros((n, 8, 8, 1)).at[1::2, 3, 4, 0].set(jnp.nan)
-    return SampleBatch(pixels(x, 17), jnp.full((2, 2, 8, 8, 1), 8))
+    return SampleBatch(to_pixels(x, 17), jnp.full((2, 2, 8, 8, 1), 8))
 
 
 def broken(run, sample=half_broken):
@@ -48,16 +48,16 @@ def broken(run, sample=half_broken):
 def all_broken(monkeypatch):
     """Every run that is opened draws half of its samples badly."""
     opened = runs.open_run
-    for module in (runs, sampling, report, compare):
+    for module in (training, sample, evaluate, comparison):
         monkeypatch.setattr(module, "open_run", lambda *given: broken(opened(*given)))
 
 
 def test_a_number_that_is_not_finite_is_no_pixel_value():
     x = jnp.asarray([-1.0, *BAD, 1e30, 0.0])
-    assert pixels(x, 17).tolist() == jax.jit(pixels, static_argnums=1)(x, 17).tolist() == [0, -1, -1, -1, 16, 8]
+    assert to_pixels(x, 17).tolist() == jax.jit(to_pixels, static_argnums=1)(x, 17).tolist() == [0, -1, -1, -1, 16, 8]
     assert NO_VALUE == -1
     finite = jnp.linspace(-1.5, 1.5, 301)
-    np.testing.assert_array_equal(pixels(finite, 256), denormalize(finite, 256))
+    np.testing.assert_array_equal(to_pixels(finite, 256), denormalize(finite, 256))
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -65,7 +65,7 @@ def test_examples_that_are_not_finite_are_counted(bad):
     x = np.zeros((7, 2, 3), np.float32)
     check_finite(x, "points")
     x[[1, 1, 4], [0, 1, 1], [0, 0, 2]] = bad
-    for examples in (x, np.asarray(pixels(jnp.asarray(x), 256))):
+    for examples in (x, np.asarray(to_pixels(jnp.asarray(x), 256))):
         with pytest.raises(NotFinite, match=r"^2 of 7 points are not finite\. Do it\.$"):
             check_finite(examples, "points", "Do it.")
     check_finite(np.zeros((3, 2), np.uint8), "images")
@@ -76,18 +76,20 @@ def test_no_picture_has_what_is_not_finite(tmp_path, bad):
     x = np.zeros((4, 5, 2))  # four states of five chains
     x[2:, 1] = bad
     path, plane = tmp_path / "one.png", np.zeros((6, 6, 2)) + np.arange(6.0)[:, None]
-    images = np.asarray(pixels(jnp.asarray(x, jnp.float32), 17)).reshape(4, 5, 1, 2, 1)
+    images = np.asarray(to_pixels(jnp.asarray(x, jnp.float32), 17)).reshape(4, 5, 1, 2, 1)
     height, arrows = np.zeros((6, 6)), np.zeros((6, 6, 2))
     height[3, 3] = arrows[1, 2, 0] = np.nan if bad == -np.inf else bad
     for message, draw in {
-        "2 of 20 images of one.png": lambda: save(path, images, 17),
-        "1 of 5 points of one.png": lambda: scatter(path, x[-1], None, ""),
-        "1 of 5 chains of one.png": lambda: paths(path, x, ""),
-        "1 of 6 values of 'hill' in one.png": lambda: panels(path, {"hill": Panel(plane, height)}),
-        "1 of 6 arrows 'truth' of 'hill' in one.png": lambda: panels(
+        "2 of 20 images of one.png": lambda: save_grid(path, images, 17),
+        "1 of 5 points of one.png": lambda: plot_points(path, x[-1], None, ""),
+        "1 of 5 chains of one.png": lambda: plot_paths(path, x, ""),
+        "1 of 6 values of 'hill' in one.png": lambda: plot_panels(path, {"hill": Panel(plane, height)}),
+        "1 of 6 arrows 'truth' of 'hill' in one.png": lambda: plot_panels(
             path, {"hill": Panel(plane, 0 * plane[..., 0], plane, {"truth": arrows})}
         ),
-        "1 of 5 chains of 'hill' in one.png": lambda: panels(path, {"hill": Panel(plane, 0 * plane[..., 0], paths=x)}),
+        "1 of 5 chains of 'hill' in one.png": lambda: plot_panels(
+            path, {"hill": Panel(plane, 0 * plane[..., 0], paths=x)}
+        ),
     }.items():
         with pytest.raises(NotFinite, match=f"^{message} are not finite"):
             draw()
@@ -98,26 +100,26 @@ def test_where_a_density_is_zero_its_logarithm_is_drawn(tmp_path):
     axis = np.linspace(-1.0, 1.0, 9)
     x = np.stack(np.meshgrid(axis, axis), axis=-1)
     height = np.where(x[..., 0] < 0.5, -np.inf, 0.0)
-    assert panels(tmp_path / "one.png", {"half": Panel(x, height)}).exists()
+    assert plot_panels(tmp_path / "one.png", {"half": Panel(x, height)}).exists()
 
 
 @pytest.mark.usefixtures("all_broken")
 def test_training_goes_on_and_then_commands_fail_with_one_message_and_draw_nothing(command, tmp_path, monkeypatch):
-    message = f"\n2 of 4 samples are not finite. {REMEDY} or a smaller step size: `make sample EXP=tiny ARGS="
+    message = f"\n2 of 4 samples are not finite. {REMEDY} or a smaller step size; `vdm-jax sample tiny --help`"
     code, told = command(training.main, "tiny", "--steps", "6", "--picture-every", "2")
     assert code == 1
     for step in (2, 4, 6):  # a picture is not worth a run
-        assert f"samples/step_{step:06}.png is not drawn: 2 of 4 samples are not finite. {REMEDY}" in told
+        assert f"samples/step_{step:06}.png is not written: 2 of 4 samples are not finite. {REMEDY}" in told
     assert "tiny: 6 steps" in told  # what was evaluated is said all the same
     assert told.count(message) == 1
     report = tmp_path / "tiny" / "report.json"
     assert json.loads(report.read_text())["steps"] == 6
-    code, told = command(sampling.main, "tiny")
+    code, told = command(sample.main, "tiny")
     assert code == 1
     assert message in told
     assert "Traceback" not in told
     monkeypatch.setattr(sample_quality, "extractor", lambda run, file: PIXELS)
-    code, told = command(report.main, "tiny", "--quality", "50")
+    code, told = command(evaluate.main, "tiny", "--quality", "50")
     assert code == 1
     assert "25 of 50 samples are not finite" in told
     assert "quality" not in json.loads(report.read_text())
@@ -130,7 +132,7 @@ def test_a_chain_that_is_not_finite_is_not_drawn_either(tiny):
 
     run = broken(tiny(), ends_well)
     with pytest.raises(NotFinite, match=r"6 of 6 images of trajectory.png are not finite"):
-        sampling.draw_final(run, first_state(run).ema)
+        sampling.draw_final(run, initial_state(run).ema)
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png"]
 
 
@@ -141,26 +143,26 @@ def test_points_that_are_not_finite_are_not_drawn(tiny):
     run = tiny(num_samples=50)
     run = broken(run._replace(data=run.data._replace(spec=SPECS["moons"])), points)
     with pytest.raises(NotFinite, match=f"3 of 50 samples are not finite. {REMEDY}"):
-        sampling.draw_final(run, first_state(run).ema)
+        sampling.draw_final(run, initial_state(run).ema)
     assert not list(run.folder.glob("*.png"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_broken")
-def test_a_ladder_is_compared_all_the_same(command, tmp_path):
+def test_the_comparison_is_written_all_the_same(command, tmp_path):
     code, told = command(compare.main, "tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path), workdir=False)
     assert code == 1
-    assert f"Not in the picture:\n  tiny: 5 of 10 samples are not finite. {REMEDY}" in told
-    (row,) = json.loads((tmp_path / "ladder.json").read_text())
+    assert f"Not in the figure:\n  tiny: 5 of 10 samples are not finite. {REMEDY}" in told
+    (row,) = json.loads((tmp_path / "comparison.json").read_text())
     assert row["steps"] == 6
-    assert (tmp_path / "ladder.png").exists()
+    assert (tmp_path / "comparison.png").exists()
 
 
 def test_quality_is_never_measured_on_samples_that_are_not_finite(tiny):
     run = broken(tiny(1, eval_batch_size=40))
-    by = PIXELS._replace(see=lambda images: pytest.fail("their features were asked for"))
+    by = PIXELS._replace(extract=lambda images: pytest.fail("their features were requested"))
     with pytest.raises(NotFinite, match=f"20 of 40 samples are not finite. {REMEDY}"):
-        sample_quality.quality(run, first_state(run).ema, by, 100)
+        sample_quality.measure_quality(run, initial_state(run).ema, by, 100)
 
 
 def test_features_that_are_not_finite_are_refused(tiny):
@@ -170,16 +172,18 @@ def test_features_that_are_not_finite_are_refused(tiny):
 
     images = np.zeros((150, 8, 8, 1), np.uint8)
     images[[3, 140, 149], 0, 0] = 8
-    with pytest.raises(NotFinite, match=r"3 of 150 features of samples are not finite. Look for NaN in .*: pixels"):
-        PIXELS._replace(see=see)(images, "samples")
+    with pytest.raises(
+        NotFinite, match=r"3 of 150 features of samples are not finite. Check the weights for NaN: pixels"
+    ):
+        PIXELS._replace(extract=see)(images, "samples")
 
 
 def test_too_few_are_refused_before_a_classifier_is_trained(tiny, monkeypatch):
-    monkeypatch.setattr(sample_quality, "extractor", lambda run, file: pytest.fail("features were asked for"))
-    saved = Saved(first_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
+    monkeypatch.setattr(sample_quality, "extractor", lambda run, file: pytest.fail("features were requested"))
+    saved = Saved(initial_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
     for options, samples in (({}, 1), ({}, 19), ({"eval_examples": 19}, 100)):
-        with pytest.raises(UserError, match=f"--quality {samples}, with .* measured on 20 or more of each"):
-            sample_quality.fill(tiny(1, **options), saved, {}, samples)
+        with pytest.raises(UserError, match=f"--quality {samples} with .* at least 20 of each"):
+            sample_quality.add_quality(tiny(1, **options), saved, {}, samples)
 
 
 # Recipes
@@ -189,19 +193,19 @@ RECIPES = {
     "ddpm_digits_cond": {"network": dataclasses.replace(SMALL, num_classes=10), "sampling": Sampling("heun", 3)},
     "iddpm_cifar": {"network": dataclasses.replace(SMALL, embedding="sinusoidal"), "sampling": Sampling(steps=2)},
     "vdm_digits": {"network": SMALL, "sampling": Sampling(steps=2)},
-    "ncsn_digits": {"network": RefineNetConfig(channels=8, num_levels=3), "sampling": Langevin(steps=1)},
+    "ncsn_digits": {"network": RefineNetConfig(channels=8, num_levels=3), "sampling": AnnealedLangevin(steps=1)},
     "sure_denoise_digits": {"network": SMALL, "chain_steps": 2},
     "ae_digits": {"network": AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1)},
     "vae_digits": {"network": AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1)},
     "hvae_digits": {},
-    "score_2d": {"num_levels": 2, "sampling": Langevin(steps=2)},
+    "score_2d": {"num_levels": 2, "sampling": AnnealedLangevin(steps=2)},
 }
 QUICK = {"vae_digits"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RECIPES])
 def test_every_kind_of_recipe_tells_that_its_samples_are_not_finite(name):
-    config = dataclasses.replace(importlib.import_module(f"experiments.{name}").CONFIG, **RECIPES[name])
+    config = dataclasses.replace(registry.find(name), **RECIPES[name])
     experiment = config.build(SPECS["digits" if "cifar" in name else config.data])
     shapes = jax.eval_shape(experiment.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
@@ -212,26 +216,29 @@ def test_every_kind_of_recipe_tells_that_its_samples_are_not_finite(name):
 
 @pytest.mark.slow
 def test_an_energy_that_is_not_finite_is_told_though_chains_accept_no_step_to_it(tmp_path):
-    experiment = importlib.import_module("experiments.ebm_2d").CONFIG.build(SPECS["moons"])
+    experiment = registry.find("ebm_2d").build(SPECS["moons"])
     params = jax.tree.map(lambda x: x * jnp.nan, experiment.init(jax.random.key(0)))
     with pytest.raises(NotFinite, match=r"160 of 160 values of 'learned' in energy.png are not finite"):
-        panels(tmp_path / "energy.png", jax.device_get(experiment.planes["energy"](params, jax.random.key(1))))
+        plot_panels(
+            tmp_path / "energy.png", jax.device_get(experiment.plane_plots["energy"](params, jax.random.key(1)))
+        )
 
 
-def test_recipes_turn_numbers_into_pixels_in_one_place():
-    folder = Path(__file__).parents[2] / "experiments"
+def test_models_turn_numbers_into_pixels_in_one_place():
+    root = Path(__file__).parents[2]
     callers = {
         path.name
+        for folder in (root / "experiments", root / "vdm_jax" / "models")
         for path in folder.glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if "from_unit" in (getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None))
+        if "denormalize" in (getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None))
     }
-    assert callers == {"_pictures.py"}
+    assert callers == {"images.py"}
 
 
 @pytest.mark.slow
 def test_a_sampler_that_gives_up_is_told():
-    config = importlib.import_module("experiments.ddpm_digits").CONFIG
+    config = registry.find("ddpm_digits")
     config = dataclasses.replace(config, network=SMALL, sampling=Sampling("adaptive", tolerance=1e-12))
     experiment = config.build(DataSpec("digits", (4, 4, 1), 17, 10, 1, 1))
     params = experiment.init(jax.random.key(0))

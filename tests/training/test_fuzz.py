@@ -114,10 +114,10 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
         ("ddpm_digits", "learning_rate", 1e308, "--learning-rate must be positive and finite"),
         ("ddpm_digits", "eval_terms", -1, "--eval-terms must be at least 0"),
         ("ddpm_digits", "snapshots", -1, "--snapshots must be at least 0"),
-        ("ddpm_digits", "ledger.steps", (10, 0), "--ledger.steps must be at least 1"),
-        ("ddpm_digits", "ledger.tolerance", 0.0, "--ledger.tolerance must be positive"),  # would solve for ever
+        ("ddpm_digits", "likelihood_report.steps", (10, 0), "--likelihood-report.steps must be at least 1"),
+        ("ddpm_digits", "likelihood_report.tolerance", 0.0, "--likelihood-report.tolerance must be positive"),
         ("ddpm_digits", "sampling.tolerance", 0.0, "--sampling.tolerance must be positive"),
-        ("ddpm_digits", "sampling.guidance", float("inf"), "--sampling.guidance must be below"),
+        ("ddpm_digits", "sampling.guidance_scale", float("inf"), "--sampling.guidance-scale must be below"),
         ("ddpm_digits", "log_snr_max", 1e9, "--log-snr-max must be below 81"),
         ("ddpm_digits", "weight_decay", float("inf"), "--weight-decay must be below"),
         ("ddpm_digits", "flip", 1, "--flip must be true or false"),
@@ -127,12 +127,12 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
         ("ddpm_digits", "workdir", "a\0b", "--workdir must be a folder's name"),
         ("ddpm_digits", "workdir", "y" * 256, "--workdir must be a folder's name"),
         ("vdm_digits", "gamma_0", float("nan"), "--gamma-0 must be at least -80"),
-        ("vdm_digits", "network.num_classes", 10, "--network.num-classes: .* take no labels"),
-        ("sure_denoise_digits", "network.num_classes", 10, "--network.num-classes: .* take no labels"),
+        ("vdm_digits", "network.num_classes", 10, "--network.num-classes .* take no labels"),
+        ("sure_denoise_digits", "network.num_classes", 10, "--network.num-classes .* take no labels"),
         ("ncsn_digits", "sampling.rate", 0.0, "--sampling.rate must be positive"),
-        ("ncsn_digits", "noise.sigma_min", 1e-308, r"both within 1e-6\.\.1e6"),
+        ("ncsn_digits", "noise_scales.sigma_min", 1e-308, r"both within 1e-6\.\.1e6"),
         ("ebm_2d", "network.width", 7, "--network.width 7 must be even"),
-        ("score_2d", "network.num_classes", 2, "--network.num-classes: .* take no labels"),
+        ("score_2d", "network.num_classes", 2, "--network.num-classes .* take no labels"),
         ("score_2d", "num_levels", 0, "--num-levels must be at least 2"),
     ],
 )
@@ -192,9 +192,9 @@ def test_any_bytes_for_the_files_of_a_run(tmp_path, content):
     for name in whole:
         for other, value in whole.items():
             (tmp_path / other).write_text(json.dumps(value))
-        assert training.finished(run)
+        assert training.is_finished(run)
         (tmp_path / name).write_bytes(content)
-        assert not training.finished(run)
+        assert not training.is_finished(run)
         outcome(lambda name=name: read_json(tmp_path / name))
     (tmp_path / "report.json").write_bytes(content)
     assert sample_quality._accuracy(tmp_path) is None
@@ -210,10 +210,10 @@ def test_an_accuracy_that_is_none(tmp_path, accuracy):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UserError, match="it is no file"):
+    with pytest.raises(UserError, match="it is not a file"):
         read_json(tmp_path / "config.json")
-    assert not training.finished(SimpleNamespace(folder=tmp_path, config=TINY))
-    with pytest.raises(UserError, match=r"--inception .* it is no file"):
+    assert not training.is_finished(SimpleNamespace(folder=tmp_path, config=TINY))
+    with pytest.raises(UserError, match=r"--inception .* it is not a file"):
         sample_quality.inception_extractor(tmp_path / "config.json", runs.load("digits").spec)
 
 
@@ -250,9 +250,9 @@ BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "
 @given(st.sampled_from(BAD_NAMES) | st.text())
 def test_any_name_for_an_experiment(name):
     """It is a file of the folder of experiments, or is refused before anything is imported."""
-    assume(name not in registry.names())
+    assume(name not in registry.recipe_names())
     before = set(sys.modules)
-    assert outcome(lambda: registry.find(name)).startswith("There is no experiment")
+    assert outcome(lambda: registry.find(name)).startswith("Unknown experiment")
     assert set(sys.modules) == before
 
 
@@ -264,7 +264,7 @@ def test_any_name_for_an_experiment(name):
 def test_a_name_that_is_no_data_sets_is_refused_unread(name, monkeypatch):
     """TFDS would fetch code for a name with a namespace, and look for others where they lead."""
     monkeypatch.setattr(tfds_images, "_builder", None)  # not called
-    with pytest.raises(UserError, match="There is no data set"):
+    with pytest.raises(UserError, match="Unknown data set"):
         tfds_images.open_set(name)
 
 
@@ -276,15 +276,15 @@ def test_only_a_runs_own_folder_is_removed(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (link, tmp_path / "file"):
         with pytest.raises(UserError, match="is a link or a file, not the folder of a run"):
-            runs.remove(path)
+            runs.remove_run(path)
     assert (elsewhere / "config.json").exists()
     with pytest.raises(UserError, match=r"no config\.json in it"):
-        runs.remove(tmp_path)
+        runs.remove_run(tmp_path)
     inside = elsewhere / "checkpoints"
     inside.symlink_to(tmp_path / "kept")
     (tmp_path / "kept").mkdir()
-    runs.remove(elsewhere)
+    runs.remove_run(elsewhere)
     assert not (elsewhere / "config.json").exists()
     assert not inside.is_symlink()
     assert (tmp_path / "kept").exists()  # a link in it is removed, not what it leads to
-    runs.remove(tmp_path / "nothing there")
+    runs.remove_run(tmp_path / "nothing there")

@@ -8,12 +8,13 @@ import pytest
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import checkpoint, optimizer
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.data import sources
+from vdm_jax.training.data import batches
+from vdm_jax.training.evaluation.sampling import Sampler
 from vdm_jax.training.loop import train
-from vdm_jax.training.run import abstract_state, first_state
-from vdm_jax.training.runtime.devices import split
+from vdm_jax.training.run import abstract_state, initial_state
+from vdm_jax.training.runtime.devices import batch_sharding
 from vdm_jax.training.runtime.errors import Stopped, UserError, disk_is_full
-from vdm_jax.training.runtime.metrics_writer import Journal
+from vdm_jax.training.runtime.metrics_writer import MetricsWriter
 from vdm_jax.training.step import make_step
 
 
@@ -27,14 +28,14 @@ def steps(run):
 
 def interrupt_at(monkeypatch, step, signum):
     """Have the process receive a signal while this step runs."""
-    advance, done = Journal.advance, iter(range(1, 10**9))
+    advance, done = MetricsWriter.advance, iter(range(1, 10**9))
 
     def and_signal(self):
         advance(self)
         if next(done) == step:
             signal.raise_signal(signum)
 
-    monkeypatch.setattr(Journal, "advance", and_signal)
+    monkeypatch.setattr(MetricsWriter, "advance", and_signal)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
     whole = train(tiny(devices, workdir=str(tmp_path / "whole"), **options))
     run = tiny(devices, workdir=str(tmp_path / "parts"), **options)
     interrupt_at(monkeypatch, 13, signum)
-    with pytest.raises(Stopped, match=r"Stopped and saved at step 13. The same command goes on") as stop:
+    with pytest.raises(Stopped, match=r"Stopped and saved at step 13. The same command resumes") as stop:
         train(run)
     assert stop.value.signum == signum
     assert steps(run) == [10, 13]
@@ -67,10 +68,10 @@ def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
 def test_the_loop_makes_the_very_updates_that_bare_steps_make(tiny):
     run = tiny(8, steps=12, log_every=5, checkpoint_every=7, picture_every=3)
     step = make_step(run.experiment, optimizer.optimizer(run.config), run.mesh, seed=0, ema_decay=0.9)
-    batches, state = sources.train_iterator(run.data.train, 32, 0), first_state(run)
+    iterator, state = batches.train_iterator(run.data.train, 32, 0), initial_state(run)
     for _ in range(12):
-        state, _ = step(state, jax.device_put(next(batches), split(run.mesh)))
-    assert_same_bits(train(run).state, state)
+        state, _ = step(state, jax.device_put(next(iterator), batch_sharding(run.mesh)))
+    assert_same_bits(train(run, draw=Sampler(run).draw_or_warn).state, state)
 
 
 def test_what_is_saved_last_is_what_is_returned(tiny):
@@ -108,7 +109,7 @@ def test_a_changed_option_is_refused_and_named(tiny):
     train(tiny(steps=10))
     with pytest.raises(UserError, match=r"(?s)other options.*--learning-rate: 0.001 -> 0.01.*--fresh"):
         train(tiny(steps=10, learning_rate=0.01))
-    with pytest.raises(UserError, match=r"(?s)--steps: 10 made -> 5 asked for"):
+    with pytest.raises(UserError, match=r"(?s)--steps: 10 made -> 5 requested"):
         train(tiny(steps=5))
     assert json.loads((tiny().folder / "config.json").read_text())["config"]["learning_rate"] == 0.001
 
@@ -119,10 +120,10 @@ def test_a_changed_option_is_taken_where_that_is_asked_for(tiny, capsys):
     assert int(train(run, changed=True).state.step) == 20
     out = capsys.readouterr().out
     assert "--learning-rate: 0.001 -> 0.01" in out
-    assert "Going on from step 10 of 20." in out
+    assert "Resuming from step 10 of 20." in out
     assert json.loads((run.folder / "config.json").read_text())["config"]["learning_rate"] == 0.01
     train(tiny(steps=30, learning_rate=0.01))  # what the run is made with now
-    with pytest.raises(UserError, match="--steps: 30 made -> 5 asked for"):
+    with pytest.raises(UserError, match="--steps: 30 made -> 5 requested"):
         train(tiny(steps=5, learning_rate=0.1), changed=True)
 
 
@@ -130,11 +131,11 @@ def test_more_steps_under_a_cosine_are_a_change_that_names_both_learning_rates(t
     cosine = {"lr_schedule": "cosine", "learning_rate": 2e-3}
     train(tiny(steps=10, **cosine))
     # the last of 10 updates has 2e-3 (1 + cos(0.9 pi)) / 2, the eleventh of 20 has 2e-3 (1 + cos(pi / 2)) / 2
-    with pytest.raises(UserError, match=r"--steps: 10 -> 20: .* jumps from 4.9e-05 to 0.001\n.* by --changed"):
+    with pytest.raises(UserError, match=r"--steps: 10 -> 20: .* jumps from 4.9e-05 to 0.001\n.* --changed"):
         train(tiny(steps=20, **cosine))
     assert int(train(tiny(steps=20, **cosine), changed=True).state.step) == 20
     assert "the learning rate jumps from 4.9e-05 to 0.001" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--steps: 20 made -> 15 asked for"):
+    with pytest.raises(UserError, match="--steps: 20 made -> 15 requested"):
         train(tiny(steps=15, **cosine), changed=True)
 
 
@@ -160,13 +161,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def first_poisoned(run, poison):
-    batches = sources.train_iterator(run.data.train, run.config.batch_size, run.config.seed)
-    return next(i for i in range(1, 1000) if (next(batches)["label"] == 0).sum() >= poison or i == 999)
+    iterator = batches.train_iterator(run.data.train, run.config.batch_size, run.config.seed)
+    return next(i for i in range(1, 1000) if (next(iterator)["label"] == 0).sum() >= poison or i == 999)
 
 
 def test_a_state_that_is_not_finite_is_never_saved_even_where_the_loss_is(tiny, monkeypatch):
-    look = checkpoint.look
-    monkeypatch.setattr(checkpoint, "look", lambda state: look(state)._replace(finite=bool(state.step < 10)))
+    summarize = checkpoint.summarize
+    monkeypatch.setattr(checkpoint, "summarize", lambda state: summarize(state)._replace(finite=bool(state.step < 10)))
     run = tiny(checkpoint_every=5)
     with pytest.raises(UserError, match="state is not finite after step 10"):
         train(run)
@@ -183,7 +184,7 @@ def test_unreadable_checkpoints_are_passed_over_and_the_run_ends_the_same(tiny, 
     assert_same_bits(again.state, whole.state)
     out = capsys.readouterr().out
     assert "checkpoint of step 20 cannot be read" in out
-    assert "Going on from step 10" in out
+    assert "Resuming from step 10" in out
     assert steps(run) == [10, 20]
 
 
@@ -200,7 +201,7 @@ def test_a_full_disk_surfaces_as_such(tiny, monkeypatch):
 
 def test_pictures_appear_as_training_goes(tiny):
     run = tiny(steps=25, picture_every=10)
-    train(run)
+    train(run, draw=Sampler(run).draw_or_warn)
     assert sorted(path.name for path in (run.folder / "samples").iterdir()) == ["step_000010.png", "step_000020.png"]
     assert list((run.folder / "tensorboard").glob("events*"))
 

@@ -1,7 +1,6 @@
 """Several real processes on this machine that train one run together."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -14,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training.loop import train
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.processes import by_first, is_first, several
+from vdm_jax.training.runtime.processes import is_first_process, is_multiprocess, on_first_process
 
 HERE = Path(__file__).parent
 ENDLESS = ("--steps", "1000000", "--checkpoint-every", "20")
@@ -43,7 +41,16 @@ def started(number, workdir, *options, devices=1, told=None):
         }  # fmt: skip
 
     told = told or by_hand
-    command = [sys.executable, "-m", "vdm_jax.training", "tiny", "--workdir", str(workdir), "--num-samples", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "vdm_jax.training",
+        "experiments/tiny.py",
+        "--workdir",
+        str(workdir),
+        "--num-samples",
+        "0",
+    ]
     shared = {"PYTHONPATH": str(HERE.parent.parent), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE}
     all_ = [
@@ -104,7 +111,7 @@ def test_two_processes_make_the_bits_of_one_and_one_of_them_speaks(tiny, tmp_pat
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     assert "2 x cpu" in told[0]
     assert "bits per dim" in told[0]
-    assert [line for line in told[1].splitlines() if not ("Gloo" in line or "meets the others" in line)] == []
+    assert [line for line in told[1].splitlines() if not ("Gloo" in line or "connects to the others" in line)] == []
 
 
 @pytest.mark.slow
@@ -119,11 +126,11 @@ def test_when_one_is_killed_the_other_ends_and_any_number_goes_on(tiny, tmp_path
     assert codes[0] != 0
     assert codes[1] == -signal.SIGKILL
     if codes[0] == 1:  # otherwise XLA has ended it, with its own words
-        assert "Process 0 of 2 has lost another" in told[0]
-        assert "start all processes again" in told[0]
+        assert "Process 0 of 2 lost its connection" in told[0]
+        assert "restart all processes" in told[0]
         assert "Traceback" not in told[0]
     steps = str(last_notes(tmp_path / "parts")["step"] + 17)
-    assert "Going on from step" in run_to_end(1, tmp_path / "parts", "--steps", steps, devices=2)[0]
+    assert "Resuming from step" in run_to_end(1, tmp_path / "parts", "--steps", steps, devices=2)[0]
     train(tiny(2, workdir=str(tmp_path / "whole"), num_samples=0, steps=int(steps)))
     assert last_notes(tmp_path / "parts") == last_notes(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "parts/tiny").iterdir()) == [
@@ -152,7 +159,7 @@ def test_a_signal_to_any_of_four_stops_all_at_one_step(tmp_path, place):
         told, codes = ended(processes)
     assert codes == [128 + signal.SIGTERM] * 4, told
     step = last_notes(tmp_path)["step"]
-    assert all(f"Stopped and saved at step {step}. The same command goes on from there." in text for text in told)
+    assert all(f"Stopped and saved at step {step}. The same command resumes from there." in text for text in told)
     assert not any("Traceback" in text for text in told)
 
 
@@ -200,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, damage):
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     told = run_to_end(2, tmp_path, "--steps", "45", "--shard")
     assert "The checkpoint of step 40 cannot be read" in told[0]
-    assert "Going on from step 30 of 45." in told[0]
+    assert "Resuming from step 30 of 45." in told[0]
 
 
 @pytest.mark.slow
@@ -210,56 +217,58 @@ def test_a_second_job_in_the_folder_is_refused_and_the_first_unharmed(tmp_path):
         with started(2, tmp_path, *ENDLESS) as second:
             told, codes = ended(second)
         assert codes == [1, 1]
-        assert "Another run is going in" in told[0]
-        assert "The first process of this job cannot go on; see its message." in told[1]
+        assert "Another run is using" in told[0]
+        assert "The first process of this job failed; see its message." in told[1]
         assert [process.poll() for process in first] == [None, None]
 
 
 def test_what_processes_are_told_by():
-    assert not several({})
-    assert not several({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_NUM_PROCESSES": "1"})
-    assert several({"SLURM_STEP_NUM_TASKS": "8"})
-    assert several({"OMPI_COMM_WORLD_SIZE": "2"})
-    assert several({"TPU_WORKER_HOSTNAMES": "t0,t1"})
-    assert several({"VDM_JAX_DISTRIBUTED": "1"})
+    assert not is_multiprocess({})
+    assert not is_multiprocess(
+        {"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_NUM_PROCESSES": "1"}
+    )
+    assert is_multiprocess({"SLURM_STEP_NUM_TASKS": "8"})
+    assert is_multiprocess({"OMPI_COMM_WORLD_SIZE": "2"})
+    assert is_multiprocess({"TPU_WORKER_HOSTNAMES": "t0,t1"})
+    assert is_multiprocess({"VDM_JAX_DISTRIBUTED": "1"})
 
 
 def test_alone_the_first_acts_and_its_error_is_raised():
-    assert is_first()
+    assert is_first_process()
     acted = []
-    by_first(lambda: acted.append(1))
+    on_first_process(lambda: acted.append(1))
     assert acted == [1]
 
     def fail():
         raise UserError("no room")
 
     with pytest.raises(UserError, match="no room"):
-        by_first(fail)
+        on_first_process(fail)
 
 
 @pytest.mark.slow
 def test_processes_that_do_not_find_each_other_say_so(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "JAX_NUM_PROCESSES": "2"}
-    command = [sys.executable, "-m", "vdm_jax.training", "tiny", "--workdir", str(tmp_path)]
+    command = [sys.executable, "-m", "vdm_jax.training", "experiments/tiny.py", "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "did not find each other" in done.stderr
+    assert "could not connect" in done.stderr
     assert "JAX_COORDINATOR_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_the_shares_of_a_batch_do_not_change_what_is_done_to_it():
-    from vdm_jax.training.data import sources
+    from vdm_jax.training.data import batches, sources
     from vdm_jax.training.data.augmentation import augmentations
 
-    config = dataclasses.replace(CONFIG, flip=True, rotate=True, swap_channels=True)
+    augment = augmentations(flip=True, rotation=True, channels=True)
     images = np.arange(50 * 12, dtype=np.uint16).reshape(50, 2, 2, 3)
     records = [{"image": image, "label": place} for place, image in enumerate(images)]
     held = sources.Images(records, (2, 2, 3), np.uint16)
 
-    def batches(rows):
-        iterator = sources.train_iterator(held, 16, 3, augmentations(config), rows)
+    def some(rows):
+        iterator = batches.train_iterator(held, 16, 3, augment, rows)
         return [next(iterator)["image"] for _ in range(5)]
 
-    whole, parts = batches(slice(None)), [batches(rows) for rows in (np.arange(5), np.arange(5, 16))]
+    whole, parts = some(slice(None)), [some(rows) for rows in (np.arange(5), np.arange(5, 16))]
     np.testing.assert_array_equal(np.stack(whole), np.concatenate(parts, axis=1))

@@ -9,7 +9,7 @@ from tests.training import shards
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import loop
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.data import sources
+from vdm_jax.training.data import batches, sources
 from vdm_jax.training.runtime.errors import UserError
 
 NAME, SIDE = "tiny_set", 8
@@ -19,7 +19,7 @@ NAME, SIDE = "tiny_set", 8
 def folder(tmp_path, monkeypatch):
     """A prepared set where TFDS looks for it."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(loop.sources, "images_per_second", lambda *_, **__: 1.0)  # or it would find the damage first
+    monkeypatch.setattr(loop.batching, "images_per_second", lambda *_, **__: 1.0)  # or it would find the damage first
     return shards.write(tmp_path / "tfds", NAME, train=64, test=16, side=SIDE)
 
 
@@ -102,7 +102,7 @@ def test_a_description_runs_no_code(folder, module, legacy):
         {"type": f"{module}.X", "content": {}} if legacy else shards.features() | {"pythonClassName": f"{module}.X"}
     )
     (folder / "features.json").write_text(json.dumps(described))
-    with pytest.raises(UserError, match=rf"names the class '{module}\.X', which is not of TensorFlow Datasets"):
+    with pytest.raises(UserError, match=rf"names the class '{module}\.X', which is not part of TensorFlow Datasets"):
         sources.load(NAME)
 
 
@@ -111,7 +111,7 @@ def test_damage_found_in_training_loses_nothing(folder, tiny):
     """The run ends with the message; once the file is whole again, it goes on to the same bits."""
     options = {"data": NAME, "steps": 6, "batch_size": 8, "eval_batch_size": 8, "checkpoint_every": 1, "keep": 9}
     whole = loop.train(tiny(**options, workdir=str(folder.parent / "whole")))
-    order = sources.ShuffledBatches(64, 8, tiny(**options).config.seed)
+    order = batches.ShuffledBatches(64, 8, tiny(**options).config.seed)
     (bad, first) = next((i, 32 * (i // 32)) for i in order[3])  # of the fourth batch
     path = folder / shards.shard(NAME, "train", first // 32, 2)
     good = path.read_bytes()

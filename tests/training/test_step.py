@@ -6,10 +6,10 @@ import pytest
 
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import optimizer, state
-from vdm_jax.training.data import sources
+from vdm_jax.training.data.batches import train_iterator
 from vdm_jax.training.experiment import Experiment
-from vdm_jax.training.run import first_state
-from vdm_jax.training.runtime.devices import make_mesh, replicated, split
+from vdm_jax.training.run import initial_state
+from vdm_jax.training.runtime.devices import batch_sharding, make_mesh, replicated
 from vdm_jax.training.step import accumulated_gradient, make_step
 
 
@@ -18,10 +18,10 @@ def steps(run, number=5, **options):
     config = run.config
     options = {"seed": config.seed, "ema_decay": config.ema_decay, "accumulate": config.accumulate, **options}
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
-    batches = sources.train_iterator(run.data.train, config.batch_size, config.seed)
-    current, metrics = first_state(run), {}
+    batches = train_iterator(run.data.train, config.batch_size, config.seed)
+    current, metrics = initial_state(run), {}
     for _ in range(number):
-        current, metrics = step(current, jax.device_put(next(batches), split(run.mesh)))
+        current, metrics = step(current, jax.device_put(next(batches), batch_sharding(run.mesh)))
     return step, current, metrics
 
 
@@ -46,7 +46,7 @@ def test_eight_devices_compute_what_one_does(tiny):
 
 def test_the_batch_is_split_and_the_state_is_not(tiny):
     run = tiny(8)
-    batch = jax.device_put(np.zeros((32, 8, 8, 1)), split(run.mesh))
+    batch = jax.device_put(np.zeros((32, 8, 8, 1)), batch_sharding(run.mesh))
     assert {shard.data.shape for shard in batch.addressable_shards} == {(4, 8, 8, 1)}
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(steps(run)[1]))
 
@@ -61,7 +61,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(devices):
     mesh = make_mesh(devices)
     rng = np.random.RandomState(0)
     batch = {"image": rng.randint(0, 17, (32, 5)), "label": rng.randint(0, 9, 32)}
-    batch = jax.device_put(batch, split(mesh))
+    batch = jax.device_put(batch, batch_sharding(mesh))
     params = jax.device_put(jnp.arange(5.0), replicated(mesh))
     key, step = jax.random.key(0), jnp.asarray(0)
     whole = jax.jit(accumulated_gradient(loss, 1))(params, key, batch, step)
@@ -139,9 +139,9 @@ def test_the_old_state_is_given_back_to_the_device(tiny):
     run = tiny(1)
     config = run.config
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, seed=0, ema_decay=0.9)
-    old = first_state(run)
+    old = initial_state(run)
     batch = run.data.train.take(np.arange(32))
-    step(old, jax.device_put(batch, split(run.mesh)))
+    step(old, jax.device_put(batch, batch_sharding(run.mesh)))
     assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.ema, old.opt_state)))
 
 

@@ -1,19 +1,28 @@
-"""The training room: every effect of the project (files, clocks, signals, devices) lives here and nowhere else.
+"""Training, evaluation and sampling. All effects of the package (files, clocks, signals, devices) are in here.
 
-It knows nothing of diffusion. An experiment hands it four pure functions (`contract.Experiment`) and gets back a run
-folder with metrics, checkpoints, pictures and a report.
+The training loop knows nothing of diffusion: a model hands it an `experiment.Experiment`, four pure functions and what
+to report beside them, and the loop makes a run folder with metrics, checkpoints, plots and a report.
 
-    config      TrainConfig, and its way to JSON and back
-    contract    DataSpec, Experiment, Samples: what passes between an experiment and the loop
-    data        the digits or a TFDS image set -> batches in a reproducible order
-    optimizer   learning rate schedule, clipping, Adam or AdamW
-    state       TrainState and its exponential moving average
-    step        one update as one `jit` over all local devices
-    checkpoint  Orbax: save, resume, fall back
-    loop        the loop itself
-    evaluate    means and standard errors over the whole test set -> report.json
-    pictures    sample grids and the trajectory
-    patience    whether the report is put off because it would outlast the training
+    experiment        Experiment, SampleBatch: the interface between a model and the loop
+    config            TrainConfig, the options that all experiments share, to and from JSON
+    validation        types and limits of options
+    registry          recipes by name or path
+    run               Run: a recipe with its data, model, devices and folder
+    optimizer         learning rate schedule, clipping, Adam or AdamW
+    state             TrainState and the exponential moving average
+    keys              random keys from one seed
+    step              one update as one `jit` over all devices
+    checkpoint        Orbax: save, restore, skip unreadable checkpoints
+    integrity         checksums of checkpoints
+    loop              the training loop
+    imported_weights  a run that starts from given parameters
+
+Each folder imports only those before it (and the files above come between `data` and `evaluation`):
+
+    runtime           devices, processes, files, signals, errors, metrics
+    data              data sets, augmentation, batches
+    evaluation        likelihood report, sample quality, samples and plots of a trained model
+    cli               the commands
 """
 
 import importlib.util
@@ -23,5 +32,5 @@ _NEEDED = ("grain", "matplotlib", "optax", "orbax", "tensorboardX", "tensorflow_
 
 if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
     _message = f"vdm_jax.training needs {', '.join(_missing)}, which are not installed: pip install 'vdm_jax[train]'"
-    # `python -m vdm_jax.training` prints one line, and no traceback.
+    # `python -m vdm_jax.training` prints this line without a traceback.
     raise SystemExit(_message) if sys.argv[0] == "-m" else ImportError(_message)

@@ -1,6 +1,8 @@
-"""`python -m vdm_jax.training EXPERIMENT`: train, evaluate and sample."""
+"""`python -m vdm_jax.training EXPERIMENT` is `vdm-jax train EXPERIMENT`."""
 
-from vdm_jax.training.cli.train import start
+import sys
+
+from vdm_jax.training.cli.main import start
 
 if __name__ == "__main__":
-    start()
+    start("train", sys.argv[1:], "python -m vdm_jax.training")

@@ -1,4 +1,4 @@
-"""What passes between an experiment and the loop."""
+"""The interface between a model and the training loop."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -7,35 +7,33 @@ from typing import Any, NamedTuple
 from jax import Array
 from jaxtyping import Float, Integer
 
+from vdm_jax.training.data.spec import DataSpec
+
+__all__ = [
+    "NO_VALUE",
+    "Batch",
+    "Cost",
+    "DataSpec",
+    "Experiment",
+    "LikelihoodCurve",
+    "LikelihoodRow",
+    "Panel",
+    "Params",
+    "SampleBatch",
+]
+
 Params = Any  # a pytree of arrays
-NO_VALUE = -1  # in the place of a pixel value, where a number is not finite: NaN has no nearest integer
+NO_VALUE = -1  # pixel value of a number that is not finite, since NaN has no nearest integer
 Batch = dict[str, Array]  # {"image": integers (B, H, W, C), or points float32 (B, 2); "label": int32 (B,)}
 
 
-class DataSpec(NamedTuple):
-    """What an experiment may know of a data set before it builds its model."""
-
-    name: str
-    shape: tuple[int, ...]  # height, width, channels; or (2,) of points in a plane
-    levels: int  # pixel values are 0 .. levels - 1; 0 where they are real numbers
-    num_classes: int  # 0 where the set has no labels
-    num_train: int
-    num_test: int
-
-    @property
-    def noun(self) -> str:
-        """What an example is called."""
-        return "images" if self.levels else "points"
-
-
 class SampleBatch(NamedTuple):
-    """Drawn images or points, and how they came to be.
+    """Samples of a model, with snapshots of the sampling chain.
 
-    images: values 0 .. levels - 1, shape (n, H, W, C), NO_VALUE where the sampler's number is not finite; or points
-        (n, 2). What is not finite is neither drawn nor measured.
-    trajectory: snapshots along the sampling chain, first row noise, last row clean, shape (K, m, H, W, C) or (K, m, 2);
-        or None.
-    labels: the class that each was asked to be of, shape (n,); None without.
+    images: values 0 .. levels - 1, shape (n, H, W, C), with NO_VALUE in place of numbers that are not finite; or points
+        (n, 2). Samples that are not finite are neither plotted nor measured.
+    trajectory: snapshots along the sampling chain from noise to data, shape (K, m, H, W, C) or (K, m, 2); or None.
+    labels: the class on which each sample is conditioned, shape (n,); None for unconditional samples.
     """
 
     images: Integer[Array, "n h w c"] | Float[Array, "n 2"]
@@ -44,10 +42,10 @@ class SampleBatch(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """How often the network runs on each image: to tell beforehand how long a report will take.
+    """Network evaluations for each example, from which the duration of a report is estimated.
 
-    evaluate: for an evaluated image.
-    sample: for a drawn image.
+    evaluate: for an evaluated example.
+    sample: for a sample.
     """
 
     evaluate: int = 1
@@ -55,24 +53,24 @@ class Cost(NamedTuple):
 
 
 class LikelihoodRow(NamedTuple):
-    """A line of the ledger: a number of each test example.
+    """A row of the likelihood report: a number of nats for each test example.
 
-    what: what the number is, or what it bounds, in a few words.
+    description: what the number is or bounds, in a few words.
     nats: (params, key, batch) -> array (B,).
-    cost: how often the network runs on each image.
+    cost: network evaluations for each example.
     """
 
-    what: str
+    description: str
     nats: Callable[[Params, Array, Batch], Array]
     cost: int = 1
 
 
 class LikelihoodCurve(NamedTuple):
-    """A quantity of each test example, spread out over another one: a picture beside the ledger.
+    """The plot of the likelihood report: how a term of each test example is distributed over another quantity.
 
-    x_label, y_label: what the two are.
-    points: (params, key, batch) -> {"x": array (B, K), "y": array (B, K)}, K parts whose y add up.
-    cost: how often the network runs on each image.
+    x_label, y_label: labels of the axes.
+    points: (params, key, batch) -> {"x": array (B, K), "y": array (B, K)}; the K values of y sum to the term.
+    cost: network evaluations for each example.
     """
 
     x_label: str
@@ -82,12 +80,13 @@ class LikelihoodCurve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A function on a plane, to be drawn.
+    """A plot of a function on the plane.
 
-    x: where it is known, a grid of shape (G, G, 2), x to the right and y up.
-    height: its values, drawn as colours, shape (G, G).
-    arrows: vector fields drawn on top, by name, at the coarser grid `places`, shape (g, g, 2) each; or None.
-    paths: chains of points drawn on top, shape (K, m, 2); or None.
+    x: grid of points, shape (G, G, 2), with x to the right and y up.
+    height: values of the function on the grid, shape (G, G), plotted as colors.
+    places: coarser grid for the arrows, shape (g, g, 2); or None.
+    arrows: vector fields by name, shape (g, g, 2) each; or None.
+    paths: chains of points, shape (K, m, 2); or None.
     """
 
     x: Any
@@ -98,18 +97,19 @@ class Panel(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """Four pure functions and what two of them cost; all that the loop knows of a model.
+    """A model as the training loop sees it: four pure functions and what is reported beside them.
 
-    init(key) -> params
-    loss(params, key, batch, step) -> (scalar, {name: scalar}), step the number of updates made so far
-    sample(params, key, n) -> Samples
-    evaluate(params, key, batch) -> {name: array (B,)}, one number an example, such as its bits per dimension
-    ledger: what else there is to say of each test example, by name; `make eval` says it
-    curve: the picture that goes with it, or None
-    pictures: what else to draw of test images, by name: (params, key, batch) -> values (rows, columns, H, W, C),
-        NO_VALUE where a number is not finite
-    codes: (params, key, batch) -> array (B, 2), where each image lies on a map of the latent; or None
-    planes: where the data are points of a plane, pictures of it by name: (params, key) -> {title: Panel}
+    init: key -> params.
+    loss: (params, key, batch, step) -> (scalar, {name: scalar}), with step the number of updates made so far.
+    sample: (params, key, n) -> SampleBatch.
+    evaluate: (params, key, batch) -> {name: array (B,)}, numbers of each example such as its bits per dimension.
+    cost: network evaluations of `evaluate` and `sample`.
+    likelihood_rows: rows of the likelihood report by name, which `evaluate` of the command line computes.
+    likelihood_curve: the plot of the likelihood report; or None.
+    image_grids: further plots of test images by name, (params, key, batch) -> values (rows, columns, H, W, C), with
+        NO_VALUE in place of numbers that are not finite.
+    latent_codes: (params, key, batch) -> array (B, 2), two-dimensional codes of images to plot; or None.
+    plane_plots: for points in the plane, plots by name, (params, key) -> {title: Panel}.
     """
 
     init: Callable[[Array], Params]
@@ -117,10 +117,10 @@ class Experiment(NamedTuple):
     sample: Callable[[Params, Array, int], SampleBatch]
     evaluate: Callable[[Params, Array, Batch], dict[str, Array]]
     cost: Cost = Cost()
-    ledger: Mapping[str, LikelihoodRow] = MappingProxyType({})
-    curve: LikelihoodCurve | None = None
-    pictures: Mapping[str, Callable[[Params, Array, Batch], Integer[Array, "rows columns h w c"]]] = MappingProxyType(
-        {}
+    likelihood_rows: Mapping[str, LikelihoodRow] = MappingProxyType({})
+    likelihood_curve: LikelihoodCurve | None = None
+    image_grids: Mapping[str, Callable[[Params, Array, Batch], Integer[Array, "rows columns h w c"]]] = (
+        MappingProxyType({})
     )
-    codes: Callable[[Params, Array, Batch], Float[Array, "b 2"]] | None = None
-    planes: Mapping[str, Callable[[Params, Array], dict[str, Panel]]] = MappingProxyType({})
+    latent_codes: Callable[[Params, Array, Batch], Float[Array, "b 2"]] | None = None
+    plane_plots: Mapping[str, Callable[[Params, Array], dict[str, Panel]]] = MappingProxyType({})

@@ -1,4 +1,4 @@
-"""A run that begins with parameters from elsewhere."""
+"""A run that starts from imported parameters."""
 
 from pathlib import Path
 
@@ -10,47 +10,49 @@ from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.config import to_json
 from vdm_jax.training.experiment import Params
 from vdm_jax.training.loop import new_batches
-from vdm_jax.training.run import Run, abstract_state, placement, remove
+from vdm_jax.training.run import Run, abstract_state, remove_run, state_sharding
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.files import LOCK, alone_in, write_json
+from vdm_jax.training.runtime.files import LOCK, run_lock, write_json
 from vdm_jax.training.state import TrainState
 
 SHOWN = 10
 
 
 def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path:
-    """Make a run's folder with one checkpoint, of step 0, that holds these parameters and them as their average.
+    """Create a run's folder with one checkpoint, of step 0, whose parameters and EMA are the given ones.
 
     Args:
-        run: the run to be.
-        params: arrays, as the experiment's `init` gives them.
-        source: where they are from, for the checkpoint's notes.
-        fresh: delete the run's folder first.
+        run: the run to create.
+        params: arrays with the structure of the experiment's `init`.
+        source: where they come from, for the checkpoint's notes.
+        fresh: delete an existing run first.
 
     Returns:
         the run's folder.
 
     Raises:
-        UserError: there is such a run already, or the parameters are not the experiment's.
+        UserError: the run exists already, or the parameters do not fit the experiment.
     """
     _check(run, params)
     if fresh:
-        remove(run.folder)
+        remove_run(run.folder)
     folder = run.folder
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
-        raise UserError(f"There is a run in {run.folder}. Take another --workdir, or --fresh, which deletes that run.")
+        raise UserError(
+            f"There is a run in {run.folder} already. Use another --workdir, or --fresh, which deletes that run."
+        )
     write_json(run.folder / "config.json", {"experiment": run.name, "config": to_json(run.config)})
-    with alone_in(run.folder), Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
-        checkpoints.save(0, _state(run, params), _notes(run, source), loss=float("inf"))  # nobody has measured it
+    with run_lock(run.folder), Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+        checkpoints.save(0, _state(run, params), _notes(run, source), loss=float("inf"))  # unknown
         checkpoints.wait()
     return run.folder
 
 
 def _state(run: Run, params: Params) -> TrainState:
-    def first(params: Params) -> TrainState:
+    def initial(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.optimizer(run.config).init(params))
 
-    return jax.jit(first, out_shardings=placement(run))(params)
+    return jax.jit(initial, out_shardings=state_sharding(run))(params)
 
 
 def _notes(run: Run, source: str) -> dict:
@@ -65,12 +67,12 @@ def _check(run: Run, params: Params) -> None:
     if names:
         lines = "\n  ".join(f"{name}: {got.get(name)}, not {wanted.get(name)}" for name in names[:SHOWN])
         raise UserError(
-            f"{len(names)} of the parameters are not those of the experiment {run.name}; the first:\n  {lines}\n"
-            "Take an experiment whose network is the same."
+            f"{len(names)} parameters differ from those of the experiment {run.name}, such as:\n  {lines}\n"
+            "Use --experiment with the same network."
         )
 
 
 def _shapes(params: Params) -> dict[str, tuple]:
-    """Shape and type of every array, by its path."""
+    """Shape and dtype of every array by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}

@@ -1,4 +1,4 @@
-"""Whether what is read back is what was saved, to the bit."""
+"""Checks that a checkpoint is restored bit by bit as it was saved."""
 
 import hashlib
 import json
@@ -11,50 +11,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vdm_jax.training.runtime.devices import whole
+from vdm_jax.training.runtime.devices import replicate
 
-SEAL = "seal"
-
-
-class Damaged(Exception):
-    """Something can be read, and is not what was saved."""
+DIGEST = "digest"
 
 
-class BadNumbers(Exception):
-    """There is a NaN or an infinity in what is to be saved."""
+class Corrupted(Exception):
+    """A checkpoint can be read but differs from what was saved."""
 
 
-class Look(NamedTuple):
-    """What there is to see of arrays: whether all their numbers are finite, and a checksum of their bits."""
+class NonFiniteState(Exception):
+    """The state to be saved contains NaN or infinity."""
+
+
+class ArraySummary(NamedTuple):
+    """Whether all numbers of a pytree are finite, and a checksum of their bits."""
 
     finite: bool
     checksum: int
 
 
-def look(tree: Any) -> Look:
-    """Look at every array of a pytree, one after the other, on the host.
+def summarize(tree: Any) -> ArraySummary:
+    """Summarize the arrays of a pytree, one after the other, on the host.
 
-    The checksum is the CRC-32 of all their bytes: a change of up to 32 neighbouring bits always shows, any other but
-    once in 2^32; however the arrays lie on devices, it is the same.
+    The checksum is the CRC-32 of all bytes: it detects every change within 32 adjacent bits, and any other with
+    probability 1 - 2^-32. It does not depend on the shardings.
     """
     finite, checksum = True, 0
     for leaf in jax.tree.leaves(tree):
         x = np.ascontiguousarray(_on_host(leaf))
-        if jnp.issubdtype(x.dtype, jnp.inexact):  # JAX's: NumPy does not know bfloat16
+        if jnp.issubdtype(x.dtype, jnp.inexact):  # unlike NumPy's, it knows bfloat16
             finite = finite and bool(np.isfinite(x).all())
         checksum = zlib.crc32(x.reshape(-1).view(np.uint8), checksum)
-    return Look(finite, checksum)
+    return ArraySummary(finite, checksum)
 
 
 def _on_host(x: Array) -> np.ndarray:
-    return np.asarray(whole(x).addressable_data(0))
+    return np.asarray(replicate(x).addressable_data(0))
 
 
-def decodes(folder: Path) -> bool:
-    """Whether every array that Orbax wrote into a folder can be read, by this process alone.
+def is_readable(folder: Path) -> bool:
+    """Whether this process can read every array that Orbax wrote to a folder.
 
-    Several processes that restore together each read a part, and wait for each other: were one of them to fail, the
-    others would not know.
+    Processes that restore together read a part each and wait for each other; a failure of one would block the others.
     """
     import tensorstore
 
@@ -69,20 +68,20 @@ def decodes(folder: Path) -> bool:
     return True
 
 
-def sealed(notes: dict[str, Any]) -> dict[str, Any]:
-    """JSON values with their own digest among them."""
-    return {**notes, SEAL: _digest(notes)}
+def with_digest(notes: dict[str, Any]) -> dict[str, Any]:
+    """JSON values with their SHA-256 digest added."""
+    return {**notes, DIGEST: _digest(notes)}
 
 
-def unsealed(notes: dict[str, Any]) -> dict[str, Any]:
-    """What was sealed.
+def without_digest(notes: dict[str, Any]) -> dict[str, Any]:
+    """The values without their digest, after checking it.
 
     Raises:
-        Damaged: it has changed since, or has no digest.
+        Corrupted: the values have changed, or have no digest.
     """
-    without = {name: value for name, value in notes.items() if name != SEAL}
-    if notes.get(SEAL) != _digest(without):
-        raise Damaged("its notes are not those that were written")
+    without = {name: value for name, value in notes.items() if name != DIGEST}
+    if notes.get(DIGEST) != _digest(without):
+        raise Corrupted("its notes differ from those that were written")
     return without
 
 

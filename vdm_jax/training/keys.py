@@ -1,4 +1,4 @@
-"""One seed, four streams of random keys that never meet."""
+"""Independent streams of random keys from one seed."""
 
 from typing import Literal
 
@@ -9,8 +9,8 @@ PURPOSES = ("init", "train", "sample", "evaluate")
 
 
 def stream(seed: int, purpose: Literal["init", "train", "sample", "evaluate"]) -> Array:
-    """The key that everything random of one purpose descends from.
+    """The root key of all randomness for one purpose.
 
-    Split first and folded after: fold_in(key, i) may equal split(key)[i], so one key must not serve two purposes.
+    Each purpose has its own key, split before any folding: fold_in(key, i) may equal split(key)[i].
     """
     return jax.random.split(jax.random.key(seed), len(PURPOSES))[PURPOSES.index(purpose)]

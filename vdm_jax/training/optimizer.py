@@ -1,4 +1,4 @@
-"""Learning rate, clipping and Adam."""
+"""Learning rate schedule, gradient clipping and Adam."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from vdm_jax.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """Update i = 0, 1, ... -> learning rate: linear warm-up, then constant or half a cosine to zero.
+    """Learning rate of update i = 0, 1, ...: linear warm-up, then constant or cosine decay to zero.
 
     lr(i) = learning_rate * min(1, (i + 1) / warmup) * (1 + cos(pi * (i - warmup) / (steps - warmup))) / 2
     """
@@ -27,11 +27,11 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clip by global norm (unless 0), then Adam, or AdamW where there is weight decay.
+    """Clipping by global norm (unless 0), then Adam, or AdamW with weight decay.
 
-    An update whose gradient is larger than config.grad_skip, or not a number, changes nothing, the optimiser's averages
-    included (Child 2020, arXiv:2011.10650). A parameter that is a single number, such as an end point of a noise
-    schedule, does not decay: 0 is nothing to it.
+    With config.grad_skip, an update whose gradient norm is larger or NaN changes neither the parameters nor the
+    optimizer state (Child 2020, arXiv:2011.10650). Scalar parameters, such as an end point of a noise schedule, are
+    exempt from weight decay: 0 is not a neutral value for them.
     """
     clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
     if config.weight_decay:
@@ -42,7 +42,7 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     chain = optax.chain(clip, adam)
 
     def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats: it fails where a user is strict
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats, which strict promotion rejects
             new = chain.update(updates, state, params)
         if not config.grad_skip:
             return new

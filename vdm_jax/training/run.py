@@ -9,19 +9,25 @@ import jax
 from jax.sharding import Mesh
 
 from vdm_jax.training import optimizer, registry, state
+from vdm_jax.training.checkpoint import Checkpoints, Saved
 from vdm_jax.training.config import TrainConfig, from_json, read_json, validate
 from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.data.sources import Dataset, load
 from vdm_jax.training.experiment import Experiment
-from vdm_jax.training.runtime.devices import make_mesh, replicated, spread
+from vdm_jax.training.runtime.devices import longest_axis_sharding, make_mesh, replicated
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.files import LOCK, locked
-from vdm_jax.training.runtime.processes import by_first
+from vdm_jax.training.runtime.files import LOCK, process_lock
+from vdm_jax.training.runtime.invocation import command_line
+from vdm_jax.training.runtime.processes import on_first_process
 from vdm_jax.training.state import TrainState
 
 
 class Run(NamedTuple):
-    """Everything about a run that does not change while it goes."""
+    """The constant parts of a run.
+
+    name: of the run's folder in --workdir.
+    recipe: name or path of the recipe, as on the command line.
+    """
 
     name: str
     config: TrainConfig
@@ -29,73 +35,78 @@ class Run(NamedTuple):
     data: Dataset
     experiment: Experiment
     mesh: Mesh
+    recipe: str = ""
 
 
-def open_run(name: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
-    """Check the options, load the data, build the model; writes nothing.
+def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
+    """Check the options, load the data and build the model; writes nothing.
 
     Args:
-        name: of the experiment, and of the run's folder in `config.workdir`.
-        config: its options.
-        mesh: of devices; all there are by default.
+        recipe: name or path of the recipe; it also names the run's folder in `config.workdir`.
+        config: the options.
+        mesh: the devices; all devices by default.
 
     Raises:
-        UserError: the options, the data or the model's fit to the data are at fault.
+        UserError: the options are invalid, the data are unavailable, or the model does not fit the data.
     """
-    mesh = mesh or make_mesh()
+    name, mesh = registry.run_name(recipe), mesh or make_mesh()
     validate(config, mesh.size)
     data = load(config.data)
-    check_kind(name, config, data)
+    check_data_kind(name, config, data)
     try:
         experiment = config.build(data.spec)
-    except Exception as error:  # a recipe is a program: anything
-        what = f"The experiment {name} cannot be built for {config.data}: {registry.explained(error)}"
-        raise UserError(what + registry.suspects(name, config)) from error
-    experiment = experiment._replace(init=jax.jit(experiment.init, inline=True))  # whose shapes are asked for often
-    return Run(name, config, Path(config.workdir) / name, data, experiment, mesh)
+    except Exception as error:  # building a model may raise any error
+        what = f"The experiment {name} cannot be built for {config.data}: {registry.describe_error(error, recipe)}"
+        raise UserError(what + registry.changed_options_hint(recipe, config)) from error
+    experiment = experiment._replace(
+        init=jax.jit(experiment.init, inline=True)
+    )  # traced once, its shapes are used often
+    return Run(name, config, Path(config.workdir) / name, data, experiment, mesh, recipe)
 
 
-def check_kind(name: str, config: TrainConfig, data: Dataset) -> None:
-    """Refuse points where images are needed, and images where points are.
+def check_data_kind(name: str, config: TrainConfig, data: Dataset) -> None:
+    """Check that an experiment for images has images, and one for points has points.
 
     Raises:
-        UserError: says which data there are.
+        UserError: lists the data sets that fit.
     """
     if config.points != (data.spec.levels == 0):
-        good = ", ".join(PLANES) if config.points else "digits, mnist, fashion_mnist, cifar10, or an image set of TFDS"
-        made = "points in a plane" if config.points else "images"
-        raise UserError(f"The experiment {name} is made for {made}, and {config.data} are not: take --data {good}.")
+        suitable = (
+            ", ".join(PLANES) if config.points else "digits, mnist, fashion_mnist, cifar10, or an image set of TFDS"
+        )
+        kind = "points in the plane" if config.points else "images"
+        raise UserError(f"--data {config.data}: the experiment {name} needs {kind}. Use --data {suitable}.")
     if config.points and (config.flip or config.rotate or config.swap_channels):
-        raise UserError("--flip, --rotate and --swap-channels are for images, not for points.")
+        raise UserError("--flip, --rotate and --swap-channels apply to images, not to points: remove them.")
     if config.rotate and data.spec.shape[0] != data.spec.shape[1]:
         size = "x".join(map(str, data.spec.shape))
-        raise UserError(f"--rotate is for square images, and those of {config.data} are {size}: leave it out.")
+        raise UserError(f"--rotate needs square images, and those of {config.data} are {size}: remove it.")
 
 
-def first_state(run: Run) -> TrainState:
-    """The run's state before its first update."""
-    # Unoptimised: XLA takes ten times longer to compile hundreds of initialisers well than they take to run.
+def initial_state(run: Run) -> TrainState:
+    """The run's state before the first update."""
+    # Without optimization: XLA would take ten times longer to optimize hundreds of initializers than they take to run.
     create = jax.jit(
         lambda: _create(run),
-        out_shardings=placement(run),
+        out_shardings=state_sharding(run),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     return create()
 
 
 def abstract_state(run: Run) -> TrainState:
-    """Shapes, dtypes and placement of the run's state."""
-    whole, shapes = replicated(run.mesh), jax.eval_shape(lambda: _create(run))
+    """Shapes, dtypes and shardings of the run's state."""
+    everywhere, shapes = replicated(run.mesh), jax.eval_shape(lambda: _create(run))
 
     def placed(x):
-        place = spread(run.mesh, x.shape) if run.config.shard else whole
+        place = longest_axis_sharding(run.mesh, x.shape) if run.config.shard else everywhere
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
     return jax.tree.map(placed, shapes)
 
 
-def placement(run: Run) -> TrainState:
-    """Where each array of the run's state lies."""
+def state_sharding(run: Run) -> TrainState:
+    """The sharding of each array of the run's state."""
     return jax.tree.map(lambda x: x.sharding, abstract_state(run))
 
 
@@ -103,37 +114,55 @@ def _create(run: Run) -> TrainState:
     return state.create(run.experiment, optimizer.optimizer(run.config), run.config.seed)
 
 
-def stored_config(name: str, workdir: str) -> TrainConfig:
-    """The options a run was started with, from its config.json.
+def stored_config(recipe: str, workdir: str) -> TrainConfig:
+    """The options of an existing run, from its config.json.
 
     Raises:
-        UserError: there is no such run, or its config.json cannot be read.
+        UserError: the run does not exist, or its config.json cannot be read.
     """
-    path = Path(workdir) / name / "config.json"
-    default = registry.find(name)
-    if not os.path.exists(path):  # whatever the letters in --workdir
-        raise UserError(f"There is no run in {path.parent}. Train first: `make train EXP={name}`.")
+    default = registry.find(recipe)
+    path = Path(workdir) / registry.run_name(recipe) / "config.json"
+    if not os.path.exists(path):  # accepts any characters in --workdir
+        raise UserError(f"There is no run in {path.parent}. Train first: `{command_line('train', recipe)}`.")
     return from_json(default, read_json(path).get("config"))
 
 
-def remove(folder: Path) -> None:
-    """Empty a run's folder, and only if it is one.
+def newest_checkpoint(run: Run) -> Saved:
+    """The newest readable checkpoint of a run.
 
     Raises:
-        UserError: it holds something else, is a link or a file, or a run is going in it.
+        UserError: the run has no checkpoint, or none can be read.
     """
-    by_first(lambda: _empty(folder))
+    with Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+        saved = checkpoints.restore(abstract_state(run))
+    if saved is None:
+        command = command_line("train", run.recipe)
+        raise UserError(f"The run in {run.folder} has no checkpoint yet. Continue training: `{command}`.")
+    for step in saved.unreadable:
+        print(f"The checkpoint of step {step} cannot be read; using that of step {int(saved.state.step)}.")
+    return saved
+
+
+def remove_run(folder: Path) -> None:
+    """Delete the contents of a run's folder, after checking that it is one.
+
+    Raises:
+        UserError: the folder is not that of a run, is a link or a file, or is in use by another run.
+    """
+    on_first_process(lambda: _empty(folder))
 
 
 def _empty(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} is a link or a file, not the folder of a run; delete it yourself.")
+        raise UserError(f"{folder} is a link or a file, not the folder of a run: delete it yourself.")
     if not folder.exists():
         return
     contents = [path for path in folder.iterdir() if path.name != LOCK]
-    foreign = {path.name for path in contents} - {"checkpoints"}  # which a run leaves when its folder is removed
+    foreign = {path.name for path in contents} - {
+        "checkpoints"
+    }  # which a run may create again after its folder was removed
     if foreign and not (folder / "config.json").exists():
-        raise UserError(f"{folder} is not the folder of a run (no config.json in it); delete it yourself.")
-    with locked(folder):
+        raise UserError(f"{folder} is not the folder of a run (it has no config.json): delete it yourself.")
+    with process_lock(folder):
         for path in contents:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

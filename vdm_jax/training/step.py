@@ -1,4 +1,4 @@
-"""One update as one `jit` over a mesh of devices: batch split, parameters replicated or spread."""
+"""One update as one `jit` over a device mesh: the batch is split, the parameters are replicated or sharded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from vdm_jax.training.experiment import Batch, Experiment, Params
 from vdm_jax.training.keys import stream
-from vdm_jax.training.runtime.devices import replicated, split
+from vdm_jax.training.runtime.devices import batch_sharding, replicated
 from vdm_jax.training.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
@@ -29,20 +29,20 @@ def make_step(
     accumulate: int = 1,
     place: Any = None,
 ) -> Step:
-    """The compiled update (state, batch) -> (state, metrics); the state given to it is used up.
+    """The compiled update (state, batch) -> (state, metrics); it donates the buffers of the state.
 
-    Update i draws from the key folded with i, so that a resumed run repeats the noise of an uninterrupted one.
-    The metrics are the loss, the gradient's global norm before clipping, and what the experiment's loss returns.
-    Where the state is spread over the devices (`place`, a sharding for each array; whole on each by default), they
-    gather the parameters for the gradient only, and each updates its part.
+    Update i uses the key folded with i, so that a resumed run repeats the noise of an uninterrupted one. The metrics
+    are the loss, the global norm of the gradient before clipping, and those of the experiment's loss. If the state is
+    sharded (`place`, a sharding for each array; replicated by default), the devices gather the parameters for the
+    gradient only, and each updates its shard.
     """
-    whole, parts = replicated(mesh), split(mesh)
-    place = place or TrainState._make([whole] * 4)
+    everywhere, parts = replicated(mesh), batch_sharding(mesh)
+    place = place or TrainState._make([everywhere] * 4)
     gradient = accumulated_gradient(experiment.loss, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream(seed, "train"), state.step)
-        gathered = jax.lax.with_sharding_constraint(state.params, whole)
+        gathered = jax.lax.with_sharding_constraint(state.params, everywhere)
         grads, metrics = gradient(gathered, key, batch, state.step)
         grads = jax.lax.with_sharding_constraint(grads, place.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -51,11 +51,11 @@ def make_step(
         metrics = {"grad_norm": optax.tree.norm(grads), **metrics}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0, in_shardings=(place, parts), out_shardings=(place, whole))
+    return jax.jit(step, donate_argnums=0, in_shardings=(place, parts), out_shardings=(place, everywhere))
 
 
 def accumulated_gradient(loss: Loss, parts: int) -> Callable[[Params, Array, Batch, Array], tuple[Params, Metrics]]:
-    """The gradient of the mean loss over `parts` micro-batches, one after the other; with metrics averaged alike."""
+    """The gradient and the metrics averaged over `parts` micro-batches, computed one after the other."""
 
     def gradient(params: Params, key: Array, batch: Batch, step: Array) -> tuple[Params, Metrics]:
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, key, batch, step)
@@ -79,5 +79,5 @@ def accumulated_gradient(loss: Loss, parts: int) -> Callable[[Params, Array, Bat
 
 
 def _micro_batches(x: Array, parts: int) -> Array:
-    """(B, ...) -> (parts, B / parts, ...), taking every parts-th example, so that none changes its device."""
+    """(B, ...) -> (parts, B / parts, ...) with every parts-th example, so that no example moves between devices."""
     return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)

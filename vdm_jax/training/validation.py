@@ -1,4 +1,4 @@
-"""What values options may have: of the kind they are declared to be, and within limits."""
+"""Validation of options: types as declared, numbers within limits."""
 
 import dataclasses
 import os
@@ -6,27 +6,30 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-BEYOND = 2**31  # no number of an option is as large
-LIMITS: dict[str, tuple[int, int]] = {  # least, and the first too large, where they are not 0 and BEYOND
+UPPER = 2**31  # every number must be smaller
+LIMITS: dict[str, tuple[int, int]] = {  # minimum and exclusive maximum; by default 0 and UPPER
     name: limits
     for names, limits in {
-        "steps batch_size eval_batch_size accumulate log_every checkpoint_every keep": (1, BEYOND),
-        "channels multipliers groups width latent features z_channels components": (1, BEYOND),
-        "probes chain_steps sampling_steps importance_samples terms": (1, BEYOND),
-        "ledger.steps importance_steps": (1, BEYOND - 1),  # a grid has one more
-        "sampling.steps": (0, BEYOND),
-        "blocks layers encoder": (0, 1_001),  # each is traced by itself
-        "num_steps": (0, 1_000_001),  # a table's
+        "steps batch_size eval_batch_size accumulate log_every checkpoint_every keep": (1, UPPER),
+        "channels multipliers groups width latent features z_channels components": (1, UPPER),
+        "probes chain_steps sampling_steps importance_samples terms": (1, UPPER),
+        "likelihood_report.steps importance_steps": (1, UPPER - 1),  # a discretized schedule has one more
+        "sampling.steps": (0, UPPER),
+        "blocks layers encoder": (0, 1_001),  # each is traced separately
+        "num_steps": (0, 1_000_001),  # of a tabulated schedule
         "num_levels": (2, 1_000_001),
         "seed": (0, 2**32),
-        "gamma_0 gamma_1 log_snr_max log_snr_min fourier_exponents": (-80, 81),  # exp of it is a float32 still
-        "guidance": (-BEYOND, BEYOND),
+        "gamma_0 gamma_1 log_snr_max log_snr_min fourier_exponents": (
+            -80,
+            81,
+        ),  # their exponentials are finite in float32
+        "guidance_scale": (-UPPER, UPPER),
     }.items()
     for name in names.split()
 }
 POSITIVE = frozenset("learning_rate tolerance step_size rate".split())
 FRACTIONS = frozenset("b1 b2 ema_decay dropout label_dropout".split())
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list"}
 Number = int | float
 
 
@@ -36,74 +39,74 @@ def flag(field: str) -> str:
 
 
 def malformed(config: Any, prefix: str = "") -> list[str]:
-    """A line for every option, nested ones included, whose value is of another kind than it is declared to be.
+    """A line for every option, nested ones included, whose value does not have the declared type.
 
     Args:
         config: a dataclass of options.
-        prefix: of their names, such as "network.".
+        prefix: prefix of the option names, such as "network.".
     """
     faults, hints = [], get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
-        if not is_a(value, hints[field.name]):
-            faults.append(wrong_kind(name, hints[field.name]))
+        if not matches_type(value, hints[field.name]):
+            faults.append(type_fault(name, hints[field.name]))
         elif dataclasses.is_dataclass(value):
             faults += malformed(value, f"{name}.")
     return faults
 
 
 def out_of_range(config: Any) -> list[str]:
-    """A line for every option, nested ones included, whose value no experiment can work with.
+    """A line for every option, nested ones included, whose value is outside its limits.
 
     Args:
-        config: a dataclass of options, none of them malformed.
+        config: a dataclass of options of the declared types.
     """
     faults = [_limit(name, value) for name, value in _numbers(config)]
     if getattr(getattr(config, "network", None), "multipliers", None) == ():
-        faults.append("--network.multipliers must be one number or more")
-    if not _names_a_folder(config.workdir):
-        faults.append("--workdir must be a folder's name: without a NUL, no part of it longer than 255 bytes")
+        faults.append("--network.multipliers must have at least one number")
+    if not _is_folder_name(config.workdir):
+        faults.append("--workdir must be a valid folder name: without NUL, and at most 255 bytes in each part")
     return [fault for fault in dict.fromkeys(faults) if fault]
 
 
-def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is of a declared type; True and False are no numbers, whole numbers are numbers."""
+def matches_type(value: Any, hint: Any) -> bool:
+    """Whether a value has a declared type; bool is not a number, and an int is accepted as a float."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in (Union, UnionType):
-        return any(is_a(value, part) for part in parts)
+        return any(matches_type(value, part) for part in parts)
     if origin is tuple:
         alike = isinstance(value, tuple) and parts[1:] == (Ellipsis,)
         each = parts[:1] * len(value) if alike else parts
-        return isinstance(value, tuple) and len(value) == len(each) and all(map(is_a, value, each))
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(matches_type, value, each))
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 
-def wrong_kind(name: str, hint: Any) -> str:
-    """The fault of an option that is not of its declared type."""
-    return f"{flag(name)} must be {_kind(hint)}"
+def type_fault(name: str, hint: Any) -> str:
+    """The message for an option that does not have the declared type."""
+    return f"{flag(name)} must be {_type_name(hint)}"
 
 
-def _kind(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (Union, UnionType):
-        return " or ".join(map(_kind, parts))
-    return KINDS.get(origin or hint, "nothing" if hint is type(None) else "an object")
+        return " or ".join(map(_type_name, parts))
+    return TYPE_NAMES.get(origin or hint, "nothing" if hint is type(None) else "an object")
 
 
 def _limit(name: str, value: Number) -> str:
-    """The fault of a number, or nothing. NaN is within no limits."""
+    """The message for a number outside its limits, or "". NaN is outside all limits."""
     last = name.rsplit(".", 1)[-1]
     if last in FRACTIONS:
         return "" if 0 <= value < 1 else f"{flag(name)} must be in [0, 1)"
     if last in POSITIVE:
-        return "" if 0 < value < BEYOND else f"{flag(name)} must be positive and finite"
-    shared = (0, BEYOND) if last == "steps" else LIMITS.get(last, (0, BEYOND))  # there are many kinds of steps
+        return "" if 0 < value < UPPER else f"{flag(name)} must be positive and finite"
+    shared = (0, UPPER) if last == "steps" else LIMITS.get(last, (0, UPPER))  # whose limits depend on the group
     least, beyond = LIMITS.get(name, shared)
     if not value >= least:
         return f"{flag(name)} must be at least {least}"
@@ -111,7 +114,7 @@ def _limit(name: str, value: Number) -> str:
 
 
 def _numbers(config: Any, prefix: str = "") -> list[tuple[str, Number]]:
-    """Every number among the options, nested ones and those of lists included, and the option's name."""
+    """Every number among the options, those in nested options and in lists included, with the option's name."""
     found = []
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -126,8 +129,8 @@ def _flat(value: Any) -> list[Number]:
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
-def _names_a_folder(path: str) -> bool:
+def _is_folder_name(path: str) -> bool:
     try:
         return "\0" not in path and all(len(os.fsencode(part)) < 256 for part in Path(path).parts)
-    except UnicodeEncodeError:  # half of a pair
+    except UnicodeEncodeError:  # an unpaired surrogate
         return False

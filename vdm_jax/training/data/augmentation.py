@@ -1,14 +1,12 @@
-"""What may be done to training images, each drawn by uniform numbers of its own."""
+"""Augmentations of training images, each a function of the images and of uniform random numbers."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from vdm_jax.training.config import TrainConfig
-
 Images = Shaped[np.ndarray, "b h w c"]
-Uniform = Float[np.ndarray, "b c"]  # numbers in [0, 1), as many for each image as it has channels
+Uniform = Float[np.ndarray, "b c"]  # numbers in [0, 1), one for each channel of each image
 Augmentation = Callable[[Images, Uniform], Images]
 
 
@@ -18,18 +16,24 @@ def flip_half(images: Images, uniform: Uniform) -> Images:
 
 
 def rotate(images: Images, uniform: Uniform) -> Images:
-    """Turn each (square) image by 0, 90, 180 or 270 degrees, all alike probable."""
+    """Rotate each square image by 0, 90, 180 or 270 degrees with equal probability."""
     quarters = (4 * uniform[:, 0]).astype(int)
     return np.stack([np.rot90(image, k) for image, k in zip(images, quarters, strict=True)])
 
 
 def swap_channels(images: Images, uniform: Uniform) -> Images:
-    """Put each image's channels in one of all orders, all alike probable."""
+    """Apply a uniformly random permutation to the channels of each image."""
     orders = np.argsort(uniform, axis=1)
     return np.take_along_axis(images, orders[:, None, None, :], axis=-1)
 
 
-def augmentations(config: TrainConfig) -> list[Augmentation]:
-    """What a run does to its training images, in this order."""
-    chosen = {flip_half: config.flip, rotate: config.rotate, swap_channels: config.swap_channels}
-    return [function for function, wanted in chosen.items() if wanted]
+def augmentations(*, flip: bool, rotation: bool, channels: bool) -> list[Augmentation]:
+    """The selected augmentations, in the order in which they are applied.
+
+    Args:
+        flip: include `flip_half`.
+        rotation: include `rotate`.
+        channels: include `swap_channels`.
+    """
+    selected = {flip_half: flip, rotate: rotation, swap_channels: channels}
+    return [function for function, wanted in selected.items() if wanted]

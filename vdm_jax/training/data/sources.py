@@ -1,44 +1,38 @@
-"""Images or points in RAM, and batches of them in a reproducible order that a checkpoint can hold."""
+"""Data sets by name: training and test examples held in RAM where they fit."""
 
-import functools
 import gzip
 import importlib.util
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
-from vdm_jax.training.data.augmentation import Augmentation
 from vdm_jax.training.data.planes import PLANES
-from vdm_jax.training.experiment import DataSpec
+from vdm_jax.training.data.spec import DataSpec
 
-RAM_LIMIT = 2**30  # bytes of decoded images that are worth remembering
+RAM_LIMIT = 2**30  # bytes; larger sets are decoded again at every use
 DIGITS_TEST = 360  # of the 1,797 digits
-POINTS = (50_000, 10_000)  # of a plane, to train on and to test
+POINTS = (50_000, 10_000)  # training and test points of a distribution in the plane
 NumpyBatch = dict[str, np.ndarray]
 Record = dict[str, Any]
-ALL = slice(None)
 
 
 class Images:
-    """Labelled images by index, each decoded at most once where the whole set fits in RAM.
+    """Labeled examples by index; each is decoded at most once if the whole set fits in RAM.
 
     Args:
-        records: a sequence of {"image": uint8 (H, W, C), "label": int}; indexing it may be slow (it decodes).
-        shape: (H, W, C), or any other.
-        dtype: of an image.
+        records: sequence of {"image": uint8 (H, W, C), "label": int}; indexing may be slow, since it decodes.
+        shape: of an example, such as (H, W, C).
+        dtype: of an example.
     """
 
     def __init__(self, records: Any, shape: tuple[int, ...], dtype: type = np.uint8):
         self._records = records
         self.shape = shape
-        self.fits = len(records) * int(np.prod(shape)) <= RAM_LIMIT
-        held = len(records) if self.fits else 0
+        self.fits_in_memory = len(records) * int(np.prod(shape)) <= RAM_LIMIT
+        held = len(records) if self.fits_in_memory else 0
         self._image = np.empty((held, *shape), dtype)
         self._label = np.empty(held, np.int32)
         self._known = np.zeros(held, bool)
@@ -48,25 +42,25 @@ class Images:
 
     def take(self, indices: np.ndarray) -> NumpyBatch:
         """The examples at these indices: {"image": uint8 (B, H, W, C), "label": int32 (B,)}."""
-        if not self.fits:
+        if not self.fits_in_memory:
             examples = self._read(indices)
             labels = np.array([example.get("label", 0) for example in examples], np.int32)
             return {"image": np.stack([example["image"] for example in examples]), "label": labels}
         missing = indices[~self._known[indices]]
-        # Two threads may both decode an image; they write the same bytes, and `known` only once those are there.
+        # Two threads may decode the same image: they write the same bytes, and set `known` only afterwards.
         for i, record in zip(missing, self._read(missing), strict=True):
             self._image[i], self._label[i] = record["image"], record.get("label", 0)
         self._known[missing] = True
         return {"image": self._image[indices], "label": self._label[indices]}
 
     def _read(self, indices: np.ndarray) -> Sequence[Record]:
-        if hasattr(self._records, "__getitems__"):  # TFDS reads many at once in half the time
+        if hasattr(self._records, "__getitems__"):  # TFDS reads a batch at once in half the time
             return self._records.__getitems__(indices.tolist()) if len(indices) else []
         return [self._records[i] for i in indices.tolist()]
 
 
 class Dataset(NamedTuple):
-    """Training and test images and what an experiment may know of them."""
+    """Training and test examples with their description."""
 
     spec: DataSpec
     train: Images
@@ -74,16 +68,16 @@ class Dataset(NamedTuple):
 
 
 def load(name: str) -> Dataset:
-    """A data set by name: "digits", a law of points in a plane, or any image set of TFDS.
+    """A data set by name: "digits", a distribution in the plane, or any image set of TFDS.
 
     Raises:
-        UserError: there is no such set, or it is not here and cannot be fetched; says how to get it.
+        UserError: the set is unknown, or is neither on this machine nor available for download; says how to get it.
     """
     if name == "digits":
         return _digits()
     if name in PLANES:
         return _points(name)
-    from vdm_jax.training.data import tfds_images  # a slow import, which the digits do not need
+    from vdm_jax.training.data import tfds_images  # slow to import, and the digits do not need it
 
     shape, num_classes, train, test = tfds_images.open_set(name)
     spec = DataSpec(name, shape, 256, num_classes, len(train), len(test))
@@ -91,9 +85,9 @@ def load(name: str) -> Dataset:
 
 
 def _digits() -> Dataset:
-    """scikit-learn's 1,797 digits, 8x8 pixels of 17 grey levels; the last 360 of a fixed permutation are the test."""
+    """scikit-learn's 1,797 digits, 8 x 8 pixels, 17 gray levels; the test set is the last 360 of a fixed order."""
     rows = _digit_rows()
-    order = np.random.RandomState(0).permutation(len(rows))  # RandomState's stream is frozen for good
+    order = np.random.RandomState(0).permutation(len(rows))  # RandomState's stream never changes
     records = [{"image": row[:64].reshape(8, 8, 1), "label": int(row[64])} for row in rows[order]]
     train, test, shape = records[:-DIGITS_TEST], records[-DIGITS_TEST:], (8, 8, 1)
     return Dataset(DataSpec("digits", shape, 17, 10, len(train), len(test)), Images(train, shape), Images(test, shape))
@@ -103,7 +97,7 @@ def _digit_rows() -> UInt8[np.ndarray, "n 65"]:
     found = importlib.util.find_spec("sklearn")
     for folder in found.submodule_search_locations or () if found else ():
         path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
-        if path.is_file():  # scikit-learn's own file: importing its data sets takes a second, reading this 5 ms
+        if path.is_file():  # reading the file takes 5 ms, importing sklearn.datasets a second
             with gzip.open(path, "rt") as file:
                 return np.loadtxt(file, delimiter=",", dtype=np.uint8)
     from sklearn.datasets import load_digits
@@ -113,75 +107,12 @@ def _digit_rows() -> UInt8[np.ndarray, "n 65"]:
 
 
 def _points(name: str) -> Dataset:
-    """Points of a law in the plane: 50,000 to train on, 10,000 to test."""
-    train, test = (_drawn(name, count, seed) for seed, count in enumerate(POINTS))
+    """Samples of a distribution in the plane: 50,000 for training, 10,000 for testing."""
+    train, test = (_plane_samples(name, count, seed) for seed, count in enumerate(POINTS))
     return Dataset(DataSpec(name, (2,), 0, 0, len(train), len(test)), train, test)
 
 
-def _drawn(name: str, count: int, seed: int) -> Images:
-    points, components = PLANES[name]().draw(count, seed)
+def _plane_samples(name: str, count: int, seed: int) -> Images:
+    points, components = PLANES[name]().sample(count, seed)
     records = [{"image": point, "label": label} for point, label in zip(points, components, strict=True)]
     return Images(records, (2,), np.float32)
-
-
-class ShuffledBatches:
-    """The batches of an endless stream of epochs, each a fresh permutation, as arrays of indices.
-
-    Whole batches are indexed, not examples: drawing 64 small images one by one in Python costs 1.3 ms, this 0.05 ms.
-
-    Args:
-        size: number of examples.
-        batch_size: indices a batch; a batch may straddle two epochs, so no example is ever left out.
-        seed: of the permutations.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int):
-        self._size, self._batch_size = size, batch_size
-        self._epoch = functools.lru_cache(maxsize=2)(
-            lambda epoch: np.random.RandomState([seed, epoch]).permutation(size)
-        )
-
-    def __len__(self) -> int:
-        return 2**62 // self._batch_size
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        epochs, places = np.divmod(np.arange(index * self._batch_size, (index + 1) * self._batch_size), self._size)
-        return np.concatenate([self._epoch(int(e))[places[epochs == e]] for e in np.unique(epochs)])
-
-
-def train_iterator(
-    images: Images,
-    batch_size: int,
-    seed: int,
-    augment: Sequence[Augmentation] = (),
-    rows: Int[np.ndarray, " rows"] | slice = ALL,
-) -> grain.DatasetIterator:
-    """An endless iterator over shuffled batches that prefetches; `get_state` and `set_state` resume it exactly.
-
-    Of each batch it gives only some rows, those of one process. Neither which examples are in a batch, nor what is done
-    to them, nor the iterator's state depends on that: a run may go on with another number of processes.
-    """
-    batches = grain.MapDataset.source(ShuffledBatches(len(images), batch_size, seed))
-    batches = batches.map(lambda indices: images.take(indices[rows]))
-    for place, function in enumerate(augment):
-
-        def augmented(batch: NumpyBatch, rng: np.random.Generator, function=function) -> NumpyBatch:
-            uniform = rng.random((batch_size, images.shape[-1]))[rows]
-            return {**batch, "image": function(batch["image"], uniform)}
-
-        batches = batches.random_map(augmented, seed=(seed + place) % 2**32)  # one seed would tie their draws together
-    threads = min(8, os.cpu_count() or 1)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
-
-
-def images_per_second(make_iterator: Callable[[], grain.DatasetIterator], batch_size: int, seconds: float) -> float:
-    """Speed of a pipeline on its own, measured for so many seconds on an iterator of its own."""
-    iterator = make_iterator()
-    next(iterator)  # starts the threads
-    count, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < seconds:
-        next(iterator)
-        count += 1
-    rate = count * batch_size / (time.perf_counter() - begin)
-    iterator.close()
-    return rate

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,22 @@ from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.runtime.errors import UserError, disk_is_full
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,99}(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99})?(:\d+\.\d+\.\d+)?")  # set/config:version
-OURS = "tensorflow_datasets."  # whose classes a prepared set may name
+OURS = "tensorflow_datasets."  # the only package whose classes a prepared set may name
 
 
 def open_set(name: str) -> tuple[tuple[int, int, int], int, "Records", "Records"]:
-    """Open an image set, preparing it first where it is not yet here.
+    """Open an image set, downloading and preparing it first if necessary.
 
     Args:
-        name: as TFDS spells it, such as "cifar10"; the folder is TFDS_DATA_DIR or TFDS's own default.
+        name: TFDS's name, such as "cifar10". The data folder is TFDS_DATA_DIR, or TFDS's default.
 
     Returns:
-        image shape, number of classes (0 without labels), training records, test records.
+        the image shape, the number of classes (0 without labels), the training records, the test records.
 
     Raises:
-        UserError: unknown set, not images of one size, damaged, or not here and not to be had.
+        UserError: the set is unknown, damaged or unavailable, or does not hold images of one size.
     """
-    if not NAME.fullmatch(name):  # TFDS fetches code for some others, such as "huggingface:..."
+    if not NAME.fullmatch(name):  # TFDS downloads code for other names, such as "huggingface:..."
         raise _unknown(name, PLANES)
     builder = _builder(name)
     shape, num_classes = _features(builder)
@@ -38,19 +39,21 @@ def open_set(name: str) -> tuple[tuple[int, int, int], int, "Records", "Records"
         _prepare(builder)
     missing = {"train", "test"} - builder.info.splits.keys()
     if missing:
-        raise UserError(f"The data set {name!r} has no {' and no '.join(sorted(missing))} split; choose another.")
+        raise UserError(
+            f"The data set {name!r} has no {' and no '.join(sorted(missing))} split; choose another --data."
+        )
     train, test = (Records(builder, split, shape, num_classes) for split in ("train", "test"))
     return shape, num_classes, train, test
 
 
 class Records:
-    """The examples of a split by index; damaged files are the user's to mend.
+    """The examples of a split by index; a damaged file is reported as a UserError.
 
     Args:
-        builder: TFDS's, of a set that is prepared.
+        builder: the TFDS builder of a prepared set.
         split: "train" or "test".
         shape: of every image.
-        num_classes: of the labels; 0 leaves them out.
+        num_classes: number of classes; 0 ignores labels.
     """
 
     def __init__(self, builder: Any, split: str, shape: tuple[int, int, int], num_classes: int):
@@ -61,17 +64,17 @@ class Records:
             if missing:
                 raise FileNotFoundError(f"{len(missing)} files are missing, such as {missing[0]}")
             self._source = builder.as_data_source(split=split)
-        except Exception as error:  # TFDS, array_record and protobuf each have their own
+        except Exception as error:  # TFDS, array_record and protobuf raise errors of their own
             raise _damaged(*self._what, error) from error
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at these indices, read at once.
+        """The examples at these indices, read in one batch.
 
         Raises:
-            UserError: a file is missing, cut short or damaged, or an example is not what the set's description says.
+            UserError: a file is missing, truncated or damaged, or an example contradicts the set's description.
         """
         try:
             return [self._checked(example) for example in self._source.__getitems__(indices)]
@@ -90,8 +93,8 @@ class Records:
 def _damaged(what: str, folder: Any, error: Exception) -> UserError:
     return UserError(
         f"{what} cannot be read from {folder}: {_first_line(error)}.\n"
-        "  A file there is missing or damaged. Delete that folder and prepare the set anew, or copy it again; what a "
-        "run has\n  saved is kept, and the same command then goes on from there."
+        "  A file is missing or damaged. Delete that folder and prepare the data set again, or copy it again.\n"
+        "  Saved checkpoints are kept; the same command then resumes the run."
     )
 
 
@@ -99,21 +102,21 @@ def _unknown(name: str, known: Any) -> UserError:
     near = difflib.get_close_matches(name[:100], ["digits", *known], n=3)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return UserError(
-        f"There is no data set {name[:100]!r}. {hint}Take digits, mnist, fashion_mnist, cifar10, or another image set "
-        f"of TFDS by its name; of points in a plane, {', '.join(PLANES)}."
+        f"Unknown data set {name[:100]!r}. {hint}Use --data digits, mnist, fashion_mnist, cifar10 or the name of "
+        f"another image set of TFDS; for points in the plane, {', '.join(PLANES)}."
     )
 
 
 def _refuse_code(name: str) -> None:
-    """Refuse a prepared set whose description names classes that are not TFDS's own: TFDS would import any module.
+    """Reject a prepared set whose description names classes outside TFDS, since TFDS would import their modules.
 
     Raises:
-        UserError: says which.
+        UserError: names the class.
     """
     from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
     folders = [Path(root) / re.split("[/:]", name)[0] for root in list_data_dirs(os.environ.get("TFDS_DATA_DIR"))]
-    layouts = ("*/features.json", "*/*/features.json")  # of versions; of configs and versions; links are followed
+    layouts = ("*/features.json", "*/*/features.json")  # of versions, and of configs with versions; links are followed
     for path in (path for folder in folders for layout in layouts for path in folder.glob(layout)):
         try:
             strange = [each for each in _classes(json.loads(path.read_bytes())) if not each.startswith(OURS)]
@@ -121,13 +124,13 @@ def _refuse_code(name: str) -> None:
             raise _damaged(f"The data set {name!r}", path.parent, error) from error
         if strange:
             raise UserError(
-                f"{path} names the class {strange[0][:100]!r}, which is not of TensorFlow Datasets: reading the set "
-                "would run code from elsewhere. Prepare the set anew from a source you trust."
+                f"{path} names the class {strange[0][:100]!r}, which is not part of TensorFlow Datasets: reading the "
+                "set would run foreign code. Prepare the data set again from a source you trust."
             )
 
 
 def _classes(value: Any) -> Iterator[str]:
-    """The Python classes that a description names, in each of the ways that TFDS reads."""
+    """The Python classes that a description names, under every key that TFDS reads."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         if key in ("pythonClassName", "python_class_name", "type") and isinstance(inner, str):
             yield inner
@@ -143,12 +146,12 @@ def _builder(name: str) -> Any:
         return tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record")
     except DatasetNotFoundError:
         raise _unknown(name, [*PLANES, *tfds.list_builders(with_community_datasets=False)]) from None
-    except ModuleNotFoundError as error:  # some sets need TensorFlow to be described at all
+    except ModuleNotFoundError as error:  # the description of some sets needs TensorFlow
         raise UserError(_remedies(name, "its description needs TensorFlow, which is not installed")) from error
-    except Exception as error:  # a version or a config that there is not, or a description that is damaged
+    except Exception as error:  # an unknown version or config, or a damaged description
         raise UserError(
-            f"The data set {name!r} cannot be opened: {_first_line(error)}.\n  Take another of its versions or "
-            "configs, or none; or, where its files are damaged, prepare it anew or copy it again."
+            f"The data set {name!r} cannot be opened: {_first_line(error)}.\n  Use another version or config of it, or "
+            "name neither. If its files are damaged, prepare it again or copy it again."
         ) from error
 
 
@@ -156,12 +159,12 @@ def _features(builder: Any) -> tuple[tuple[int, int, int], int]:
     features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
     shape = getattr(features.get("image"), "shape", None)
     if shape is None or len(shape) != 3 or None in shape:
-        raise UserError(f"The data set {builder.name!r} does not hold images of one size; choose one that does.")
+        raise UserError(f"The data set {builder.name!r} does not hold images of one size; choose another --data.")
     return tuple(shape), getattr(features.get("label"), "num_classes", None) or 0
 
 
 def _prepare(builder: Any) -> None:
-    """Download and prepare a set once; TFDS needs TensorFlow for this, and only for this."""
+    """Download and prepare a data set once; only this step needs TensorFlow."""
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(_remedies(builder.name, "preparing it needs TensorFlow, which is not installed"))
     print(f"Preparing {builder.name} in {builder.data_dir} (once).", flush=True)
@@ -177,9 +180,10 @@ def _remedies(name: str, reason: str) -> str:
     folder = os.environ.get("TFDS_DATA_DIR", "TFDS's own folder (TFDS_DATA_DIR is not set)")
     return (
         f"The data set {name!r} is not in {folder}, and {reason}.\n"
-        f"  Either set TFDS_DATA_DIR to a folder that holds {name} as TFDS prepared it (array_record),\n"
-        '  or, with a network, `.venv/bin/pip install -e ".[tfds]"` and let TFDS download and prepare it.\n'
-        "  The digits need neither: `make train`."
+        f"  Either set TFDS_DATA_DIR to a folder that holds {name} as prepared by TFDS (array_record),\n"
+        f"  or, with a network connection, install TensorFlow (`{sys.executable} -m pip install tensorflow`), so that "
+        "TFDS can download and prepare it.\n"
+        "  --data digits needs no download."
     )
 
 

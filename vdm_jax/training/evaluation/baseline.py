@@ -1,4 +1,4 @@
-"""What a model must beat: independent pixels."""
+"""A baseline for every model: independent pixels with the histograms of the training set."""
 
 import numpy as np
 
@@ -8,14 +8,14 @@ CHUNK = 1024
 
 
 def histogram_bits_per_dim(data: Dataset) -> float | None:
-    """Bits per dimension of the test set under each pixel's histogram of the training set, every count one more.
+    """Bits per dimension of the test set under the training histograms of each pixel, with add-one smoothing.
 
         p_j(v) = (1 + #{x in train: x_j = v}) / (levels + #train)
 
     Returns:
-        the mean over test images and pixels; None where the training images do not fit in RAM, or are real numbers.
+        the mean over test images and pixels; None for real-valued data, or if the training images do not fit in RAM.
     """
-    if not data.train.fits or not data.spec.levels:
+    if not data.train.fits_in_memory or not data.spec.levels:
         return None
     dims = int(np.prod(data.spec.shape))
     counts = np.ones((data.spec.levels, dims))

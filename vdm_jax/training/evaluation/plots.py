@@ -1,4 +1,4 @@
-"""Integer images to PNG: grids of samples, and the chain that led to them. Points to PNG: maps, chains and fields."""
+"""PNG files: grids of images, scatter plots, chains of points, and functions on the plane."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,27 +8,27 @@ from jaxtyping import Float, Integer
 
 from vdm_jax.training.experiment import NO_VALUE, Panel
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.files import writing
+from vdm_jax.training.runtime.files import atomic_write
 
-SMALLEST_SIDE = 48  # pixels an image is shown with at least
+MIN_SIDE = 48  # pixels of an enlarged image
 GAP = 2
-DEPTH = 12.0  # nats below the highest point that the colours of a plane reach
+DEPTH = 12.0  # nats between the maximum and the lowest color
 
 
 class NotFinite(UserError):
-    """What was to be drawn or measured has numbers that are not finite."""
+    """Numbers to be plotted or measured are not finite."""
 
 
 def check_finite(examples: np.ndarray, what: str, remedy: str = "") -> None:
-    """Refuse examples (N, ...) with pixels that have no value, or with other numbers that are not finite.
+    """Check that examples (N, ...) are finite, and that no pixel has NO_VALUE.
 
     Args:
-        examples: pixel values, or numbers such as points.
-        what: they are.
-        remedy: what to do about it.
+        examples: pixel values, or real numbers such as points.
+        what: their name in the message.
+        remedy: appended to the message.
 
     Raises:
-        NotFinite: says how many of the examples have such numbers.
+        NotFinite: says how many of the examples are not finite.
     """
     good = examples > NO_VALUE if np.issubdtype(examples.dtype, np.integer) else np.isfinite(examples)
     bad = np.count_nonzero(~good.reshape(len(good), -1).all(axis=1))
@@ -37,9 +37,9 @@ def check_finite(examples: np.ndarray, what: str, remedy: str = "") -> None:
 
 
 def grid(images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> Integer[np.ndarray, "height width c"]:
-    """Lay images out in rows and columns, enlarged without blurring, scaled from 0 .. levels - 1 to 0 .. 255."""
+    """One image of a grid of images, enlarged without blurring and scaled from 0 .. levels - 1 to 0 .. 255."""
     rows, columns, height, width, channels = images.shape
-    scale = -(-SMALLEST_SIDE // min(height, width))
+    scale = -(-MIN_SIDE // min(height, width))
     pixels = np.round(images.astype(np.float64) * (255 / (levels - 1))).astype(np.uint8)
     pixels = pixels.repeat(scale, axis=2).repeat(scale, axis=3)
     pixels = np.pad(pixels, ((0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0)), constant_values=128)
@@ -47,8 +47,8 @@ def grid(images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> Inte
     return np.pad(sheet, ((0, GAP), (0, GAP), (0, 0)), constant_values=128)
 
 
-def square(images: Integer[np.ndarray, "n h w c"]) -> Integer[np.ndarray, "rows columns h w c"]:
-    """Arrange n images in a nearly square block; what the last row lacks stays black."""
+def arrange_in_square(images: Integer[np.ndarray, "n h w c"]) -> Integer[np.ndarray, "rows columns h w c"]:
+    """Arrange n images in a nearly square grid; missing images in the last row are black."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
     filled = np.zeros((rows * columns, *images.shape[1:]), images.dtype)
@@ -56,23 +56,25 @@ def square(images: Integer[np.ndarray, "n h w c"]) -> Integer[np.ndarray, "rows 
     return filled.reshape(rows, columns, *images.shape[1:])
 
 
-def save(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> None:
-    """Write a grid as PNG, whole or not at all. Images of neither 1 nor 3 channels show their first.
+def save_grid(path: Path, images: Integer[np.ndarray, "rows columns h w c"], levels: int) -> None:
+    """Write a grid of images as PNG, atomically; with neither 1 nor 3 channels, only the first is shown.
 
     Raises:
-        NotFinite: an image has pixels without a value.
+        NotFinite: an image has pixels with NO_VALUE.
     """
     from PIL import Image
 
     check_finite(images.reshape(-1, *images.shape[2:]), f"images of {path.name}")
     sheet = grid(images, levels)
     sheet = sheet if sheet.shape[-1] == 3 else sheet[..., 0]
-    with writing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         Image.fromarray(sheet).save(unfinished, format="PNG")
 
 
-def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, title: str) -> Path:
-    """Write points in the plane as PNG, coloured by their label where they have one.
+def plot_points(
+    path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, title: str
+) -> Path:
+    """Write a scatter plot of points as PNG, colored by label if there are labels.
 
     Raises:
         NotFinite: a point is not finite.
@@ -88,11 +90,11 @@ def scatter(path: Path, points: Float[np.ndarray, "n 2"], labels: Integer[np.nda
             axes.scatter(*points[labels == label].T, s=9, label=str(label), color=f"C{label % 10}")
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set(title=title, aspect="equal")
-    return finish(figure, path)
+    return save_figure(figure, path)
 
 
-def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
-    """Write chains of points as PNG: each a line, with a dot where it ends.
+def plot_paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
+    """Write chains of points as PNG, each a line with a dot at its end.
 
     Raises:
         NotFinite: a chain has points that are not finite.
@@ -103,14 +105,14 @@ def paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:
     figure, axes = plt.subplots(figsize=(5.0, 5.0), layout="constrained")
     _lines(axes, chains)
     axes.set(title=title, aspect="equal")
-    return finish(figure, path)
+    return save_figure(figure, path)
 
 
-def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
-    """Write functions on a plane as PNG, side by side.
+def plot_panels(path: Path, shown: Mapping[str, Panel]) -> Path:
+    """Write functions on the plane as PNG, side by side.
 
     Raises:
-        NotFinite: the values of a function, or the arrows or chains on it, are not finite.
+        NotFinite: values, arrows or chains of a panel are not finite.
     """
     import matplotlib.pyplot as plt
 
@@ -123,7 +125,7 @@ def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
     for axes, (title, panel) in zip(row[0], shown.items(), strict=True):
         axes.pcolormesh(*np.moveaxis(panel.x, -1, 0), np.maximum(panel.height, low), cmap="Blues", shading="gouraud")
         for place, (name, arrows) in enumerate(sorted((panel.arrows or {}).items(), reverse=True)):
-            # long arrows by the root of their length: the score grows without bound away from the data
+            # arrow lengths are square roots: the score grows without bound away from the data
             size = np.sqrt(np.linalg.norm(arrows, axis=-1, keepdims=True)) + 1e-9
             axes.quiver(*np.moveaxis(panel.places, -1, 0), *np.moveaxis(arrows / size, -1, 0), label=name,
                         color=("black", "C3")[place % 2], width=(0.007, 0.003)[place % 2], scale=60)  # fmt: skip
@@ -133,14 +135,14 @@ def panels(path: Path, shown: Mapping[str, Panel]) -> Path:
             _lines(axes, panel.paths)
         side = np.abs(panel.x).max()
         axes.set(title=title, aspect="equal", xlim=(-side, side), ylim=(-side, side))
-    return finish(figure, path)
+    return save_figure(figure, path)
 
 
 def _check_panel(panel: Panel, where: str) -> None:
     parts = {f"arrows {name!r}": arrows for name, arrows in (panel.arrows or {}).items()}
     if panel.paths is not None:
         parts["chains"] = panel.paths.swapaxes(0, 1)
-    parts["values"] = np.where(panel.height == -np.inf, 0.0, panel.height)  # the logarithm of a density that is zero
+    parts["values"] = np.where(panel.height == -np.inf, 0.0, panel.height)  # -inf is the logarithm of a zero density
     for what, part in parts.items():
         check_finite(part, f"{what} {where}")
 
@@ -151,11 +153,11 @@ def _lines(axes, chains) -> None:
         axes.plot(*chain[-1], marker=".", color="black", markersize=5)
 
 
-def finish(figure, path: Path) -> Path:
-    """Write a figure of matplotlib as PNG, whole or not at all, and close it."""
+def save_figure(figure, path: Path) -> Path:
+    """Write a matplotlib figure as PNG, atomically, and close it."""
     import matplotlib.pyplot as plt
 
-    with writing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=120, format="png")
     plt.close(figure)
     return path

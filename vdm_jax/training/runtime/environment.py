@@ -1,6 +1,6 @@
-"""Set the machine up for a run: silence other libraries' chatter, keep compiled programs, compute repeatably.
+"""Environment variables, logging and the compilation cache of the commands.
 
-Importing this module changes environment variables, so the commands import it before anything that imports a device.
+Importing this module sets environment variables, so the commands import it before JAX initializes its devices.
 """
 
 import hashlib
@@ -10,12 +10,15 @@ import platform
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):  # a resumed run must repeat every bit
+if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):  # a resumed run must be bit-identical
     os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true").strip()
 
 
 def prepare() -> None:
-    """Quieten logging and turn on the cache of compiled programs (in JAX_COMPILATION_CACHE_DIR, or the user's own)."""
+    """Silence the logging of other libraries and enable JAX's persistent compilation cache.
+
+    The cache is in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder.
+    """
     import jax
     from absl import logging as absl_logging
 
@@ -29,7 +32,7 @@ def prepare() -> None:
 
 
 def _cache_folder() -> Path:
-    # Compiled CPU code is tied to the processor's features, and a home folder may be shared by different machines.
+    # Compiled CPU code depends on the processor's features, and machines may share a home folder.
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

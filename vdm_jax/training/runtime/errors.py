@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear message, no traceback."""
+"""Errors that the user can fix are shown as one message without a traceback."""
 
 import contextlib
 import errno
@@ -10,15 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-CLOSED = "Event loop is closed"  # said of each of many writes, once the first has failed
+EVENT_LOOP_CLOSED = "Event loop is closed"  # raised by every pending write after the first one failed
 
 
 class UserError(Exception):
-    """Something the user can put right; its message says what happened and what to do."""
+    """An error that the user can fix; the message says what is wrong and what to do."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop by a signal and has saved its state."""
+    """A signal stopped the run after its state was saved."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -26,16 +26,16 @@ class Stopped(Exception):
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, is the file system having no room left."""
-    return _because(error, (errno.ENOSPC, errno.EDQUOT)) is not None
+    """Whether an error or one of its causes reports a full file system."""
+    return _message_with_errno(error, (errno.ENOSPC, errno.EDQUOT)) is not None
 
 
 def not_writable(error: BaseException | None) -> str | None:
-    """What an error, or one that caused it, says of a read-only or forbidden file or folder; None if nothing."""
-    return _because(error, (errno.EROFS, errno.EACCES, errno.EPERM))
+    """The message of an error or one of its causes about missing write permission; None if there is no such error."""
+    return _message_with_errno(error, (errno.EROFS, errno.EACCES, errno.EPERM))
 
 
-def _because(error: BaseException | None, codes: tuple[int, ...]) -> str | None:
+def _message_with_errno(error: BaseException | None, codes: tuple[int, ...]) -> str | None:
     while error is not None:
         text = str(error)
         if isinstance(error, OSError) and error.errno in codes:
@@ -46,8 +46,8 @@ def _because(error: BaseException | None, codes: tuple[int, ...]) -> str | None:
     return None
 
 
-class _Lasting:
-    """A stream that may go away, its terminal or pipe closed, its disk full: what is said then is lost, and no more."""
+class _TolerantStream:
+    """A stream that discards its output once writing fails, as on a closed terminal or pipe or a full disk."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -65,21 +65,21 @@ class _Lasting:
     def _try(self, act: Callable[[], Any]) -> None:
         try:
             act()
-        except OSError:  # what is still in its buffer has to go somewhere, too
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        except OSError:  # also discards what is still in the buffer
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
 
 @contextlib.contextmanager
-def lasting_output() -> Iterator[None]:
-    """Go on where nobody can be told anything any more: hours of training are worth more than a line about them."""
+def tolerate_closed_output() -> Iterator[None]:
+    """Keep running when stdout or stderr can no longer be written to: output is discarded, training is not lost."""
     before = sys.stdout, sys.stderr
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # what its encoding lacks
-    with open(os.devnull, "w") as nowhere:
-        sys.stdout, sys.stderr = (_Lasting(stream or nowhere) for stream in before)
+            stream.reconfigure(errors="replace")  # for characters that the encoding lacks
+    with open(os.devnull, "w") as null:
+        sys.stdout, sys.stderr = (_TolerantStream(stream or null) for stream in before)
         try:
             yield
         finally:
@@ -89,24 +89,24 @@ def lasting_output() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """Keep threads in the background, and what is cleared away at the end, from saying again what one message says."""
+def suppress_repeats() -> Iterator[None]:
+    """Silence background threads and exit handlers that would repeat an error that is already reported."""
     before = sys.unraisablehook, threading.excepthook, (show_last := sys.excepthook)
 
     def known(error: BaseException) -> bool:
-        return bool(remedy(error)) or CLOSED in str(error)
+        return bool(remedy(error)) or EVENT_LOOP_CLOSED in str(error)
 
     def quiet(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return lambda seen: None if known(seen.exc_value) else show(seen)
 
     sys.unraisablehook, threading.excepthook = map(quiet, before[:2])
-    # tensorstore's threads come here
+    # called for errors in the threads of tensorstore
     sys.excepthook = lambda kind, error, trace: None if known(error) else show_last(kind, error, trace)
     try:
         yield
     except SystemExit as end:
-        # Of the error it came from there is more to clear away at exit: writes to a full disk, or to a removed folder.
-        if remedy(end) or _because(end, (errno.ENOENT,)):
+        # Writes to a full disk or to a removed folder fail again at exit: keep them silent.
+        if remedy(end) or _message_with_errno(end, (errno.ENOENT,)):
             before = sys.unraisablehook, threading.excepthook, sys.excepthook
         raise
     finally:
@@ -115,14 +115,14 @@ def said_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turn the user's errors into one message on stderr and an exit code: 1, or 128 + signal after a stop.
+    """Turn user errors into one message on stderr and an exit code: 1, or 128 + signal after a stop.
 
-    With VDM_JAX_TRACEBACK=1 in the environment every error shows its traceback instead.
+    With VDM_JAX_TRACEBACK=1 in the environment, every error shows its traceback instead.
     """
     if os.environ.get("VDM_JAX_TRACEBACK") == "1":
         yield
         return
-    with lasting_output(), said_once():
+    with tolerate_closed_output(), suppress_repeats():
         try:
             yield
         except UserError as error:
@@ -130,7 +130,10 @@ def readable_errors() -> Iterator[None]:
         except Stopped as stop:
             _exit(str(stop), 128 + stop.signum)
         except KeyboardInterrupt:
-            _exit("Interrupted. What was saved is kept; the same command goes on from there.", 128 + signal.SIGINT)
+            _exit(
+                "Interrupted. Saved checkpoints are kept; the same command resumes from the newest one.",
+                128 + signal.SIGINT,
+            )
         except Exception as error:
             if not (message := remedy(error)):
                 raise
@@ -138,17 +141,16 @@ def readable_errors() -> Iterator[None]:
 
 
 def remedy(error: BaseException) -> str | None:
-    """What to do about an error of the file system, or about too little memory; None where it is of another kind."""
-    then = "then the same command goes on from the last checkpoint"
+    """The message for an error of the file system or for insufficient memory; None for other errors."""
+    then = "The same command then resumes from the newest checkpoint"
     if disk_is_full(error):
-        return f"The disk is full: nothing more can be saved. Free some space or choose another --workdir; {then}."
+        return f"The disk is full. Free some space or use another --workdir. {then}."
     if what := not_writable(error):
-        return f"The file system does not allow it ({what}). Make it writable, or choose another --workdir; {then}."
+        return f"The file system is not writable ({what}). Make it writable, or use another --workdir. {then}."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return (
-            "There is too little memory. Take a smaller --eval-batch-size or --num-samples, or a smaller --batch-size "
-            "(by --changed, where a run goes on); --accumulate, --shard and --network.remat need less, too. What was "
-            "saved is kept."
+            "Out of memory. Use a smaller --eval-batch-size, --num-samples or --batch-size (with --changed to resume a "
+            "run). --accumulate, --shard and --network.remat also reduce memory. Saved checkpoints are kept."
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and a folder that one run has to itself."""
+"""Atomic writes, and locks that give a run exclusive use of its folder."""
 
 import contextlib
 import fcntl
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.processes import by_first, is_first
+from vdm_jax.training.runtime.processes import is_first_process, on_first_process
 
 LOCK = "lock"
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A path to write to, beside the real one, which it becomes once it is written: whole or not at all.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which replaces `path` once the block ends without an error.
 
-    What processes other than the first write goes nowhere.
+    Processes other than the first write to os.devnull.
     """
-    if not is_first():
+    if not is_first_process():
         yield Path(os.devnull)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")  # always the same: what a killed process left is written over
+    unfinished = path.with_name(f".{path.name}.tmp")  # a fixed name: overwrites what a killed process left
     try:
         yield unfinished
         unfinished.replace(path)
@@ -34,13 +34,13 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    with writing(path) as unfinished:
+    """Write a JSON file atomically."""
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json_text(value, indent=2) + "\n")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, which has no NaN and no infinity: such numbers are null."""
+    """A value as JSON text; NaN and infinity, which JSON lacks, become null."""
     return json.dumps(_finite_or_null(value), indent=indent, allow_nan=False)
 
 
@@ -56,23 +56,23 @@ def _finite_or_null(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Have a folder, made if absent, for this job alone; it loses it with its first process, however that ends.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder for this job, creating it if necessary; the lock ends with the first process, however it exits.
 
     Raises:
-        UserError: another job has it, or what was to be done in it failed because it was removed.
+        UserError: another job holds the lock, or the folder was removed meanwhile.
     """
     with contextlib.ExitStack() as held:
-        by_first(lambda: held.enter_context(locked(folder)))
+        on_first_process(lambda: held.enter_context(process_lock(folder)))
         yield
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """What `alone_in` does, for one process.
+def process_lock(folder: Path) -> Iterator[None]:
+    """`run_lock` for a single process.
 
     Raises:
-        UserError: as there.
+        UserError: as in `run_lock`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
@@ -81,8 +81,8 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UserError(
-                f"Another run is going in {folder} ({file.read().strip() or 'it does not say which'}). Wait for it, "
-                "stop it, or take another --workdir."
+                f"Another run is using {folder} ({file.read().strip() or 'unknown process'}). Wait for it, stop it, or "
+                "use another --workdir."
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -92,14 +92,14 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not is_there(file):
+            if not still_exists(file):
                 raise UserError(
-                    f"The folder {folder} was removed while a run was going in it; the run has stopped. The same "
-                    "command starts anew."
+                    f"The folder {folder} was removed during the run, which has stopped. The same command starts a new "
+                    "run."
                 ) from error
             raise
 
 
-def is_there(file: IO[str]) -> bool:
-    """Whether an open file still has a name."""
+def still_exists(file: IO[str]) -> bool:
+    """Whether an open file has not been deleted."""
     return os.fstat(file.fileno()).st_nlink > 0

@@ -1,4 +1,4 @@
-"""Metrics of the last steps, left on the devices until somebody looks."""
+"""Metrics of recent steps, kept on the devices until they are needed."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 
-AHEAD = 2  # steps the host may be ahead of the devices: enough to keep them busy, and it holds few batches
+MAX_STEPS_AHEAD = 2  # dispatched steps not yet computed: keeps the devices busy and few batches in memory
 
 
 class NonFinite(Exception):
@@ -17,25 +17,25 @@ class NonFinite(Exception):
         super().__init__(f"loss {metrics['loss']:g} and gradient norm {metrics['grad_norm']:g} at step {step}")
 
 
-class Recent:
-    """Collects metrics without waiting for them."""
+class MetricBuffer:
+    """Collects metrics without blocking the host."""
 
     def __init__(self):
         self._on_device: list[tuple[int, Mapping[str, Array]]] = []
-        self._line: list[dict[str, float]] = []
+        self._logged: list[dict[str, float]] = []
         self._losses: list[float] = []
 
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
-        """Take a step's metrics; waits only for those of the step before the last two."""
+        """Add the metrics of a step; blocks only until the step two before it is computed."""
         self._on_device.append((step, metrics))
-        if len(self._on_device) > AHEAD:
-            jax.block_until_ready(self._on_device[-1 - AHEAD][1])
+        if len(self._on_device) > MAX_STEPS_AHEAD:
+            jax.block_until_ready(self._on_device[-1 - MAX_STEPS_AHEAD][1])
 
     def fetch(self) -> None:
-        """Wait for all steps so far.
+        """Wait for all steps so far and fetch their metrics.
 
         Raises:
-            NonFinite: names the first step whose loss or gradient is not finite.
+            NonFinite: the loss or gradient norm of a step is not finite; names the first such step.
         """
         steps = [step for step, _ in self._on_device]
         fetched = jax.device_get([metrics for _, metrics in self._on_device])
@@ -44,17 +44,17 @@ class Recent:
             values = {name: float(value) for name, value in metrics.items()}
             if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
                 raise NonFinite(step, values)
-            self._line.append(values)
+            self._logged.append(values)
             self._losses.append(values["loss"])
 
-    def line(self) -> dict[str, float]:
-        """Mean of each metric over the steps since the last line."""
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over the steps since the last call."""
         self.fetch()
-        rows, self._line = self._line, []
+        rows, self._logged = self._logged, []
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def loss(self) -> float:
-        """Mean loss since the last checkpoint."""
+        """Mean loss over the steps since the last call."""
         self.fetch()
         losses, self._losses = self._losses, []
         return float(np.mean(losses))

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, and the terminal."""
+"""Metrics of a run: metrics.jsonl, TensorBoard and the terminal."""
 
 import contextlib
 import errno
@@ -11,61 +11,61 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vdm_jax.training.runtime.files import is_there, json_text, writing
-from vdm_jax.training.runtime.processes import is_first
+from vdm_jax.training.runtime.files import atomic_write, json_text, still_exists
+from vdm_jax.training.runtime.processes import is_first_process
 
 
-class Journal:
-    """Metrics of one run, to its folder and to the terminal, by the first of its processes.
+class MetricsWriter:
+    """Writes the metrics of a run to its folder and to the terminal, from the first process only.
 
     Args:
-        folder: of the run.
-        start: the step the run goes on from; what the files hold beyond it is cut off, so that no step is there twice.
+        folder: the run's folder.
+        start: the step from which the run resumes; later entries of existing files are removed.
         steps: the last step.
     """
 
     def __init__(self, folder: Path, start: int, steps: int):
-        path = folder / "metrics.jsonl" if is_first() else Path(os.devnull)
+        path = folder / "metrics.jsonl" if is_first_process() else Path(os.devnull)
         kept = _lines_until(path, start)
-        with writing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text("".join(kept))
         self._file = path.open("a")
-        self._events = _Events(folder / "tensorboard", start) if is_first() else None
+        self._events = _EventsFile(folder / "tensorboard", start) if is_first_process() else None
         self._steps = steps
-        terminal = sys.stderr.isatty() and is_first()
+        terminal = sys.stderr.isatty() and is_first_process()
         self._bar = tqdm(total=steps, initial=start, disable=not terminal, unit="step", dynamic_ncols=True)
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.ExitStack() as closing:  # the others too, where one fails
+        with contextlib.ExitStack() as closing:  # closes the others even if one fails
             for each in (self._file, self._events, self._bar):
                 if each is not None:
                     closing.callback(each.close)
 
-    def check(self) -> None:
-        """See that the run's folder is still there.
+    def check_folder(self) -> None:
+        """Check that the run's folder still exists.
 
         Raises:
-            FileNotFoundError: it is not.
+            FileNotFoundError: the folder was removed.
         """
-        if not is_there(self._file):
+        if not still_exists(self._file):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._file.name)
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Advance the progress bar by one step."""
         self._bar.update()
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write down the metrics of a step."""
-        self.check()
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write the metrics of a step."""
+        self.check_folder()
         self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
         if self._events is not None:
             self._events.scalars(step, values)
         if self._bar.disable:
-            say(self._line(step, values))
+            print_line(self._line(step, values))
         else:
             self._bar.set_postfix(loss=f"{values['loss']:.4g}")
 
@@ -73,24 +73,25 @@ class Journal:
         line = f"step {step}/{self._steps}  loss {values['loss']:.4g}  grad norm {values['grad_norm']:.3g}"
         if rate := values.get("steps_per_second"):
             line += f"  {rate:.3g} steps/s  {values['images_per_second']:,.0f} images/s"
-            line += f"  {clock((self._steps - step) / rate)} left"
+            line += f"  {format_duration((self._steps - step) / rate)} left"
         return line
 
 
-class _Events:
-    """An events file of TensorBoard, written in the caller's thread: errors of the thread that tensorboardX's
-    SummaryWriter writes in cannot be caught.
+class _EventsFile:
+    """A TensorBoard events file, written in the calling thread.
+
+    tensorboardX's SummaryWriter writes in a thread of its own, whose errors cannot be caught.
 
     Args:
-        folder: of the run's events files.
-        start: the step the run goes on from; TensorBoard forgets what earlier files hold beyond it.
+        folder: the folder of the run's events files.
+        start: the step from which the run resumes; TensorBoard discards later entries of earlier files.
     """
 
     def __init__(self, folder: Path, start: int):
         from tensorboardX import RecordWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
-        event: Any = event_pb2  # classes that are made at run time
+        event: Any = event_pb2  # its classes are created at run time
         summary: Any = summary_pb2
         self._event, self._summary = event.Event, summary.Summary
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +114,13 @@ class _Events:
         self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
 
 
-def say(text: str) -> None:
-    """A line to the terminal, once for all processes, that does not break a progress bar."""
-    if is_first():
+def print_line(text: str) -> None:
+    """Print a line on stderr without breaking a progress bar; only the first process prints."""
+    if is_first_process():
         tqdm.write(text, file=sys.stderr)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -127,7 +128,7 @@ def clock(seconds: float) -> str:
 
 
 def _lines_until(path: Path, last: int) -> list[str]:
-    # A killed run may leave the last line half written; one that is damaged says nothing either.
+    # A killed run may leave an incomplete last line; damaged lines are dropped.
     kept = []
     for line in path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):

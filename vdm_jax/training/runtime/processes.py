@@ -1,4 +1,4 @@
-"""One process, or several that train one run together, on one machine or many: all compute, the first one writes."""
+"""Runs of one or several processes, on one or several machines: all compute, the first one writes."""
 
 import contextlib
 import os
@@ -15,52 +15,59 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vdm_jax.training.runtime.devices import put, replicated, split
+from vdm_jax.training.runtime.devices import batch_sharding, make_global, replicated
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.metric_buffer import AHEAD
+from vdm_jax.training.runtime.metric_buffer import MAX_STEPS_AHEAD
 
-MANY = "VDM_JAX_DISTRIBUTED"  # says that there are several processes, where nothing else does
-LOST = ("Gloo", "NCCL", "oordination", "barrier", "Barrier")  # what JAX and Orbax say of when others are gone
-HEARTBEAT, GOODBYE = 60, 15  # seconds without a sign of life after which a process is lost; to wait for all at the end
+DISTRIBUTED = "VDM_JAX_DISTRIBUTED"  # declares several processes where no launcher does
+LOST_PROCESS_ERRORS = (
+    "Gloo",
+    "NCCL",
+    "oordination",
+    "barrier",
+    "Barrier",
+)  # in errors of JAX and Orbax after a process died
+HEARTBEAT_TIMEOUT, SHUTDOWN_TIMEOUT = 60, 15  # seconds
 
 
-def join() -> None:
-    """Find the other processes of this job, if it has any; to be called before anything else of JAX.
+def initialize_processes() -> None:
+    """Connect the processes of this job, if there are several; call it before any other JAX function.
 
-    Slurm (srun), Open MPI and the pods of TPUs on Kubernetes tell of themselves. Elsewhere the environment does:
-    JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or VDM_JAX_DISTRIBUTED=1 where JAX can find
-    the rest by itself (TPU virtual machines).
+    Slurm (srun), Open MPI and TPU pods on Kubernetes are detected. Otherwise set JAX_COORDINATOR_ADDRESS=host:port,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID; on TPU virtual machines VDM_JAX_DISTRIBUTED=1 is enough.
 
     Raises:
-        UserError: the others did not come, or the environment makes no sense.
+        UserError: the processes could not connect, or the environment variables are inconsistent.
     """
-    if not several(os.environ):
+    if not is_multiprocess(os.environ):
         return
     number, place = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        print(f"Process {place} of {number} meets the others at {address}, for five minutes.", file=sys.stderr)
+        print(
+            f"Process {place} of {number} connects to the others at {address} (timeout: five minutes).", file=sys.stderr
+        )
     try:
         jax.distributed.initialize(
             num_processes=None if number is None else int(number),
             process_id=None if place is None else int(place),
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=GOODBYE,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
         )
     except (ValueError, RuntimeError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"This is one of several processes, and they did not find each other ({first_line}). Give each the same "
-            "JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES, and a JAX_PROCESS_ID of its own, from 0."
+            f"The processes of this job could not connect ({first_line}). Set the same "
+            "JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES for all of them, and a different JAX_PROCESS_ID, from 0, for each."
         ) from error
-    if not is_first():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  one voice; errors of any process are still heard
+    if not is_first_process():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  only the first prints results; all print errors
 
 
 @contextlib.contextmanager
-def together_or_not_at_all() -> Iterator[None]:
-    """Where there are several processes, end this one at once when something goes wrong: the others may never come.
+def exit_together() -> Iterator[None]:
+    """Exit this process at once on an error if there are several: waiting for the others could block for ever.
 
-    They notice in their next step, or within a minute, and end as well.
+    The others notice in their next step, or within a minute, and exit as well.
     """
     try:
         yield
@@ -68,59 +75,59 @@ def together_or_not_at_all() -> Iterator[None]:
         if not jax.distributed.is_initialized():
             raise
         if isinstance(error, SystemExit):
-            _leave(error.code)
-        print(_farewell(error) if _lost(error) else traceback.format_exc(), file=sys.stderr)
-        _leave(1)
+            _exit(error.code)
+        print(_lost_process_message(error) if _lost(error) else traceback.format_exc(), file=sys.stderr)
+        _exit(1)
 
 
 def _lost(error: BaseException) -> bool:
-    return isinstance(error, jax.errors.JaxRuntimeError) or any(sign in str(error) for sign in LOST)
+    return isinstance(error, jax.errors.JaxRuntimeError) or any(sign in str(error) for sign in LOST_PROCESS_ERRORS)
 
 
-def _farewell(error: BaseException) -> str:
+def _lost_process_message(error: BaseException) -> str:
     return (
-        f"Process {jax.process_index()} of {jax.process_count()} has lost another ({str(error).splitlines()[0]}). What "
-        "was saved is kept: start all processes again, as many as you like, and they go on from there."
+        f"Process {jax.process_index()} of {jax.process_count()} lost its connection to another process "
+        f"({str(error).splitlines()[0]}). Saved checkpoints are kept: restart all processes, in any number, to resume."
     )
 
 
-def _leave(code) -> None:
+def _exit(code) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    if is_first():  # it is the one the others are connected to: the last to go
+    if is_first_process():  # the others are connected to it, so it exits last
         time.sleep(1.0)
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def several(environment) -> bool:
-    """Whether the environment tells of more than one process."""
+def is_multiprocess(environment) -> bool:
+    """Whether the environment variables declare more than one process."""
     counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
     return (
         any(environment.get(name, "1") not in ("", "1") for name in counts)
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-        or environment.get(MANY) == "1"
+        or environment.get(DISTRIBUTED) == "1"
     )
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+def is_first_process() -> bool:
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
-def meet() -> None:
-    """Wait until all processes are here."""
+def barrier() -> None:
+    """Wait until all processes reach this call."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("meet")
+        multihost_utils.sync_global_devices("barrier")
 
 
-def by_first(act: Callable[[], object]) -> None:
-    """Have the first process act on files while the others wait.
+def on_first_process(act: Callable[[], object]) -> None:
+    """Call a function on the first process only, while the others wait.
 
     Raises:
-        UserError: the first process's; in the others, one that refers to it.
+        UserError: the function raised it; the other processes raise one that refers to the first.
     """
     error = None
-    if is_first():
+    if is_first_process():
         try:
             act()
         except UserError as raised:
@@ -128,31 +135,33 @@ def by_first(act: Callable[[], object]) -> None:
     if jax.process_count() > 1:
         failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(error is not None)))
         if failed and error is None:
-            raise UserError("The first process of this job cannot go on; see its message.")
+            raise UserError("The first process of this job failed; see its message.")
     if error is not None:
         raise error
 
 
-def everyone(done: bool) -> bool:
-    """Whether all processes have done something that each does by itself."""
-    return done if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(done)).all())
+def all_processes_agree(condition: bool) -> bool:
+    """Whether a condition, which each process evaluates for itself, holds in all of them."""
+    return (
+        condition if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(condition)).all())
+    )
 
 
-class Agreement:
-    """What any process was asked, known to all of them at the same step, without waiting for it.
+class DelayedMax:
+    """The maximum of a number over all processes, a few calls late, so that no process waits for another.
 
     Args:
-        mesh: of the devices of all processes.
+        mesh: a mesh of the devices of all processes.
     """
 
     def __init__(self, mesh: Mesh):
-        self._mesh, self._given = mesh, deque()
+        self._mesh, self._pending = mesh, deque()
         self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def __call__(self, number: int) -> int:
-        """Give a number, and get the largest that any process gave some calls ago; at once, where there is one."""
+        """Submit a number; returns the maximum of those submitted some calls ago, at once for a single process."""
         if jax.process_count() == 1:
             return number
         own = np.full(len(self._mesh.local_devices), number, np.int32)
-        self._given.append(self._largest(put(own, split(self._mesh))))
-        return int(self._given.popleft()) if len(self._given) > AHEAD else 0
+        self._pending.append(self._largest(make_global(own, batch_sharding(self._mesh))))
+        return int(self._pending.popleft()) if len(self._pending) > MAX_STEPS_AHEAD else 0

@@ -1,15 +1,15 @@
-"""SIGINT, SIGTERM and SIGHUP as a wish that the loop grants between two steps."""
+"""SIGINT, SIGTERM and SIGHUP as requests that the training loop handles between two steps."""
 
 import contextlib
 import signal
 import time
 from collections.abc import Iterator
 
-ECHO = 1.0  # seconds in which a signal is the same one again: `make` passes on what its whole process group got
+DUPLICATE = 1.0  # seconds; `make` forwards a signal that its process group has received already
 
 
 class StopRequest:
-    """The signal that asked the run to stop, or 0, and when it came."""
+    """The signal that requested a stop, or 0, and the time of its arrival."""
 
     signum: int = 0
     when: float = 0.0
@@ -17,9 +17,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note the first SIGINT, SIGTERM or SIGHUP instead of dying of it; one more, later, acts as it always does.
+    """Record the first SIGINT, SIGTERM or SIGHUP; a second, later one has its default effect.
 
-    One that is ignored, as under `nohup`, stays so.
+    Signals that are ignored, as under `nohup`, stay ignored.
     """
     request = StopRequest()
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -33,7 +33,7 @@ def stop_requests() -> Iterator[StopRequest]:
         now = time.monotonic()
         if not request.signum:
             request.signum, request.when = signum, now
-        elif now - request.when > ECHO:
+        elif now - request.when > DUPLICATE:
             restore()
             signal.raise_signal(signum)
 

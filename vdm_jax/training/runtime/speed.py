@@ -1,4 +1,4 @@
-"""How fast and how long a run trains, leaving out what is not training."""
+"""Training time and speed of a run, without pauses for saving and sampling."""
 
 import contextlib
 import time
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 
 class Speed:
-    """A clock for training steps.
+    """A timer of training steps.
 
     Args:
-        step: the step the run goes on from.
-        seconds: of training before that.
+        step: the step from which the run starts or resumes.
+        seconds: training time before that step.
     """
 
     def __init__(self, step: int, seconds: float):
@@ -19,28 +19,28 @@ class Speed:
 
     @property
     def seconds(self) -> float:
-        """Training time of the whole run, with compilation, without pauses."""
+        """Training time of the whole run in seconds, with compilation, without pauses."""
         return time.perf_counter() - self._begin
 
     def compiled(self, step: int) -> None:
-        """The first step, which compiles, is over: from here on speed is counted."""
+        """Start measuring the speed, after the first step, which compiles."""
         self._first = self._last = (step, time.perf_counter())
 
     def lap(self, step: int) -> float | None:
-        """Steps per second since the last lap, all steps being over on the devices; None right after `compiled`."""
+        """Steps per second since the last call; None right after `compiled`. The devices must have finished."""
         (before, then), now = self._last, time.perf_counter()
         self._last = (step, now)
         return (step - before) / (now - then) if step > before else None
 
     @property
     def overall(self) -> float | None:
-        """Steps per second from `compiled` to the last lap."""
+        """Steps per second from `compiled` to the last `lap`; None without a lap."""
         (first, begin), (last, end) = self._first, self._last
         return (last - first) / (end - begin) if last > first else None
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time inside is not training time."""
+        """Exclude the time spent in the block."""
         begin = time.perf_counter()
         yield
         length = time.perf_counter() - begin

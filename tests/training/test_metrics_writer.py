@@ -9,7 +9,7 @@ import threading
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from vdm_jax.training.runtime.metrics_writer import Journal
+from vdm_jax.training.runtime.metrics_writer import MetricsWriter
 
 LINE = {"loss": 1.5, "grad_norm": 0.25}
 
@@ -43,9 +43,9 @@ def test_a_line_is_in_both_files_once_it_is_written(folder):
         return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
 
     before = threads()
-    with Journal(folder, 0, 10) as journal:
+    with MetricsWriter(folder, 0, 10) as writer:
         for step in (1, 2):
-            journal.metrics(step, LINE)
+            writer.write(step, LINE)
             assert threads() == before
             (file,) = events(folder)
             assert file[0].file_version == "brain.Event:2"
@@ -56,9 +56,9 @@ def test_a_line_is_in_both_files_once_it_is_written(folder):
 
 def test_a_resumed_run_takes_back_what_it_repeats(folder):
     for start in (0, 2):
-        with Journal(folder, start, 10) as journal:
+        with MetricsWriter(folder, start, 10) as writer:
             for step in range(start + 1, 5):
-                journal.metrics(step, LINE)
+                writer.write(step, LINE)
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     old, new = events(folder)
@@ -70,24 +70,24 @@ def test_a_resumed_run_takes_back_what_it_repeats(folder):
 
 
 def test_a_metric_that_is_not_finite_is_null(folder):
-    with Journal(folder, 0, 10) as journal:
-        journal.metrics(1, LINE | {"kl": float("nan"), "nats": float("-inf")})
+    with MetricsWriter(folder, 0, 10) as writer:
+        writer.write(1, LINE | {"kl": float("nan"), "nats": float("-inf")})
     read = json.loads((folder / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert read == {"step": 1, **LINE, "kl": None, "nats": None}
 
 
 @pytest.mark.parametrize("which", ["metrics.jsonl", "events"])
 def test_a_full_disk_is_one_error_and_everything_is_closed(folder, monkeypatch, which):
-    journal = Journal(folder, 0, 10)
-    files = {"metrics.jsonl": journal._file, "events": journal._events._records._writer}
+    writer = MetricsWriter(folder, 0, 10)
+    files = {"metrics.jsonl": writer._file, "events": writer._events._records._writer}
     full = open("/dev/full", "w" if which == "metrics.jsonl" else "wb")  # noqa: SIM115
-    monkeypatch.setattr(journal, "check", lambda: None)
+    monkeypatch.setattr(writer, "check_folder", lambda: None)
     if which == "metrics.jsonl":
-        journal._file = full
+        writer._file = full
     else:
-        journal._events._records._writer = full
-    with pytest.raises(OSError, match="No space left on device") as error, journal:
-        journal.metrics(1, LINE)
+        writer._events._records._writer = full
+    with pytest.raises(OSError, match="No space left on device") as error, writer:
+        writer.write(1, LINE)
     assert error.value.errno == errno.ENOSPC
     assert full.closed
     files[which].close()  # which was taken out

@@ -15,22 +15,22 @@ from vdm_jax.networks.classifier import ClassifierConfig
 from vdm_jax.training import loop
 from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.data import sources
-from vdm_jax.training.evaluation import sample_quality
-from vdm_jax.training.evaluation.sample_quality import Extractor
+from vdm_jax.training.evaluation import features, sample_quality
+from vdm_jax.training.evaluation.features import Extractor
 from vdm_jax.training.experiment import Cost, DataSpec, SampleBatch
-from vdm_jax.training.run import first_state
+from vdm_jax.training.run import initial_state
 from vdm_jax.training.runtime.errors import UserError
 
 DIGITS = sources.load("digits")
 TEST = DIGITS.test.take(np.arange(360))
 TRAIN = DIGITS.train.take(np.arange(1437))
-SMALL = sample_quality.ClassifierTraining(
+SMALL = features.ClassifierTraining(
     steps=60, num_samples=0, picture_every=0, warmup_steps=10, learning_rate=3e-3, ema_decay=0.9, log_every=60,
     network=ClassifierConfig(channels=8, multipliers=(1,), groups=4, features=16),
 )  # fmt: skip
 PIXELS = Extractor("pixels", lambda images: (images.reshape(len(images), -1).astype(jnp.float32), None))
 LABELS = jnp.asarray(TEST["label"])
-KNOWING = PIXELS._replace(see=lambda images: (PIXELS.see(images)[0], _look_up(images)))
+KNOWING = PIXELS._replace(extract=lambda images: (PIXELS.extract(images)[0], _look_up(images)))
 
 
 class Labelled(NamedTuple):
@@ -53,7 +53,7 @@ def drawing(run, sample):
 
 
 def measured(run, by=PIXELS, samples=0):
-    return sample_quality.quality(run, first_state(run).ema, by, samples)
+    return sample_quality.measure_quality(run, initial_state(run).ema, by, samples)
 
 
 def noise_images(params, key, n):
@@ -102,14 +102,14 @@ def test_samples_that_are_draws_of_the_test_images_or_noise(tiny):
 
 def test_blocks_draw_other_noise_and_the_same_every_time(tiny):
     run = drawing(tiny(1, eval_batch_size=104), real_images)
-    params = first_state(run).ema
-    images, labels = sample_quality.draw(run, params, 250)
+    params = initial_state(run).ema
+    images, labels = sample_quality.sample_in_blocks(run, params, 250)
     assert images.shape == (250, 8, 8, 1)
     assert labels is None
     assert (images[:104] != images[104:208]).any(axis=(1, 2, 3)).mean() > 0.9
-    np.testing.assert_array_equal(sample_quality.draw(run, params, 250)[0], images)
+    np.testing.assert_array_equal(sample_quality.sample_in_blocks(run, params, 250)[0], images)
     eight = drawing(tiny(8, eval_batch_size=104), real_images)
-    np.testing.assert_array_equal(sample_quality.draw(eight, first_state(eight).ema, 250)[0], images)
+    np.testing.assert_array_equal(sample_quality.sample_in_blocks(eight, initial_state(eight).ema, 250)[0], images)
 
 
 def test_the_share_of_labels_the_classifier_agrees_with(tiny):
@@ -122,14 +122,14 @@ def test_the_share_of_labels_the_classifier_agrees_with(tiny):
     result = measured(drawing(tiny(1, eval_batch_size=100), sample), KNOWING, 100)
     assert result["agreement"]["mean"] == pytest.approx(0.8)
     assert result["agreement"]["standard_error"] == pytest.approx((0.16 / 99) ** 0.5)
-    assert "as labelled" in sample_quality.summary(result)
+    assert "label agreement" in sample_quality.summary(result)
     assert "80.0%" in sample_quality.summary(result)
 
 
 def test_summary_holds_the_numbers(tiny):
     result = measured(drawing(tiny(1, eval_batch_size=120), real_images))
     text = sample_quality.summary(result)
-    assert text.startswith("  quality by pixels\n  against 360 test images  360 samples")
+    assert text.startswith("  sample quality by pixels\n  against 360 test images  360 samples")
     for part in (f"{result['frechet']:.4f}", f"{result['training_images']['recall']:.3f}", "±"):
         assert part in text
     assert json.loads(json.dumps(result)) == result
@@ -137,16 +137,16 @@ def test_summary_holds_the_numbers(tiny):
 
 def test_too_few_are_refused(tiny):
     for options, samples in (({}, 19), ({"eval_examples": 19}, 100)):
-        with pytest.raises(UserError, match=f"--quality {samples}, with .* measured on 20 or more of each"):
+        with pytest.raises(UserError, match=f"--quality {samples} with .* at least 20 of each"):
             measured(drawing(tiny(1, **options), real_images), samples=samples)
 
 
 def filled(run, monkeypatch, capsys, samples=None, **notes):
     monkeypatch.setattr(sample_quality, "extractor", lambda run, file: PIXELS._replace(name=f"pixels {file}"))
     run.folder.mkdir(parents=True, exist_ok=True)
-    saved = Saved(first_state(run), {"seconds": 1.0, "training_images_per_second": 100.0, **notes}, [])
+    saved = Saved(initial_state(run), {"seconds": 1.0, "training_images_per_second": 100.0, **notes}, [])
     result = {"steps": 1}
-    sample_quality.fill(run, saved, result, samples, "file")
+    sample_quality.add_quality(run, saved, result, samples, "file")
     return result, capsys.readouterr().out
 
 
@@ -169,41 +169,41 @@ def test_quality_is_put_off_where_it_would_take_longer_than_the_training(tiny, m
     slow = run._replace(experiment=run.experiment._replace(cost=Cost(sample=30_000)))
     result, printed = filled(slow, monkeypatch, capsys)
     assert "quality" not in result
-    assert "not measured: drawing 40 would take about 1:06:40; fewer: --quality 20" in printed
+    assert "not measured: 40 samples would take about 1:06:40; use fewer: --quality 20" in printed
     assert "quality" in filled(slow, monkeypatch, capsys, seconds=4000.0)[0]
     assert "quality" in filled(slow, monkeypatch, capsys, 40)[0]
     assert "quality" in filled(slow, monkeypatch, capsys, training_images_per_second=None)[0]
 
 
 def test_quality_is_put_off_where_it_cannot_be_measured(tiny):
-    saved = Saved(first_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
-    assert sample_quality.put_off(tiny(1, eval_examples=19), saved) == "19 test images are too few, it takes 20"
+    saved = Saved(initial_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
+    assert (
+        sample_quality.reason_to_skip(tiny(1, eval_examples=19), saved) == "it needs 20 test images, and there are 19"
+    )
     run = tiny(1)
-    assert sample_quality.put_off(run, saved) is None
+    assert sample_quality.reason_to_skip(run, saved) is None
     unlabelled = run._replace(data=run.data._replace(spec=run.data.spec._replace(num_classes=0)))
-    assert "digits has no labels" in str(sample_quality.put_off(unlabelled, saved))
-    assert sample_quality.put_off(unlabelled, saved, "file") is None
+    assert "digits has no labels" in str(sample_quality.reason_to_skip(unlabelled, saved))
+    assert sample_quality.reason_to_skip(unlabelled, saved, "file") is None
 
 
 @pytest.mark.slow
 def test_a_classifier_is_trained_once_and_then_read(tmp_path, monkeypatch):
     folder = tmp_path / ".features" / "digits"
-    first = sample_quality.train_classifier(DIGITS, folder, SMALL)
+    first = features.train_classifier(DIGITS, folder, SMALL)
     accuracy = json.loads((folder / "report.json").read_text())["test"]["accuracy"]
-    features, labels = first(TEST["image"])
-    assert features.shape == (360, 16)
+    found, labels = first(TEST["image"])
+    assert found.shape == (360, 16)
     assert np.mean(labels == TEST["label"]) == pytest.approx(accuracy["mean"])
     assert accuracy["mean"] > 0.5
-    assert f"16 features of a classifier trained on digits ({accuracy['mean']:.1%} of test right)" == first.name
+    assert f"16 features of a classifier trained on digits (test accuracy {accuracy['mean']:.1%})" == first.name
     trained = []
     train = loop.train
     monkeypatch.setattr(loop, "train", lambda run: trained.append(run.config.steps) or train(run))
-    again = sample_quality.train_classifier(DIGITS, folder, SMALL)
+    again = features.train_classifier(DIGITS, folder, SMALL)
     assert not trained
-    np.testing.assert_array_equal(again(TEST["image"])[0], features)
-    sample_quality.train_classifier(
-        DIGITS, folder, dataclasses.replace(SMALL, steps=5)
-    )  # other options: another classifier
+    np.testing.assert_array_equal(again(TEST["image"])[0], found)
+    features.train_classifier(DIGITS, folder, dataclasses.replace(SMALL, steps=5))  # other options: another classifier
     assert trained == [5]
 
 
@@ -211,41 +211,41 @@ def test_what_features_a_run_is_judged_by(tiny, monkeypatch):
     run = tiny(1)
     points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
     x = np.random.RandomState(0).standard_normal((30, 2)).astype(np.float32)
-    np.testing.assert_array_equal(sample_quality.extractor(points)(x)[0], x)
+    np.testing.assert_array_equal(features.extractor(points)(x)[0], x)
     unlabelled = run._replace(data=run.data._replace(spec=run.data.spec._replace(num_classes=0)))
     with pytest.raises(
-        UserError, match="no labels to train a classifier on: give Inception's weights with --inception"
+        UserError, match=r"no labels to train a classifier on. Give Inception's weights with --inception"
     ):
-        sample_quality.extractor(unlabelled)
+        features.extractor(unlabelled)
     monkeypatch.setattr(
-        sample_quality, "train_classifier", lambda data, folder: Extractor(f"{data.spec.name} {folder}", None)
+        features, "train_classifier", lambda data, folder: Extractor(f"{data.spec.name} {folder}", None)
     )
-    assert sample_quality.extractor(run).name == f"digits {run.folder.parent / '.features' / 'digits'}"
+    assert features.extractor(run).name == f"digits {run.folder.parent / '.features' / 'digits'}"
 
 
 def test_inception_files_that_cannot_be_used(tiny, tmp_path, monkeypatch):
     run = tiny(1)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(UserError, match=r"needs safetensors: \.venv/bin/pip install safetensors"):
-        sample_quality.extractor(run, "weights.safetensors")
+    with pytest.raises(UserError, match=r"--inception needs safetensors: .*pip install safetensors"):
+        features.extractor(run, "weights.safetensors")
     points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
-    with pytest.raises(UserError, match="moons are none: leave --inception away"):
-        sample_quality.extractor(points, "weights.safetensors")
+    with pytest.raises(UserError, match=r"--inception .* moons does not have: remove it"):
+        features.extractor(points, "weights.safetensors")
 
 
 def test_inception_from_a_file(tiny, tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     run, path = tiny(1), tmp_path / "odd.safetensors"
     with pytest.raises(UserError, match="cannot be used"):
-        sample_quality.extractor(run, str(path))
+        features.extractor(run, str(path))
     numpy.save_file({"odd": np.zeros(3)}, path)
     with pytest.raises(UserError, match="missing: Conv2d_1a_3x3"):
-        sample_quality.extractor(run, str(path))
+        features.extractor(run, str(path))
 
 
 @pytest.mark.slow
 def test_the_classifier_of_the_digits_is_right_and_its_features_order_images_by_quality(tmp_path):
-    by = sample_quality.train_classifier(DIGITS, tmp_path / "digits")
+    by = features.train_classifier(DIGITS, tmp_path / "digits")
     test, labels = by(TEST["image"])
     assert np.mean(labels == TEST["label"]) >= 0.97
     blurred = np.round(ndimage.gaussian_filter(TEST["image"].astype(float), (0, 0.8, 0.8, 0))).astype(np.uint8)

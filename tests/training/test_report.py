@@ -7,11 +7,17 @@ from vdm_jax.training.checkpoint import Saved
 from vdm_jax.training.data import sources
 from vdm_jax.training.data.sources import Dataset, Images
 from vdm_jax.training.evaluation.baseline import histogram_bits_per_dim
-from vdm_jax.training.evaluation.report import mean_and_error, per_example, plus_minus, summary, write_report
+from vdm_jax.training.evaluation.report import (
+    evaluate_examples,
+    format_mean_and_error,
+    mean_and_error,
+    summary,
+    write_report,
+)
 from vdm_jax.training.experiment import DataSpec
 from vdm_jax.training.keys import stream
 from vdm_jax.training.loop import train
-from vdm_jax.training.run import first_state
+from vdm_jax.training.run import initial_state
 
 KEY = stream(0, "evaluate")
 NOTES = {"seconds": 1.0, "training_images_per_second": None, "pipeline_images_per_second": 1.0}
@@ -19,15 +25,15 @@ NOTES = {"seconds": 1.0, "training_images_per_second": None, "pipeline_images_pe
 
 def test_every_test_example_once_and_in_order(tiny):
     run = tiny(8)
-    values = per_example(run, first_state(run).ema, KEY)
+    values = evaluate_examples(run, initial_state(run).ema, KEY)
     assert (values["label"] == run.data.test.take(np.arange(360))["label"]).all()
     assert values["error"].shape == (360,)
 
 
 def test_filling_up_the_last_block_changes_no_number(tiny, monkeypatch):
     run = tiny(eval_batch_size=104)  # 360 = 3 x 104 + 48
-    params = first_state(run).ema
-    values = per_example(run, params, KEY)["error"]
+    params = initial_state(run).ema
+    values = evaluate_examples(run, params, KEY)["error"]
     take = Images.take
 
     def other_filling(self, indices):
@@ -38,20 +44,20 @@ def test_filling_up_the_last_block_changes_no_number(tiny, monkeypatch):
         return batch
 
     monkeypatch.setattr(Images, "take", other_filling)
-    assert (per_example(run, params, KEY)["error"] == values).all()
+    assert (evaluate_examples(run, params, KEY)["error"] == values).all()
 
 
 def test_devices_do_not_matter_and_the_result_repeats(tiny):
     one, eight = tiny(1), tiny(8)
-    params = first_state(one).ema
-    values = per_example(one, params, KEY)["error"]
-    assert (per_example(one, params, KEY)["error"] == values).all()
-    np.testing.assert_allclose(per_example(eight, first_state(eight).ema, KEY)["error"], values, rtol=1e-5)
+    params = initial_state(one).ema
+    values = evaluate_examples(one, params, KEY)["error"]
+    assert (evaluate_examples(one, params, KEY)["error"] == values).all()
+    np.testing.assert_allclose(evaluate_examples(eight, initial_state(eight).ema, KEY)["error"], values, rtol=1e-5)
 
 
 def test_only_some_examples_where_asked(tiny):
     run = tiny(eval_examples=110)
-    values = per_example(run, first_state(run).ema, KEY)
+    values = evaluate_examples(run, initial_state(run).ema, KEY)
     assert (values["label"] == run.data.test.take(np.arange(110))["label"]).all()
 
 
@@ -61,7 +67,7 @@ def test_no_more_copies_are_evaluated_than_the_devices_need(tiny, monkeypatch):
     for examples, devices, block in [(3, 1, 3), (3, 8, 8), (30, 8, 32), (300, 8, 104), (104, 1, 104)]:
         run = tiny(devices, eval_examples=examples)
         sizes.clear()
-        assert len(per_example(run, first_state(run).ema, KEY)["label"]) == examples
+        assert len(evaluate_examples(run, initial_state(run).ema, KEY)["label"]) == examples
         assert set(sizes) == {block}
 
 
@@ -74,7 +80,7 @@ def test_mean_and_standard_error():
 def test_one_example_has_a_mean_and_no_error(tiny):
     assert mean_and_error(np.array([2.5])) == {"mean": 2.5, "standard_error": None}
     run = tiny(steps=1, eval_examples=1)
-    result = write_report(run, Saved(first_state(run), NOTES, []))
+    result = write_report(run, Saved(initial_state(run), NOTES, []))
     assert result["test"]["error"]["standard_error"] is None
     assert f"{result['test']['error']['mean']:.4f} ± n/a" in summary(result)
     assert json.loads((run.folder / "report.json").read_text(), parse_constant=pytest.fail) == result
@@ -83,8 +89,10 @@ def test_one_example_has_a_mean_and_no_error(tiny):
 def test_an_infinite_mean_has_no_error():
     result = mean_and_error(np.array([1.0, np.inf]))
     assert result == {"mean": np.inf, "standard_error": None}
-    assert plus_minus(result) == "inf ± n/a"
-    assert plus_minus({"mean": None, "standard_error": 1.0}, 2, 6, 5) == "   n/a ±  1.00"  # as read from a report
+    assert format_mean_and_error(result) == "inf ± n/a"
+    assert (
+        format_mean_and_error({"mean": None, "standard_error": 1.0}, 2, 6, 5) == "   n/a ±  1.00"
+    )  # as read from a report
 
 
 def test_histogram_by_hand():

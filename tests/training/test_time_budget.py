@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from vdm_jax.training.checkpoint import Saved
-from vdm_jax.training.evaluation.time_budget import too_long
+from vdm_jax.training.evaluation.time_budget import reason_to_defer
 from vdm_jax.training.experiment import Cost
 from vdm_jax.training.state import TrainState
 
@@ -26,8 +26,8 @@ def saved(images_per_second, seconds):
 def test_the_report_may_take_as_long_as_the_training(tiny, rate, seconds, late):
     run = tiny()
     run = run._replace(experiment=run.experiment._replace(cost=Cost(evaluate=900, sample=0)))
-    reason = too_long(run, saved(rate, seconds))
+    reason = reason_to_defer(run, saved(rate, seconds))
     assert (reason is not None) == late
     if reason:
-        assert "make eval EXP=tiny" in reason
+        assert "vdm-jax evaluate tiny" in reason
         assert "6:00" in reason
