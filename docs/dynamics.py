@@ -1,4 +1,4 @@
-"""LAN-3: Langevin chains between two isolated modes, as they are and annealed."""
+"""LAN-3: unadjusted and annealed Langevin chains between two isolated modes."""
 
 from functools import partial
 
@@ -10,35 +10,35 @@ from docs.figures import plt, save
 from vdm_jax import closed_form, langevin
 from vdm_jax.schedules import VarianceExploding
 
-SHARE = 0.8  # of the large mode
-SIZE = 0.1  # of an unadjusted step
+WEIGHT = 0.8  # of the large mode
+STEP_SIZE = 0.1  # of unadjusted chains
 
 
-def modes(apart: float) -> closed_form.Mixture:
-    """Two modes N(m, I) of weights 1/5 and 4/5, so many standard deviations apart: Song & Ermon have 10 sqrt(2)."""
-    far = apart / np.sqrt(8)
-    return closed_form.mixture([1 - SHARE, SHARE], [[-far, -far], [far, far]], [1.0, 1.0])
+def modes(distance: float) -> closed_form.Mixture:
+    """Two modes N(m, I) with the weights 1/5 and 4/5. Song & Ermon's distance is 10 sqrt(2)."""
+    far = distance / np.sqrt(8)
+    return closed_form.mixture([1 - WEIGHT, WEIGHT], [[-far, -far], [far, far]], [1.0, 1.0])
 
 
-@partial(jax.jit, static_argnames=("looks", "every"))
-def crossing(distribution, key, x, looks: int, every: int):
-    """Of chains begun at x, after every so many steps: who is on the large mode's side, and who has ever been."""
+@partial(jax.jit, static_argnames=("records", "every"))
+def crossing(distribution, key, x, records: int, every: int):
+    """Which chains from x are on the large mode's side, and which have ever been there, every `every` steps."""
 
-    def stretch(carry, key):
+    def advance(carry, key):
         x, crossed = carry
-        x = langevin.ula(jax.vmap(distribution.score), key, x, SIZE, every).x
+        x = langevin.ula(jax.vmap(distribution.score), key, x, STEP_SIZE, every).x
         there = x.sum(-1) > 0
         return (x, crossed | there), (there, crossed | there)
 
     start = x, jnp.zeros(x.shape[0], bool)
-    return jax.lax.scan(stretch, start, jax.random.split(key, looks))[1]
+    return jax.lax.scan(advance, start, jax.random.split(key, records))[1]
 
 
 def isolated() -> None:
-    """Draws of the law of Song & Ermon 2019, section 3.2.2; and how long it is from the small mode to the large."""
+    """Samples of Song & Ermon's mixture (2019, section 3.2.2), and the time to cross from the small mode."""
     distribution, keys = modes(10 * np.sqrt(2)), jax.random.split(jax.random.key(0), 8)
     start = jax.random.uniform(keys[0], (2000, 2), minval=-8.0, maxval=8.0)
-    unadjusted = langevin.ula(jax.vmap(distribution.score), keys[1], start, SIZE, 4000).x
+    unadjusted = langevin.ula(jax.vmap(distribution.score), keys[1], start, STEP_SIZE, 4000).x
     levels, steps = jax.vmap(VarianceExploding(0.1, 20.0))(jnp.linspace(1.0, 0.0, 40)), 100
     anneal = partial(langevin.annealed_langevin, levels=levels, steps=steps)
     annealed = anneal(
@@ -50,9 +50,9 @@ def isolated() -> None:
     log_p = jax.vmap(jax.vmap(distribution.log_prob))(jnp.stack(jnp.meshgrid(line, line), -1))
     for axis, name, x in zip(axes, ("unadjusted", "annealed"), (unadjusted, annealed), strict=False):
         share = float((x.sum(-1) > 0).mean())
-        print(f"isolated, {name}: {share:.3f} of the chains in the large mode, whose weight is {SHARE}")
+        print(f"isolated, {name}: {share:.3f} of the chains are in the large mode, whose weight is {WEIGHT}")
         axis.scatter(*x[:1000].T, s=2, alpha=0.5, lw=0)
-        heights = np.log(SHARE / (2 * np.pi)) - 0.5 * np.array([9.0, 4.0, 1.0])
+        heights = np.log(WEIGHT / (2 * np.pi)) - 0.5 * np.array([9.0, 4.0, 1.0])
         axis.contour(line, line, log_p, levels=heights, colors="0.3", linewidths=0.6, linestyles="-")
         for at, part in ((-5.0, 1 - share), (5.0, share)):
             axis.text(0.15 * at, at, f"{part:.2f}", ha="center", va="center")
@@ -61,16 +61,18 @@ def isolated() -> None:
 
     small = jax.random.normal(keys[4], (500, 2))
     axis, every = axes[2], 20
-    for apart, looks, key in zip(
+    for distance, records, key in zip(
         (4.0, 6.0, 8.0, 10 * np.sqrt(2)), (200, 1000, 5000, 1000), jax.random.split(keys[5], 4), strict=True
     ):
-        distribution = modes(apart)
-        there, crossed = crossing(distribution, key, small + distribution.components.mean[0][None], looks, every)
+        distribution = modes(distance)
+        there, crossed = crossing(distribution, key, small + distribution.components.mean[0][None], records, every)
         ever = np.asarray(crossed).mean(1)
         half = np.argmax(ever >= 0.5)
-        median = f"{every * (half + 1):,}" if ever[half] >= 0.5 else f"more than {every * looks:,}"
-        print(f"isolated, modes {apart:.3g} apart: half of the chains have crossed after {median} steps")
-        axis.plot(every * np.arange(1, looks + 1), np.asarray(there).mean(1), label=f"unadjusted, {apart:.3g} apart")
+        median = f"{every * (half + 1):,}" if ever[half] >= 0.5 else f"more than {every * records:,}"
+        print(f"isolated, distance {distance:.3g}: half of the chains have crossed after {median} steps")
+        axis.plot(
+            every * np.arange(1, records + 1), np.asarray(there).mean(1), label=f"unadjusted, distance {distance:.3g}"
+        )
     distribution = modes(10 * np.sqrt(2))
     path = anneal(
         closed_form.OptimalDenoiser(distribution, "score"),
@@ -79,11 +81,11 @@ def isolated() -> None:
         path=True,
     ).path
     share = np.asarray(path.sum(-1) > 0).mean(1)
-    print(f"isolated, annealed from the small mode, 14.1 apart: {share[-1]:.3f}")
-    axis.plot(steps * np.arange(1, len(share) + 1), share, label="annealed, 14.1 apart", color="k")
-    axis.axhline(SHARE, color="0.6", ls=":", lw=1)
-    axis.set(xscale="log", xlabel="steps", ylabel="share in the large mode", ylim=(-0.03, 1))
-    axis.set(title="begun in the small mode")
+    print(f"isolated, annealed from the small mode, distance 14.1: {share[-1]:.3f} are in the large mode")
+    axis.plot(steps * np.arange(1, len(share) + 1), share, label="annealed, distance 14.1", color="k")
+    axis.axhline(WEIGHT, color="0.6", ls=":", lw=1)
+    axis.set(xscale="log", xlabel="steps", ylabel="fraction in the large mode", ylim=(-0.03, 1))
+    axis.set(title="started in the small mode")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save(figure, "modes")
 

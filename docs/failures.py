@@ -1,4 +1,4 @@
-"""The two failures of VAEs, each made to happen and measured: blur (VAE-8) and posterior collapse (HVAE-4)."""
+"""Two failure modes of VAEs, reproduced and measured: blur (VAE-8) and posterior collapse (HVAE-4)."""
 
 from functools import partial
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from vdm_jax.likelihoods import normalize
 from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
 
 
-def trained(params, loss, key, steps: int, rate: float, looks: int):
-    """Parameters at `looks` times of a training by Adam, stacked, with the first and the last among them."""
+def trained(params, loss, key, steps: int, rate: float, records: int):
+    """Train with Adam; return the parameters at `records` times, stacked, from the initial to the final ones."""
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     def update(carry, key):
@@ -26,18 +26,18 @@ def trained(params, loss, key, steps: int, rate: float, looks: int):
         updates, state = adam.update(jax.grad(loss)(params, key), state)
         return (optax.apply_updates(params, updates), state), None
 
-    def stretch(carry, keys):
+    def advance(carry, keys):
         return jax.lax.scan(update, carry, keys)[0], carry[0]
 
-    keys = jax.random.split(key, (looks - 1, steps // (looks - 1)))
-    (last, _), seen = jax.jit(lambda start: jax.lax.scan(stretch, start, keys))((params, adam.init(params)))
+    keys = jax.random.split(key, (records - 1, steps // (records - 1)))
+    (last, _), seen = jax.jit(lambda start: jax.lax.scan(advance, start, keys))((params, adam.init(params)))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), seen, last)
 
 
 def blur() -> None:
-    """VAE-8: a Gaussian decoder trained on a hundred digits, against the average of the digits mapped to z."""
+    """VAE-8: a Gaussian decoder trained on 100 digits, compared with the optimal mean at z, an average of digits."""
     data = normalize(jnp.asarray(load_digits().images[:100].astype(np.uint8))[..., None], 17)
-    config = AutoencoderConfig(prediction_type="mlp", latent=2, width=256, blocks=2)
+    config = AutoencoderConfig(architecture="mlp", latent=2, width=256, blocks=2)
     encoder, decoder = Encoder(config), Decoder(config, 1, data.shape[1:])
 
     def encode(params, x):
@@ -69,15 +69,15 @@ def blur() -> None:
         return jnp.sqrt(jnp.square(ours - average).mean() / spread), (ours, average)
 
     errors = np.asarray(jax.lax.map(lambda params: compare(params)[0], seen))
-    print(f"blur: decoder less average, over the averages' own spread: {errors[1]:.3f} ... {errors[-1]:.4f}")
+    print(f"blur: distance to the optimal mean, relative to its spread: {errors[1]:.3f} ... {errors[-1]:.4f}")
     _, (ours, average) = compare(jax.tree.map(lambda a: a[-1], seen))
     figure = plt.figure(figsize=(9, 2.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2))
     axis = left.subplots()
     axis.semilogy(np.linspace(0, steps, len(errors)), errors)
-    axis.set(xlabel="updates", ylabel="decoder less average,\nrelative")
+    axis.set(xlabel="updates", ylabel="distance to the\noptimal mean, relative")
     for line, (name, images) in zip(
-        right.subplots(3, 8), {"x": data, "decoder": ours, "average": average}.items(), strict=True
+        right.subplots(3, 8), {"x": data, "decoder": ours, "optimal mean": average}.items(), strict=True
     ):
         for place, image in zip(line, images[:8], strict=True):
             place.imshow(image[..., 0], cmap="gray", vmin=-1, vmax=1)
@@ -87,7 +87,7 @@ def blur() -> None:
 
 
 class Coupled(NamedTuple):
-    """prod_i N(x_i; mean_i + sum_{j<i} coupling_ij x_j, e^(2 log_scale_i)): it can be any normal law without a z."""
+    """prod_i N(x_i; mean_i + sum_{j<i} coupling_ij x_j, e^(2 log_scale_i)): any normal distribution, without z."""
 
     mean: jax.Array
     coupling: jax.Array
@@ -103,7 +103,7 @@ COVARIANCE = 0.9 ** np.abs(np.subtract.outer(np.arange(SIZE), np.arange(SIZE)))
 
 
 def two_levels(params, fixed: bool):
-    """A ladder of two linear levels; with a fixed encoder z_1 = 0.8 x + noise, z_2 = 0.3 x + noise, as in diffusion."""
+    """Two linear levels, top-down; the fixed encoder is z_1 = 0.8 x + noise, z_2 = 0.3 x + noise, as in diffusion."""
     if fixed:
         posteriors = [
             lambda _, x: Normal(0.3 * x, var=jnp.full_like(x, 1 - 0.3**2)),
@@ -121,20 +121,20 @@ def two_levels(params, fixed: bool):
 
 
 def collapse() -> None:
-    """HVAE-4: normal data; what each of two levels says of them under four decoders and encoders."""
-    draws = np.random.default_rng(0).multivariate_normal(np.zeros(SIZE), COVARIANCE, 256)
-    data = jnp.asarray(draws, jnp.float32)
+    """HVAE-4: the KL of two levels on normal data, for four pairs of decoder and encoder."""
+    samples = np.random.default_rng(0).multivariate_normal(np.zeros(SIZE), COVARIANCE, 256)
+    data = jnp.asarray(samples, jnp.float32)
     runs = {
-        "a pixel at a time": {"expressive": False},
+        "independent pixels": {"expressive": False},
         "over-expressive": {},
-        "the same, 2 free nats a level": {"free": 2.0},
-        "the same, fixed encoder": {"fixed": True},
+        "over-expressive, 2 free nats": {"free": 2.0},
+        "over-expressive, fixed encoder": {"fixed": True},
     }
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.6), layout="constrained", sharey=True)
     for axis, (name, options) in zip(axes, runs.items(), strict=True):
         curves, found = _collapse_run(data, **options)
-        print(f"collapse, {name}: of z_2 and z_1 KL {found.kl}, active units {found.active_units}, "
-              f"I(x; z_2) and I(x; z_1, z_2) {found.mutual_information} nats")  # fmt: skip
+        print(f"collapse, {name}: KL of z_2, z_1 {found.kl} nats, active units {found.active_units}, "
+              f"I(x; z_2), I(x; z_1, z_2) {found.mutual_information} nats")  # fmt: skip
         for curve, label in zip(curves.T, ("$z_2$", "$z_1$"), strict=True):
             axis.plot(np.linspace(0, 4000, len(curve)), curve, label=label)
         axis.set(title=name, xlabel="updates")

@@ -1,4 +1,4 @@
-"""The figures of docs/derivations.md, drawn from the exact worlds: `make figures`."""
+"""The figures of docs/derivations.md from closed-form distributions: `make figures`."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def save(figure, name: str) -> None:
 
 
 def reverse_kernel() -> None:
-    """POST-7: q(x_s|x_t) and the normal law of the model, for steps of three sizes."""
+    """POST-7: q(x_s|x_t) and the model's normal distribution, for three step sizes."""
     distribution, x_t, low = (
         closed_form.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]),
         jnp.asarray([0.1]),
@@ -42,8 +42,8 @@ def reverse_kernel() -> None:
         best = closed_form.gaussian(kernel.mean, kernel.covariance())
         for curve, label in (
             (kernel, "$q(x_s|x_t)$"),
-            (best, "the nearest normal law"),
-            (model, r"variance $\sigma_q^2$"),
+            (best, "nearest normal distribution"),
+            (model, r"model, variance $\sigma_q^2$"),
         ):
             style = "-" if curve is kernel else "--" if curve is best else ":"
             axis.plot(grid[:, 0], jnp.exp(jax.vmap(curve.log_prob)(grid)), style, label=label)
@@ -54,7 +54,7 @@ def reverse_kernel() -> None:
 
 
 def coarse_to_fine() -> None:
-    """SAM-3: paths of the sampler through two pairs of points, and when each question is decided."""
+    """SAM-3: sampling paths for two pairs of points, and when the pair and the point are decided."""
     distribution, schedule = (
         closed_form.empirical([[-1.1], [-0.9], [0.9], [1.1]]),
         discretize(LinearLogSNR(9.0, -9.0), 300),
@@ -75,24 +75,24 @@ def coarse_to_fine() -> None:
     figure, (above, below) = plt.subplots(2, 1, figsize=(6, 4.2), layout="constrained", sharex=True)
     above.plot(log_snr, chain.x_hat[..., 0], lw=0.7)
     above.set(ylabel=r"predicted $\hat x$")
-    below.plot(log_snr, coarse, label="which pair")
-    below.plot(log_snr, fine, label="which of the two")
-    below.set(xlabel=r"$\lambda_t$, from noise to data", ylabel="chance that $x_t$\nhas decided")
+    below.plot(log_snr, coarse, label="pair")
+    below.plot(log_snr, fine, label="point of the pair")
+    below.set(xlabel=r"$\lambda_t$, from noise to data", ylabel="probability that $x_t$\nhas decided")
     below.legend()
     save(figure, "coarse_to_fine")
 
 
 def gap() -> None:
-    """ELBO-3, ELBO-12: E bound - entropy over T."""
+    """ELBO-3, ELBO-12: E bound - entropy against T."""
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
     steps = np.array([4, 8, 16, 32, 64, 128, 256, 512, 1024])
     figure, axis = plt.subplots(figsize=(4.5, 3), layout="constrained")
     for low in (-15.0, -5.0, -2.0):
-        tables = [discretize(LinearLogSNR(9.0, low), int(n)) for n in steps]
+        schedules = [discretize(LinearLogSNR(9.0, low), int(n)) for n in steps]
         entropy = information.entropy(distribution).value
-        gaps = [float(information.optimal_bound(distribution, schedule).total.value - entropy) for schedule in tables]
+        gaps = [float(information.optimal_bound(distribution, s).total.value - entropy) for s in schedules]
         (line,) = axis.loglog(steps, gaps, "o-", ms=3, label=rf"$\lambda_T$ = {low:g}")
-        limit = information.optimal_bound_limit(distribution, tables[0](1), tables[0](4)).total.value - entropy
+        limit = information.optimal_bound_limit(distribution, schedules[0](1), schedules[0](4)).total.value - entropy
         axis.axhline(float(limit), color=line.get_color(), ls=":", lw=1)
     axis.set(xlabel="T", ylabel="E bound - entropy, nats", ylim=(1e-3, 30))
     axis.legend(fontsize=8)
