@@ -285,8 +285,9 @@ WITH_TABLE = {
 }
 
 DRAWN_IN_FLOAT64 = {  # samples of a normal distribution whose mean is float64 are other random numbers
-    "elbo.bound", "path_bounds.consistency_bound", "path_bounds.joint_log_ratio", "path_bounds.importance_weighted_bound",
-    "reverse_variance.learned_variance_bound", "dequantization.latent_dequantization_bound",
+    "elbo.bound", "path_bounds.consistency_bound", "path_bounds.joint_log_ratio",
+    "path_bounds.importance_weighted_bound", "reverse_variance.learned_variance_bound",
+    "dequantization.latent_dequantization_bound",
 }  # fmt: skip
 
 
@@ -433,7 +434,7 @@ SHAPES = {
     "weight returned shape (3,)": lambda: score_matching.denoising_at(
         NET, KEY, X, LEVEL, weight=lambda lv: lv.alpha[1:]
     ),
-    "3 steps need as many probabilities, got shape (2,)": lambda: losses.denoising_loss(
+    "probabilities has shape (2,): it must be (3,)": lambda: losses.denoising_loss(
         NET, KEY, X, TABLE, probabilities=jnp.ones(2)
     ),
     "probabilities has shape (2, 1)": lambda: time_sampling.importance_sample(P, jnp.ones((2, 1))),
@@ -461,10 +462,10 @@ SHAPES = {
     ),
     "start has shape (4, 3) and end (4, 1)": lambda: energy.line_integral(SCORE, X, COLUMN),
     "path returned shape (1, 3)": lambda: energy.line_integral(SCORE, X, X, path=lambda u, a, b: a[:1] + u),
-    "mean of shape (1,) for x_0 of shape (3,)": lambda: elbo.bound(
+    "of shape (1,) for x of shape (3,)": lambda: elbo.bound(
         NET, KEY, X, TABLE, lambda h, z, lv: Normal(h[:1], var=lv.sigma)
     ),
-    "log_prob of the decoder's distribution returned shape (3,)": lambda: elbo.bound(
+    "log_prob of the decoder returned shape (3,)": lambda: elbo.bound(
         NET, KEY, X, TABLE, lambda h, z, lv: _PerDimension()
     ),
     "log_prob of the noise returned shape (3,)": lambda: score_matching.denoising(
@@ -543,7 +544,7 @@ NO_SIGNAL = level_from_log_snr(jnp.float32(-np.inf))
 @pytest.mark.parametrize("schedule", [schedules.Cosine(), schedules.LinearBeta(), schedules.Sigmoid()])
 def test_a_schedule_that_begins_clean_is_refused(call, schedule):
     name = type(schedule).__name__
-    with pytest.raises(ValueError, match=rf"{name}\(.* has no noise at t = 0.0: .*tabulate"):
+    with pytest.raises(ValueError, match=rf"{name}\(.* has no noise at t = 0.0: .*discretize"):
         jax.eval_shape(lambda: call(schedule))
 
 

@@ -55,7 +55,7 @@ def test_reconstruction_by_no_level_is_the_mean_of_the_model_and_by_all_a_draw_o
 def test_from_the_bottom_up_no_level_can_be_left_to_the_model():
     chain = hvae.bottom_up((2,), [_unit, _unit], [_unit], lambda z: z)
     assert hvae.reconstruct(chain, jax.random.key(0), X, keep=2).shape == X.shape
-    with pytest.raises(ValueError, match="level 1 is drawn before the one it hangs on: only a ladder can keep"):
+    with pytest.raises(ValueError, match=r"keep is 1: bottom-up .*top_down"):
         hvae.reconstruct(hvae.bottom_up((2,), [_unit] * 3, [_unit] * 2, lambda z: z), jax.random.key(0), X, keep=1)
 
 
@@ -92,17 +92,17 @@ def test_traced_once():
 
 def test_levels_that_do_not_chain():
     up = lambda x: _unit(x)  # noqa: E731
-    with pytest.raises(ValueError, match="2 posteriors and 2 conditionals do not chain"):
+    with pytest.raises(ValueError, match="2 posteriors and 2 conditionals"):
         hvae.top_down((2,), [lambda z, x: _unit(x)] * 2, [up] * 2, lambda z: z)
-    with pytest.raises(ValueError, match="0 encoders and 0 conditionals do not chain"):
+    with pytest.raises(ValueError, match="0 encoders and 0 conditionals"):
         hvae.bottom_up((2,), [], [], lambda z: z)
     wrong = hvae.top_down(
         (2,), [lambda z, x: _unit(x), lambda z, x: _unit(x)], [lambda z: _unit(z[:, :1])], lambda z: z
     )
-    with pytest.raises(ValueError, match=r"q\(z_1\) is of shape \(6, 2\), p\(z_1\) of \(6, 1\)"):
+    with pytest.raises(ValueError, match=r"q\(z_1\) has shape \(6, 2\) and p\(z_1\) has shape \(6, 1\)"):
         hvae.bound(wrong, _likelihood, jax.random.key(0), X)
     top = hvae.bottom_up((3,), [up, up], [up], lambda z: z)
-    with pytest.raises(ValueError, match=r"q\(z_2\) is of shape \(6, 2\), p\(z_2\) of \(6, 3\)"):
+    with pytest.raises(ValueError, match=r"q\(z_2\) has shape \(6, 2\) and p\(z_2\) has shape \(6, 3\)"):
         hvae.bound(top, _likelihood, jax.random.key(0), X)
     with pytest.raises(ValueError, match="samples is 0"):
         hvae.importance_weighted_bound(_three_levels(), _likelihood, jax.random.key(0), X, samples=0)
@@ -116,5 +116,5 @@ def test_data_without_a_posterior_are_refused():
         return [hvae.Latent(z, None, p)], z
 
     assert hvae.sample_decoder_output(generator, jax.random.key(0), 3).shape == (3, 2)
-    with pytest.raises(ValueError, match="no q for a level though it was shown data"):
+    with pytest.raises(ValueError, match="q = None for a level"):
         hvae.bound(generator, _likelihood, jax.random.key(0), X)

@@ -134,7 +134,7 @@ def _fitted(x):
         jnp.ones_like(x[0])[:, None] * jnp.arange(1.0, 4.0, dtype=x.dtype)[:, None], x[0], x[0, 0] ** 2 + 1.0
     )
     return vae.variational_em(
-        lambda m: m.encoder(x), lambda q: linear_gaussian.maximum_likelihood_decoder(q, x), start, rounds=2
+        lambda m: m.encoder(x), lambda q: linear_gaussian.maximum_likelihood_decoder(q, x), start, iterations=2
     )
 
 
@@ -196,6 +196,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (numbers(7, low=0.1, high=0.5), numbers(8, low=0.01, high=0.4)),
     ),
     "forward.marginal": (at(forward.marginal), (X, P)),
+    "forward.add_noise": (at(forward.add_noise), (X, Y, P)),
     "forward.transition": (at(forward.transition, pair=True), (X, HIGH, LOW)),
     "forward.posterior": (at(forward.posterior, pair=True), (X, Y, HIGH, LOW)),
     "forward.posterior_from_eps": (at(forward.posterior_from_eps, pair=True), (X, Y, HIGH, LOW)),
@@ -369,11 +370,11 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (X, Y, P, HIGH, LOW),
     ),
     "reverse_variance.optimal_variance": (
-        at(lambda e, step: reverse_variance.optimal_variance(step, e), pair=True),
+        at(lambda e, step: reverse_variance.optimal_variance(e, step), pair=True),
         (VAR, HIGH, LOW),
     ),
     "reverse_variance.analytic_variance": (
-        at(lambda e, step: reverse_variance.analytic_variance(step, 0.4 * e), pair=True),
+        at(lambda e, step: reverse_variance.analytic_variance(0.4 * e, step), pair=True),
         (VAR, HIGH, LOW),
     ),
     "reverse_variance.variance_bounds": (
@@ -384,6 +385,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         f"weightings.{name}": (getattr(weightings, name), (P,))
         for name in ("likelihood", "cosine", "v_prediction", "edm", "p2", "min_snr", "sigmoid")
     },
+    "schedules.time_from_log_snr": (lambda lam: schedules.time_from_log_snr(lam, schedules.Cosine()), (P,)),
     "weightings.uniform_time": (lambda lam: weightings.uniform_time(lam, schedules.Cosine()), (P,)),
     "weightings.elbo_mixture": (
         lambda t: weightings.elbo_mixture(weightings.sigmoid, CONTINUOUS, t),
@@ -726,21 +728,21 @@ HOST = {
 # `samplers.adaptive` is it.
 NAMED_ELSEWHERE = {
     "gaussian.check_prior", "noise_levels.check_positive", "noise_levels.broadcast_to_batch", "elbo.decoder_log_prob",
-    "reverse_variance.evaluate_variance", "probability_flow.check_nonsingular", "vae.encode", "vae.check_posterior",
-    "vae.output_nll", "schedules.ContinuousSchedule", "schedules.Schedule", "schedules.check_noise_at_start",
-    "discrete_schedules.Betas", "discrete_schedules.DiscreteSchedule", "time_sampling.WeightedTime",
-    "time_sampling.check_probabilities", "forward.PosteriorCoefficients", "elbo.DiffusionBound",
-    "elbo.DiffusionCurve", "elbo.DiffusionDecoder", "likelihoods.Likelihood", "vae.EncoderFn", "vae.DecoderFn",
-    "vae.LikelihoodFn", "vae.VAEBound", "vae.KLDecomposition", "hvae.Latent", "hvae.ChooseLatent", "hvae.Hierarchy",
-    "hvae.HierarchicalBound", "hvae.CollapseDiagnostics", "hvae.bound", "linear_gaussian.PrincipalComponents",
-    "losses.DenoisingLoss", "reverse_variance.HybridLoss", "reverse_variance.InterpolatedDecoder",
-    "reverse_variance.VarianceBounds", "reverse_variance.VarianceDecoder", "reverse_variance.VarianceDenoiser",
-    "reverse_variance.VariationalLoss", "samplers.Samples", "samplers.Trajectory", "samplers.adaptive",
-    "probability_flow.FlowLogLikelihood", "probability_flow.drift", "probability_flow.log_likelihood",
-    "probability_flow.sample", "closed_form.Distribution", "closed_form.OptimalDecoder",
-    "closed_form.OptimalDenoiser", "information.Estimate", "information.Expectation", "information.OptimalBound",
-    "divergence.check_trace", "energy.ContrastiveDivergence", "langevin.Chain", "langevin.check_decreasing_noise",
-    "energy.log_partition", "tweedie.covariance_operator",
+    "likelihoods.evaluate_log_prob", "reverse_variance.evaluate_variance", "probability_flow.check_nonsingular",
+    "vae.encode", "vae.check_posterior", "vae.output_nll", "schedules.ContinuousSchedule", "schedules.Schedule",
+    "schedules.check_noise_at_start", "discrete_schedules.Betas", "discrete_schedules.DiscreteSchedule",
+    "time_sampling.WeightedTime", "time_sampling.check_probabilities", "forward.PosteriorCoefficients",
+    "elbo.DiffusionBound", "elbo.DiffusionCurve", "elbo.DiffusionDecoder", "elbo.assemble_bound",
+    "likelihoods.Likelihood", "vae.EncoderFn", "vae.DecoderFn", "vae.LikelihoodFn", "vae.VAEBound",
+    "vae.KLDecomposition", "hvae.Latent", "hvae.ChooseLatent", "hvae.Hierarchy", "hvae.HierarchicalBound",
+    "hvae.CollapseDiagnostics", "hvae.bound", "linear_gaussian.PrincipalComponents", "losses.DenoisingLoss",
+    "reverse_variance.HybridLoss", "reverse_variance.InterpolatedDecoder", "reverse_variance.VarianceBounds",
+    "reverse_variance.VarianceDecoder", "reverse_variance.VarianceDenoiser", "reverse_variance.VariationalLoss",
+    "samplers.Samples", "samplers.Trajectory", "samplers.adaptive", "probability_flow.FlowLogLikelihood",
+    "probability_flow.drift", "probability_flow.log_likelihood", "probability_flow.sample",
+    "closed_form.Distribution", "closed_form.OptimalDecoder", "closed_form.OptimalDenoiser", "information.Estimate",
+    "information.Expectation", "information.OptimalBound", "divergence.check_trace", "energy.ContrastiveDivergence",
+    "langevin.Chain", "langevin.check_decreasing_noise", "energy.log_partition", "tweedie.covariance_operator",
 }  # fmt: skip
 ROWS = {
     **SMOOTH,

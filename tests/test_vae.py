@@ -91,8 +91,8 @@ def test_traced_once_and_a_learned_likelihood_has_a_gradient():
 
 
 def test_what_cannot_be_asked():
-    with pytest.raises(ValueError, match="samples is 0: the bound needs at least one draw"):
+    with pytest.raises(ValueError, match="samples is 0"):
         vae.importance_weighted_bound(*ARGUMENTS, jax.random.key(0), X, samples=0)
     unwrapped = inspect.unwrap(vae.bound)
-    with pytest.raises(ValueError, match="unknown gradient 'straight': choose 'reparameterized' or 'score_function'"):
+    with pytest.raises(ValueError, match="gradient 'straight': choose"):
         unwrapped(*ARGUMENTS, jax.random.key(0), X, gradient="straight")

@@ -1,14 +1,15 @@
-"""Hierarchical VAEs: the bound with any number of latents, from one Gaussian code to a diffusion model's T.
+"""Hierarchical VAEs: the bound with any number of latents, from one Gaussian latent to the T of a diffusion model.
 
     p(z_L) prod_{i=2..L} p(z_{i-1} | z_i) p(x | z_1)            generation, from the top down               (HVAE-1)
     q(z_1 | x) prod_{i=2..L} q(z_i | z_{i-1})                   inference, from the bottom up               (HVAE-2)
-    q(z_L | x) prod_{i=2..L} q(z_{i-1} | z_i, x)                or from the top down, a ladder
+    q(z_L | x) prod_{i=2..L} q(z_{i-1} | z_i, x)                or from the top down (ladder VAE)
 
-A model is a `Hierarchy`: a callable that goes through its levels once and asks `draw` for every latent. Who draws
-decides what the pass is: from q it is inference, from p generation, from both a reconstruction by the upper levels.
-`ladder` and `bottom_up` make one of a list of conditionals, where each level sees its neighbour alone; a deep network
-whose levels share a state is one by itself. One level is the VAE; fixed linear-Gaussian levels of the data's size are a
-diffusion model (HVAE-5). All is in nats, and costs.
+A model is a `Hierarchy`: a callable that computes its levels in one pass and calls `choose` for every latent. Sampling
+all latents from q is inference, sampling them from p is generation, and sampling the upper levels from q and the lower
+ones from p is reconstruction. `top_down` and `bottom_up` build a hierarchy from a list of conditionals, each of which
+depends on the adjacent level only; a deep network whose levels share a state implements the protocol itself. With one
+level the model is a VAE; with fixed linear-Gaussian levels of the data's size it is a diffusion model (HVAE-5). All
+terms are in nats and are minimized.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,18 +33,34 @@ from vdm_jax.vae import (
     reparameterized_sample,
 )
 
-Levels = Float[Array, "L b"]
+__all__ = [
+    "ChooseLatent",
+    "CollapseDiagnostics",
+    "HierarchicalBound",
+    "Hierarchy",
+    "Latent",
+    "bottom_up",
+    "bound",
+    "collapse_diagnostics",
+    "free_bits_objective",
+    "importance_weighted_bound",
+    "kl_warm_up",
+    "reconstruct",
+    "sample",
+    "sample_decoder_output",
+    "top_down",
+]
 
 
 class Latent(NamedTuple):
-    """One level of a pass.
+    """The latent variable of one level, with its two distributions.
 
     Fields:
-        z: what was drawn, shape (B, *z).
-        q: its law given the data, fields (B, *z); None where no data are seen.
-        p: its law in the model, fields (B, *z).
-        upward: z was drawn before the level above it, on which p depends: log q/p at z is all there is, since
-            KL(q || p) at a z above that has heard of z would be another number.
+        z: the latent, shape (B, *z).
+        q: its approximate posterior, fields (B, *z); None if the hierarchy is evaluated without data.
+        p: its conditional prior, fields (B, *z).
+        upward: z was sampled before the level above, on which p depends. The KL is then estimated by log q(z) / p(z):
+            the closed form KL(q || p) is not an unbiased estimate if p depends on z through the level above.
     """
 
     z: Latents
@@ -54,19 +71,22 @@ class Latent(NamedTuple):
 
 @runtime_checkable
 class ChooseLatent(Protocol):
-    """`draw(i, q, p)`: the latent of level i (in order of drawing, from 0), shape (B, *z). p may not be known yet."""
+    """`choose(i, q, p)`: the latent of level i, shape (B, *z), counted from 0 in the order of choosing.
+
+    q is None without data; p is None in bottom-up inference, where it is computed later.
+    """
 
     def __call__(self, i: int, q: Normal | None, p: Normal | None, /) -> Latents: ...
 
 
 @runtime_checkable
 class Hierarchy(Protocol):
-    """`hierarchy(x, draw)`: its latents in order of drawing, and what the likelihood reads, with a leading axis B.
+    """`hierarchy(x, choose)`: the latents, in the order in which they are chosen, and the decoder output.
 
-    x is a batch (B, *x), or an integer B: that many, with no data seen.
+    x is a batch (B, *x), or an integer B to generate B examples without data.
     """
 
-    def __call__(self, x: Batch | int, draw: ChooseLatent, /) -> tuple[Sequence[Latent], Any]: ...
+    def __call__(self, x: Batch | int, choose: ChooseLatent, /) -> tuple[Sequence[Latent], Any]: ...
 
 
 class HierarchicalBound(NamedTuple):
@@ -74,15 +94,15 @@ class HierarchicalBound(NamedTuple):
 
     Fields:
         reconstruction: -log p(x|z_1), shape (B,).
-        kl: one row a level in order of drawing, shape (L, B).
+        kl: one row for each level, in the order of the latents, shape (L, B).
     """
 
     reconstruction: PerExample
-    kl: Levels
+    kl: Float[Array, "L b"]
 
     @property
     def total(self) -> PerExample:
-        """The bound itself."""
+        """The bound: the sum of all terms."""
         return self.reconstruction + self.kl.sum(0)
 
 
@@ -92,30 +112,31 @@ def top_down(
     conditionals: Sequence[EncoderFn],
     decoder: DecoderFn,
 ) -> Hierarchy:
-    """Inference and generation from the top down, level by level.
+    """A hierarchy with inference and generation from the top down, as in ladder VAEs.
 
     Args:
-        shape: of one z_L, whose prior is N(0, I).
-        posteriors: q(z_L | x), q(z_{L-1} | z_L, x), ..., q(z_1 | z_2, x), each `(z above or None, x) -> Normal`.
-        conditionals: p(z_{L-1} | z_L), ..., p(z_1 | z_2), each `z above -> Normal`: one fewer.
-        decoder: of z_1.
+        shape: shape of one z_L; its prior is N(0, I).
+        posteriors: q(z_L | x), q(z_{L-1} | z_L, x), ..., q(z_1 | z_2, x), L in all, each
+            `(z above or None, x) -> Normal`.
+        conditionals: p(z_{L-1} | z_L), ..., p(z_1 | z_2), each `z above -> Normal`, L - 1 in all.
+        decoder: maps z_1 to the input of the likelihood.
 
     Raises:
-        ValueError: numbers of levels that do not fit, or (when asked) laws of different shapes at one level.
+        ValueError: the numbers of levels do not match, or (when evaluated) q and p of a level differ in shape.
 
     Source: Sønderby et al. 2016, arXiv:1602.02282; Sohl-Dickstein et al. 2015, arXiv:1503.03585.
     """
     _check_count("posteriors", posteriors, conditionals)
-    return Partial(_ladder, jnp.zeros(shape), *_callables(posteriors, conditionals, decoder))
+    return Partial(_top_down, jnp.zeros(shape), *_callables(posteriors, conditionals, decoder))
 
 
-def _ladder(zero, posteriors, conditionals, decoder, x, draw):
-    seen = not isinstance(x, int)
-    z, latents, prior = None, [], _standard(zero, x)
+def _top_down(zero, posteriors, conditionals, decoder, x, choose):
+    has_data = not isinstance(x, int)
+    z, latents, prior = None, [], _standard_normal(zero, x)
     for i, posterior in enumerate(posteriors):
         p = conditionals[i - 1](z) if i else prior
-        p, q = _checked(len(posteriors) - i, posterior(z, x) if seen else None, p, len(prior.mean))
-        z = draw(i, q, p)
+        p, q = _checked(len(posteriors) - i, posterior(z, x) if has_data else None, p, len(prior.mean))
+        z = choose(i, q, p)
         latents.append(Latent(z, q, p))
     return latents, decoder(z)
 
@@ -123,16 +144,16 @@ def _ladder(zero, posteriors, conditionals, decoder, x, draw):
 def bottom_up(
     shape: tuple[int, ...], encoders: Sequence[EncoderFn], conditionals: Sequence[EncoderFn], decoder: DecoderFn
 ) -> Hierarchy:
-    """Inference from the bottom up, generation from the top down (HVAE-1, HVAE-2).
+    """A hierarchy with inference from the bottom up and generation from the top down (HVAE-1, HVAE-2).
 
     Args:
-        shape: of one z_L, whose prior is N(0, I).
+        shape: shape of one z_L; its prior is N(0, I).
         encoders: q(z_1 | x), q(z_2 | z_1), ..., q(z_L | z_{L-1}).
-        conditionals: p(z_{L-1} | z_L), ..., p(z_1 | z_2), the top first: one fewer.
-        decoder: of z_1.
+        conditionals: p(z_{L-1} | z_L), ..., p(z_1 | z_2), top level first, L - 1 in all.
+        decoder: maps z_1 to the input of the likelihood.
 
     Raises:
-        ValueError: numbers of levels that do not fit, or (when asked) laws of different shapes at one level.
+        ValueError: the numbers of levels do not match, or (when evaluated) q and p of a level differ in shape.
 
     Source: Luo 2022, arXiv:2208.11970; Rezende et al. 2014, arXiv:1401.4082.
     """
@@ -140,16 +161,16 @@ def bottom_up(
     return Partial(_bottom_up, jnp.zeros(shape), *_callables(encoders, conditionals, decoder))
 
 
-def _bottom_up(zero, encoders, conditionals, decoder, x, draw):
-    if isinstance(x, int):  # without data there is but one way through
-        return _ladder(zero, encoders, conditionals, decoder, x, draw)
+def _bottom_up(zero, encoders, conditionals, decoder, x, choose):
+    if isinstance(x, int):  # generation is always from the top down
+        return _top_down(zero, encoders, conditionals, decoder, x, choose)
     distributions, zs = [], [x]
     for i, encoder in enumerate(encoders):
         distributions.append(check_posterior(encoder(zs[-1]), len(x), f"encoder of z_{i + 1}"))
-        zs.append(draw(i, distributions[-1], None))
+        zs.append(choose(i, distributions[-1], None))
     priors = [
         *(distribution(z) for distribution, z in zip(reversed(conditionals), zs[2:], strict=True)),
-        _standard(zero, x),
+        _standard_normal(zero, x),
     ]
     priors = [_checked(i + 1, q, p, len(x))[0] for i, (q, p) in enumerate(zip(distributions, priors, strict=True))]
     last = len(distributions) - 1
@@ -161,31 +182,32 @@ def _bottom_up(zero, encoders, conditionals, decoder, x, draw):
 def bound(
     hierarchy: Hierarchy, likelihood: LikelihoodFn, key: Key, x: Batch, *, sampled_kl: bool = False
 ) -> HierarchicalBound:
-    """One unbiased estimate per example of the bound on -log p(x), from one draw of all levels (HVAE-3).
+    """An unbiased estimate of the bound on -log p(x) for each example, from one sample of all latents (HVAE-3).
 
         - E log p(x|z_1) + sum_i E KL(q(z_i | .) || p(z_i | .))
 
-    Each KL is in closed form given the levels drawn before. From the bottom up only the topmost can be (see `Latent`);
-    the others are log q - log p at the draw.
+    Each KL is in closed form given the latents sampled before. With bottom-up inference this is only possible for the
+    top level (see `Latent`); the others are estimated by log q - log p at the sample.
 
     Args:
         hierarchy: the model, inference and generation.
-        likelihood: p(x|z_1) of one example, from its part of what the hierarchy gave.
+        likelihood: p(x|z_1) of one example, given the decoder output for this example.
         key: for the latents.
         x: shape (B, *x).
-        sampled_kl: log q - log p at the draw everywhere: the terms then add up to -log p(x, z)/q(z|x).
+        sampled_kl: estimate every KL by log q - log p at the sample. The sum of all terms is then
+            -log p(x, z) / q(z|x), the negative log importance weight.
 
     Returns:
-        `Bound`.
+        `HierarchicalBound`.
 
     Raises:
-        ValueError: levels that do not fit together.
+        ValueError: the levels do not match.
 
     Source: Child 2020, arXiv:2011.10650; Kingma et al. 2016, arXiv:1606.04934.
     """
     latents, output = hierarchy(x, _inference(key))
     return HierarchicalBound(
-        output_nll(likelihood, output, x), jnp.stack([_divergence(latent, sampled_kl) for latent in latents])
+        output_nll(likelihood, output, x), jnp.stack([_kl(latent, sampled_kl) for latent in latents])
     )
 
 
@@ -193,7 +215,7 @@ def bound(
 def importance_weighted_bound(
     hierarchy: Hierarchy, likelihood: LikelihoodFn, key: Key, x: Batch, *, samples: int
 ) -> PerExample:
-    """The K-sample importance-weighted bound on -log p(x): `vae.importance_weighted_bound` with any number of levels (VAE-3).
+    """The K-sample importance-weighted bound on -log p(x), with any number of levels (VAE-3).
 
     Args:
         hierarchy, likelihood, key, x: as in `bound`.
@@ -203,10 +225,10 @@ def importance_weighted_bound(
         Shape (B,), nats.
 
     Raises:
-        ValueError: samples below 1, or levels that do not fit together.
+        ValueError: samples below 1, or levels that do not match.
     """
     if samples < 1:
-        raise ValueError(f"samples is {samples}: the bound needs at least one draw")
+        raise ValueError(f"samples is {samples}: it must be at least 1")
 
     def log_ratio(key):
         return -bound(hierarchy, likelihood, key, x, sampled_kl=True).total
@@ -217,13 +239,14 @@ def importance_weighted_bound(
 def sample(
     hierarchy: Hierarchy, likelihood: Callable[[Any], Any], key: Key, n: int, *, temperature: Scalar | float = 1.0
 ) -> Batch:
-    """n new examples: every latent from p, the top one from the prior, then x ~ p(x|z_1) (HVAE-1, VAE-12).
+    """Generate n examples: sample every latent from p, top level first, then x ~ p(x|z_1) (HVAE-1, VAE-12).
 
     Args:
         hierarchy, likelihood: the model.
         key: for the latents and x.
-        n: how many.
-        temperature: factor of every latent's standard deviation; below 1 likelier than the model's own draws.
+        n: number of examples.
+        temperature: factor of the standard deviation of every latent. Below 1, samples are more typical and less
+            diverse than those of the model.
 
     Returns:
         Shape (n, *x).
@@ -238,12 +261,12 @@ def sample(
 
 @compiled(static=("n",))
 def sample_decoder_output(hierarchy: Hierarchy, key: Key, n: int, *, temperature: Scalar | float = 1.0) -> Any:
-    """What the decoder gives for n draws of all latents from p: what the likelihood reads, with a leading axis n.
+    """The decoder output for n samples of all latents from p: the input of the likelihood, with a leading axis n.
 
-    Args and errors as in `generate`.
+    Arguments and errors as in `sample`.
     """
     if n < 1:
-        raise ValueError(f"n is {n}: at least one example is generated")
+        raise ValueError(f"n is {n}: it must be at least 1")
 
     def from_prior(i, q, p):
         del q
@@ -254,19 +277,19 @@ def sample_decoder_output(hierarchy: Hierarchy, key: Key, n: int, *, temperature
 
 @compiled(static=("keep",))
 def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
-    """What the decoder gives when the first `keep` latents are drawn from q and the others are their mean in the model.
+    """The decoder output if the upper `keep` latents are sampled from q and the others are set to the mean of p.
 
     Args:
-        hierarchy: drawn from the top down, so that the first levels are the uppermost.
+        hierarchy: a hierarchy with top-down inference.
         key: for the latents.
         x: shape (B, *x).
-        keep: how many levels hear of x; 0 is none of them.
+        keep: number of levels that depend on x; 0 ignores x.
 
     Returns:
-        What the likelihood reads, with a leading axis B.
+        The input of the likelihood, with a leading axis B.
 
     Raises:
-        ValueError: the hierarchy draws from the bottom up, and keep is less than its levels.
+        ValueError: inference is from the bottom up and keep is less than the number of levels.
     """
     infer = _inference(key)
 
@@ -274,7 +297,7 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
         if i < keep:
             return infer(i, q, p)
         if p is None:
-            raise ValueError(f"level {i} is drawn before the one it hangs on: only a ladder can keep its first {keep}")
+            raise ValueError(f"keep is {keep}: bottom-up inference can only keep all levels; use a top_down hierarchy")
         return p.mean
 
     return hierarchy(x, choose)[1]
@@ -283,14 +306,16 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
 def free_bits_objective(
     bound: HierarchicalBound, *, beta: Scalar | float = 1.0, free_nats: Scalar | float = 0.0
 ) -> Scalar:
-    """What one trains: the mean bound, its KLs weighted, and none of them pressed below its free nats (HVAE-4).
+    """The training objective with KL annealing and free bits (HVAE-4).
 
         mean reconstruction + beta sum_i max(mean KL_i, free_nats)
 
     Args:
-        bound: of a batch.
-        beta: weight of the KLs: `warm_up` lets it grow from 0 to 1. At 1, without free nats, it is the bound.
-        free_nats: how much each level may say before it costs, nats an example: a level cannot gain by falling silent.
+        bound: the bound of a batch.
+        beta: weight of the KLs; `kl_warm_up` increases it from 0 to 1. With beta = 1 and free_nats = 0 the objective is
+            the mean bound.
+        free_nats: the KL of each level below which it is not penalized, in nats per example. It prevents posterior
+            collapse: decreasing the KL further does not decrease the objective.
 
     Returns:
         A scalar, nats.
@@ -301,18 +326,18 @@ def free_bits_objective(
 
 
 def kl_warm_up(step: Int[Array, ""] | int, steps: int) -> Scalar:
-    """beta = min(1, (step + 1) / steps) of update number `step`, from 0 on; 1 where steps is 0."""
+    """beta = min(1, (step + 1) / steps) of update number `step`, counted from 0; 1 if steps is 0."""
     return jnp.minimum(1.0, (jnp.asarray(step) + 1).astype(jnp.float32) / max(steps, 1))
 
 
 class CollapseDiagnostics(NamedTuple):
-    """Whether a level says anything of the data; each shape (L,), in order of drawing (HVAE-4).
+    """Posterior-collapse diagnostics of every level, shape (L,) each, in the order of the latents (HVAE-4).
 
     Fields:
         kl: E KL(q(z_i|.) || p(z_i|.)), nats.
-        active_units: numbers of z_i whose posterior mean, less the prior's and in its standard deviations, varies over
-            the data by more than 0.01.
-        mutual_information: I_q(x; z_1st..z_ith) of all levels drawn so far, nats; at most log N.
+        active_units: number of dimensions of z_i whose posterior mean, relative to the mean and standard deviation of
+            p, has a variance above 0.01 over the data.
+        mutual_information: I_q(x; z) in nats for the latents of this level and of those before it; at most log N.
     """
 
     kl: Float[Array, " L"]
@@ -322,9 +347,9 @@ class CollapseDiagnostics(NamedTuple):
 
 @compiled()
 def collapse_diagnostics(hierarchy: Hierarchy, key: Key, x: Batch) -> CollapseDiagnostics:
-    """Posterior collapse, level by level, on a data set of N examples (HVAE-4).
+    """Posterior-collapse diagnostics for every level, on a data set of N examples (HVAE-4).
 
-    Goes N times through the hierarchy, for every example's latents under every other example's posterior.
+    Costs N passes through the hierarchy, for the latents of every example under the posterior of every other.
 
     Args:
         hierarchy: the model.
@@ -334,45 +359,45 @@ def collapse_diagnostics(hierarchy: Hierarchy, key: Key, x: Batch) -> CollapseDi
     Source: Burda et al. 2015, arXiv:1509.00519 (active units); Hoffman & Johnson 2016, "ELBO surgery".
     """
     latents, _ = hierarchy(x, _inference(key))
-    divergence = jnp.stack([_divergence(latent, False).mean() for latent in latents])
+    kls = jnp.stack([_kl(latent, False).mean() for latent in latents])
     active = jnp.stack([_active(latent).sum() for latent in latents])
 
-    def under_another(shift):  # log q(z_1st..z_ith of example n | x_{n + shift})
+    def shifted_log_q(shift):  # log q(latents of example n up to each level | x_{n + shift})
         others, _ = hierarchy(jnp.roll(x, -shift, axis=0), lambda i, q, p: latents[i].z)
-        return jnp.cumsum(jnp.stack([jax.vmap(Normal.log_prob)(_seen(o.q), o.z) for o in others]), axis=0)
+        return jnp.cumsum(jnp.stack([jax.vmap(Normal.log_prob)(_posterior(o.q), o.z) for o in others]), axis=0)
 
-    log_q = jax.lax.map(under_another, jnp.arange(x.shape[0]))
+    log_q = jax.lax.map(shifted_log_q, jnp.arange(x.shape[0]))
     information = log_q[0] - jax.nn.logsumexp(log_q, axis=0) + jnp.log(x.shape[0])
-    return CollapseDiagnostics(divergence, active, information.mean(1))
+    return CollapseDiagnostics(kls, active, information.mean(1))
 
 
 def _active(latent: Latent):
     scale = jnp.sqrt(latent.p.var)
     scale = scale.reshape(scale.shape + (1,) * (latent.z.ndim - scale.ndim))
-    return jnp.var((_seen(latent.q).mean - latent.p.mean) / scale, axis=0) > 0.01
+    return jnp.var((_posterior(latent.q).mean - latent.p.mean) / scale, axis=0) > 0.01
 
 
 def _inference(key: Key) -> ChooseLatent:
-    """Every latent from q."""
-    return lambda i, q, p: reparameterized_sample(_seen(q), jax.random.fold_in(key, i))
+    """Sample every latent from q."""
+    return lambda i, q, p: reparameterized_sample(_posterior(q), jax.random.fold_in(key, i))
 
 
-def _divergence(latent: Latent, sampled: bool) -> PerExample:
+def _kl(latent: Latent, sampled: bool) -> PerExample:
     if sampled or latent.upward:
         log_q, log_p = (
-            jax.vmap(Normal.log_prob)(distribution, latent.z) for distribution in (_seen(latent.q), latent.p)
+            jax.vmap(Normal.log_prob)(distribution, latent.z) for distribution in (_posterior(latent.q), latent.p)
         )
         return log_q - log_p
-    return jax.vmap(kl)(_seen(latent.q), latent.p)
+    return jax.vmap(kl)(_posterior(latent.q), latent.p)
 
 
-def _seen(q: Normal | None) -> Normal:
+def _posterior(q: Normal | None) -> Normal:
     if q is None:
-        raise ValueError("the hierarchy gave no q for a level though it was shown data: only an integer x has none")
+        raise ValueError("the hierarchy returned q = None for a level, although x is data: return its posterior")
     return q
 
 
-def _standard(zero: Array, x: Batch | int) -> Normal:
+def _standard_normal(zero: Array, x: Batch | int) -> Normal:
     n, dtype = (x, zero.dtype) if isinstance(x, int) else (x.shape[0], at_least_float32(x.dtype))
     return Normal(jnp.zeros((n, *zero.shape), dtype), var=jnp.ones((n,), dtype))
 
@@ -390,18 +415,18 @@ def _as_pytree(function: Callable) -> Callable:
 def _check_count(what: str, distributions: Sequence, conditionals: Sequence) -> None:
     if len(distributions) < 1 or len(conditionals) != len(distributions) - 1:
         raise ValueError(
-            f"{len(distributions)} {what} and {len(conditionals)} conditionals do not chain: L levels need L of the one and "
-            "L - 1 of the other, since p(z_L) is N(0, I)"
+            f"{len(distributions)} {what} and {len(conditionals)} conditionals: L levels need L {what} and L - 1 "
+            "conditionals, since p(z_L) is N(0, I)"
         )
 
 
 def _checked(i: int, q: Any, p: Any, batch: int) -> tuple[Normal, Normal | None]:
-    """p and q of level z_i, both over the same z_i."""
+    """p and q of level i, checked to have the same shape."""
     p = check_posterior(p, batch, f"conditional p(z_{i} | .)")
     q = None if q is None else check_posterior(q, batch, f"posterior q(z_{i} | .)")
     if q is not None and q.mean.shape != p.mean.shape:
         raise ValueError(
-            f"the levels do not chain: q(z_{i}) is of shape {q.mean.shape}, p(z_{i}) of {p.mean.shape}; both are laws "
-            f"of the same z_{i}"
+            f"q(z_{i}) has shape {q.mean.shape} and p(z_{i}) has shape {p.mean.shape}: both are of z_{i}, "
+            "so make them equal"
         )
     return p, q

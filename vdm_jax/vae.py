@@ -1,12 +1,12 @@
-"""Variational autoencoders: the evidence lower bound with one latent, and what follows from it.
+"""Variational autoencoders: the evidence lower bound (ELBO) with one latent, its estimators and diagnostics.
 
     -log p(x) <= - E_q log p(x|z) + KL(q(z|x) || p(z)),      p(z) = N(0, I)                                 (VAE-3)
                    reconstruction    kl
 
-Three callables make a model. The two networks take batches: `encoder(x)` is q(z|x), a `Normal` of fields (B, *z), and
-`decoder(z)` gives, for z of shape (B, *z), whatever `likelihood` reads, with a leading axis B. `likelihood(output)` is
-p(x|z) of ONE example: `Normal`, or one of `likelihoods`. All is in nats, and costs, as in `elbo`. New data come from
-the *prior*, z ~ N(0, I), never from the encoder (VAE-12).
+A model consists of three callables. The two networks take batches: `encoder(x)` returns q(z|x), a `Normal` with fields
+(B, *z), and `decoder(z)` returns the input of `likelihood` for z of shape (B, *z), with a leading axis B.
+`likelihood(output)` is p(x|z) of ONE example: a `Normal`, or a distribution of `likelihoods`. All terms are in nats and
+are minimized, as in `elbo`. To generate data, sample z from the *prior* N(0, I), not from the encoder (VAE-12).
 """
 
 from collections.abc import Callable
@@ -19,32 +19,52 @@ from jaxtyping import Array, Float
 
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.gaussian import Normal, kl
-from vdm_jax.likelihoods import Likelihood
-from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, at_least_float32, check_values
+from vdm_jax.likelihoods import Likelihood, evaluate_log_prob
+from vdm_jax.types import Batch, Key, Latents, PerExample, Real, Scalar, X, Z, at_least_float32
 
-Gradient = Literal["reparameterized", "score_function"]
-Theta = TypeVar("Theta")
-Code = Float[Array, "*z"]  # one latent, of any shape: not the shape of x
-Codes = Float[Array, "b *z"]
+__all__ = [
+    "DecoderFn",
+    "EncoderFn",
+    "KLDecomposition",
+    "LikelihoodFn",
+    "VAEBound",
+    "aggregated_posterior_log_prob",
+    "bound",
+    "check_posterior",
+    "encode",
+    "importance_weighted_average",
+    "importance_weighted_bound",
+    "kl_decomposition",
+    "kl_monte_carlo",
+    "kl_to_prior",
+    "optimal_mean_decoder",
+    "output_nll",
+    "reconstruction_nll",
+    "reparameterized_sample",
+    "score_function_surrogate",
+    "variational_em",
+]
+
+_Theta = TypeVar("_Theta")
 
 
 @runtime_checkable
 class EncoderFn(Protocol):
-    """`encoder(x)`: q(z|x) of a batch (B, *x), a `Normal` whose mean is (B, *z) and whose variance (B, *z) or (B,)."""
+    """`encoder(x)`: q(z|x) for a batch (B, *x), a `Normal` with mean (B, *z) and variance (B, *z) or (B,)."""
 
     def __call__(self, x: Batch, /) -> Normal: ...
 
 
 @runtime_checkable
 class DecoderFn(Protocol):
-    """`decoder(z)`: arrays with a leading axis B, of which `likelihood` makes p(x|z) one example at a time."""
+    """`decoder(z)`: arrays with a leading axis B, the input of `likelihood`."""
 
     def __call__(self, z: Latents, /) -> Any: ...
 
 
 @runtime_checkable
 class LikelihoodFn(Protocol):
-    """`likelihood(output)`: p(x|z) of one example, from its part of what the decoder gave."""
+    """`likelihood(output)`: p(x|z) of one example, given the decoder output for this example."""
 
     def __call__(self, output: Any, /) -> Likelihood: ...
 
@@ -57,12 +77,12 @@ class VAEBound(NamedTuple):
 
     @property
     def total(self) -> PerExample:
-        """The bound itself."""
+        """The bound: the sum of both terms."""
         return self.reconstruction + self.kl
 
 
 def kl_to_prior(q: Normal) -> Scalar:
-    """KL(q || N(0, I)) of one example in nats, 1/2 (||mu||^2 + tr Sigma - k - log |Sigma|) (VAE-4).
+    """KL(q || N(0, I)) of one example in nats: 1/2 (||mu||^2 + tr Sigma - k - log |Sigma|) (VAE-4).
 
     Source: Kingma & Welling 2013, arXiv:1312.6114, appendix B.
     """
@@ -70,15 +90,15 @@ def kl_to_prior(q: Normal) -> Scalar:
 
 
 def kl_monte_carlo(q: Normal, z: Z) -> Scalar:
-    """log q(z) - log p(z) of one example in nats: over draws z ~ q its mean is `kl_to_prior` (VAE-4)."""
+    """log q(z) - log p(z) of one example in nats: for z ~ q, an unbiased estimate of `kl_to_prior` (VAE-4)."""
     return q.log_prob(z) - _prior(z).log_prob(z)
 
 
-def reconstruction_nll(decoder: DecoderFn, likelihood: LikelihoodFn, z: Codes, x: Batch) -> PerExample:
-    """-log p(x|z) of pairs, in nats; with draws z ~ q(z|x), the bound's reconstruction term (VAE-6, VAE-7).
+def reconstruction_nll(decoder: DecoderFn, likelihood: LikelihoodFn, z: Latents, x: Batch) -> PerExample:
+    """-log p(x|z) in nats. For samples z ~ q(z|x) it is the reconstruction term of the bound (VAE-6, VAE-7).
 
-    A decoder trained by it on given pairs is trained alone, by maximum likelihood; a Gaussian one by least squares:
-    ||x - mu(z)||^2 / (2 v) + D/2 log(2 pi v).
+    Minimizing it over the decoder for given pairs (x, z) is maximum likelihood. For a Gaussian decoder that is least
+    squares: ||x - mu(z)||^2 / (2 v) + D/2 log(2 pi v).
 
     Args:
         decoder, likelihood: p(x|z).
@@ -89,16 +109,16 @@ def reconstruction_nll(decoder: DecoderFn, likelihood: LikelihoodFn, z: Codes, x
         Shape (B,).
 
     Raises:
-        ValueError, TypeError: as `decoded_cost`.
+        ValueError, TypeError: as `output_nll`.
     """
     return output_nll(likelihood, decoder(z), x)
 
 
 def output_nll(likelihood: LikelihoodFn, output: Any, x: Batch) -> PerExample:
-    """-log p(x|z) of a batch in nats, from the decoder's output.
+    """-log p(x|z) of a batch in nats, given the decoder output.
 
     Args:
-        likelihood: p(x|z) of one example, from its part of the output.
+        likelihood: p(x|z) of one example, given the output for this example.
         output: arrays with a leading axis B.
         x: shape (B, *x).
 
@@ -106,63 +126,48 @@ def output_nll(likelihood: LikelihoodFn, output: Any, x: Batch) -> PerExample:
         Shape (B,).
 
     Raises:
-        ValueError: the output's leading axis is not B, or the likelihood has another shape than x.
-        TypeError: the likelihood returns no distribution.
+        ValueError: the leading axis of the output is not B, or the shape of the likelihood differs from that of x.
+        TypeError: the likelihood does not return a distribution.
     """
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(output)]
     if any(shape[:1] != x.shape[:1] for shape in shapes):
-        raise ValueError(f"the decoder returned shapes {shapes} for {x.shape[0]} examples: each must begin with B")
+        raise ValueError(f"the decoder returned shapes {shapes}: the leading axis must be the batch, {x.shape[0]}")
 
-    def one(output, example):
-        distribution = likelihood(output)
-        if not isinstance(distribution, Likelihood):
-            raise TypeError(
-                f"the likelihood returned {type(distribution).__name__}: it must return a distribution with log_prob, "
-                "such as gaussian.Normal or likelihoods.Bernoulli"
-            )
-        sample = getattr(distribution, "sample", None)
-        if sample is not None:  # a distribution of another shape might broadcast
-            drawn = jax.eval_shape(lambda: sample(jax.random.key(0))).shape
-            if drawn != example.shape:
-                raise ValueError(
-                    f"the likelihood is of shape {drawn} for an x of shape {example.shape}: both must agree"
-                )
-        return -check_values(distribution.log_prob(example), (), "likelihood's log_prob")
-
-    return jax.vmap(one)(output, x)
+    return -jax.vmap(lambda output, x: evaluate_log_prob(likelihood(output), x, "likelihood"))(output, x)
 
 
 def encode(encoder: EncoderFn, x: Batch) -> Normal:
-    """q(z|x) of a batch, checked, in float32 or a wider type.
+    """q(z|x) for a batch, checked, in float32 or a wider type.
 
     Raises:
-        TypeError: the encoder returns no `Normal`.
-        ValueError: its mean is not (B, *z), or its variance neither that nor (B,).
+        TypeError: the encoder does not return a `Normal`.
+        ValueError: the mean does not have shape (B, *z), or the variance neither that shape nor (B,).
     """
     return check_posterior(encoder(x), x.shape[0], "encoder")
 
 
 def check_posterior(q: Any, batch: int, name: str) -> Normal:
-    """A network's `Normal` for a batch, in float32 or a wider type; errors as in `encode`."""
+    """A `Normal` returned by a network for a batch, in float32 or a wider type; errors as in `encode`."""
     if not isinstance(q, Normal):
-        raise TypeError(f"the {name} returned {type(q).__name__}: it must return a gaussian.Normal of a batch")
+        raise TypeError(f"the {name} returned {type(q).__name__}: it must return a gaussian.Normal")
     mean, var = jnp.shape(q.mean), jnp.shape(q.var)
     if mean[:1] != (batch,) or var not in (mean, mean[:1]):
         raise ValueError(
-            f"the {name} returned a mean of shape {mean} and a variance of shape {var} for {batch} examples: the mean "
-            "must be (B, *z), the variance (B, *z) or (B,)"
+            f"the {name} returned mean {mean} and variance {var} for a batch of {batch}: the shapes must be (B, *z) "
+            "and (B, *z) or (B,)"
         )
     return Normal(q.mean.astype(at_least_float32(q.mean.dtype)), var=q.var.astype(at_least_float32(q.var.dtype)))
 
 
 def score_function_surrogate(cost: Real, log_q: Real) -> Real:
-    """`cost` at a draw z ~ q, with cost * grad log q for a gradient besides its own: E of that is grad E cost (VAE-5).
+    """The value of `cost`, with the score-function (REINFORCE) gradient: cost grad log q + grad cost (VAE-5).
 
-    For costs that cannot be differentiated by z. It varies far more than the reparameterised gradient.
+    Its expectation over z ~ q is grad E[cost]. Use it if cost is not differentiable with respect to z; its variance is
+    much larger than that of the reparameterized gradient.
 
     Args:
-        cost: f(z), z without a gradient of its own (`jax.lax.stop_gradient`).
-        log_q: log q(z), as a function of q's parameters; shape of cost.
+        cost: f(z), with `jax.lax.stop_gradient` applied to z.
+        log_q: log q(z) as a function of the parameters of q, same shape as cost.
 
     Source: Williams 1992 (REINFORCE); Mohamed et al. 2019, arXiv:1906.10652.
     """
@@ -178,9 +183,9 @@ def bound(
     x: Batch,
     *,
     sampled_kl: bool = False,
-    gradient: Gradient = "reparameterized",
+    gradient: Literal["reparameterized", "score_function"] = "reparameterized",
 ) -> VAEBound:
-    """One unbiased estimate per example of the bound on -log p(x), from one draw z ~ q(z|x) (VAE-3).
+    """An unbiased estimate of the bound on -log p(x) for each example, from one sample z ~ q(z|x) (VAE-3).
 
         -log p(x) = bound - KL(q(z|x) || p(z|x))                                                              (VAE-2)
 
@@ -189,12 +194,12 @@ def bound(
         decoder, likelihood: p(x|z).
         key: for z.
         x: shape (B, *x).
-        sampled_kl: log q(z|x) - log p(z) at the draw instead of the closed form: then the terms add up to the log of
-            the importance ratio q(z|x) / p(x, z).
-        gradient: through the draw, z = mu + sigma eps, or by the score function (VAE-5).
+        sampled_kl: estimate the KL by log q(z|x) - log p(z) at the sample instead of the closed form. The sum of both
+            terms is then log q(z|x) / p(x, z), the negative log importance weight.
+        gradient: with respect to q, by reparameterization, z = mu + sigma eps, or by the score function (VAE-5).
 
     Returns:
-        `Bound`, each field (B,).
+        `VAEBound`, each field of shape (B,).
 
     Raises:
         ValueError: unknown gradient.
@@ -216,17 +221,15 @@ def bound(
 
 
 def reparameterized_sample(distribution: Normal, key: Key) -> Latents:
-    """One z = mu + sigma eps of every example's law, each with a key of its own (VAE-5). Shape (B, *z)."""
+    """A sample z = mu + sigma eps for every example of a batch, shape (B, *z) (VAE-5)."""
     return jax.vmap(Normal.sample)(distribution, jax.random.split(key, distribution.mean.shape[0]))
 
 
 def importance_weighted_average(log_ratios: Float[Array, "K b"]) -> PerExample:
-    """-log 1/K sum_k e^(log ratio k): the K-sample bound on -log p(x) from K draws of log p(x, z)/q(z|x) (VAE-3).
-
-    Averaged inside the logarithm: without its -log K a sum would claim log K nats too many.
+    """-log 1/K sum_k e^(log w_k): the K-sample bound on -log p(x) from K log importance weights (VAE-3).
 
     Args:
-        log_ratios: shape (K, B), nats.
+        log_ratios: log w_k = log p(x, z_k) / q(z_k|x) in nats, shape (K, B).
 
     Returns:
         Shape (B,).
@@ -242,8 +245,8 @@ def importance_weighted_bound(
 ) -> PerExample:
     """The K-sample importance-weighted bound on -log p(x) (VAE-3, VAE-1).
 
-    K = 1 is the bound itself; it falls with K to -log p(x). With the prior for an encoder it is plain Monte Carlo of
-    p(x) = int p(x|z) p(z) dz, which needs hopelessly many draws where p(x|z) is small for nearly all of them (VAE-1).
+    K = 1 is `bound`; as K grows the bound decreases to -log p(x). With the prior as encoder it is the Monte Carlo
+    estimate of p(x) = int p(x|z) p(z) dz, which needs far too many samples if p(x|z) is small for most z (VAE-1).
 
     Args:
         encoder, decoder, likelihood, key, x: as in `bound`.
@@ -258,7 +261,7 @@ def importance_weighted_bound(
     Source: Burda et al. 2015, arXiv:1509.00519.
     """
     if samples < 1:
-        raise ValueError(f"samples is {samples}: the bound needs at least one draw")
+        raise ValueError(f"samples is {samples}: it must be at least 1")
     q = encode(encoder, x)
 
     def log_ratio(key):
@@ -269,23 +272,23 @@ def importance_weighted_bound(
 
 
 def aggregated_posterior_log_prob(q: Normal, z: Z) -> Scalar:
-    """log q(z) = log 1/N sum_n q(z|x_n): the law of the codes of a data set (VAE-11).
+    """log q(z) = log 1/N sum_n q(z|x_n), the aggregated posterior of a data set (VAE-11).
 
     Args:
-        q: the encoder's law of all N examples, fields (N, *z).
-        z: one code, shape (*z).
+        q: q(z|x_n) of all N examples, fields (N, *z).
+        z: one latent, shape (*z).
     """
     log_q = _log_probs(q, z)
     return jax.nn.logsumexp(log_q) - jnp.log(log_q.shape[0])
 
 
 class KLDecomposition(NamedTuple):
-    """E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)), example by example, nats; each shape (N,) (VAE-11).
+    """E_x KL(q(z|x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)), for each example in nats, shape (N,) (VAE-11).
 
     Fields:
         kl: KL(q(z|x_n) || p(z)), in closed form.
-        mutual_information: log q(z|x_n) - log q(z), averaged over draws z ~ q(z|x_n).
-        marginal_kl: log q(z) - log p(z) at the same draws.
+        mutual_information: log q(z|x_n) - log q(z), averaged over samples z ~ q(z|x_n).
+        marginal_kl: log q(z) - log p(z) at the same samples.
     """
 
     kl: PerExample
@@ -295,17 +298,17 @@ class KLDecomposition(NamedTuple):
 
 @compiled(static=("samples",))
 def kl_decomposition(q: Normal, key: Key, *, samples: int = 1) -> KLDecomposition:
-    """What of the bound's KL is information about x, and what a mismatch of the codes with the prior (VAE-11).
+    """Decompose the KL of the bound into mutual information and the KL of the aggregated posterior (VAE-11).
 
-    The data set is the N examples themselves, x ~ uniform: I_q(x; z) is at most log N.
+    The data distribution is uniform on the N examples, so I_q(x; z) is at most log N.
 
     Args:
-        q: the encoder's law of all N examples, fields (N, *z).
-        key: for the draws.
-        samples: draws an example.
+        q: q(z|x_n) of all N examples, fields (N, *z).
+        key: for the samples.
+        samples: number of samples for each example.
 
     Returns:
-        `InformationSplit`; its means over the examples are the three terms.
+        `KLDecomposition`; the means over the examples are the three terms.
 
     Raises:
         ValueError: samples below 1.
@@ -313,7 +316,7 @@ def kl_decomposition(q: Normal, key: Key, *, samples: int = 1) -> KLDecompositio
     Source: Hoffman & Johnson 2016, "ELBO surgery".
     """
     if samples < 1:
-        raise ValueError(f"samples is {samples}: at least one draw of every example is needed")
+        raise ValueError(f"samples is {samples}: it must be at least 1")
 
     def one(key):
         z = reparameterized_sample(q, key)
@@ -324,44 +327,45 @@ def kl_decomposition(q: Normal, key: Key, *, samples: int = 1) -> KLDecompositio
     return KLDecomposition(jax.vmap(kl_to_prior)(q), *(part.mean(0) for part in parts))
 
 
-def optimal_mean_decoder(q: Normal, data: Batch, z: Code) -> X:
-    """E_q(x|z)[x] = sum_n q(z|x_n) x_n / sum_n q(z|x_n): the best mean a Gaussian decoder can have (VAE-8).
+def optimal_mean_decoder(q: Normal, data: Batch, z: Z) -> X:
+    """E_q(x|z)[x] = sum_n q(z|x_n) x_n / sum_n q(z|x_n), the optimal mean of a Gaussian decoder (VAE-8).
 
-    An average of every x whose code z may be: where codes overlap, a blur of several.
+    It averages all x that may have the latent z, which is why reconstructions are blurred if posteriors overlap.
 
     Args:
-        q: the encoder's law of all N examples, fields (N, *z).
+        q: q(z|x_n) of all N examples, fields (N, *z).
         data: the examples, shape (N, *x).
-        z: one code, shape (*z).
+        z: one latent, shape (*z).
 
     Returns:
         Shape (*x).
     """
     if data.shape[:1] != q.mean.shape[:1]:
-        raise ValueError(f"data has shape {data.shape} and q's mean {q.mean.shape}: N must be the same")
+        raise ValueError(f"data has shape {data.shape} and q.mean {q.mean.shape}: the leading axes must be equal")
     weights = jax.nn.softmax(_log_probs(q, z))
-    # No matrix product: on an accelerator its default precision would not do.
+    # No matrix product: its default precision on accelerators is too low.
     return jnp.sum(data * weights.reshape(-1, *(1,) * (data.ndim - 1)), axis=0)
 
 
 def variational_em(
-    e_step: Callable[[Theta], Any], m_step: Callable[[Any], Theta], theta: Theta, *, rounds: int
-) -> tuple[Theta, Theta]:
-    """Variational EM: phi <- argmax ELBO(phi, theta), theta <- argmax ELBO(phi, theta), in turn (VAE-9).
+    e_step: Callable[[_Theta], Any], m_step: Callable[[Any], _Theta], theta: _Theta, *, iterations: int
+) -> tuple[_Theta, _Theta]:
+    """Variational EM: alternate phi <- argmax ELBO(phi, theta) and theta <- argmax ELBO(phi, theta) (VAE-9).
 
-    The ELBO never falls, whatever part of its maximum each step reaches.
+    The ELBO never decreases, even if a step only increases it without reaching the maximum.
 
     Args:
-        e_step: theta -> phi, the better encoder; m_step: phi -> theta, the better decoder.
-        theta: the decoder to begin with, a pytree of arrays.
-        rounds: how many of both.
+        e_step: theta -> phi, the encoder for this decoder.
+        m_step: phi -> theta, the decoder for this encoder.
+        theta: the initial decoder, a pytree of arrays.
+        iterations: number of iterations, each an E-step and an M-step.
 
     Returns:
-        the last theta, and the theta before each round, stacked along a first axis.
+        (theta, path): the final theta, and the theta before each iteration, stacked along a first axis.
 
     Source: Neal & Hinton 1998, "A view of the EM algorithm that justifies incremental, sparse, and other variants".
     """
-    return scan(lambda theta, _: (m_step(e_step(theta)), theta), theta, jnp.arange(rounds))
+    return scan(lambda theta, _: (m_step(e_step(theta)), theta), theta, jnp.arange(iterations))
 
 
 def _prior(z: Z) -> Normal:
@@ -369,7 +373,7 @@ def _prior(z: Z) -> Normal:
 
 
 def _log_probs(q: Normal, z: Z) -> PerExample:
-    """log q(z|x_n) of one code, for every example's law."""
+    """log q(z|x_n) of one latent z under the posterior of every example."""
     if z.shape != q.mean.shape[1:]:
-        raise ValueError(f"z has shape {z.shape} and q's mean {q.mean.shape}: z must be one code")
+        raise ValueError(f"z has shape {z.shape} and q.mean {q.mean.shape}: z must be one latent, of shape (*z)")
     return jax.vmap(Normal.log_prob, in_axes=(0, None))(q, z)

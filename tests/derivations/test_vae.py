@@ -524,7 +524,7 @@ def test_VAE_9_em_never_lowers_the_bound_and_reaches_probabilistic_pca():
         return model.encoder(x)
 
     last, history = vae.variational_em(
-        e_step, lambda q: linear_gaussian.maximum_likelihood_decoder(q, x), start, rounds=1500
+        e_step, lambda q: linear_gaussian.maximum_likelihood_decoder(q, x), start, iterations=1500
     )
     assert_close(history.weights[0], start.weights, rtol=1e-15)
     after = jax.tree.map(lambda leaf, end: jnp.concatenate([leaf[1:], end[None]]), history, last)
