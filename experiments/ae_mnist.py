@@ -1,13 +1,13 @@
-"""An autoencoder of MNIST's 28 x 28 digits: the first rung of the ladder there.
+"""An autoencoder of MNIST.
 
-    make train EXP=ae_mnist                                       # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=ae_mnist                                       # reads TFDS_DATA_DIR, or downloads
 
-Cost: minutes on a GPU; on two CPU cores some 3 steps of 64 images a second. Not trained to its end here yet.
+Cost: minutes on a GPU; about 3 steps of 64 images a second on two CPU cores. Not trained in full.
 """
 
 from dataclasses import replace
 
-from experiments import ae_digits, vae_mnist
+from . import ae_digits, vae_mnist
 
 CONFIG = replace(
     ae_digits.CONFIG,

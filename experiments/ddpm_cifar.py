@@ -1,10 +1,11 @@
-"""Ho et al.'s CIFAR-10 model: 35.7 million parameters, linear beta, T = 1,000, L_simple, 800k steps.
+"""Ho et al.'s CIFAR-10 model: 35.7 million parameters, linear beta, T = 1,000, L_simple, 800,000 steps.
 
-    make train EXP=ddpm_cifar                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=ddpm_cifar                                     # reads TFDS_DATA_DIR, or downloads
     make train EXP=ddpm_cifar ARGS="--network.dtype bfloat16"     # on a GPU or TPU
 
-Cost: made for an accelerator. 800,000 steps of 128 images; on two CPU cores a step takes most of a minute.
-Expected: at most 3.75 bits/dim and an FID of 3.17 with EMA after 800k steps, as published (Table 1 and Section 4.1).
+Cost: 800,000 steps of 128 images; needs an accelerator (on two CPU cores a step takes most of a minute).
+Expected: at most 3.75 bits/dim and an FID of 3.17 with EMA, as published (Table 1 and Section 4.1).
+Not trained in full.
 
 Source: Ho et al. 2020, arXiv:2006.11239, Section 4 and Appendix B.
 """

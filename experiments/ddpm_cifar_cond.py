@@ -1,16 +1,16 @@
-"""Ho et al.'s DDPM on CIFAR-10, told the class: for guidance.
+"""A class-conditional DDPM on CIFAR-10, for classifier-free guidance: `ddpm_cifar` with labels.
 
-    make train EXP=ddpm_cifar_cond                                # TFDS_DATA_DIR, or downloaded with the tfds extra
-    make sample EXP=ddpm_cifar_cond ARGS="--label 3 --guidance 2 --sampler dpmpp_2m --steps 20"
+    make train EXP=ddpm_cifar_cond                                # reads TFDS_DATA_DIR, or downloads
+    make sample EXP=ddpm_cifar_cond ARGS="--label 3 --guidance-scale 2 --sampler dpmpp_2m --steps 20"
 
-Cost: as `ddpm_cifar`, days on a GPU. Not trained here yet.
+Cost: as `ddpm_cifar`, days on a GPU. Not trained in full.
 
 Source: Ho et al. 2020, arXiv:2006.11239; Ho & Salimans 2022, arXiv:2207.12598.
 """
 
 from dataclasses import replace
 
-from experiments import ddpm_cifar
+from . import ddpm_cifar
 
 CONFIG = replace(
     ddpm_cifar.CONFIG,

@@ -1,9 +1,8 @@
 """A DDPM on MNIST's 28 x 28 digits: a small U-Net with attention at 14 x 14.
 
-    make train EXP=ddpm_mnist                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=ddpm_mnist                                     # reads TFDS_DATA_DIR, or downloads
 
-Cost: minutes on a GPU; on two CPU cores hours for all of it (`ARGS="--steps 2000"` already shows digits).
-Expected: see docs/results.md for what was measured.
+Cost: minutes on a GPU; hours on two CPU cores, where `ARGS="--steps 2000"` already gives digits. Not trained in full.
 
 Source: Ho et al. 2020, arXiv:2006.11239, scaled down.
 """

@@ -1,9 +1,9 @@
 """Child's very deep VAE on CIFAR-10: 43 levels of latents from 1 x 1 to 32 x 32, 39 million parameters.
 
-    make train EXP=hvae_cifar ACCEL=cuda13                        # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=hvae_cifar ACCEL=cuda13                        # reads TFDS_DATA_DIR, or downloads
 
-Published: 2.87 bits/dim (the bound, mean of four seeds stopped early between 650,000 and 1,050,000 updates, almost a
-week on two V100s). Here: not trained yet.
+Cost: as published, 650,000 to 1,050,000 updates, almost a week on two V100 GPUs.
+Expected: 2.87 bits/dim (the bound), as published: the mean of four seeds with early stopping. Not trained in full.
 
 Source: Child 2021, arXiv:2011.10650, and the settings of its published code for CIFAR-10.
 """
@@ -11,13 +11,13 @@ Source: Child 2021, arXiv:2011.10650, and the settings of its published code for
 import math
 
 from vdm_jax.models.hvae import HVAE
-from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.models.pixel_likelihood import PixelLikelihood
 from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
 
 CONFIG = HVAE(
     data="cifar10",
     network=VeryDeepVAEConfig(),
-    observation=LikelihoodOptions(distribution="mixture", components=10),
+    likelihood=PixelLikelihood(distribution="mixture", components=10),
     steps=1_000_000,
     batch_size=32,
     learning_rate=2e-4,
@@ -25,7 +25,7 @@ CONFIG = HVAE(
     weight_decay=1e-2,
     b2=0.9,
     ema_decay=0.9999,
-    grad_clip=200.0 / math.log(2.0),  # Child's loss is in nats a dimension, this one in bits
+    grad_clip=200.0 / math.log(2.0),  # Child's loss is in nats a dimension, this one is in bits
     grad_skip=400.0 / math.log(2.0),
     eval_batch_size=100,
     checkpoint_every=5_000,

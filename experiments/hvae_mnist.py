@@ -1,14 +1,14 @@
-"""A deep hierarchical VAE of MNIST's digits: 20 levels of latents at 1 x 1, 7 x 7, 14 x 14 and 28 x 28.
+"""A deep hierarchical VAE of MNIST: 20 levels of latents at 1 x 1, 7 x 7, 14 x 14 and 28 x 28.
 
-    make train EXP=hvae_mnist                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=hvae_mnist                                     # reads TFDS_DATA_DIR, or downloads
 
-Cost: on two CPU cores some 0.86 steps of 64 images a second. Not trained to its end here yet.
+Cost: about 0.86 steps of 64 images a second on two CPU cores. Not trained in full.
 
 Source: Child 2021, arXiv:2011.10650, scaled down.
 """
 
 from vdm_jax.models.hvae import HVAE
-from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.models.pixel_likelihood import PixelLikelihood
 from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
 
 CONFIG = HVAE(
@@ -19,7 +19,7 @@ CONFIG = HVAE(
         layers=((1, 2), (7, 8), (14, 8), (28, 2)),
         encoder=((28, 1), (14, 2), (7, 2), (1, 1)),
     ),
-    observation=LikelihoodOptions(distribution="mixture", components=5),
+    likelihood=PixelLikelihood(distribution="mixture", components=5),
     steps=40_000,
     batch_size=64,
     learning_rate=1e-3,

@@ -1,15 +1,15 @@
-"""Nichol & Dhariwal's CIFAR-10 model: learned variances, cosine schedule, T = 4,000, L_hybrid, 500k steps.
+"""Nichol & Dhariwal's CIFAR-10 model: learned variances, cosine schedule, T = 4,000, L_hybrid, 500,000 steps.
 
-    make train EXP=iddpm_cifar                                    # TFDS_DATA_DIR, or downloaded with the tfds extra
-    make train EXP=iddpm_cifar ARGS="--objective vlb"             # for likelihood instead of pictures
+    make train EXP=iddpm_cifar                                    # reads TFDS_DATA_DIR, or downloads
+    make train EXP=iddpm_cifar ARGS="--objective vlb"             # better likelihood, worse samples
     make train EXP=iddpm_cifar ARGS="--network.dtype bfloat16"    # on a GPU or TPU
 
-Cost: made for an accelerator. 500,000 steps of 128 images.
-Expected, as published (Table 2, 500k steps, T = 4,000, cosine): 3.17 bits/dim and an FID of 3.19 with L_hybrid; 2.94
-bits/dim and an FID of 11.47 with L_vlb.
+Two differences from the paper. Its network has four attention heads and lets the noise level scale as well as shift the
+features; this one is Ho et al.'s. And L_vlb samples its timesteps with fixed probabilities, not by a loss history.
 
-Two things are not theirs. Their network has four attention heads and lets the noise level scale as well as shift its
-features; this one is Ho et al.'s. And L_vlb draws its steps from fixed probabilities, not from a history of losses.
+Cost: 500,000 steps of 128 images; needs an accelerator.
+Expected, as published (Table 2, 500,000 steps, T = 4,000, cosine): 3.17 bits/dim and an FID of 3.19 with L_hybrid; 2.94
+bits/dim and an FID of 11.47 with L_vlb. Not trained in full.
 
 Source: Nichol & Dhariwal 2021, arXiv:2102.09672, Sections 3 and 4, and github.com/openai/improved-diffusion.
 """

@@ -1,24 +1,24 @@
-"""Song & Ermon's noise-conditional score network on CIFAR-10, with the paper's settings.
+"""Song & Ermon's noise-conditional score network on CIFAR-10, with the settings of the paper.
 
-    make train EXP=ncsn_cifar                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=ncsn_cifar                                     # reads TFDS_DATA_DIR, or downloads
 
-Pixels here lie on [-1, 1], the paper's on [0, 1], so every sigma is twice as large: ten levels from 2 to 0.02. Their
-eps = 2e-5 is a rate of 0.1. No averaged parameters, no last denoising: those came a year later
-(`ARGS="--kind eps --ema-decay 0.999 --sampling.denoise"` has them).
+Pixels are on [-1, 1] here and on [0, 1] in the paper, so every sigma is twice as large: ten levels from 2 to 0.02. The
+paper's eps = 2e-5 is a rate of 0.1. There is no EMA and no final denoising step, which came a year later:
+`ARGS="--prediction-type eps --ema-decay 0.999 --sampling.denoise"` adds them.
 
-Cost: a day on a GPU. Published: FID 25.32 from the best checkpoint. Not trained here yet.
+Cost: a day on a GPU. Expected: FID 25.32 from the best checkpoint, as published. Not trained in full.
 
 Source: Song & Ermon 2019, arXiv:1907.05600, sections 4 and 5, appendix B.
 """
 
-from vdm_jax.models.annealing import Langevin
+from vdm_jax.models.annealing import AnnealedLangevin
 from vdm_jax.models.ncsn import NCSN
 from vdm_jax.networks.refinenet import RefineNetConfig
 
 CONFIG = NCSN(
     data="cifar10",
     network=RefineNetConfig(channels=128, num_levels=10),
-    sampling=Langevin(rate=0.1, steps=100, denoise=False),
+    sampling=AnnealedLangevin(rate=0.1, steps=100, denoise=False),
     prediction_type="score",
     dequantize=True,
     flip=True,

@@ -1,11 +1,11 @@
 """A noise-conditional score network on MNIST.
 
-    make train EXP=ncsn_mnist                                     # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=ncsn_mnist                                     # reads TFDS_DATA_DIR, or downloads
 
-Cost: minutes on a GPU; on two CPU cores hours for all of it. Not trained to its end here yet.
+Cost: minutes on a GPU, hours on two CPU cores. Not trained in full.
 
-Source: Song & Ermon 2019, arXiv:1907.05600: its noise and its 64 channels; with the scaled output and the averaged
-parameters of arXiv:2006.09011.
+Source: Song & Ermon 2019, arXiv:1907.05600 (noise levels and 64 channels), with the scaled output and the EMA of
+arXiv:2006.09011.
 """
 
 from vdm_jax.models.ncsn import NCSN

@@ -1,20 +1,19 @@
-"""A denoiser of handwritten digits that never saw a clean one: trained by Stein's unbiased risk estimate.
+"""A denoiser of handwritten digits trained on noisy digits alone, by Stein's unbiased risk estimate.
 
     make train EXP=sure_denoise_digits
-    make train EXP=clean_denoise_digits                           # the same network, told the clean digits
+    make train EXP=clean_denoise_digits                           # the same network, trained on clean digits
 
-Each training digit is seen in one noise, always the same. The network is small, with much dropout, and stops early: a
-large one learns those noises by heart, and its estimate of the risk goes below zero while the risk goes up.
-`denoised.png` has clean, noisy and denoised test digits; `samples.png` is drawn by Langevin dynamics, since a denoiser
-is a score.
+Each training digit has one fixed noise. The network is small, has much dropout and stops early: a large one memorizes
+the noise, and its risk estimate falls below zero while the risk rises. `denoised.png` has clean, noisy and denoised
+test digits. `samples.png` is made by Langevin dynamics, as a denoiser gives a score.
 
-Cost: a minute on 2 idle CPU cores. Expected: 18.5 dB, within 0.8 dB of `clean_denoise_digits` (docs/results.md).
+Cost: a minute on 2 idle CPU cores. Expected: 18.5 dB PSNR, within 0.8 dB of `clean_denoise_digits` (docs/results.md).
 """
 
-from vdm_jax.models.denoiser import DenoiserConfig
+from vdm_jax.models.denoiser import ImageDenoiser
 from vdm_jax.networks.unet import UNetConfig
 
-CONFIG = DenoiserConfig(
+CONFIG = ImageDenoiser(
     data="digits",
     network=UNetConfig(
         channels=32,

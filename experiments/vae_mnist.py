@@ -1,15 +1,16 @@
-"""A variational autoencoder of MNIST's 28 x 28 digits of 256 grey levels.
+"""A variational autoencoder of MNIST's 28 x 28 digits with 256 gray levels.
 
-    make train EXP=vae_mnist                                      # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=vae_mnist                                      # reads TFDS_DATA_DIR, or downloads
 
-`ARGS="--observation.law bernoulli --observation.binarize"` is the black and white MNIST of the literature, in nats.
+`ARGS="--likelihood.distribution bernoulli --likelihood.binarize"` trains on binarized MNIST, as much of the literature
+does.
 
-Cost: minutes on a GPU; on two CPU cores some 2.9 steps of 64 images a second. Not trained to its end here yet.
+Cost: minutes on a GPU; about 2.9 steps of 64 images a second on two CPU cores. Not trained in full.
 
 Source: Kingma & Welling 2013, arXiv:1312.6114, with Salimans et al.'s mixture of logistics, arXiv:1701.05517.
 """
 
-from vdm_jax.models.likelihood_options import LikelihoodOptions
+from vdm_jax.models.pixel_likelihood import PixelLikelihood
 from vdm_jax.models.vae import VAE
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 
@@ -18,7 +19,7 @@ CONFIG = VAE(
     network=AutoencoderConfig(
         architecture="conv", latent=32, width=32, blocks=1, multipliers=(1, 2, 4), groups=8, dropout=0.0
     ),
-    observation=LikelihoodOptions(distribution="mixture", components=5),
+    likelihood=PixelLikelihood(distribution="mixture", components=5),
     steps=30_000,
     batch_size=64,
     learning_rate=1e-3,

@@ -1,14 +1,14 @@
-"""Kingma et al.'s model of CIFAR-10 without augmentation: 32 + 33 residual blocks at full resolution, T -> infinity.
+"""Kingma et al.'s CIFAR-10 model without augmentation: 32 + 33 residual blocks at full resolution, T -> infinity.
 
-    make train EXP=vdm_cifar                                      # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=vdm_cifar                                      # reads TFDS_DATA_DIR, or downloads
     make train EXP=vdm_cifar ARGS="--network.dtype bfloat16"      # on a GPU or TPU
 
-No down-sampling: all blocks see 32 x 32 pixels, 128 channels, with attention between the two middle ones alone; Fourier
-features of x_t (n = 7, 8) let the network see the last bits of a pixel. Only the end points of gamma are learned, from
--13.3 and 5, between which it is a line, as in the authors' settings for this experiment.
+There is no downsampling: all blocks work at 32 x 32 with 128 channels, and only the two middle blocks have attention.
+Fourier features of x_t (n = 7, 8) resolve the last bits of a pixel. gamma is linear, from -13.3 to 5 at first, and its
+end points are learned, as in the authors' settings for this experiment.
 
-Cost: made for accelerators. 10 million steps of 128 images; on two CPU cores a step takes minutes.
-Expected: 2.65 bits/dim with EMA after 10M steps, as published (Table 1).
+Cost: 10 million steps of 128 images; needs accelerators (on two CPU cores a step takes minutes).
+Expected: 2.65 bits/dim with EMA, as published (Table 1). Not trained in full.
 
 Source: Kingma et al. 2021, arXiv:2107.00630, section 6 and appendix B.
 """

@@ -1,18 +1,18 @@
-"""Kingma et al.'s model of CIFAR-10 with augmentation: twice as wide, attention after every block, a learned schedule.
+"""Kingma et al.'s CIFAR-10 model with augmentation: 256 channels, attention after every block, a learned schedule.
 
-    make train EXP=vdm_cifar_aug ARGS="--network.dtype bfloat16"  # TFDS_DATA_DIR, or downloaded with the tfds extra
+    make train EXP=vdm_cifar_aug ARGS="--network.dtype bfloat16"  # reads TFDS_DATA_DIR, or downloads
 
-Training images are mirrored, turned by multiples of 90 degrees and have their colour channels swapped, at random.
+Training images are mirrored, rotated by multiples of 90 degrees and have their color channels permuted, at random.
 
-Cost: made for many accelerators. 100 million steps at most, of 1,024 images; `--accumulate` splits a batch.
-Expected: 2.49 bits/dim with EMA, as published (Table 1).
+Cost: at most 100 million steps of 1,024 images; needs many accelerators. `--accumulate` splits a batch.
+Expected: 2.49 bits/dim with EMA, as published (Table 1). Not trained in full.
 
 Source: Kingma et al. 2021, arXiv:2107.00630, section 6 and appendix B.
 """
 
 from dataclasses import replace
 
-from experiments import vdm_cifar
+from . import vdm_cifar
 
 CONFIG = replace(
     vdm_cifar.CONFIG,

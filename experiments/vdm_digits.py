@@ -2,9 +2,9 @@
 
     make train EXP=vdm_digits
 
-The bound itself is the loss, as T -> infinity, and the noise schedule is learned with the network: its end points on
-the bound, its shape for the least noise in the loss. The network gives a logit for each of the 17 values of a pixel,
-which with the Gaussian likelihood of x_t makes a law of the pixel; its mean is x_hat.
+The loss is the variational bound for T -> infinity. The noise schedule is learned with the network: its end points
+minimize the bound, its shape the variance of the loss. The network returns a logit for each of a pixel's 17 values.
+Together with the Gaussian likelihood of x_t they define a categorical distribution of the pixel, whose mean is x_hat.
 
 Cost: three to four minutes on 2 idle CPU cores. Expected: 1.71 bits/dim on the test digits (docs/results.md).
 
@@ -13,14 +13,15 @@ Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.
 
 from dataclasses import replace
 
-from experiments import ddpm_digits
-from vdm_jax.models.likelihood_rows import LikelihoodRows
+from vdm_jax.models.likelihood_report import LikelihoodReport
 from vdm_jax.models.vdm import VDM
+
+from . import ddpm_digits
 
 CONFIG = VDM(
     data="digits",
     network=replace(ddpm_digits.CONFIG.network, dropout=0.2),
-    head="values",
+    head="categorical",
     gamma_0=-8.0,
     gamma_1=4.0,
     schedule_features=64,
@@ -35,7 +36,7 @@ CONFIG = VDM(
     ema_decay=0.998,
     eval_batch_size=360,
     eval_terms=50,
-    ledger=LikelihoodRows(terms=50),
+    likelihood_report=LikelihoodReport(terms=50),
     log_every=100,
     checkpoint_every=500,
     picture_every=1_000,

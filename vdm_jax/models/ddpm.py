@@ -1,4 +1,4 @@
-"""What the DDPM recipes share: the forward process, Ho et al.'s network, L_simple, ancestral sampling, the bound.
+"""Denoising diffusion probabilistic models: Ho et al.'s network, L_simple, every sampler, the variational bound.
 
 Source: Ho et al. 2020, arXiv:2006.11239.
 """
@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
@@ -16,14 +17,16 @@ from vdm_jax import elbo, losses
 from vdm_jax.discrete_schedules import InterpolatedSchedule, TabulatedSchedule, discretize, linear_betas
 from vdm_jax.guidance import ClassifierFreeGuidance
 from vdm_jax.likelihoods import DiscretizedGaussian, normalize
-from vdm_jax.models.images import pictures
-from vdm_jax.models.likelihood_rows import LikelihoodRows, likelihood_rows
+from vdm_jax.models.images import sample_batch
+from vdm_jax.models.likelihood_report import LikelihoodReport, likelihood_rows
 from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.experiment import Cost, DataSpec, Experiment
+
+__all__ = ["DDPM"]
 
 
 @dataclass(frozen=True)
@@ -33,132 +36,67 @@ class DDPM(TrainConfig):
     network: UNetConfig = field(default_factory=UNetConfig)
     """The denoiser."""
     prediction_type: Literal["eps", "x_0", "v"] = "eps"
-    """What the network predicts."""
+    """Quantity that the network predicts."""
     noise_schedule: Literal["linear", "cosine", "sigmoid", "log_snr"] = "linear"
     """Noise schedule: Ho et al.'s linear beta, cosine, sigmoid, or linear log-SNR."""
     num_steps: int = 1000
-    """T, the steps of the forward process."""
+    """T, the number of timesteps."""
     log_snr_max: float = 9.0
-    """Log-SNR of step 1 (noise log_snr only)."""
+    """Log-SNR of timestep 1 (noise schedule log_snr only)."""
     log_snr_min: float = -4.0
-    """Log-SNR of step T (noise log_snr only)."""
+    """Log-SNR of timestep T (noise schedule log_snr only)."""
     time_sampling: Literal["independent", "low_discrepancy", "antithetic"] = "independent"
     """How the timesteps of a batch are sampled; low_discrepancy has the least variance."""
     label_dropout: float = 0.1
-    """Share of the labels that are hidden in training, where the network has classes, so that it learns to do without:
-    what guidance needs, and the ledger, which is about P(x)."""
+    """Probability that a label is dropped in training (class-conditional networks only). Classifier-free guidance and
+    the likelihood report, which is about P(x), need it above 0."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How samples are drawn."""
+    """Sampling options."""
     eval_terms: int = 0
-    """Diffusion terms of the bound evaluated for each test image, spread evenly over t; 0 is all of them."""
+    """Diffusion terms of the bound evaluated for each test image, at evenly spaced timesteps; 0 evaluates all."""
     snapshots: int = 9
-    """Rows of the trajectory picture before the finished samples."""
-    ledger: LikelihoodRows = field(default_factory=LikelihoodRows)
-    """What `make eval` looks at."""
+    """Rows of the trajectory figure above the finished samples."""
+    likelihood_report: LikelihoodReport = field(default_factory=LikelihoodReport)
+    """Options of the likelihood report of `make eval`."""
 
     def build(self, data: DataSpec) -> Experiment:
-        """The four functions that the loop trains, samples and evaluates with."""
+        """The functions that train, sample and evaluate this model on images of a data set."""
         self.network.check(data.shape)
         self.check(data)
-        schedule, classes, network = self.discrete_schedule(), self.network.num_classes, UNet(self.network)
-        num_dims = data.shape[0] * data.shape[1] * data.shape[2]
-
-        def init(key):
-            image, label = jnp.zeros((1, *data.shape)), jnp.zeros(1, jnp.int32) if classes else None
-            return network.init(key, image, jnp.zeros(1), label)["params"]
-
-        @partial(jax.jit, inline=True)
-        def predict(params, key, label, x_t, level):
-            options = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-            if classes and label is None:
-                label = jnp.full(len(x_t), classes)
-            return network.apply({"params": params}, x_t, self.condition(level), label, **options)
-
-        def known(batch):
-            return batch["label"] if classes else None
-
-        def loss(params, key, batch, step):
-            del step
-            key_dropout, key_loss, key_label = jax.random.split(key, 3)
-            x_0 = normalize(batch["image"], data.levels)
-            hidden = jax.random.bernoulli(key_label, self.label_dropout, batch["label"].shape)
-            label = known({"label": jnp.where(hidden, classes, batch["label"])})
-            denoiser = Partial(predict, params, key_dropout, label)
-            terms = losses.simple_loss(
-                denoiser,
-                key_loss,
-                x_0,
-                schedule,
-                prediction_type=self.prediction_type,
-                time_sampling=self.time_sampling,
-            )
-            return terms.mean() / num_dims, {}
-
-        def sample(params, key, n):
-            key_T, key_chain = jax.random.split(key)
-            x_T, label = jax.random.normal(key_T, (n, *data.shape)), self.labels(n)
-            denoiser = Partial(predict, params, None, label)
-            if self.sampling.guidance != 1.0:
-                denoiser = ClassifierFreeGuidance(
-                    denoiser, Partial(predict, params, None, None), self.sampling.guidance
-                )
-            options = {"prediction_type": self.prediction_type, "clip": 1.0, "snapshots": self.snapshots}
-            drawn = self.sampling.draw(denoiser, key_chain, x_T, schedule, InterpolatedSchedule(schedule), **options)
-            return pictures(drawn, data.levels, label)
-
-        def evaluate(params, key, batch):
-            x_0 = normalize(batch["image"], data.levels)
-            denoiser, count = Partial(predict, params, None, known(batch)), self.eval_terms or None
-            terms = elbo.bound(
-                denoiser, key, x_0, schedule, _decoder(data.levels), prediction_type=self.prediction_type, terms=count
-            )
-            bits = {name: elbo.bits_per_dim(nats, num_dims) for name, nats in terms._asdict().items()}
-            return {"bits_per_dim": elbo.bits_per_dim(terms.total, num_dims), **bits}
-
-        passes = self.sampling.passes(self.num_steps)
-        cost = Cost(evaluate=1 + (self.eval_terms or self.num_steps - 1), sample=passes)
-
-        def model(params):
-            return Partial(predict, params, None, None), InterpolatedSchedule(schedule)
-
-        if classes and not self.label_dropout:  # the ledger would be that of a model that was never trained
-            return Experiment(init, loss, sample, evaluate, cost)
-        rows = likelihood_rows(model, _decoder(data.levels), data, self.prediction_type, self.ledger)
-        return Experiment(init, loss, sample, evaluate, cost, *rows)
+        return _Functions(self, data).experiment()
 
     def check(self, data: DataSpec) -> None:
-        """Refuse options that no model has.
+        """Refuse invalid options.
 
         Raises:
             ValueError: names the option and its remedy.
         """
         classes = self.network.num_classes
         if self.num_steps < 2:
-            raise ValueError("--num-steps must be at least 2: one step is a decoder alone, and has nothing to denoise")
+            raise ValueError(
+                f"--num-steps {self.num_steps} must be at least 2: a single step is the decoder, without a denoiser"
+            )
         if self.noise_schedule == "linear" and self.num_steps <= 20:
             raise ValueError(
-                f"--noise-schedule linear has a beta of 20 / {self.num_steps}: take --num-steps 21 or more"
+                f"--noise-schedule linear has a last beta of 20 / {self.num_steps}, which must be below 1: "
+                "set --num-steps to 21 or more"
             )
         self.sampling.check(self.num_steps, classes)
         if classes not in (0, data.num_classes):
-            raise ValueError(f"--network.num-classes is {classes}: {data.name} has {data.num_classes}, and 0 is none")
-        if not 0.0 <= self.label_dropout < 1.0:
-            raise ValueError("--label-dropout must be in [0, 1)")
-        if classes and not self.label_dropout and self.sampling.guidance != 1.0:
             raise ValueError(
-                f"guidance {self.sampling.guidance:g} needs the model without labels, which --label-dropout 0 never "
-                "trains: take guidance 1, or train with a --label-dropout such as 0.1"
+                f"--network.num-classes {classes}: {data.name} has {data.num_classes} classes; "
+                "set 0 for an unconditional model"
+            )
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(f"--label-dropout {self.label_dropout:g} must be in [0, 1)")
+        if classes and not self.label_dropout and self.sampling.guidance_scale != 1.0:
+            raise ValueError(
+                f"--sampling.guidance-scale {self.sampling.guidance_scale:g} needs an unconditional prediction, which "
+                "--label-dropout 0 does not train: set the guidance scale to 1, or --label-dropout to 0.1"
             )
 
-    def labels(self, n: int) -> Array | None:
-        """Of n samples: the class asked for, or all in turn; None where the network has no classes."""
-        classes, asked = self.network.num_classes, self.sampling.label
-        if not classes:
-            return None
-        return jnp.arange(n) % classes if asked is None else jnp.full(n, asked)
-
     def discrete_schedule(self) -> TabulatedSchedule:
-        """The discrete schedule."""
+        """The noise schedule at timesteps 0..T."""
         match self.noise_schedule:
             case "linear":
                 return linear_betas(self.num_steps, 0.1 / self.num_steps, 20.0 / self.num_steps)
@@ -170,10 +108,111 @@ class DDPM(TrainConfig):
                 return discretize(LinearLogSNR(self.log_snr_max, self.log_snr_min), self.num_steps)
 
     def condition(self, level: NoiseLevel) -> Array:
-        """What the network is told of the noise: Ho et al.'s 0-based step, or the log-SNR."""
+        """The noise level as the network takes it: Ho et al.'s 0-based timestep, or the log-SNR."""
         return jnp.asarray(level.t) - 1.0 if self.network.embedding == "sinusoidal" else level.log_snr
 
 
-def _decoder(levels: int):
-    """Ho et al.'s p(x_0 | x_1): around the predicted x_0, as wide as the noise of x_1."""
-    return lambda x_hat, x_1, level: DiscretizedGaussian(x_hat, scale=level.sigma, levels=levels)
+class _Functions:
+    """What the trainer calls, in this order: init, loss, sample, evaluate; then the rows of the likelihood report."""
+
+    def __init__(self, config: DDPM, data: DataSpec):
+        self.config, self.data = config, data
+        self.network, self.schedule = UNet(config.network), config.discrete_schedule()
+        self.num_classes, self.num_dims = config.network.num_classes, int(np.prod(data.shape))
+
+    def experiment(self) -> Experiment:
+        config = self.config
+        terms = config.eval_terms or config.num_steps - 1
+        cost = Cost(evaluate=1 + terms, sample=config.sampling.network_evaluations(config.num_steps))
+        functions = (self.init, self.loss, self.sample, self.evaluate, cost)
+        if self.num_classes and not config.label_dropout:
+            return Experiment(*functions)  # without label dropout there is no unconditional model to report on
+        return Experiment(*functions, *self.likelihood_report())
+
+    def init(self, key):
+        x, label = jnp.zeros((1, *self.data.shape)), jnp.zeros(1, jnp.int32) if self.num_classes else None
+        return self.network.init(key, x, jnp.zeros(1), label)["params"]
+
+    @partial(jax.jit, static_argnums=0, inline=True)
+    def predict(self, params, key, label, x_t, level):
+        """Apply the network. With a key, dropout is on; without a label, the class is "no label"."""
+        options = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+        if self.num_classes and label is None:
+            label = jnp.full(len(x_t), self.num_classes)
+        return self.network.apply({"params": params}, x_t, self.config.condition(level), label, **options)
+
+    def denoiser(self, params, key=None, label=None):
+        """The network as equations and samplers take it: x_t, level -> prediction."""
+        return Partial(self.predict, params, key, label if self.num_classes else None)
+
+    def loss(self, params, key, batch, step):
+        """L_simple, a dimension."""
+        del step
+        key_dropout, key_loss, key_label = jax.random.split(key, 3)
+        x_0 = normalize(batch["image"], self.data.levels)
+        dropped = jax.random.bernoulli(key_label, self.config.label_dropout, batch["label"].shape)
+        label = jnp.where(dropped, self.num_classes, batch["label"])
+        terms = losses.simple_loss(
+            self.denoiser(params, key_dropout, label),
+            key_loss,
+            x_0,
+            self.schedule,
+            prediction_type=self.config.prediction_type,
+            time_sampling=self.config.time_sampling,
+        )
+        return terms.mean() / self.num_dims, {}
+
+    def sample(self, params, key, n):
+        """n samples, with guidance where the options ask for it."""
+        config = self.config
+        key_T, key_chain = jax.random.split(key)
+        x_T, label = jax.random.normal(key_T, (n, *self.data.shape)), self.labels(n)
+        denoiser = self.denoiser(params, label=label)
+        if config.sampling.guidance_scale != 1.0:
+            denoiser = ClassifierFreeGuidance(denoiser, self.denoiser(params), config.sampling.guidance_scale)
+        samples = config.sampling.sample(
+            denoiser,
+            key_chain,
+            x_T,
+            self.schedule,
+            InterpolatedSchedule(self.schedule),
+            prediction_type=config.prediction_type,
+            clip=1.0,
+            snapshots=config.snapshots,
+        )
+        return sample_batch(samples, self.data.levels, label)
+
+    def labels(self, n: int) -> Array | None:
+        """The classes of n samples: one class, or every class in turn; None for an unconditional network."""
+        if not self.num_classes:
+            return None
+        label = self.config.sampling.label
+        return jnp.arange(n) % self.num_classes if label is None else jnp.full(n, label)
+
+    def evaluate(self, params, key, batch):
+        """The variational bound and its terms, in bits per dimension; of P(x | label) for a conditional network."""
+        terms = elbo.bound(
+            self.denoiser(params, label=batch["label"]),
+            key,
+            normalize(batch["image"], self.data.levels),
+            self.schedule,
+            self.decoder,
+            prediction_type=self.config.prediction_type,
+            terms=self.config.eval_terms or None,
+        )
+        bits = {name: elbo.bits_per_dim(nats, self.num_dims) for name, nats in terms._asdict().items()}
+        return {"bits_per_dim": elbo.bits_per_dim(terms.total, self.num_dims), **bits}
+
+    def decoder(self, x_hat, x_1, level):
+        """Ho et al.'s p(x_0 | x_1): a discretized Gaussian at the predicted x_0 with the standard deviation of x_1."""
+        del x_1
+        return DiscretizedGaussian(x_hat, scale=level.sigma, levels=self.data.levels)
+
+    def likelihood_report(self):
+        """Rows and curve of the likelihood report, about P(x)."""
+
+        def model(params):
+            return self.denoiser(params), InterpolatedSchedule(self.schedule)
+
+        config = self.config
+        return likelihood_rows(model, self.decoder, self.data, config.prediction_type, config.likelihood_report)

@@ -1,4 +1,4 @@
-"""What the recipes of a denoiser share: one level of noise, and clean images to learn from, or none.
+"""Denoisers at one noise level, trained by Stein's unbiased risk estimate (SURE) or on clean images.
 
 Source: Stein 1981; Metzler et al. 2018, arXiv:1805.10531 (networks trained by SURE).
 """
@@ -13,103 +13,124 @@ from jax.tree_util import Partial
 
 from vdm_jax import langevin
 from vdm_jax.likelihoods import normalize
-from vdm_jax.models.images import pixels
+from vdm_jax.models.images import to_pixels
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.sure import sure
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.experiment import Cost, DataSpec, Experiment, SampleBatch
 from vdm_jax.types import per_example
 
-PEAK = 2.0  # between black and white
+__all__ = ["ImageDenoiser"]
+
+PEAK = 2.0  # difference between black and white on [-1, 1]
 
 
 @dataclass(frozen=True)
-class DenoiserConfig(TrainConfig):
-    """A denoiser of images in noise of one size. Each training image has one noise for good, so that with SURE nothing
-    clean is ever seen."""
+class ImageDenoiser(TrainConfig):
+    """A denoiser of images at one noise level. Every training image has one fixed noise, so that SURE never uses
+    information about the clean image."""
 
     network: UNetConfig = field(default_factory=UNetConfig)
-    """The network, which gives the noise."""
+    """The network; it predicts the noise."""
     objective: Literal["sure", "clean"] = "sure"
-    """Learn from the noisy images alone, by Stein's estimate of the risk, or from the clean ones."""
+    """Train on noisy images alone by Stein's unbiased risk estimate, or on clean images by squared error."""
     sigma: float = 0.5
     """Standard deviation of the noise, on [-1, 1]."""
     probes: int = 1
-    """Directions along which the divergence is estimated."""
+    """Random directions for the divergence estimate of SURE."""
     fresh_noise: bool = False
-    """New noise whenever an image is seen, in the place of one for good: what clean images allow."""
+    """Add new noise to an image in every epoch (objective clean only)."""
     chain_steps: int = 500
     """Langevin steps of a sample."""
 
     def build(self, data: DataSpec) -> Experiment:
-        """The four functions that the loop trains, samples and evaluates with."""
+        """The functions that train, sample and evaluate this model on images of a data set."""
         self.network.check(data.shape)
-        if not self.sigma > 0.0 or self.probes < 1:
-            raise ValueError("--sigma must be above 0 and --probes at least 1")
+        if not self.sigma > 0.0:
+            raise ValueError(f"--sigma {self.sigma:g} must be above 0")
+        if self.probes < 1:
+            raise ValueError(f"--probes {self.probes} must be at least 1")
         if self.network.num_classes:
-            raise ValueError("--network.num-classes: denoisers take no labels here")
+            raise ValueError(f"--network.num-classes {self.network.num_classes}: denoisers take no labels; set it to 0")
         if self.fresh_noise and self.objective == "sure":
             raise ValueError(
-                "--fresh-noise would show --objective sure every image in many noises: take one of the two"
+                "--fresh-noise gives --objective sure many noisy versions of each image, which reveal the clean one: "
+                "omit --fresh-noise, or set --objective clean"
             )
-        network, dims = UNet(self.network), int(np.prod(data.shape))
-
-        def init(key):
-            return network.init(key, jnp.zeros((1, *data.shape)), jnp.zeros(1))["params"]
-
-        def denoise(params, key, y):
-            rngs = {} if key is None else {"dropout": key}
-            noise = network.apply({"params": params}, y, jnp.zeros(len(y)), train=key is not None, rngs=rngs)
-            return y - self.sigma * jnp.asarray(noise)
-
-        def noisy(key, x):
-            return x + self.sigma * jax.random.normal(key, x.shape)
-
-        def loss(params, key, batch, step):
-            del step
-            key_y, key_dropout, key_v = jax.random.split(key, 3)
-            x = normalize(batch["image"], data.levels)
-            y = noisy(key_y, x) if self.fresh_noise else jax.vmap(noisy)(_own_keys(batch["image"]), x)
-            denoiser = Partial(denoise, params, key_dropout if self.network.dropout else None)
-            if self.objective == "clean":
-                return per_example(jnp.square(denoiser(y) - x)).mean() / dims, {}
-            return sure(denoiser, key_v, y, self.sigma, probes=self.probes).mean() / dims, {}
-
-        def evaluate(params, key, batch):
-            key_y, key_v = jax.random.split(key)
-            x = normalize(batch["image"], data.levels)
-            y, denoiser = noisy(key_y, x), Partial(denoise, params, None)
-            error, before = (per_example(jnp.square(seen - x)) / dims for seen in (denoiser(y), y))
-            numbers = {"psnr": _decibels(error), "psnr_of_the_noisy": _decibels(before), "squared_error": error}
-            return numbers | {"sure": sure(denoiser, key_v, y, self.sigma) / dims}
-
-        def sample(params, key, n):
-            """Langevin chains on the noisy law, whose score is (D(y) - y) / sigma^2, and what is behind their ends."""
-            key_y, key_chain = jax.random.split(key)
-            start = jnp.sqrt(1.0 + self.sigma**2) * jax.random.normal(key_y, (n, *data.shape))
-
-            def score(y):
-                return (denoise(params, None, y) - y) / self.sigma**2
-
-            ends = langevin.ula(score, key_chain, start, 0.1 * self.sigma**2, self.chain_steps).x
-            return SampleBatch(pixels(denoise(params, None, ends), data.levels))
-
-        def denoised(params, key, batch):
-            x = normalize(batch["image"], data.levels)
-            y = noisy(key, x)
-            return pixels(jnp.stack([x, y, denoise(params, None, y)]), data.levels)
-
-        cost = Cost(evaluate=4, sample=self.chain_steps)
-        return Experiment(init, loss, sample, evaluate, cost, pictures={"denoised": denoised})
+        return _Functions(self, data).experiment()
 
 
-def _own_keys(images):
-    """A key for every image, the same whenever it is seen: from its pixel values."""
+class _Functions:
+    """What the trainer calls, in this order: init, loss, sample, evaluate; then the figure of denoised images."""
+
+    def __init__(self, config: ImageDenoiser, data: DataSpec):
+        self.config, self.data, self.network = config, data, UNet(config.network)
+        self.num_dims = int(np.prod(data.shape))
+
+    def experiment(self) -> Experiment:
+        cost = Cost(evaluate=4, sample=self.config.chain_steps)
+        grids = {"denoised": self.denoised_images}
+        return Experiment(self.init, self.loss, self.sample, self.evaluate, cost, image_grids=grids)
+
+    def init(self, key):
+        return self.network.init(key, jnp.zeros((1, *self.data.shape)), jnp.zeros(1))["params"]
+
+    def denoise(self, params, key, y):
+        """The clean images predicted from y. With a key, dropout is on."""
+        rngs = {} if key is None else {"dropout": key}
+        noise = self.network.apply({"params": params}, y, jnp.zeros(len(y)), train=key is not None, rngs=rngs)
+        return y - self.config.sigma * jnp.asarray(noise)
+
+    def add_noise(self, key, x):
+        return x + self.config.sigma * jax.random.normal(key, x.shape)
+
+    def loss(self, params, key, batch, step):
+        """SURE or the squared error, a dimension."""
+        del step
+        config = self.config
+        key_y, key_dropout, key_v = jax.random.split(key, 3)
+        x = normalize(batch["image"], self.data.levels)
+        y = self.add_noise(key_y, x) if config.fresh_noise else jax.vmap(self.add_noise)(_image_keys(batch["image"]), x)
+        denoiser = Partial(self.denoise, params, key_dropout if config.network.dropout else None)
+        if config.objective == "clean":
+            return per_example(jnp.square(denoiser(y) - x)).mean() / self.num_dims, {}
+        return sure(denoiser, key_v, y, config.sigma, probes=config.probes).mean() / self.num_dims, {}
+
+    def sample(self, params, key, n):
+        """Langevin chains on the distribution of noisy images, score (D(y) - y) / sigma^2; the last state denoised."""
+        sigma = self.config.sigma
+        key_y, key_chain = jax.random.split(key)
+        start = jnp.sqrt(1.0 + sigma**2) * jax.random.normal(key_y, (n, *self.data.shape))
+
+        def score(y):
+            return (self.denoise(params, None, y) - y) / sigma**2
+
+        chain = langevin.ula(score, key_chain, start, 0.1 * sigma**2, self.config.chain_steps)
+        return SampleBatch(to_pixels(self.denoise(params, None, chain.x), self.data.levels))
+
+    def evaluate(self, params, key, batch):
+        """PSNR before and after denoising, squared error, and SURE's estimate of it, a dimension."""
+        key_y, key_v = jax.random.split(key)
+        x = normalize(batch["image"], self.data.levels)
+        y, denoiser = self.add_noise(key_y, x), Partial(self.denoise, params, None)
+        error, noise = (per_example(jnp.square(image - x)) / self.num_dims for image in (denoiser(y), y))
+        estimate = sure(denoiser, key_v, y, self.config.sigma) / self.num_dims
+        return {"psnr": _psnr(error), "psnr_noisy": _psnr(noise), "squared_error": error, "sure": estimate}
+
+    def denoised_images(self, params, key, batch):
+        """Rows: clean, noisy, denoised."""
+        x = normalize(batch["image"], self.data.levels)
+        y = self.add_noise(key, x)
+        return to_pixels(jnp.stack([x, y, self.denoise(params, None, y)]), self.data.levels)
+
+
+def _image_keys(images):
+    """A key for every image, computed from its pixel values, so that it is the same in every epoch."""
     values = images.reshape(len(images), -1).astype(jnp.uint32)
     odd = 2 * jax.random.bits(jax.random.key(1), values.shape[1:]) + 1
     return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(2), number))((values * odd[None]).sum(-1))
 
 
-def _decibels(squared_error):
-    """Peak signal to noise ratio."""
+def _psnr(squared_error):
+    """Peak signal-to-noise ratio, in dB."""
     return 10.0 * jnp.log10(PEAK**2 / squared_error)

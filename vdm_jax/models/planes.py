@@ -1,4 +1,4 @@
-"""What the recipes of points in a plane share: the truth, and the pictures that hold a model against it."""
+"""Shared by models of points in the plane: the data distribution in closed form, and panels of densities and scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,21 @@ from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.experiment import DataSpec, Panel
 
-SIDE = 2.2  # half of a picture's, in which nearly all points lie
-FINE, COARSE = 160, 18  # positions across, of the colours and of the arrows
+__all__ = ["PlaneModel", "check_network", "data_distribution", "density_panel", "grid", "score_panel"]
+
+SIDE = 2.2  # half the side of a panel; nearly all points are inside
+FINE, COARSE = 160, 18  # grid points across, of the density and of the arrows
 
 
 @dataclass(frozen=True)
-class PlaneConfig(TrainConfig):
-    """A model of points in a plane."""
+class PlaneModel(TrainConfig):
+    """A model of points in the plane."""
 
     points: ClassVar[bool] = True
 
 
 def check_network(config: MLPConfig) -> None:
-    """Refuse a network that points in a plane have no use for.
+    """Refuse a network that cannot take unlabeled points in the plane.
 
     Raises:
         ValueError: names the option and its remedy.
@@ -33,29 +35,29 @@ def check_network(config: MLPConfig) -> None:
     if config.width < 4 or config.width % 2:
         raise ValueError(f"--network.width {config.width} must be even, and 4 or more")
     if config.num_classes:
-        raise ValueError("--network.num-classes: models of points take no labels here")
+        raise ValueError(f"--network.num-classes {config.num_classes}: models of points take no labels, set it to 0")
 
 
-def truth(data: DataSpec) -> closed_form.Mixture:
-    """The law that the points are drawn from."""
+def data_distribution(data: DataSpec) -> closed_form.Mixture:
+    """The distribution of the points."""
     return closed_form.mixture(*PLANES[data.name]())
 
 
 def grid(count: int, side: float = SIDE) -> jax.Array:
-    """The middles of count x count equal squares, shape (count, count, 2)."""
+    """The centers of count x count equal cells of [-side, side]^2, shape (count, count, 2)."""
     edge = side * (1.0 - 1.0 / count)
-    middles = jnp.linspace(-edge, edge, count)
-    return jnp.stack(jnp.meshgrid(middles, middles), axis=-1)
+    centers = jnp.linspace(-edge, edge, count)
+    return jnp.stack(jnp.meshgrid(centers, centers), axis=-1)
 
 
-def landscape(log_prob: Callable[[Any], Any], **more) -> Panel:
-    """A log-density as colours; (B, 2) -> (B,)."""
+def density_panel(log_prob: Callable[[Any], Any], **more) -> Panel:
+    """A log-density, (B, 2) -> (B,), as colors."""
     x = grid(FINE)
     return Panel(x, log_prob(x.reshape(-1, 2)).reshape(FINE, FINE), **more)
 
 
-def field(log_prob: Callable[[Any], Any], **scores: Callable[[Any], Any]) -> Panel:
-    """Scores as arrows on a log-density; (B, 2) -> (B, 2)."""
+def score_panel(log_prob: Callable[[Any], Any], **scores: Callable[[Any], Any]) -> Panel:
+    """Scores, (B, 2) -> (B, 2), as arrows on a log-density."""
     places = grid(COARSE)
     arrows = {name: score(places.reshape(-1, 2)).reshape(places.shape) for name, score in scores.items()}
-    return landscape(log_prob, places=places, arrows=arrows)
+    return density_panel(log_prob, places=places, arrows=arrows)

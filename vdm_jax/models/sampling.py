@@ -1,4 +1,4 @@
-"""How samples are drawn: options of `make sample` that a trained model does not depend on."""
+"""Sampling options of diffusion models: `make sample` can change all of them without training again."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,63 +13,70 @@ from vdm_jax.discrete_schedules import (
 )
 from vdm_jax.schedules import Schedule
 
+__all__ = ["Sampling"]
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn."""
+    """Sampling with a trained diffusion model."""
 
     sampler: Literal[
         "ancestral", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "predictor_corrector", "adaptive"
     ] = "ancestral"
-    """The way from noise to data."""
+    """The sampling algorithm."""
     steps: int = 0
-    """Steps of it; 0 is all of the model's."""
-    spacing: Literal["even", "log_snr", "karras"] = "even"
-    """Which steps, where they are fewer: even in t, even in the log-SNR, or Karras et al.'s, most with little noise."""
+    """Number of sampling steps; 0 takes every step of the model."""
+    spacing: Literal["uniform", "log_snr", "karras"] = "uniform"
+    """Spacing of the steps: uniform in t, uniform in the log-SNR, or as in Karras et al., densest at little noise."""
     variance: Literal["fixed_small", "fixed_large"] = "fixed_small"
-    """Variance of an ancestral step: the posterior's (lower) or beta_t (upper)."""
+    """Variance of an ancestral step: the posterior variance (fixed_small) or beta_t (fixed_large)."""
     eta: float = 0.0
-    """Share of the noise in a step of ddim."""
+    """Noise scale of ddim: 0 is deterministic, 1 ancestral."""
     s_churn: float = 0.0
     """Noise added in each step of euler and heun (S_churn of Karras et al.)."""
     tolerance: float = 1e-4
-    """Of the adaptive sampler."""
+    """Error tolerance of the adaptive sampler, absolute and relative."""
     label: int | None = None
-    """Draw this class only (models with labels); all in turn by default."""
-    guidance: float = 1.0
-    """Weight of the label: 1 is the model's own, more is more than that, 0 is none."""
+    """Sample this class only (class-conditional models); by default every class in turn."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance scale: 0 is unconditional, 1 conditional, above 1 stronger."""
 
     def check(self, num_steps: int, num_classes: int = 0) -> None:
-        """Refuse what a model of so many steps and classes cannot do.
+        """Refuse options that a model with this many steps and classes cannot satisfy.
 
         Raises:
             ValueError: names the option and its remedy.
         """
         if not 0 <= self.steps <= num_steps:
-            raise ValueError(f"{self.steps} sampling steps: the model has {num_steps}, and 0 takes all of them")
+            raise ValueError(
+                f"--sampling.steps {self.steps}: this model has {num_steps} steps; set 1..{num_steps}, or 0 for all"
+            )
         if self.label is not None and not 0 <= self.label < num_classes:
-            known = f"takes labels 0..{num_classes - 1}" if num_classes else "has no labels"
-            raise ValueError(f"label {self.label}: the model {known}")
-        if self.guidance != 1.0 and not num_classes:
-            raise ValueError("guidance needs a model with labels, such as ddpm_digits_cond")
+            known = f"has {num_classes} classes (0..{num_classes - 1})" if num_classes else "has no labels: omit it"
+            raise ValueError(f"--sampling.label {self.label}: this model {known}")
+        if self.guidance_scale != 1.0 and not num_classes:
+            raise ValueError(
+                f"--sampling.guidance-scale {self.guidance_scale:g} needs a class-conditional model such as "
+                "ddpm_digits_cond; set it to 1 for this one"
+            )
 
-    def chain(self, schedule: TabulatedSchedule) -> TabulatedSchedule:
-        """The steps to take, of a table's."""
+    def subsequence(self, schedule: TabulatedSchedule) -> TabulatedSchedule:
+        """The steps of a discrete schedule that sampling takes."""
         count = self.steps or schedule.num_steps
         match self.spacing:
-            case "even":
+            case "uniform":
                 return schedule.subsequence(uniform_steps(schedule.num_steps, count))
             case "log_snr":
                 return schedule.subsequence(log_snr_uniform_steps(schedule, count))
             case "karras":
                 return schedule.subsequence(karras_steps(schedule, count))
 
-    def passes(self, num_steps: int) -> int:
-        """How often the network runs for a sample of a model of so many steps, about."""
-        each = {"heun": 2, "predictor_corrector": 2}.get(self.sampler, 1) * (1 if self.guidance == 1.0 else 2)
+    def network_evaluations(self, num_steps: int) -> int:
+        """Approximate number of network evaluations a sample, for a model with this many steps."""
+        each = {"heun": 2, "predictor_corrector": 2}.get(self.sampler, 1) * (1 if self.guidance_scale == 1.0 else 2)
         return each * (100 if self.sampler == "adaptive" else self.steps or num_steps)
 
-    def draw(
+    def sample(
         self,
         denoiser,
         key,
@@ -81,26 +88,37 @@ class Sampling:
         clip: float | None,
         snapshots: int,
     ) -> samplers.Samples:
-        """Samples from x_T by the steps asked for of a table, or all of a grid; with snapshots where there are any."""
-        given, chain = (
-            {"prediction_type": prediction_type, "clip": clip},
-            self.chain(schedule) if isinstance(schedule, TabulatedSchedule) else schedule,
-        )
+        """Run the sampler from x_T.
+
+        Args:
+            denoiser: predicts `prediction_type`.
+            key: randomness of the sampler.
+            x_T: noise, shape (B, *x).
+            schedule: a tabulated schedule, of which `spacing` selects the steps; of any other, every step is taken.
+            continuous: the same schedule in continuous time, for the adaptive sampler.
+            prediction_type: what the denoiser predicts.
+            clip: bound on the predicted x_0, or None.
+            snapshots: the largest number of states in the trajectory; the adaptive sampler keeps none.
+        """
+        options = {"prediction_type": prediction_type, "clip": clip}
         if self.sampler == "adaptive":
-            return samplers.adaptive(denoiser, key, x_T, continuous, tolerance=self.tolerance, **given)
-        given["snapshots"] = min(snapshots, chain.num_steps)
+            return samplers.adaptive(denoiser, key, x_T, continuous, tolerance=self.tolerance, **options)
+        steps = self.subsequence(schedule) if isinstance(schedule, TabulatedSchedule) else schedule
+        options["snapshots"] = min(snapshots, steps.num_steps)
         match self.sampler:
             case "ancestral":
-                return samplers.ancestral(denoiser, key, x_T, chain, variance=self.variance, **given)
+                return samplers.ancestral(denoiser, key, x_T, steps, variance=self.variance, **options)
             case "ddim":
-                return samplers.ddim(denoiser, key, x_T, chain, eta=self.eta, **given)
+                return samplers.ddim(denoiser, key, x_T, steps, eta=self.eta, **options)
             case "euler":
-                return samplers.euler(denoiser, key, x_T, chain, s_churn=self.s_churn, full_schedule=schedule, **given)
+                return samplers.euler(
+                    denoiser, key, x_T, steps, s_churn=self.s_churn, full_schedule=schedule, **options
+                )
             case "heun":
-                return samplers.heun(denoiser, key, x_T, chain, s_churn=self.s_churn, full_schedule=schedule, **given)
+                return samplers.heun(denoiser, key, x_T, steps, s_churn=self.s_churn, full_schedule=schedule, **options)
             case "dpmpp_2m":
-                return samplers.dpmpp_2m(denoiser, key, x_T, chain, **given)
+                return samplers.dpmpp_2m(denoiser, key, x_T, steps, **options)
             case "dpmpp_2m_sde":
-                return samplers.dpmpp_2m_sde(denoiser, key, x_T, chain, **given)
+                return samplers.dpmpp_2m_sde(denoiser, key, x_T, steps, **options)
             case "predictor_corrector":
-                return samplers.predictor_corrector(denoiser, key, x_T, chain, **given)
+                return samplers.predictor_corrector(denoiser, key, x_T, steps, **options)

@@ -1,4 +1,4 @@
-"""What the VAE recipes share: one latent, a network either way.
+"""Variational autoencoders with one latent.
 
 Source: Kingma & Welling 2013, arXiv:1312.6114.
 """
@@ -11,61 +11,80 @@ from jax.tree_util import Partial
 
 from vdm_jax import hvae
 from vdm_jax.gaussian import Normal
-from vdm_jax.models.autoencoder import dropout, networks
-from vdm_jax.models.latent_variable import Hierarchical
+from vdm_jax.models.autoencoder import EncoderDecoder
+from vdm_jax.models.latent_variable import LatentVariableFunctions, LatentVariableModel
 from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.training.experiment import DataSpec, Experiment
 
+__all__ = ["VAE"]
+
 
 @dataclass(frozen=True)
-class VAE(Hierarchical):
+class VAE(LatentVariableModel):
     """A variational autoencoder."""
 
     network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """Encoder and decoder."""
-    turns: int = 0
-    """Variational EM: updates of the encoder alone, then as many of the decoder alone, and so on; 0 is both at once."""
+    alternate_every: int = 0
+    """Variational EM: number of updates of the encoder alone, then of the decoder alone, in turn; 0 trains both at
+    once."""
 
     def build(self, data: DataSpec) -> Experiment:
-        """The four functions that the loop trains, samples and evaluates with."""
+        """The functions that train, sample and evaluate this model on images of a data set."""
         self.network.check(data.shape)
         self.check()
-        encoder, decoder, init = networks(self.network, data, self.observation.features(data.shape[-1]))
-
-        def encode(params, key, _, x):
-            mean, log_var = encoder.apply({"params": params}, x, **dropout(key))
-            return Normal(mean, var=jnp.exp(jnp.asarray(log_var)))
-
-        def decode(params, key, z):
-            return decoder.apply({"params": params}, z, **dropout(key))
-
-        def model(params, key, step):
-            params = self.held(params, step)
-            keys = (None, None) if key is None else jax.random.split(key)
-            posterior = Partial(encode, params["encoder"], keys[0])
-            return hvae.top_down((self.network.latent,), [posterior], [], Partial(decode, params["decoder"], keys[1]))
-
-        def codes(params, x):
-            return encode(params["encoder"], None, None, x).mean
-
-        return self.assemble(data, init, model, 1, codes if self.network.latent == 2 else None)
+        functions = _Functions(self, data)
+        return functions.experiment(functions.latent_codes if self.network.latent == 2 else None)
 
     def check(self) -> None:
-        """Refuse options that do not go together.
+        """Refuse options that contradict each other.
 
         Raises:
             ValueError: names them and the remedy.
         """
-        if self.turns and (self.b1 or self.weight_decay):
-            raise ValueError("--turns holds one network still: that needs --b1 0 and --weight-decay 0")
+        if self.alternate_every and (self.b1 or self.weight_decay):
+            raise ValueError(
+                f"--alternate-every {self.alternate_every} keeps one network fixed, but momentum and weight decay "
+                "would still change it: set --b1 0 and --weight-decay 0"
+            )
 
-    def held(self, params: dict, step) -> dict:
-        """The parameters, the gradient of those whose turn it is not taken away."""
-        if not self.turns or step is None:
+
+class _Functions(LatentVariableFunctions):
+    """init and the hierarchy of one level; the rest is `LatentVariableFunctions`."""
+
+    def __init__(self, config: VAE, data: DataSpec):
+        super().__init__(config, data, num_levels=1)
+        self.vae = config
+        self.networks = EncoderDecoder(config.network, data.shape, config.likelihood.num_features(data.shape[-1]))
+
+    def init(self, key):
+        return self.networks.init(key)
+
+    def hierarchy(self, params, key=None, step=None):
+        params = self.trained_part(params, step)
+        key_encoder, key_decoder = (None, None) if key is None else jax.random.split(key)
+        posterior = Partial(self.posterior, params["encoder"], key_encoder)
+        decoder = Partial(self.networks.decode, params["decoder"], key_decoder)
+        return hvae.top_down((self.vae.network.latent,), [posterior], [], decoder)
+
+    def posterior(self, params, key, _, x):
+        """q(z|x); there is no latent above it to condition on."""
+        mean, log_var = self.networks.encode(params, key, x)
+        return Normal(mean, var=jnp.exp(jnp.asarray(log_var)))
+
+    def trained_part(self, params, step):
+        """The parameters; in variational EM, without the gradient of the network that is fixed in this update."""
+        every = self.vae.alternate_every
+        if not every or step is None:
             return params
-        decoders_turn = (step // self.turns) % 2 == 1
+        train_decoder = (step // every) % 2 == 1
 
-        def hold(part, still):
-            return jax.tree.map(lambda a: jnp.where(still, jax.lax.stop_gradient(a), a), part)
+        def fix(part, fixed):
+            return jax.tree.map(lambda a: jnp.where(fixed, jax.lax.stop_gradient(a), a), part)
 
-        return {"encoder": hold(params["encoder"], decoders_turn), "decoder": hold(params["decoder"], ~decoders_turn)}
+        return {"encoder": fix(params["encoder"], train_decoder), "decoder": fix(params["decoder"], ~train_decoder)}
+
+    def latent_codes(self, params, key, batch):
+        """The means of q(z|x)."""
+        del key
+        return self.posterior(params["encoder"], None, None, self.x(batch)).mean

@@ -1,7 +1,7 @@
-"""The ELBO ledger of a diffusion model: its likelihood four ways, each as a number of nats of every test image.
+"""The likelihood report of a diffusion model: bounds on and estimates of -log P(x), in nats of every test image.
 
-The bound at T steps and as T -> infinity, term by term; with several paths, importance-weighted; and the likelihood of
-the probability-flow ODE, with three ways from a density to a probability.
+The variational bound for several T and for T -> infinity, with its terms; the importance-weighted bound; and the
+likelihood of the probability-flow ODE, with three ways to get from a density to a probability.
 """
 
 import math
@@ -21,26 +21,28 @@ from vdm_jax.schedules import Schedule
 from vdm_jax.training.experiment import DataSpec, LikelihoodCurve, LikelihoodRow
 from vdm_jax.types import Denoiser, PredictionType
 
+__all__ = ["LikelihoodReport", "likelihood_rows"]
+
 
 @dataclass(frozen=True)
-class LikelihoodRows:
-    """What the ledger looks at; none of it has to do with training."""
+class LikelihoodReport:
+    """Options of the likelihood report; training does not depend on them."""
 
     steps: tuple[int, ...] = (10, 100, 1_000, 10_000)
-    """Numbers of steps T to evaluate the bound at."""
+    """Numbers of timesteps T to evaluate the bound at."""
     terms: int = 100
-    """Diffusion terms an image, spread evenly over t."""
+    """Diffusion terms an image, at evenly spaced times."""
     importance_steps: int = 100
     """T of the importance-weighted bound."""
     importance_samples: int = 8
-    """K, its paths an image."""
+    """K of the importance-weighted bound: sampled paths an image."""
     trace: Literal["rademacher", "gaussian", "exact"] = "rademacher"
-    """The divergence along the ODE: a random probe an image, or exactly (D times the cost)."""
+    """Divergence along the ODE: Hutchinson's estimate with one random probe an image, or exact (D times the cost)."""
     tolerance: float = 1e-4
-    """Of the ODE solver, relative and absolute."""
+    """Tolerance of the ODE solver, relative and absolute."""
 
-    def flow_cost(self, data: DataSpec) -> int:
-        """About how often the network runs for an image along the ODE, Jacobian products included."""
+    def ode_cost(self, data: DataSpec) -> int:
+        """Approximate number of network evaluations an image along the ODE, Jacobian products included."""
         products = data.shape[0] * data.shape[1] * data.shape[2] if self.trace == "exact" else 1
         return 150 * (1 + 2 * products)
 
@@ -50,91 +52,91 @@ def likelihood_rows(
     decoder: elbo.DiffusionDecoder,
     data: DataSpec,
     prediction_type: PredictionType,
-    options: LikelihoodRows,
+    options: LikelihoodReport,
 ) -> tuple[dict[str, LikelihoodRow], LikelihoodCurve]:
-    """The rows and the curve of a model.
+    """The rows and the curve of a model's likelihood report.
 
     Args:
-        model: params -> denoiser, and continuous schedule that begins with noise.
+        model: params -> denoiser and continuous schedule; the schedule has noise at t = 0.
         decoder: p(x_0 | z_0), z_0 at t = 0 of the schedule.
         data: the images.
         prediction_type: what the denoiser predicts.
-        options: see there.
+        options: which bounds to evaluate, and how.
     """
 
-    def row(what, nats, cost):
-        def ask(params, key, batch):
+    def row(description, nats, cost):
+        def evaluate(params, key, batch):
             return nats(*model(params), key, normalize(batch["image"], data.levels))
 
-        return LikelihoodRow(what, ask, cost)
+        return LikelihoodRow(description, evaluate, cost)
 
     def bound(denoiser, schedule, key, x_0):
         return elbo.continuous_bound(
             denoiser, key, x_0, schedule, decoder, prediction_type=prediction_type, terms=options.terms
         )
 
-    def steps(num_steps):
+    def discrete_bound(num_steps):
         terms = min(options.terms, num_steps)
 
         def nats(denoiser, schedule, key, x_0):
-            grid = DiscretizedSchedule(schedule, num_steps + 1)
-            return elbo.bound(denoiser, key, x_0, grid, decoder, prediction_type=prediction_type, terms=terms).total
+            discrete = DiscretizedSchedule(schedule, num_steps + 1)
+            return elbo.bound(denoiser, key, x_0, discrete, decoder, prediction_type=prediction_type, terms=terms).total
 
         return row(f"-log P(x) <= ELBO of T = {num_steps:,} steps", nats, 1 + terms)
 
-    def importance(denoiser, schedule, key, x_0):
-        grid, samples = DiscretizedSchedule(schedule, options.importance_steps + 1), options.importance_samples
+    def importance_weighted(denoiser, schedule, key, x_0):
+        discrete, samples = DiscretizedSchedule(schedule, options.importance_steps + 1), options.importance_samples
         return path_bounds.importance_weighted_bound(
-            denoiser, key, x_0, grid, decoder, samples=samples, prediction_type=prediction_type
+            denoiser, key, x_0, discrete, decoder, samples=samples, prediction_type=prediction_type
         )
 
-    def part(name):
-        return lambda *given: getattr(bound(*given), name)
+    def term(name):
+        return lambda *args: getattr(bound(*args), name)
 
     cost = 1 + options.terms
     rows = {
-        "prior": row("KL(q(z_1|x) || N(0, I))", part("prior"), 0),
-        "reconstruction": row("-E log P(x|z_0)", part("reconstruction"), 1),
-        "diffusion": row("T -> infinity: 1/2 int gamma' E|eps - eps_hat|^2 dt", part("diffusion"), options.terms),
-        **{f"bound, T = {num_steps:,}": steps(num_steps) for num_steps in options.steps},
-        "bound, T = inf": row("-log P(x) <= ELBO, continuous time", part("total"), cost),
+        "prior": row("KL(q(z_1|x) || N(0, I))", term("prior"), 0),
+        "reconstruction": row("-E log P(x|z_0)", term("reconstruction"), 1),
+        "diffusion": row("T -> infinity: 1/2 int gamma' E|eps - eps_hat|^2 dt", term("diffusion"), options.terms),
+        **{f"bound, T = {num_steps:,}": discrete_bound(num_steps) for num_steps in options.steps},
+        "bound, T = inf": row("-log P(x) <= ELBO, continuous time", term("total"), cost),
         f"bound, K = {options.importance_samples}, T = {options.importance_steps}": row(
-            "-log P(x) <= K importance-weighted paths",
-            importance,
+            "-log P(x) <= importance-weighted bound of K paths",
+            importance_weighted,
             options.importance_samples * options.importance_steps,
         ),
     }
-    return rows | _flow_rows(row, decoder, data, prediction_type, options), _curve(
-        model, data, prediction_type, options
-    )
+    rows |= _ode_rows(row, decoder, data, prediction_type, options)
+    return rows, _diffusion_curve(model, data, prediction_type, options)
 
 
-def _flow_rows(row, decoder, data, prediction_type, options) -> dict[str, LikelihoodRow]:
-    """The likelihood of the probability-flow ODE, with three ways from its density to a probability."""
+def _ode_rows(row, decoder, data, prediction_type, options) -> dict[str, LikelihoodRow]:
+    """The likelihood of the probability-flow ODE; its density is made a probability by dequantization in three ways."""
     solver = {"prediction_type": prediction_type, "trace": options.trace, "tolerance": options.tolerance}
 
     def density(denoiser, schedule, key, t_0):
         return lambda z: probability_flow.log_likelihood(denoiser, key, z, schedule, t_0=t_0, **solver).log_prob
 
-    def within_bins(denoiser, schedule, key, x_0, t_0, distribution):
+    def dequantized(denoiser, schedule, key, x_0, t_0, distribution):
         key_u, key_probe = jax.random.split(key)
         level = schedule(t_0)
         log_prob = density(denoiser, schedule, key_probe, t_0)
-        shift = x_0[0].size * level.log_alpha  # of the density of x = z / alpha
+        shift = x_0[0].size * level.log_alpha  # Jacobian of x = z / alpha
         return dequantization.dequantized_bound(
             lambda y: log_prob(level.alpha * y) + shift, key_u, x_0, distribution(level)
         )
 
     def uniform(denoiser, schedule, key, x_0):
-        deviation = 2.0 / (data.levels - 1) / 12**0.5  # where the model's noise is as wide as the uniform
-        t_0 = _time_of(schedule, -2.0 * math.log(deviation))
-        return within_bins(denoiser, schedule, key, x_0, t_0, lambda level: partial(Uniform, levels=data.levels))
+        # start where the noise of the model has the standard deviation of uniform noise in a bin
+        deviation = 2.0 / (data.levels - 1) / 12**0.5
+        t_0 = _time_of_log_snr(schedule, -2.0 * math.log(deviation))
+        return dequantized(denoiser, schedule, key, x_0, t_0, lambda level: partial(Uniform, levels=data.levels))
 
     def truncated(denoiser, schedule, key, x_0):
         def distribution(level):
             return lambda x: TruncatedNormal(x, levels=data.levels, mean=jnp.zeros(()), scale=level.sigma / level.alpha)
 
-        return within_bins(denoiser, schedule, key, x_0, jnp.zeros(()), distribution)
+        return dequantized(denoiser, schedule, key, x_0, jnp.zeros(()), distribution)
 
     def variational(denoiser, schedule, key, x_0):
         key_z, key_probe = jax.random.split(key)
@@ -143,16 +145,16 @@ def _flow_rows(row, decoder, data, prediction_type, options) -> dict[str, Likeli
             log_prob, denoiser, key_z, x_0, level, decoder, prediction_type=prediction_type
         )
 
-    cost = options.flow_cost(data)
+    cost = options.ode_cost(data)
     return {
-        "ode, uniform": row("-log P(x) <= E log q(y|x)/p(y), y uniform in x's bin; P = int p over it", uniform, cost),
-        "ode, truncated normal": row("the same, y ~ N(x, (sigma_0/alpha_0)^2) kept in the bin", truncated, cost),
-        "ode, variational": row("-log P(x) <= E log q(z_0|x)/p(z_0)P(x|z_0); P = int P(x|z_0)p", variational, cost),
+        "ode, uniform": row("-log P(x) <= E log q(y|x)/p(y), y uniform in the bin of x", uniform, cost),
+        "ode, truncated normal": row("the same, y ~ N(x, (sigma_0/alpha_0)^2) truncated to the bin", truncated, cost),
+        "ode, variational": row("-log P(x) <= E log q(z_0|x)/(p(z_0) P(x|z_0))", variational, cost),
     }
 
 
-def _time_of(schedule, log_snr: float) -> jax.Array:
-    """Where a schedule has this log-SNR; its nearest end if nowhere."""
+def _time_of_log_snr(schedule, log_snr: float) -> jax.Array:
+    """The time at which a schedule has this log-SNR, by bisection; 0 or 1 if the log-SNR is out of its range."""
 
     def halve(_, bracket):
         low, high = bracket
@@ -164,7 +166,9 @@ def _time_of(schedule, log_snr: float) -> jax.Array:
     return 0.5 * (low + high)
 
 
-def _curve(model, data, prediction_type, options) -> LikelihoodCurve:
+def _diffusion_curve(model, data, prediction_type, options) -> LikelihoodCurve:
+    """The diffusion term as a function of the log-SNR."""
+
     def points(params, key, batch):
         denoiser, schedule = model(params)
         x_0 = normalize(batch["image"], data.levels)
