@@ -1,6 +1,7 @@
-"""Imports point one way, equations stay pure, and docstrings say where each comes from."""
+"""Imports are acyclic and point one way, equations are pure, and docstrings name catalogue entries that exist."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -11,14 +12,16 @@ import pytest
 from tests.derivations.check import CATALOGUE as CHAPTERS
 
 PACKAGE = Path(__file__).parents[1] / "vdm_jax"
-# Each may import those before it, and nothing else of the package.
+# Layers of equations: each imports only earlier ones, and nothing else of the package.
 LAYERS = [
-    "closures", "compilation", "types", "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling", "forward",
-    "parameterization", "likelihoods",
+    "closures", "compilation", "types", "gaussian", "noise_levels", "schedules", "discrete_schedules", "time_sampling",
+    "forward", "parameterization", "likelihoods",
     "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae", "hvae",
     "elbo", "path_bounds", "losses", "vdm", "weightings", "reverse_variance", "probability_flow", "samplers",
     "guidance", "dequantization", "closed_form", "information", "linear_gaussian", "metrics",
 ]  # fmt: skip
+# Layers of the training package; "" are the files of the package itself.
+ROOMS = ["runtime", "data", "", "evaluation", "cli"]
 MAY_IMPORT = {"jax", "numpy", "jaxtyping", "diffrax", "vdm_jax"} | set(sys.stdlib_module_names)
 CATALOGUE = {f"{chapter}-{i}" for chapter, last in CHAPTERS.items() for i in range(1, last + 1)}
 
@@ -65,6 +68,7 @@ def test_every_equation_file_has_its_layer():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert {path.stem for path in PACKAGE.glob("*.py")} | folders == {
         "__init__",
+        "__main__",
         "networks",
         "training",
         "interop",
@@ -81,19 +85,82 @@ def test_equations_import_only_jax_numpy_and_earlier_layers(name):
         assert rooms(path) <= {*LAYERS[: LAYERS.index(name)], *own}, path.name
 
 
-@pytest.mark.parametrize("room", ["networks", "training"])
-def test_networks_and_training_import_no_equation(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        # the quality of samples is measured with both, and knows nothing of diffusion either
-        also = {"metrics", "networks"} if path.name == "sample_quality.py" else set()
-        assert rooms(path) <= {room, *also}, path.name
+@pytest.mark.parametrize("folder", ["networks", "training"])
+def test_networks_and_training_import_no_equation(folder):
+    # sample quality needs metrics and a classifier; importing weights needs interop; none of these knows of diffusion
+    also = {
+        "sample_quality.py": {"metrics"},
+        "features.py": {"networks", "likelihoods"},
+        "import_weights.py": {"interop"},
+    }
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert rooms(path) <= {folder, *also.get(path.name, ())}, path.name
 
 
-def test_interop_joins_networks_and_tables():
+def test_interop_imports_networks_and_schedules_only():
     for path in (PACKAGE / "interop").glob("*.py"):
-        allowed = {"interop", "networks", "schedules", "discrete_schedules"}
-        assert rooms(path) <= allowed, path.name
-        assert len(path.read_text().splitlines()) <= 150
+        assert rooms(path) <= {"interop", "networks", "schedules", "discrete_schedules"}, path.name
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Each module of the package -> those it imports, at module level and in functions; not for type checking only."""
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {}
+    for name, path in paths.items():
+        source = tree(path)
+        checked = [
+            node for node in ast.walk(source) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ]
+        skipped = {inner for node in checked for part in node.body for inner in ast.walk(part)}
+        found = set()
+        for node in (node for node in ast.walk(source) if node not in skipped):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {each if each in paths else node.module for each in submodules}
+        graph[name] = found & paths.keys()
+    return graph
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """The modules that a module imports, directly or not."""
+    found, todo = set(), [start]
+    while todo:
+        new = graph[todo.pop()] - found
+        found |= new
+        todo += new
+    return found
+
+
+def test_there_is_no_import_cycle():
+    graph = import_graph()
+    assert len(graph) > 100
+    assert "vdm_jax.training.loop" in reachable(graph, "vdm_jax.__main__")  # imports in functions are seen
+    assert [name for name in graph if name in reachable(graph, name)] == []
+
+
+def test_a_cycle_is_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert [name for name in graph if name in reachable(graph, name)] == ["b", "c"]
+
+
+def test_training_imports_point_one_way():
+    def room(name: str) -> str:
+        rest = name.removeprefix("vdm_jax.training").removeprefix(".").split(".")
+        return rest[0] if rest[0] in ROOMS else ""
+
+    folders = {path.parent.name for path in (PACKAGE / "training").glob("*/__init__.py")}
+    assert folders == set(ROOMS) - {""}
+    for name, imported in import_graph().items():
+        if name.startswith("vdm_jax.training.") and name != "vdm_jax.training.__main__":
+            later = {each for each in imported if each.startswith("vdm_jax.training.")}
+            assert {each for each in later if ROOMS.index(room(each)) > ROOMS.index(room(name))} == set(), name
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -112,6 +179,27 @@ def test_public_functions_are_in_the_index(name):
     for node in (node for path in files(name) for node in public(path)):
         if isinstance(node, ast.FunctionDef) and not (len(files(name)) > 1 and node.name not in exported(name)):
             assert re.search(rf"\b{node.name}\b", index), f"{name}.{node.name} is not in vdm_jax's docstring"
+
+
+def definitions(path: Path) -> set[str]:
+    """The names that a file defines at its top level."""
+    found = set()
+    for node in tree(path).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found - {"__all__"}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_lists_the_public_names(name):
+    path = files(name)[0] if len(files(name)) == 1 else PACKAGE / name / "__init__.py"
+    exports = importlib.import_module(f"vdm_jax.{name}").__all__
+    assert len(exports) == len(set(exports))
+    defined = exported(name) if len(files(name)) > 1 else definitions(path)
+    assert set(exports) == {name for name in defined if not name.startswith("_")}
 
 
 def test_nothing_is_called_utils():

@@ -10,7 +10,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -25,16 +24,16 @@ from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNetConfig
 from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
-from vdm_jax.training import dry_run, registry
+from vdm_jax.training import registry
 from vdm_jax.training import run as runs
+from vdm_jax.training.cli import evaluate, sample
 from vdm_jax.training.cli import train as training
-from vdm_jax.training.cli.command import newest
 from vdm_jax.training.config import to_json
 from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.data.sources import Dataset, Images
-from vdm_jax.training.evaluation import likelihood_report, report, sampling
+from vdm_jax.training.evaluation import dry_run, likelihood_report
 from vdm_jax.training.evaluation.report import write_report
-from vdm_jax.training.evaluation.sampling import draw_final, draw_test_images
+from vdm_jax.training.evaluation.sampling import draw_final, draw_image_grids
 from vdm_jax.training.experiment import LikelihoodRow, SampleBatch
 from vdm_jax.training.loop import train
 from vdm_jax.training.runtime.devices import make_mesh
@@ -59,7 +58,7 @@ def stand_in(name):
 
     def examples(number, seed):
         if not spec.levels:
-            points, labels = PLANES[name]().draw(number, seed)
+            points, labels = PLANES[name]().sample(number, seed)
             records = [{"image": point, "label": label} for point, label in zip(points, labels, strict=True)]
             return Images(records, spec.shape, np.float32)
         images = np.random.RandomState(seed).randint(spec.levels, size=(number, *spec.shape)).astype(np.uint8)
@@ -74,9 +73,9 @@ def smallest(config):
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     new = {name: size for name, size in SMALLEST.items() if fields.get(name)}  # 0 often means something of its own
     new["network"] = small_network(config.network)
-    if "ledger" in fields:
+    if "likelihood_report" in fields:
         sizes = {"steps": (2,), "terms": 2, "importance_steps": 2, "importance_samples": 2, "tolerance": 0.1}
-        new["ledger"] = dataclasses.replace(config.ledger, **sizes)
+        new["likelihood_report"] = dataclasses.replace(config.likelihood_report, **sizes)
     if "sampling" in fields:
         new["sampling"] = dataclasses.replace(config.sampling, steps=2)
     return dataclasses.replace(config, **new)
@@ -108,9 +107,9 @@ def opened(tmp_path):
     return make
 
 
-def checked(run, ledger=False):
+def checked(run, likelihood=False):
     """The update of a run, after a dry run."""
-    return dry_run.check_training(run, ledger=ledger)
+    return dry_run.check_training(run, likelihood=likelihood)
 
 
 @pytest.fixture
@@ -125,16 +124,16 @@ def compiled_quickly():
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in RECIPES])
 def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
     run = opened(name)
-    step = checked(run, ledger=True)
+    step = checked(run, likelihood=True)
     whole = train(run, step=step)
     shutil.rmtree(run.folder / "checkpoints" / "2")
     assert_same_bits(train(run, step=step).state, whole.state)  # from the checkpoint of step 1
-    saved = newest(run)
+    saved = runs.newest_checkpoint(run)
     assert_same_bits(saved.state, whole.state)
     result = write_report(run, saved)
-    likelihood_report.fill(run, saved, {} if name in FAST else dict(run.experiment.ledger), result)
+    likelihood_report.add_likelihood(run, saved, {} if name in FAST else dict(run.experiment.likelihood_rows), result)
     numbers = [value["mean"] for value in result["test"].values()]
-    numbers += [entry["nats"]["mean"] for entry in result.get("ledger", {}).values()]
+    numbers += [entry["nats"]["mean"] for entry in result.get("likelihood", {}).values()]
     assert all(map(math.isfinite, numbers)), json.dumps(result, indent=1)
     drawn = draw_final(run, saved.state.ema)
     assert len(drawn) >= 1
@@ -143,7 +142,7 @@ def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_recipe_of_every_kind_passes_its_dry_run(name, opened):
-    checked(opened(name), ledger=name in ("vdm_digits", "hvae_digits"))
+    checked(opened(name), likelihood=name in ("vdm_digits", "hvae_digits"))
 
 
 def options(config, path=()):
@@ -194,7 +193,8 @@ def test_an_option_at_its_boundaries_can_be_traced_or_is_refused_by_its_name(rec
     monkeypatch.setattr(registry, "find", lambda _: config)
     for value in at_the_boundaries(hint, functools.reduce(getattr, path, config)):
         try:
-            checked(opened(recipe, changed(config, path, value)), ledger=path[0] in ("ledger", "importance_samples"))
+            report = path[0] in ("likelihood_report", "importance_samples")
+            checked(opened(recipe, changed(config, path, value)), likelihood=report)
         except UserError as error:
             said = str(error).replace("-", "_")
             assert path[-1] in said, (value, said)
@@ -210,8 +210,8 @@ def test_a_line_as_a_schedule_has_no_parameter_of_size_zero():
 def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
     run = opened("ae_digits")
     for extra, message in [
-        (jnp.zeros((3, 0)), r"parameter more/w has shape \(3, 0\), and a checkpoint holds no empty arrays"),
-        (jax.random.key(0), r"parameter more/w is of type key<fry>, and a checkpoint holds numbers alone"),
+        (jnp.zeros((3, 0)), r"parameter more/w has shape \(3, 0\); a checkpoint cannot hold empty arrays"),
+        (jax.random.key(0), r"parameter more/w has type key<fry>; a checkpoint holds numbers only"),
     ]:
         init = lambda key, extra=extra: {**run.experiment.init(key), "more": {"w": extra}}  # noqa: E731
         with pytest.raises(UserError, match=message):
@@ -221,28 +221,28 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
 @pytest.mark.parametrize(
     ("part", "function", "message"),
     [
-        ("init", lambda key: [] / key, r"The initial state cannot work .*TypeError: unsupported operand"),
-        ("loss", lambda *_: (jnp.zeros(()), {"mean": jnp.zeros(3)}), r"metrics of the loss must have shape \(\), and"),
+        ("init", lambda key: [] / key, r"The initial state fails .*TypeError: unsupported operand"),
+        ("loss", lambda *_: (jnp.zeros(()), {"mean": jnp.zeros(3)}), r"metrics of the loss must have shape \(\), but"),
         (
             "sample",
             lambda _, key, n: SampleBatch(jnp.zeros((n, 4, 4, 1))),
-            r"samples must have shape \(2, 8, 8, 1\), and",
+            r"samples must have shape \(2, 8, 8, 1\), but",
         ),
-        ("evaluate", lambda *_: {"error": jnp.zeros(())}, r"numbers of an evaluation must have shape \(2,\), and"),
-        ("evaluate", lambda *_: {"error": [] / 1}, r"Evaluation cannot work .*TypeError: unsupported operand"),
+        ("evaluate", lambda *_: {"error": jnp.zeros(())}, r"values of the evaluation must have shape \(2,\), but"),
+        ("evaluate", lambda *_: {"error": [] / 1}, r"Evaluation fails .*TypeError: unsupported operand"),
         (
-            "ledger",
+            "likelihood_rows",
             {"bound": LikelihoodRow("", lambda *_: jnp.zeros((2, 2)))},
-            r"row 'bound' must have shape \(2,\), and",
+            r"row 'bound' must have shape \(2,\), but",
         ),
-        ("codes", lambda *_: jnp.zeros((10, 3)), r"codes must have shape \(10, 2\), and have \(10, 3\)"),
-        ("pictures", {"map": lambda *_: jnp.zeros(3)[5:][0]}, r"The picture 'map' cannot work"),
+        ("latent_codes", lambda *_: jnp.zeros((10, 3)), r"latent codes must have shape \(10, 2\), but have \(10, 3\)"),
+        ("image_grids", {"map": lambda *_: jnp.zeros(3)[5:][0]}, r"The plot 'map' fails"),
     ],
 )
 def test_a_recipe_s_function_that_cannot_work_is_named(opened, part, function, message):
     run = opened("ae_digits")
     with pytest.raises(UserError, match=message):
-        checked(run._replace(experiment=run.experiment._replace(**{part: function})), ledger=True)
+        checked(run._replace(experiment=run.experiment._replace(**{part: function})), likelihood=True)
 
 
 @pytest.mark.parametrize(
@@ -250,14 +250,14 @@ def test_a_recipe_s_function_that_cannot_work_is_named(opened, part, function, m
     [
         ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "--sampling.eta 1.5"),
         ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "eta is 1.5: it must be in"),
-        ("ddpm_digits", {"noise_schedule": "linear", "num_steps": 1}, "--num-steps must be at least 2"),
+        ("ddpm_digits", {"noise_schedule": "linear", "num_steps": 1}, "--num-steps 1 must be at least 2"),
         (
             "ddpm_digits",
             {"noise_schedule": "linear", "num_steps": 20},
-            "--noise-schedule linear .* --num-steps 21 or more",
+            "--noise-schedule linear .* --num-steps to 21",
         ),
-        ("iddpm_cifar", {"num_steps": 1}, "--num-steps must be at least 2"),
-        ("ddpm_digits_cond", {"label_dropout": 0.0}, "guidance 2 needs .* --label-dropout 0 never trains"),
+        ("iddpm_cifar", {"num_steps": 1}, "--num-steps 1 must be at least 2"),
+        ("ddpm_digits_cond", {"label_dropout": 0.0}, "--sampling.guidance-scale 2 .* --label-dropout"),
         ("ddpm_digits", {"network": UNetConfig(channels=32, out_channels=3)}, "--network.out-channels 3"),
     ],
 )
@@ -266,23 +266,22 @@ def test_options_that_fail_only_after_training_are_refused_before_it(opened, nam
         checked(opened(name, **options))
 
 
-def test_without_hidden_labels_there_is_no_ledger_of_the_model_without_labels(opened):
-    sampling = dataclasses.replace(smallest(config_of("ddpm_digits_cond")).sampling, guidance=1.0)
-    assert opened("ddpm_digits_cond", sampling=sampling).experiment.ledger
-    assert not opened("ddpm_digits_cond", sampling=sampling, label_dropout=0.0).experiment.ledger
+def test_without_label_dropout_there_is_no_likelihood_report(opened):
+    sampling = dataclasses.replace(smallest(config_of("ddpm_digits_cond")).sampling, guidance_scale=1.0)
+    assert opened("ddpm_digits_cond", sampling=sampling).experiment.likelihood_rows
+    assert not opened("ddpm_digits_cond", sampling=sampling, label_dropout=0.0).experiment.likelihood_rows
 
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     """`command(main, "ddpm_digits", "--steps", "3")`: run a command on a recipe -> exit code, what it printed."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
 
     def call(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["program", *arguments, "--workdir", str(tmp_path)])
         code = 0
         try:
             with readable_errors():
-                main()
+                main([*arguments, "--workdir", str(tmp_path)])
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()
@@ -297,8 +296,8 @@ TOO_MUCH_NOISE = ("ddpm_digits", "--sampling.sampler", "ddim", "--sampling.eta",
 def test_an_option_that_cannot_work_is_one_message_and_neither_writes_nor_deletes(command, tmp_path):
     code, told = command(training.main, *TOO_MUCH_NOISE)
     assert code == 1
-    assert "Sampling cannot work with these options: eta is 1.5: it must be in [0, 1]" in told
-    assert "not the recipe's own: --sampling.sampler ddim --sampling.eta 1.5" in told
+    assert "Sampling fails with these options: eta is 1.5: it must be in [0, 1]" in told
+    assert "differ from the recipe: --sampling.sampler ddim --sampling.eta 1.5" in told
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir())
     (tmp_path / "ddpm_digits" / "checkpoints").mkdir(parents=True)
@@ -311,16 +310,16 @@ def test_sampling_and_evaluation_refuse_options_before_they_begin(command, opene
     run = opened("ddpm_digits", eval_batch_size=8, batch_size=8)
     run.folder.mkdir()
     (run.folder / "config.json").write_text(json.dumps({"config": to_json(run.config)}))
-    code, told = command(sampling.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
+    code, told = command(sample.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
     assert code == 1
-    assert "Sampling cannot work with these options: eta is 1.5" in told
+    assert "Sampling fails with these options: eta is 1.5" in told
     for options, message in [
-        (("--quality", "1"), "--quality 1: quality is measured on 20 samples or more"),
-        (("--quality", "-3"), "--quality -3: quality is measured on 20 samples or more"),
-        (("--quality", "20"), "compared with 20 test images or more, and 12 are evaluated. Take more --eval-examples"),
+        (("--quality", "1"), "--quality 1: at least 20 samples"),
+        (("--quality", "-3"), "--quality -3: at least 20 samples"),
+        (("--quality", "20"), "at least 20 test images are needed, and 12 are evaluated. Use more --eval-examples"),
         (("--inception", str(tmp_path / "none")), "--inception .*none cannot be used"),
     ]:
-        code, told = command(report.main, "ddpm_digits", *options)
+        code, told = command(evaluate.main, "ddpm_digits", *options)
         assert code == 1
         assert re.search(message, told), told
         assert "Traceback" not in told
@@ -338,23 +337,17 @@ class Mine(TrainConfig): width: int = 3
     [
         ("CONFIG = Mine(stpes=3)", r"mine\.py, line 5, Mine has no option 'stpes'. Did you mean 'steps'"),
         ("CONFIG = replace(Mine(), batchsize=3)", r"line 5, Mine has no .* Did you mean 'batch_size'"),
-        ("CONFIG = Mine(xyzzy=3)", r"Mine has no option 'xyzzy'. It has: accumulate, .*, width, workdir"),
-        ("CONFIG = Mine(", r"experiments/mine\.py, line 5, SyntaxError: '\(' was never closed"),
-        ("\nCONFIG = Config()", r"experiments/mine\.py, line 6, NameError: name 'Config' is not defined"),
-        ("import nothing_here", r"experiments/mine\.py, line 5, ModuleNotFoundError: No module named 'nothing_here'"),
+        ("CONFIG = Mine(xyzzy=3)", r"Mine has no option 'xyzzy'. Its options: accumulate, .*, width, workdir"),
+        ("CONFIG = Mine(", r"mine\.py, line 5, SyntaxError: '\(' was never closed"),
+        ("\nCONFIG = Config()", r"mine\.py, line 6, NameError: name 'Config' is not defined"),
+        ("import nothing_here", r"mine\.py, line 5, ModuleNotFoundError: No module named 'nothing_here'"),
+        ("CONFIGURATION = Mine()", r"mine\.py must define CONFIG"),
     ],
 )
-def test_a_recipe_that_cannot_be_imported_is_one_message_with_its_line(monkeypatch, tmp_path, text, message):
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "__init__.py").touch()
-    (tmp_path / "experiments" / "mine.py").write_text(RECIPE + text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
-        monkeypatch.delitem(sys.modules, name)
+def test_a_recipe_that_cannot_be_imported_is_one_message_with_its_line(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(RECIPE + text)
     with pytest.raises(UserError, match=message):
-        registry.find("mine")
-    sys.modules.pop("experiments.mine", None)
+        registry.find(str(tmp_path / "mine.py"))
 
 
 def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatch):
@@ -364,13 +357,13 @@ def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatc
     run = opened("ae_digits", picture_every=0)
     checked(run)
     run.folder.mkdir()
-    assert draw_test_images(run, run.experiment.init(jax.random.key(0))) == [run.folder / "reconstructions.png"]
+    assert draw_image_grids(run, run.experiment.init(jax.random.key(0))) == [run.folder / "reconstructions.png"]
 
 
 def test_images_that_are_not_square_cannot_be_turned(opened, monkeypatch):
     data = stand_in("digits")
     monkeypatch.setattr(runs, "load", lambda _: data._replace(spec=data.spec._replace(shape=(8, 4, 1))))
-    with pytest.raises(UserError, match="--rotate is for square images, and those of digits are 8x4x1"):
+    with pytest.raises(UserError, match=r"--rotate .* square images, and those of digits are 8x4x1"):
         opened("ae_digits", rotate=True)
 
 
@@ -379,9 +372,9 @@ def test_too_little_memory_is_one_message(command, monkeypatch, error):
     def train(*_):
         raise error
 
-    monkeypatch.setattr("vdm_jax.training.loop.train", train)
+    monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(dry_run, "check_training", lambda *_, **__: None)
     code, told = command(training.main, "ae_digits", "--batch-size", "8")
     assert code == 1
-    assert "There is too little memory. Take a smaller" in told
+    assert "Out of memory. Use a smaller" in told
     assert "Traceback" not in told

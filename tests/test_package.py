@@ -1,10 +1,11 @@
-"""The library as somebody installs it: every module by name, the core without the packages of training."""
+"""The installed library: every module by name, the core without the packages of training, the recipes."""
 
 import importlib
 import os
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import vdm_jax
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Import names of what only training needs. Flax itself brings optax and orbax.
+# Import names of packages that only training needs; Flax itself installs optax and orbax.
 TRAINING_ONLY = ["grain", "matplotlib", "tensorboardX", "tensorflow_datasets", "tqdm", "tyro", "sklearn", "PIL"]
 FIRST_USE = """
 import jax, jax.numpy as jnp
@@ -41,12 +42,12 @@ def run(code, *options, python=sys.executable, cwd=ROOT):
 
 
 def without(names):
-    """Python that makes imports of these fail, as where they are not installed."""
+    """Python code that makes imports of these modules fail, as if they were not installed."""
     return f"import sys; FORBIDDEN = {names}; sys.modules.update(dict.fromkeys(FORBIDDEN))\n"
 
 
 def test_every_module_is_an_attribute():
-    files = {path.stem for path in (ROOT / "vdm_jax").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "vdm_jax").glob("*.py")} - {"__init__", "__main__"}
     folders = {path.parent.name for path in (ROOT / "vdm_jax").glob("*/__init__.py")}
     assert set(vdm_jax.__all__) == files | folders
     assert set(vdm_jax.__all__) <= set(dir(vdm_jax))
@@ -72,30 +73,65 @@ def test_equations_networks_and_weights_need_no_package_of_training():
     assert run(without(TRAINING_ONLY) + FIRST_USE) == "[]\n"
 
 
-def test_training_without_its_packages_is_one_line():
+@pytest.mark.parametrize("use", ["import vdm_jax.training", "from vdm_jax.__main__ import main; main()"])
+def test_training_without_its_packages_names_the_extra(use):
     code = without(["grain", "tyro"]) + "import importlib.util; importlib.util.find_spec = lambda name: "
-    code += "None if name in FORBIDDEN else True\nimport vdm_jax.training"
+    code += f"None if name in FORBIDDEN else True\n{use}"
     failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert failed.returncode == 1
     last = failed.stderr.strip().splitlines()[-1]
     assert "grain, tyro" in last
     assert "vdm_jax[train]" in last
+    assert ("Traceback" in failed.stderr) == use.startswith("import")
+
+
+def build_wheel(folder):
+    """The wheel of the package, built in a folder."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], check=True)
+    (wheel,) = folder.glob("vdm_jax-*.whl")
+    return wheel
 
 
 @pytest.mark.slow
 def test_the_wheel_alone_in_a_fresh_environment(tmp_path):
-    """Needs a package index, as installing does."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
-    (wheel,) = tmp_path.glob("vdm_jax-*.whl")
+    """Needs a package index, as every installation does."""
+    wheel = build_wheel(tmp_path)
+    recipes = {path.name for path in (ROOT / "experiments").glob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {Path(name).name for name in archive.namelist() if name.startswith("vdm_jax/experiments/")}
+    assert shipped == recipes
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     constraints = ROOT / "constraints.txt"
-    subprocess.run([python, *pip[1:], "install", wheel, "--constraint", constraints], check=True)
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "install", wheel, "--constraint", constraints], check=True)
     assert run(f"FORBIDDEN = {TRAINING_ONLY}\n" + FIRST_USE, "-P", python=python, cwd=tmp_path) == "[]\n"
-    command = subprocess.run([python, "-m", "vdm_jax.training"], capture_output=True, text=True, cwd=tmp_path)
-    assert command.returncode == 1
-    assert len(command.stderr.strip().splitlines()) == 1
-    assert "vdm_jax[train]" in command.stderr
+    for command in ([python, "-m", "vdm_jax.training"], [python, "-m", "vdm_jax"], [python.with_name("vdm-jax")]):
+        done = subprocess.run([*command, "train", "ddpm_digits"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "vdm_jax[train]" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_a_recipe_from_any_folder(tmp_path):
+    """The packages are those of this environment; the wheel comes before them on the path."""
+    with zipfile.ZipFile(build_wheel(tmp_path)) as archive:
+        archive.extractall(tmp_path / "installed")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "JAX_PLATFORMS": "cpu"}
+    options = ["--steps", "1", "--batch-size", "2", "--num-samples", "0", "--eval-examples", "2", "--workdir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-m", "vdm_jax", "train", "dae_digits", *options],
+        capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dae_digits" / "report.json").exists()
+    program = "import vdm_jax.training.registry as r; print(r.recipe_folder())"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert found.stdout.strip() == str(tmp_path / "installed" / "vdm_jax" / "experiments")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")

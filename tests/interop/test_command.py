@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +12,14 @@ from tests.interop.reference import TINY, draw
 from tests.training.bits import assert_same_bits
 from vdm_jax import elbo, interop
 from vdm_jax.interop import Scheduler
-from vdm_jax.interop.recipe import describe, fit
+from vdm_jax.interop.experiment_options import apply_pretrained, network_and_scheduler
 from vdm_jax.likelihoods import DiscretizedGaussian, normalize
 from vdm_jax.networks.unet import UNet
 from vdm_jax.training.checkpoint import Checkpoints
-from vdm_jax.training.cli import import_weights
+from vdm_jax.training.cli import evaluate, import_weights, sample
 from vdm_jax.training.data.sources import load as load_data
-from vdm_jax.training.evaluation import report, sampling
 from vdm_jax.training.keys import stream
+from vdm_jax.training.registry import find
 from vdm_jax.training.run import abstract_state, open_run, stored_config
 from vdm_jax.training.runtime.errors import readable_errors
 
@@ -39,14 +37,13 @@ def pretrained():
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Run a command with arguments -> exit code, what it printed."""
-    monkeypatch.chdir(Path(__file__).parents[2])  # where the experiments are
+    monkeypatch.chdir(tmp_path)
 
     def run(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments), "--workdir", str(tmp_path / "runs")])
         code = 0
         try:
             with readable_errors():
-                main()
+                main([*map(str, arguments), "--workdir", str(tmp_path / "runs")])
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()
@@ -61,7 +58,7 @@ def imported(call, tmp_path, pretrained):
     interop.save(tmp_path / "theirs", pretrained)
     code, told = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     assert code == 0, told
-    assert "Go on with `make sample EXP=ddpm_digits` and `make eval EXP=ddpm_digits`" in told
+    assert "Next: `vdm-jax sample ddpm_digits` and `vdm-jax evaluate ddpm_digits`" in told
     return tmp_path / "runs" / "ddpm_digits"
 
 
@@ -96,7 +93,7 @@ def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, importe
 def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
     """The report's bits/dim are the bound of these weights under this schedule, computed here from the equations."""
     options = ("ddpm_digits", "--eval-examples", "8", "--eval-batch-size", "8", "--rows", "none")
-    code, told = call(report.main, *options)
+    code, told = call(evaluate.main, *options)
     assert code == 0, told
     got = json.loads((imported / "report.json").read_text())["test"]["bits_per_dim"]["mean"]
 
@@ -110,7 +107,7 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
     key = jax.random.fold_in(stream(0, "evaluate"), 0)
     terms = elbo.bound(denoiser, key, x_0, NOISE.discrete_schedule(), decoder, prediction_type="v", terms=50)
     np.testing.assert_allclose(got, elbo.bits_per_dim(terms.total, 64).mean(), rtol=1e-5)
-    code, told = call(sampling.main, "ddpm_digits", "--num-samples", "4", "--steps", "0")
+    code, told = call(sample.main, "ddpm_digits", "--num-samples", "4", "--steps", "0")
     assert code == 0, told
     assert (imported / "samples.png").stat().st_size > 100
 
@@ -132,12 +129,12 @@ def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Name either WEIGHTS to read or --export FOLDER to write"),
-        (("nowhere",), "There is nothing at nowhere"),
+        ((), "Give either WEIGHTS to import or --export FOLDER to write"),
+        (("nowhere",), "nowhere does not exist"),
         (("nowhere", "--experiment", "ddpm_digit"), "Did you mean ddpm_digits?"),
-        (("theirs", "--experiment", "ae_digits"), "This experiment is no DDPM of vdm_jax's U-Net"),
-        (("rgb", "--experiment", "ddpm_digits"), "The weights are for images of 4x4x3; digits, ddpm_digits's data"),
-        (("betas", "--experiment", "ddpm_digits"), "The scheduler's betas (scaled_linear, 0.0001 to 0.02, T = 1000)"),
+        (("theirs", "--experiment", "ae_digits"), "not a DDPM with vdm_jax's U-Net"),
+        (("rgb", "--experiment", "ddpm_digits"), "The weights are for images of 4x4x3, but digits has"),
+        (("betas", "--experiment", "ddpm_digits"), "betas (scaled_linear, 0.0001 to 0.02, T = 1000)"),
         (("--export", "new", "--experiment", "ddpm_digits"), "There is no run in"),
     ],
 )
@@ -156,10 +153,9 @@ def test_what_cannot_be_brought_in(call, tmp_path, pretrained, arguments, messag
 
 @pytest.mark.parametrize("noise", ["linear", "cosine", "sigmoid"])
 def test_a_recipe_in_diffusers_words_is_the_recipe(pretrained, noise):
-    from experiments.ddpm_cifar import CONFIG
-
-    config = dataclasses.replace(CONFIG, noise_schedule=noise, num_steps=500)
-    network, scheduler = describe(config)
+    recipe = find("ddpm_cifar")
+    config = dataclasses.replace(recipe, noise_schedule=noise, num_steps=500)
+    network, scheduler = network_and_scheduler(config)
     assert network == config.network
     assert scheduler.variance == "fixed_large"
     np.testing.assert_allclose(
@@ -168,4 +164,4 @@ def test_a_recipe_in_diffusers_words_is_the_recipe(pretrained, noise):
     if noise == "sigmoid":  # by its betas, rounded; the recipe has them already
         return
     given = interop.Pretrained(network, (32, 32, 3), {}, scheduler)
-    assert fit(CONFIG, given) == config
+    assert apply_pretrained(recipe, given) == config

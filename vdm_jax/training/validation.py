@@ -19,10 +19,8 @@ LIMITS: dict[str, tuple[int, int]] = {  # minimum and exclusive maximum; by defa
         "num_steps": (0, 1_000_001),  # of a tabulated schedule
         "num_levels": (2, 1_000_001),
         "seed": (0, 2**32),
-        "gamma_0 gamma_1 log_snr_max log_snr_min fourier_exponents": (
-            -80,
-            81,
-        ),  # their exponentials are finite in float32
+        # their exponentials are finite in float32
+        "gamma_0 gamma_1 log_snr_max log_snr_min fourier_exponents": (-80, 81),
         "guidance_scale": (-UPPER, UPPER),
     }.items()
     for name in names.split()

@@ -9,8 +9,8 @@ import jax
 import tyro
 
 from vdm_jax.interop.config_checks import printable
+from vdm_jax.interop.experiment_options import apply_pretrained, network_and_scheduler
 from vdm_jax.interop.folder import Pretrained, load, save
-from vdm_jax.interop.experiment_options import describe, fit
 from vdm_jax.training import imported_weights, registry
 from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 from vdm_jax.training.runtime.devices import on_one_device
@@ -56,7 +56,7 @@ def import_weights(options: Options) -> None:
     """Create a run from a diffusers folder."""
     name = options.experiment
     recipe, pretrained = registry.find(name), load(options.weights, options.config)
-    run = open_run(name, dataclasses.replace(fit(recipe, pretrained), workdir=options.workdir))
+    run = open_run(name, dataclasses.replace(apply_pretrained(recipe, pretrained), workdir=options.workdir))
     if run.data.spec.shape != pretrained.shape:
         wanted, there = ("x".join(map(str, shape)) for shape in (pretrained.shape, run.data.spec.shape))
         raise UserError(
@@ -75,7 +75,7 @@ def export_weights(options: Options) -> None:
     """Write a run's averaged parameters as a diffusers folder."""
     name = options.experiment
     run = open_run(name, dataclasses.replace(stored_config(name, options.workdir), workdir=options.workdir))
-    network, scheduler = describe(run.config)
+    network, scheduler = network_and_scheduler(run.config)
     params = jax.device_get(on_one_device(newest_checkpoint(run).state.ema))
     height, width, channels = run.data.spec.shape
     save(options.export or "", Pretrained(network, (height, width, channels), params, scheduler))

@@ -57,7 +57,8 @@ def initialize_processes() -> None:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"The processes of this job could not connect ({first_line}). Set the same "
-            "JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES for all of them, and a different JAX_PROCESS_ID, from 0, for each."
+            "JAX_COORDINATOR_ADDRESS=host:port and JAX_NUM_PROCESSES for all of them, and for each a JAX_PROCESS_ID of "
+            "its own, from 0."
         ) from error
     if not is_first_process():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  only the first prints results; all print errors
