@@ -115,7 +115,7 @@ def test_a_table_of_one_step_has_no_diffusion_term():
 @pytest.mark.parametrize("terms", [0, -1])
 def test_bound_refuses_no_terms(terms):
     with pytest.raises(
-        ValueError, match=f"terms is {terms}: the bound needs at least one diffusion term, or None for all"
+        ValueError, match=f"terms is {terms}.*at least one.*None"
     ):
         _bound(terms=terms)
 
@@ -180,10 +180,10 @@ def test_the_curve_adds_up_to_the_bound():
         assert curve.log_snr.shape == (5, 4)
 
 
-def test_a_curve_has_no_more_slices_than_the_table_has_terms():
+def test_a_curve_has_no_more_slices_than_the_schedule_has_terms():
     x_0 = WORLD.sample(jax.random.key(2), (4, 3))
     for terms in (0, 8):
-        with pytest.raises(ValueError, match=f"terms is {terms}: this schedule has 7 diffusion terms"):
+        with pytest.raises(ValueError, match=f"terms is {terms}.*choose 1..7"):
             elbo.diffusion_curve(denoiser(WORLD), jax.random.key(0), x_0, TABLE, terms=terms)
 
 
@@ -201,7 +201,7 @@ def _continuous(schedule, **options):
 @pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [
-        (LinearLogSNR(), {"terms": 0}, "at least one diffusion term"),
+        (LinearLogSNR(), {"terms": 0}, "terms is 0.*at least one"),
         (LinearLogSNR(), {"t_0": 1.0}, "t_0 is 1.0"),
         (LinearLogSNR(), {"t_0": -0.1}, "t_0 is -0.1"),
         (LinearBeta(), {}, "LinearBeta.* has no noise at t = 0.0"),

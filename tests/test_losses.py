@@ -148,7 +148,7 @@ def test_low_discrepancy_timesteps_are_those_of_time_sampling():
 
 
 def test_probabilities_of_another_table_are_refused():
-    with pytest.raises(ValueError, match="8 steps need as many probabilities, got shape \\(7,\\)"):
+    with pytest.raises(ValueError, match=r"probabilities has shape \(7,\).*\(8,\)"):
         losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES[1:])
     negative = PROBABILITIES.at[0].set(-0.1)
     assert np.all(np.isnan(losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=negative).loss))

@@ -45,8 +45,8 @@ def _everything(steps, numbers):
         "reverse_kl": jax.vmap(lambda a, b, c, s: reverse_variance.reverse_step_kl(a, b, c, s, "eps"))(
             target, prediction, ratio, steps
         ),
-        "matched_variance": jax.vmap(reverse_variance.optimal_variance)(steps, error),
-        "analytic_variance": jax.vmap(lambda s: reverse_variance.analytic_variance(s, jnp.asarray(0.75, target.dtype)))(
+        "optimal_variance": jax.vmap(reverse_variance.optimal_variance)(error, steps),
+        "analytic_variance": jax.vmap(lambda s: reverse_variance.analytic_variance(jnp.asarray(0.75, target.dtype), s))(
             steps
         ),
         "variance_bounds": jax.vmap(lambda s: reverse_variance.variance_bounds(s, 1.0))(steps),
@@ -71,7 +71,7 @@ def test_where_s_is_clean():
     assert np.array_equal(reverse_variance.interpolated_variance(f, step), np.zeros(3))
     assert np.array_equal(reverse_variance.variance_fraction(jnp.asarray([0.1, 2.0]), step), np.zeros(2))
     # the analytic variance there is that of a normal decoder: all that is left of x_0
-    assert float(reverse_variance.optimal_variance(step, jnp.asarray(0.3))) == pytest.approx(0.3)
+    assert float(reverse_variance.optimal_variance(jnp.asarray(0.3), step)) == pytest.approx(0.3)
     bounds = reverse_variance.variance_bounds(step)
     assert (float(bounds.lower), float(bounds.upper)) == pytest.approx((0.0, 1 / float(step.t.snr)))
     # and nothing has a gradient that is no number
@@ -85,11 +85,11 @@ def test_where_s_is_clean():
             assert np.all(np.isfinite([by_f, by_step.s.sigma, by_step.t.sigma, by_step.log_snr_drop]))
 
 
-def test_eps_power_above_one_counts_as_one():
+def test_a_second_moment_above_one_counts_as_one():
     # an estimate may exceed what it estimates
     step = TABLE.step(3, 4)
     for power in (1.0, 1.3):
-        var = reverse_variance.analytic_variance(step, jnp.asarray(power))
+        var = reverse_variance.analytic_variance(jnp.asarray(power), step)
         assert float(var) == pytest.approx(float(forward.posterior_variance(step)))
 
 
@@ -162,13 +162,13 @@ def test_a_table_of_one_step():
     assert np.array_equal(bound.diffusion, np.zeros(4))
     assert np.all(np.isfinite(bound.total))
     for loss in (reverse_variance.vlb_loss, reverse_variance.hybrid_loss):
-        with pytest.raises(ValueError, match="a table of one step has a decoder and no variance to learn: take T >= 2"):
+        with pytest.raises(ValueError, match="num_steps=1.*num_steps=2"):
             loss(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
 
 
 @pytest.mark.parametrize("terms", [0, -1])
 def test_bound_refuses_no_terms(terms):
-    with pytest.raises(ValueError, match=f"terms is {terms}: the bound needs at least one diffusion term"):
+    with pytest.raises(ValueError, match=f"terms is {terms}.*at least one"):
         reverse_variance.learned_variance_bound(
             Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, terms=terms
         )

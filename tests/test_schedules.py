@@ -4,9 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from scipy import integrate
 
-from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
+from vdm_jax.schedules import (
+    Cosine,
+    LearnedSchedule,
+    LinearBeta,
+    LinearLogSNR,
+    Sigmoid,
+    VarianceExploding,
+    time_from_log_snr,
+)
 
 PRESERVING = [
     LinearBeta(),
@@ -165,7 +174,7 @@ def test_variance_exploding_is_geometric():
 @parametrize("schedule", ALL, ids=repr)
 @parametrize("t", [-0.1, 1.0001, np.nan])
 def test_time_out_of_range(schedule, t):
-    with pytest.raises(ValueError, match=r"out of range: a continuous schedule takes t in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"out of range.*\[0, 1\]"):
         schedule(t)
     with pytest.raises(ValueError, match="out of range"):
         schedule.step(0.5, t)
@@ -175,9 +184,9 @@ def test_time_out_of_range(schedule, t):
 
 
 def test_integer_time_is_refused():
-    with pytest.raises(TypeError, match=r"takes t in \[0, 1\] as floats, got dtype int.*tabulate"):
+    with pytest.raises(TypeError, match="t has dtype int.*discretize"):
         Cosine()(1)
-    with pytest.raises(TypeError, match="tabulate"):
+    with pytest.raises(TypeError, match="discretize"):
         jax.jit(Cosine())(jnp.arange(3))
 
 
@@ -187,3 +196,33 @@ def test_schedules_are_static_under_jit():
     assert float(jax.jit(lambda schedule, t: schedule(t).alpha)(Cosine(), 0.5)) == pytest.approx(
         float(Cosine()(0.5).alpha)
     )
+
+
+@parametrize("schedule", ALL, ids=repr)
+def test_time_from_log_snr_is_the_inverse(schedule):
+    np.testing.assert_allclose(time_from_log_snr(schedule.log_snr(jnp.asarray(TIMES)), schedule), TIMES, rtol=1e-8)
+    ends = time_from_log_snr(jnp.asarray([1e4, -1e4]), schedule)
+    assert np.array_equal(ends, [0.0, 1.0])
+
+
+def _learned(parameters):
+    gamma_0, gamma_1, *rest = parameters
+    return LearnedSchedule(gamma_0, gamma_1, Partial(lambda a, s, t: a[0] * (t - s) + a[1] * (t**3 - s**3), rest))
+
+
+def test_time_from_log_snr_has_the_gradient_of_the_inverse():
+    # by finite differences, in the log-SNR and in every parameter of the schedule; zero beyond the ends
+    def times(log_snr, parameters):
+        return time_from_log_snr(log_snr, _learned(list(parameters)))
+
+    log_snr, parameters, h = jnp.asarray(1.3), jnp.asarray([-6.0, 5.0, 1.0, 0.7]), 1e-5
+    ours = jax.grad(times, argnums=(0, 1))(log_snr, parameters)
+    secants = [
+        (times(log_snr, parameters.at[i].add(h)) - times(log_snr, parameters.at[i].add(-h))) / (2 * h) for i in range(4)
+    ]
+    np.testing.assert_allclose(ours[1], secants, rtol=1e-6)
+    secant = (times(log_snr + h, parameters) - times(log_snr - h, parameters)) / (2 * h)
+    np.testing.assert_allclose(ours[0], secant, rtol=1e-6)
+    beyond = jax.grad(times, argnums=(0, 1))(jnp.asarray(9.0), parameters)
+    assert not np.any(beyond[0])
+    assert not np.any(beyond[1])

@@ -10,6 +10,7 @@ Levels and schedules (FWD-6, FWD-7)
     continuous t in [0, 1] ................................. schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
                                                              VarianceExploding, LearnedSchedule
     noise from t_0 on, or an error ......................... schedules.check_noise_at_start
+    t of a log-SNR ......................................... schedules.time_from_log_snr
     steps 0..T, fewer steps ................................ discrete_schedules.TabulatedSchedule, discretize, linear_betas, uniform_steps
     T steps of a schedule being learned, and back .......... discrete_schedules.DiscretizedSchedule, discrete_schedules.InterpolatedSchedule
     beta as variance, beta as deviation, gamma ............. discrete_schedules.from_betas, from_standard_deviations, from_gammas;
@@ -40,6 +41,7 @@ Hierarchical VAEs (HVAE-1 .. HVAE-5)
     from the prior; from the upper levels .................. hvae.sample, hvae.sample_decoder_output, hvae.reconstruct
 The forward process (FWD-1 .. FWD-5)
     q(x_t | x_0) ........................................... forward.marginal
+    x_t = alpha x_0 + sigma eps ............................ forward.add_noise
     q(x_t | x_s) ........................................... forward.transition
 Its posterior (POST-1 .. POST-6, POST-8)
     q(x_s | x_r, x_t) for r < s < t ........................ forward.bridge
@@ -57,10 +59,12 @@ Decoders p(x | z_0) (ELBO-5)
     log mass of N(0, 1) in an interval ..................... likelihoods.log_interval_probability
     0..levels-1 <-> [-1, 1] ................................ likelihoods.normalize, likelihoods.denormalize
     whether x is among the values .......................... likelihoods.on_grid
+    log p(x) of a distribution returned by a callable ...... likelihoods.evaluate_log_prob
 The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
     log p(x_0:T) - log q(x_1:T | x_0) ...................... path_bounds.joint_log_ratio
     prior + reconstruction + sum of consistency terms ...... path_bounds.consistency_bound
     prior + reconstruction + sum of diffusion terms ........ elbo.bound, elbo.DiffusionBound
+    the same of any reverse process ........................ elbo.assemble_bound
     KL(q(x_T | x_0) || p(x_T)), -E log p(x_0 | x_1) ........ elbo.prior_kl, elbo.reconstruction_nll
     log p(x_0 | x_1) of a batch ............................ elbo.decoder_log_prob
     KL(q(x_s | x_t, x_0) || p(x_s | x_t)), its weights ..... elbo.diffusion_kl, elbo.diffusion_weight

@@ -39,6 +39,24 @@ from vdm_jax.types import (
     unknown_prediction_type,
 )
 
+__all__ = [
+    "DiffusionBound",
+    "DiffusionCurve",
+    "DiffusionDecoder",
+    "assemble_bound",
+    "bits_per_dim",
+    "bound",
+    "continuous_bound",
+    "decoder_log_prob",
+    "denoising_error",
+    "diffusion_curve",
+    "diffusion_kl",
+    "diffusion_rate",
+    "diffusion_weight",
+    "prior_kl",
+    "reconstruction_nll",
+]
+
 
 @runtime_checkable
 class DiffusionDecoder(Protocol):

@@ -1,9 +1,9 @@
-"""The reverse step p(x_s | x_t) = N(mu_theta, var) when its variance is *not* the posterior's: learned, or analytic.
+"""Reverse-process variance: p(x_s | x_t) = N(mu_theta, var) with a learned or an analytic variance.
 
-Learned (Nichol & Dhariwal): a network says, number by number, where between the posterior's variance and the forward
-step's the variance lies; `learned_bound` is the bound of such a model, `hybrid_loss` and `vlb_loss` train it. Analytic
-(Bao et al.): the best variance of a given mean has a closed form, `analytic_variance`, in terms of `eps_power`, an
-average over data. Whatever the variance, `reverse_kl` is its term of the bound.
+Learned (Nichol & Dhariwal): the network returns, for every dimension, a position between the posterior's variance and
+the forward step's. `learned_variance_bound` is the bound of such a model; `hybrid_loss` and `vlb_loss` train it.
+Analytic (Bao et al.): `analytic_variance` is the closed form of the optimal variance for a given mean, in terms of
+`eps_second_moment`, an average over data. `reverse_step_kl` is the bound's diffusion term for any variance.
 """
 
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
 from vdm_jax.discrete_schedules import DiscreteSchedule
-from vdm_jax.elbo import DiffusionBound, _spread_steps, decoder_log_prob, diffusion_weight, prior_kl
+from vdm_jax.elbo import DiffusionBound, assemble_bound, decoder_log_prob, diffusion_weight
 from vdm_jax.gaussian import STANDARD_NORMAL, Prior, variance_kl
 from vdm_jax.likelihoods import DiscretizedGaussian, Likelihood
 from vdm_jax.noise_levels import NoiseLevel, Step
@@ -28,6 +28,7 @@ from vdm_jax.types import (
     Denoiser,
     Key,
     PerExample,
+    PerStep,
     PredictionType,
     Real,
     Scalar,
@@ -38,15 +39,33 @@ from vdm_jax.types import (
     per_example,
 )
 
-PerStep = Float[Array, "T *y"]  # step t's at index t - 1: a number, or one for every dimension
+__all__ = [
+    "HybridLoss",
+    "InterpolatedDecoder",
+    "VarianceBounds",
+    "VarianceDecoder",
+    "VarianceDenoiser",
+    "VariationalLoss",
+    "analytic_variance",
+    "eps_second_moment",
+    "evaluate_variance",
+    "hybrid_loss",
+    "interpolated_variance",
+    "learned_variance_bound",
+    "optimal_variance",
+    "reverse_step_kl",
+    "variance_bounds",
+    "variance_fraction",
+    "vlb_loss",
+]
 
 
 @runtime_checkable
 class VarianceDenoiser(Protocol):
-    """`denoiser(x_t, level) -> (prediction, fraction)`: a `types.Denoiser` that gives a variance as well.
+    """`denoiser(x_t, level) -> (prediction, fraction)`: a `types.Denoiser` with a second output for the variance.
 
-    Both are of shape (B, *x): the prediction in one of the four parameterisations, and the fraction f of
-    `interpolated_variance`, which may leave [0, 1].
+    Both have shape (B, *x): a prediction of one of the four types, and the fraction f of `interpolated_variance`. The
+    fraction may be outside [0, 1].
     """
 
     def __call__(self, x_t: Batch, level: Any, /) -> tuple[Batch, Batch]: ...
@@ -56,7 +75,7 @@ def evaluate_variance(denoiser: VarianceDenoiser, x_t: Batch, level: NoiseLevel)
     """The prediction and the variance fraction of a batch, both checked as in `types.evaluate`.
 
     Raises:
-        TypeError: the denoiser returned something else than two arrays.
+        TypeError: the denoiser does not return two arrays.
     """
     fractions = []
 
@@ -64,7 +83,7 @@ def evaluate_variance(denoiser: VarianceDenoiser, x_t: Batch, level: NoiseLevel)
         output = denoiser(x_t, level)
         if not isinstance(output, tuple) or len(output) != 2:
             raise TypeError(
-                f"the denoiser returned a {type(output).__name__}: with learned variances it returns "
+                f"the denoiser returned a {type(output).__name__}: a denoiser with learned variances must return "
                 "(prediction, fraction)"
             )
         fractions.append(output[1])
@@ -76,21 +95,24 @@ def evaluate_variance(denoiser: VarianceDenoiser, x_t: Batch, level: NoiseLevel)
 
 @runtime_checkable
 class VarianceDecoder(Protocol):
-    """`decoder(x_hat, fraction, x_1, level)`: the law p(x_0 | x_1) of one example; an `elbo.DiffusionDecoder` told f as well."""
+    """`decoder(x_hat, fraction, x_1, level)` returns the distribution p(x_0 | x_1) of one example.
+
+    An `elbo.DiffusionDecoder` with the variance fraction f as an additional argument.
+    """
 
     def __call__(self, x_hat: X, fraction: X, x_1: X, level: NoiseLevel, /) -> Likelihood: ...
 
 
 def interpolated_variance(fraction: Real, step: Step) -> Real:
-    """exp(f log beta_t + (1 - f) log beta~_t), geometric between the two extremes (VAR-1).
+    """exp(f log beta_t + (1 - f) log beta~_t), the geometric interpolation between two extreme variances (VAR-1).
 
-        beta~ = sigma_s^2 (1 - r)     the posterior's, f = 0: exact for data that is one point
-        beta  = sigma_t^2 (1 - r)     the forward step's, f = 1: exact for data from N(0, I), variance preserved
+        beta~ = sigma_s^2 (1 - r)     the posterior's, f = 0: exact for data that is a single point
+        beta  = sigma_t^2 (1 - r)     the forward step's, f = 1: exact for N(0, I) data and preserved variance
 
     Args:
         fraction: f, any shape; one number for every dimension, or one for all.
-        step: the levels s < t, scalars. Where s is clean there is nothing between (beta~ = 0), and the variance is 0:
-            that step is the decoder's, see `InterpolatedDecoder`.
+        step: the levels s < t, scalars. If s is clean, beta~ and the result are 0: the decoder replaces that step, see
+            `InterpolatedDecoder`.
 
     Returns:
         The variance, of the fraction's shape.
@@ -101,9 +123,9 @@ def interpolated_variance(fraction: Real, step: Step) -> Real:
 
 
 def variance_fraction(var: Real, step: Step) -> Real:
-    """The f whose `interpolated_variance` is var > 0: its inverse, by which a fixed variance poses as a learned one.
+    """The f whose `interpolated_variance` is var > 0, its inverse; 0 if s is clean.
 
-    Where s is clean it is 0.
+    Use it to evaluate a fixed variance with functions that expect a learned one.
     """
     noisy = step.s.sigma > 0
     ratio = var / jnp.where(noisy, forward.posterior_variance(step), var)
@@ -111,22 +133,23 @@ def variance_fraction(var: Real, step: Step) -> Real:
 
 
 def _log_range(step: Step) -> Real:
-    """log(beta / beta~) = log(sigma_t^2 / sigma_s^2); 0 where s is clean."""
+    """log(beta / beta~) = log(sigma_t^2 / sigma_s^2); 0 if s is clean."""
     return 2.0 * jnp.log(step.t.sigma / jnp.where(step.s.sigma > 0, step.s.sigma, step.t.sigma))
 
 
 def reverse_step_kl(target: X, prediction: X, log_ratio: Real, step: Step, prediction_type: PredictionType) -> Scalar:
-    """KL(q(x_s | x_t, x_0) || N(mu_theta, var)) in nats, for any variance e^y sigma_q^2 (VAR-1).
+    """KL(q(x_s | x_t, x_0) || N(mu_theta, var)) in nats, for any variance var = e^y sigma_q^2 (VAR-1).
 
         sum[ e^-y w (target - prediction)^2 + (e^-y - 1 + y) / 2 ],     w of `elbo.diffusion_weight`
 
-    With y = 0 it is `elbo.diffusion_kl`. No mean or variance is subtracted from its like, so small steps lose nothing.
+    With y = 0 it is `elbo.diffusion_kl`. It subtracts no two means and no two variances, so it is accurate for small
+    steps.
 
     Args:
-        target, prediction: the true x_0, eps, v or score and the predicted one, shape (*x).
+        target, prediction: the true and the predicted x_0, eps, v or score, shape (*x).
         log_ratio: y = log(var / sigma_q^2), shape (*x) or a scalar.
         step: the levels s < t, scalars, s not clean.
-        prediction_type: what is predicted.
+        prediction_type: what the denoiser predicts.
 
     Returns:
         A scalar.
@@ -143,15 +166,15 @@ def reverse_step_kl(target: X, prediction: X, log_ratio: Real, step: Step, predi
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class InterpolatedDecoder:
-    """Nichol & Dhariwal's p(x_0 | x_1), a `VarianceDecoder`: `DiscretizedGaussian` around x_hat, its width learned.
+    """Nichol & Dhariwal's p(x_0 | x_1), a `VarianceDecoder`: `DiscretizedGaussian` around x_hat with a learned scale.
 
         scale^2 = exp(f log beta_1 + (1 - f) log beta~_2),  beta_1 = sigma_1^2
 
-    Above is the forward variance of step 1. Below should be its posterior's, which is a point: that of step 2 stands in
-    for it. Their code does the same by "clipping" a table; here it is a choice of decoder, and not the kernel's.
+    The upper end is the forward variance of step 1. The posterior variance of step 1 is 0, so that of step 2 is the
+    lower end. Their code obtains the same by clipping the array of log-variances; here it is part of the decoder.
 
     Fields:
-        schedule: the schedule, T >= 2.
+        schedule: a discrete schedule, T >= 2.
         levels: number of values on [-1, 1].
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, and its code.
@@ -161,7 +184,7 @@ class InterpolatedDecoder:
     levels: int = field(metadata={"static": True})
 
     def __call__(self, x_hat: X, fraction: X, x_1: X, level: NoiseLevel) -> DiscretizedGaussian:
-        """The law of x_0 given x_1."""
+        """The distribution of x_0 given x_1."""
         del x_1
         low = jnp.sqrt(forward.posterior_variance(self.schedule.step(1, 2)))
         return DiscretizedGaussian(
@@ -181,73 +204,50 @@ def learned_variance_bound(
     terms: int | None = None,
     prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
-    """`elbo.bound` of a model with a learned variance: one unbiased estimate per example (ELBO-3, VAR-1).
+    """`elbo.bound` for a model with a learned variance: one unbiased estimate per example (ELBO-3, VAR-1).
 
-    With f = 0 everywhere it is `elbo.bound`, noise for noise.
+    With f = 0 everywhere it is `elbo.bound`, with the same noise.
 
     Args:
-        denoiser: predicts `prediction_type` and f; called once a term, with the whole batch.
-        key: for the noises and steps.
+        denoiser: predicts `prediction_type` and f; evaluated once per term and for the decoder, on the whole batch.
+        key: for the noise and the steps.
         x_0: clean batch, shape (B, *x).
         schedule: the discrete schedule.
         decoder: p(x_0 | x_1) of one example.
         prediction_type, terms, prior: as in `elbo.bound`.
 
     Returns:
-        `Bound`, each field (B,), nats.
+        `DiffusionBound`, each field (B,), nats.
 
     Raises:
         ValueError: unknown prediction_type, or terms below 1.
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.1.
     """
-    if terms is not None and terms < 1:
-        raise ValueError(f"terms is {terms}: the bound needs at least one diffusion term, or None for all")
-    if terms is None or schedule.num_steps == 1:
-        terms = schedule.num_steps - 1
-    key_1, key_terms = jax.random.split(key)
-    diffusion = _learned_terms(denoiser, key_terms, x_0, schedule, prediction_type, terms)
-    at_end = jax.vmap(lambda x: prior_kl(x, schedule(schedule.num_steps), prior))(x_0)
-    level = schedule(jnp.ones(x_0.shape[:1], jnp.int32))
-    keys = jax.random.split(key_1, x_0.shape[0])
-    x_1 = jax.vmap(lambda x, lv, k: forward.marginal(x, lv).sample(k))(x_0, level, keys).astype(x_0.dtype)
-    prediction, fraction = evaluate_variance(denoiser, x_1, level)
-    x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, x_1, level)
-    return DiffusionBound(at_end, -decoder_log_prob(decoder, x_0, x_hat, fraction, x_1, level), diffusion)
+
+    def step_kl(key, step):
+        x_t, target = _noisy_and_target(key, x_0, step.t, prediction_type)
+        prediction, fraction = evaluate_variance(denoiser, x_t, step.t)
+        return _reverse_step_kl(target, prediction, fraction, step, prediction_type)
+
+    def reconstruction(x_1, level):
+        prediction, fraction = evaluate_variance(denoiser, x_1, level)
+        x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, x_1, level)
+        return -decoder_log_prob(decoder, x_0, x_hat, fraction, x_1, level)
+
+    return assemble_bound(step_kl, reconstruction, key, x_0, schedule, terms=terms, prior=prior)
 
 
-def _learned_terms(denoiser, key, x_0, schedule, prediction_type, terms) -> PerExample:
-    key_t, key_eps = jax.random.split(key)
-    batch, num_steps = x_0.shape[0], schedule.num_steps
-
-    def visit(total, index):
-        step = _pair(schedule, _spread_steps(key_t, index, terms, num_steps, batch))
-        eps = jax.random.normal(jax.random.fold_in(key_eps, index), x_0.shape, x_0.dtype)
-        prediction, fraction = evaluate_variance(denoiser, _noisy(x_0, eps, step.t), step.t)
-        return total + _variational(
-            _target(x_0, eps, step.t, prediction_type), prediction, fraction, step, prediction_type
-        ), None
-
-    total = scan(visit, jnp.zeros(batch, at_least_float32(x_0.dtype)), jnp.arange(terms))[0]
-    return (num_steps - 1) / terms * total if terms else total
+def _noisy_and_target(key, x_0, level, prediction_type) -> tuple[Batch, Batch]:
+    """x_t with fresh noise, and what the denoiser should predict for it."""
+    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    target = jax.vmap(partial(prediction_target, prediction_type=prediction_type))(x_0, eps, level)
+    return jax.vmap(forward.add_noise)(x_0, eps, level), target
 
 
-def _pair(schedule, t) -> Step:
-    return schedule.step(t - 1, t)
-
-
-def _noisy(x_0, eps, level) -> Batch:
-    """x_t in the type of x_0."""
-    return jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
-
-
-def _target(x_0, eps, level, prediction_type) -> Batch:
-    return jax.vmap(partial(prediction_target, prediction_type=prediction_type))(x_0, eps, level)
-
-
-def _variational(truth, prediction, fraction, step, prediction_type) -> PerExample:
+def _reverse_step_kl(target, prediction, fraction, step, prediction_type) -> PerExample:
     return jax.vmap(lambda y, p, f, st: reverse_step_kl(y, p, f * _log_range(st), st, prediction_type))(
-        truth, prediction, fraction, step
+        target, prediction, fraction, step
     )
 
 
@@ -256,9 +256,9 @@ class VariationalLoss(NamedTuple):
 
     Fields:
         t: the step, 1..T.
-        vlb: T times its term, in nats and summed over the example: the decoder's -log p(x_0 | x_1) at t = 1, else
-            the divergence. Over uniform t its mean is the bound less the prior's term, which has nothing to learn.
-        importance: 1 / (T p_t), by which the loss stays unbiased; 1 where t is uniform.
+        vlb: T times the term of step t, in nats and summed over the example: -log p(x_0 | x_1) at t = 1, the KL
+            elsewhere. Its mean over uniform t is the bound without the prior term, which has no parameters.
+        importance: the importance weight 1 / (T p_t), which keeps the loss unbiased; 1 for uniform t.
     """
 
     t: Int[Array, " b"]
@@ -277,7 +277,7 @@ class HybridLoss(NamedTuple):
     Fields:
         t: the step, 1..T.
         squared_error: ||target - prediction||^2, summed over the example.
-        vlb: as in `VariationalLoss`; its gradient reaches the variance alone.
+        vlb: as in `VariationalLoss`; its gradient reaches only the variance.
         vlb_weight: lambda.
         importance: as in `VariationalLoss`.
     """
@@ -307,39 +307,33 @@ def vlb_loss(
     t: Int[Array, " b"] | None = None,
     importance: PerExample | None = None,
 ) -> VariationalLoss:
-    """L_vlb at one random step t in 1..T per example, gradients through mean and variance (VAR-2).
+    """L_vlb at one random step t in 1..T per example, with gradients for mean and variance (VAR-2).
 
     Args:
-        denoiser: predicts `prediction_type` and f; called once, with the whole batch.
+        denoiser: predicts `prediction_type` and f; evaluated once, on the whole batch.
         key: for the steps and the noise.
         x_0: clean batch, shape (B, *x).
         schedule: the discrete schedule, T >= 2.
         decoder: p(x_0 | x_1) of one example.
         prediction_type: what the denoiser predicts.
-        time_sampling: as in `time_sampling.sample_timesteps`.
-        t: the steps 1..T, shape (B,), where the caller draws them: 1 + bin of `time_sampling.importance_sample`. NaN outside of 1..T.
+        time_sampling: how the steps of the batch are sampled, as in `time_sampling.sample_timesteps`.
+        t: steps 1..T to use instead, shape (B,): 1 + bin of `time_sampling.importance_sample`. The result is NaN
+            outside 1..T.
         importance: 1 / (T p_t), the weight of `time_sampling.importance_sample`; None is 1.
 
     Returns:
         `VariationalLoss`, each field (B,), nats.
 
     Raises:
-        ValueError: unknown prediction_type, a table of one step, or t or importance of another shape than (B,).
+        ValueError: unknown prediction_type, a schedule of one step, or t or importance not of shape (B,).
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 3.3.
     """
     importance = _importance(importance, x_0)
     t, _, vlb = _one_step(
-        denoiser,
-        key,
-        x_0,
-        schedule,
-        decoder,
-        t,
-        prediction_type=prediction_type,
-        time_sampling=time_sampling,
-        held=False,
-    )
+        denoiser, key, x_0, schedule, decoder, t,
+        prediction_type=prediction_type, time_sampling=time_sampling, fixed_prediction=False,
+    )  # fmt: skip
     return VariationalLoss(t, vlb, importance)
 
 
@@ -359,9 +353,9 @@ def hybrid_loss(
 ) -> HybridLoss:
     """L_hybrid = L_simple + lambda L_vlb at one random step: L_simple trains the mean, L_vlb the variance (VAR-2).
 
-    Inside L_vlb the prediction is held fixed. L_simple is a sum of squares over the example, L_vlb nats of the example;
-    both divided by D they are Nichol & Dhariwal's, but that their code counts L_vlb in bits: theirs is
-    vlb_weight = 1e-3 / log 2.
+    L_vlb stops the gradient of the prediction. L_simple is a sum of squares over the example and L_vlb is in nats per
+    example. Nichol & Dhariwal divide both by D and measure L_vlb in bits: their lambda = 1e-3 is vlb_weight =
+    1e-3 / log 2.
 
     Args:
         vlb_weight: lambda.
@@ -371,90 +365,88 @@ def hybrid_loss(
         `HybridLoss`, each field (B,).
 
     Raises:
-        ValueError: unknown prediction_type, a table of one step, or t or importance of another shape than (B,).
+        ValueError: unknown prediction_type, a schedule of one step, or t or importance not of shape (B,).
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 16.
     """
     importance = _importance(importance, x_0)
     t, squared_error, vlb = _one_step(
-        denoiser,
-        key,
-        x_0,
-        schedule,
-        decoder,
-        t,
-        prediction_type=prediction_type,
-        time_sampling=time_sampling,
-        held=True,
-    )
+        denoiser, key, x_0, schedule, decoder, t,
+        prediction_type=prediction_type, time_sampling=time_sampling, fixed_prediction=True,
+    )  # fmt: skip
     return HybridLoss(t, squared_error, vlb, vlb_weight * jnp.ones_like(vlb), importance)
 
 
-def _importance(given, x_0) -> PerExample:
-    """The importance weights, 1 unless given, as float32 or a wider type."""
-    if given is None:
+def _importance(importance, x_0) -> PerExample:
+    """The importance weights in float32 or a wider type; 1 by default."""
+    if importance is None:
         return jnp.ones(x_0.shape[:1], at_least_float32(x_0.dtype))
-    if given.shape != x_0.shape[:1]:
-        raise ValueError(f"importance has shape {given.shape}: it must be {x_0.shape[:1]}, one weight for each example")
-    return given.astype(at_least_float32(given.dtype))
+    if importance.shape != x_0.shape[:1]:
+        raise ValueError(
+            f"importance has shape {importance.shape}: it must be {x_0.shape[:1]}, one weight for each example"
+        )
+    return importance.astype(at_least_float32(importance.dtype))
 
 
-def _one_step(denoiser, key, x_0, schedule, decoder, t, *, prediction_type, time_sampling, held):
+def _one_step(denoiser, key, x_0, schedule, decoder, t, *, prediction_type, time_sampling, fixed_prediction):
+    """The steps, the squared error and T times the bound's term at each."""
     if schedule.num_steps < 2:
-        raise ValueError("a table of one step has a decoder and no variance to learn: take T >= 2")
+        raise ValueError("the schedule has num_steps=1, whose only step is the decoder's: take num_steps=2 or more")
     if t is not None and t.shape != x_0.shape[:1]:
         raise ValueError(f"t has shape {t.shape}: it must be {x_0.shape[:1]}, one step for each example")
     key_t, key_eps = jax.random.split(key)
     t = sample_timesteps(key_t, x_0.shape[0], schedule.num_steps, time_sampling=time_sampling) if t is None else t
-    eps, level = jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t)
-    x_t, truth = _noisy(x_0, eps, level), _target(x_0, eps, level, prediction_type)
+    level = schedule(t)
+    x_t, target = _noisy_and_target(key_eps, x_0, level, prediction_type)
     prediction, fraction = evaluate_variance(denoiser, x_t, level)
-    squared_error = per_example(jnp.square(truth - prediction))
-    seen = jax.lax.stop_gradient(prediction) if held else prediction
-    # Each form of the term is evaluated where it is meant to be, and elsewhere at a safe point.
-    divergence = _variational(truth, seen, fraction, _pair(schedule, jnp.maximum(t, 2)), prediction_type)
-    x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(seen, x_t, level)
+    squared_error = per_example(jnp.square(target - prediction))
+    prediction = jax.lax.stop_gradient(prediction) if fixed_prediction else prediction
+    # Both forms of the term are evaluated for every example, each at a safe point where the other one applies.
+    later = jnp.maximum(t, 2)
+    kl = _reverse_step_kl(target, prediction, fraction, schedule.step(later - 1, later), prediction_type)
+    x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, x_t, level)
     x_hat = jax.vmap(lambda one, h, x: jnp.where(one, h, x))(t == 1, x_hat, x_0)
-    cost = -decoder_log_prob(decoder, x_0, x_hat, fraction, x_t, schedule(jnp.ones_like(t)))
-    term = jnp.where(t == 1, cost, jnp.where(t > 1, divergence, jnp.nan))
+    nll = -decoder_log_prob(decoder, x_0, x_hat, fraction, x_t, schedule(jnp.ones_like(t)))
+    term = jnp.where(t == 1, nll, jnp.where(t > 1, kl, jnp.nan))
     return t, squared_error, schedule.num_steps * term
 
 
-def optimal_variance(step: Step, error: Real) -> Real:
-    """sigma_q^2 + c_2^2 error: the variance that makes N(mu_theta, var) closest to the data's reverse kernel (VAR-3).
+def optimal_variance(error: Real, step: Step) -> Real:
+    """sigma_q^2 + c_2^2 error: the variance for which N(mu_theta, var) is closest to the true reverse kernel (VAR-3).
 
-    x_s = c_1 x_t + c_2 x_0 + sigma_q eps varies around mu_theta = c_1 x_t + c_2 x_hat by its own noise and by what is
-    not known of x_0. It minimises the bound, whose term is then log(var / sigma_q^2) / 2 a dimension.
+    x_s = c_1 x_t + c_2 x_0 + sigma_q eps deviates from mu_theta = c_1 x_t + c_2 x_hat by its own noise and by the error
+    of x_hat. This variance minimizes the bound, whose term becomes log(var / sigma_q^2) / 2 per dimension.
 
     Args:
-        step: the levels s < t, scalars. s may be clean: then it is the best variance of a normal decoder around x_hat.
-        error: E (x_0 - x_hat)^2 of one dimension, or of each; E Var[x_0 | x_t] where x_hat is the best there is.
+        error: E (x_0 - x_hat)^2 of one dimension, or of each; E Var[x_0 | x_t] for the optimal x_hat.
+        step: the levels s < t, scalars. If s is clean, the result is the optimal variance of a normal decoder around
+            x_hat.
 
     Source: Bao et al. 2022, arXiv:2201.06503, theorem 1; with an imperfect x_hat, Bao et al. 2022, arXiv:2206.07309.
     """
     return forward.posterior_variance(step) + forward.posterior_coefficients(step).c_2 ** 2 * error
 
 
-def analytic_variance(step: Step, eps_power: Real) -> Real:
-    """The best isotropic variance of the reverse step, from the size of the optimal eps_hat alone (VAR-3).
+def analytic_variance(eps_second_moment: Real, step: Step) -> Real:
+    """The optimal isotropic variance of the reverse step, from the second moment of the optimal eps_hat (VAR-3).
 
         sigma*^2 = sigma_q^2 + c_2^2 (sigma_t / alpha_t)^2 (1 - E||eps_hat||^2 / D)
 
-    since the unexplained part of eps is that of x_0: E Var[x_0 | x_t] = (sigma_t / alpha_t)^2 (1 - E eps_hat^2). It is
-    `matched_variance` for the best denoiser. At high noise the power is near 1, and 1 - power is as exact as that
-    estimate; for a network `matched_variance` of its measured error does not cancel, and allows for its imperfection.
+    The unexplained part of eps is that of x_0: E Var[x_0 | x_t] = (sigma_t / alpha_t)^2 (1 - E eps_hat^2). So this is
+    `optimal_variance` for the optimal denoiser. At high noise the second moment is close to 1, and 1 - E eps_hat^2
+    cancels. For a network, `optimal_variance` of its measured error does not cancel and accounts for its imperfection.
 
     Args:
+        eps_second_moment: E||eps_hat||^2 / D, or E eps_hat^2 of each dimension. Values above 1 count as 1.
         step: the levels s < t, scalars; s may be clean.
-        eps_power: E||eps_hat||^2 / D, or E eps_hat^2 of each dimension. Above 1 it counts as 1.
 
     Source: Bao et al. 2022, arXiv:2201.06503, theorem 1.
     """
-    return optimal_variance(step, jnp.maximum(1.0 - eps_power, 0.0) * (step.t.sigma / step.t.alpha) ** 2)
+    return optimal_variance(jnp.maximum(1.0 - eps_second_moment, 0.0) * (step.t.sigma / step.t.alpha) ** 2, step)
 
 
 class VarianceBounds(NamedTuple):
-    """Between these `analytic_variance` lies, whatever the data."""
+    """A lower and an upper bound on `analytic_variance` for any data."""
 
     lower: Real
     upper: Real
@@ -465,13 +457,13 @@ def variance_bounds(step: Step, half_width: Real | float | None = None) -> Varia
 
     Args:
         step: the levels s < t, scalars.
-        half_width: (b - a) / 2 for data in [a, b], 1 for images on [-1, 1]; None for data without bounds.
+        half_width: (b - a) / 2 for data in [a, b], 1 for images on [-1, 1]; None for unbounded data.
 
     Source: Bao et al. 2022, arXiv:2201.06503, theorem 2.
     """
     widest = step.t.sigma / step.t.alpha
     widest = widest if half_width is None else jnp.minimum(widest, half_width)
-    return VarianceBounds(forward.posterior_variance(step), optimal_variance(step, widest**2))
+    return VarianceBounds(forward.posterior_variance(step), optimal_variance(widest**2, step))
 
 
 @compiled()
@@ -484,18 +476,18 @@ def eps_second_moment(
     prediction_type: PredictionType = "eps",
     per_dim: bool = False,
 ) -> PerStep:
-    """E ||eps_hat||^2 / D at every step 1..T, the mean over a batch of data with fresh noise (VAR-3).
+    """E ||eps_hat||^2 / D at every step 1..T, averaged over a batch of data with fresh noise (VAR-3).
 
     Args:
-        denoiser: predicts `prediction_type`; called once a step, with the whole batch.
+        denoiser: predicts `prediction_type`; evaluated once per step, on the whole batch.
         key: for the noise.
         x_0: clean batch, shape (B, *x).
         schedule: the discrete schedule.
         prediction_type: what the denoiser predicts.
-        per_dim: E eps_hat^2 of each dimension instead.
+        per_dim: return E eps_hat^2 of each dimension instead.
 
     Returns:
-        Shape (T,), that of step t at index t - 1; or (T, *x). Means over several batches may be averaged.
+        Shape (T,), with step t at index t - 1; or (T, *x). Results of several batches may be averaged.
 
     Raises:
         ValueError: unknown prediction_type.
@@ -506,7 +498,7 @@ def eps_second_moment(
     def visit(_, t):
         level = schedule(jnp.full(x_0.shape[:1], t))
         eps = jax.random.normal(jax.random.fold_in(key, t), x_0.shape, x_0.dtype)
-        x_t = _noisy(x_0, eps, level)
+        x_t = jax.vmap(forward.add_noise)(x_0, eps, level)
         eps_hat = jax.vmap(partial(to_eps, prediction_type=prediction_type))(evaluate(denoiser, x_t, level), x_t, level)
         power = jnp.square(eps_hat).mean(0)
         return None, power if per_dim else power.mean()

@@ -1,7 +1,8 @@
-"""Continuous noise schedules: from a time t in [0, 1] to its `Level`, and from a pair s < t to its `Step`.
+"""Continuous noise schedules: a time t in [0, 1] gives a `NoiseLevel`, and a pair s < t gives a `Step`.
 
-A formula is written once, for NumPy and JAX arrays alike (the array namespace of t decides), so that a float64 table
-(`vdm_jax.discrete_schedules`) and a jitted call share it. Each schedule knows the exact log-SNR drop between two close times.
+Each formula is written once for NumPy and JAX arrays (the array namespace of t decides), so that
+`discrete_schedules.discretize` in float64 and a jitted call share it. Every schedule computes the log-SNR drop between
+two close times without cancellation.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,27 @@ import numpy as np
 from jax.core import Tracer, eval_context
 from jaxtyping import ArrayLike
 
-from vdm_jax.compilation import ARGUMENT_CHECKS
+from vdm_jax.compilation import ARGUMENT_CHECKS, compiled, scan
 from vdm_jax.noise_levels import NoiseLevel, Step, level_from_log_snr
-from vdm_jax.types import Real
+from vdm_jax.types import Real, at_least_float32
+
+__all__ = [
+    "ContinuousSchedule",
+    "Cosine",
+    "LearnedSchedule",
+    "LinearBeta",
+    "LinearLogSNR",
+    "Schedule",
+    "Sigmoid",
+    "VarianceExploding",
+    "check_noise_at_start",
+    "time_from_log_snr",
+]
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything that turns times into levels and steps; scalars, or arrays elementwise."""
+    """A callable from times to noise levels, and from pairs of times to steps; scalars, or arrays elementwise."""
 
     def __call__(self, t) -> NoiseLevel: ...
 
@@ -29,18 +43,19 @@ class Schedule(Protocol):
 
 
 class ContinuousSchedule:
-    """What the continuous schedules share: the check of t, the step, and `log_snr`; they give `_level` and `_drop`."""
+    """Base class of the continuous schedules: it checks t and adds `step` and `log_snr` to `_level` and `_drop`."""
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
         """The level at t in [0, 1]; NaN outside when t is traced.
 
         Raises:
-            TypeError: t is an integer. ValueError: t is concrete and outside [0, 1].
+            TypeError: t is an integer.
+            ValueError: t is concrete and outside [0, 1].
         """
         return self._level(_unit_time(t))
 
     def step(self, s: ArrayLike, t: ArrayLike) -> Step:
-        """The levels at s < t and the drop between them; times and errors as in a call."""
+        """The levels at s < t and the drop between them; times and errors as in `__call__`."""
         s, t = _unit_time(s), _unit_time(t)
         return Step(self._level(s), self._level(t), self._drop(s, t))
 
@@ -57,7 +72,7 @@ class ContinuousSchedule:
 
 @dataclass_transform(frozen_default=True)
 def _static(cls):
-    """A frozen dataclass whose numbers are static under jit."""
+    """A frozen dataclass whose fields are static under jit."""
     cls = dataclass(frozen=True)(cls)
     fields = list(cls.__dataclass_fields__)
     return jax.tree_util.register_dataclass(cls, data_fields=[], meta_fields=fields)
@@ -65,7 +80,7 @@ def _static(cls):
 
 @_static
 class LinearBeta(ContinuousSchedule):
-    """beta(t) = beta_min + t (beta_max - beta_min), the limit of Ho et al.'s table (FWD-7).
+    """beta(t) = beta_min + t (beta_max - beta_min), the continuous limit of Ho et al.'s betas (FWD-7).
 
         alpha^2 = exp(-B),  B(t) = t beta_min + t^2 (beta_max - beta_min) / 2
 
@@ -79,7 +94,7 @@ class LinearBeta(ContinuousSchedule):
         xp = t.__array_namespace__()
         slope = 0.5 * (self.beta_max - self.beta_min)
         b = t * (self.beta_min + slope * t)
-        high = _coarse(t, 10)  # its square is exact, and e^-B/2 splits into two factors that keep their digits
+        high = _coarse(t, 10)  # its square is exact: e^-B/2 becomes a product of two accurate factors
         rest = (t - high) * (self.beta_min + slope * (t + high)) + self.beta_min * high
         alpha = _exp_linear(-0.5 * slope, high * high) * (1 + xp.expm1(-0.5 * rest))
         noise = -xp.expm1(-b)
@@ -94,7 +109,7 @@ class LinearBeta(ContinuousSchedule):
 
 @_static
 class Cosine(ContinuousSchedule):
-    """abar(t) = cos^2(a_t) / cos^2(a_0),  a_t = pi/2 (t + offset) / (1 + offset) (FWD-7). No signal is left at t = 1.
+    """abar(t) = cos^2(a_t) / cos^2(a_0),  a_t = pi/2 (t + offset) / (1 + offset) (FWD-7). The signal at t = 1 is 0.
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
     """
@@ -103,13 +118,13 @@ class Cosine(ContinuousSchedule):
 
     def _level(self, t):
         xp = t.__array_namespace__()
-        # cos a_t from the angle left to pi/2, and 1 - abar as a product: neither cancels at its end.
+        # cos a_t from the distance to pi/2, and 1 - abar as a product: neither cancels at its end.
         noise = xp.sin(self._angle(t)) * xp.sin(self._angle(t + 2 * self.offset)) / self._cos_0**2
         return _preserving(xp.sin(self._angle(1 - t)) / self._cos_0, xp.sqrt(noise), t, noise=noise)
 
     def _drop(self, s, t):
         xp = t.__array_namespace__()
-        both = xp.minimum(t + s + 2 * self.offset, (1 - t) + (1 - s))  # a_t + a_s, or what is left of it to pi
+        both = xp.minimum(t + s + 2 * self.offset, (1 - t) + (1 - s))  # a_t + a_s, or its distance to pi
         gain = self._cos_0**2 * xp.sin(self._angle(t - s)) * xp.sin(self._angle(both))
         noise = xp.sin(self._angle(s)) * xp.sin(self._angle(s + 2 * self.offset))
         return _log_ratio(gain, xp.sin(self._angle(1 - t)) ** 2, noise)
@@ -126,7 +141,7 @@ class Cosine(ContinuousSchedule):
 class Sigmoid(ContinuousSchedule):
     """abar(t) = (f(1) - f(t)) / (f(1) - f(0)),  f(t) = sigmoid((start + t (end - start)) / tau) (FWD-7).
 
-    No signal is left at t = 1.
+    The signal at t = 1 is 0.
 
     Source: Jabri et al. 2022, arXiv:2212.11972; Chen 2023, arXiv:2301.10972.
     """
@@ -156,9 +171,9 @@ class Sigmoid(ContinuousSchedule):
 
 @_static
 class LinearLogSNR(ContinuousSchedule):
-    """lambda(t) falls linearly from log_snr_max to log_snr_min, variance preserved (FWD-7). t = 0 is *not* clean.
+    """lambda(t) falls linearly from log_snr_max to log_snr_min (FWD-7). Variance-preserving; t = 0 is *not* clean.
 
-    Source: Kingma et al. 2021, arXiv:2107.00630 (the end points are those of its initialisation).
+    Source: Kingma et al. 2021, arXiv:2107.00630 (the end points are its initial values).
     """
 
     log_snr_max: float = 13.3
@@ -182,7 +197,7 @@ class LinearLogSNR(ContinuousSchedule):
 class VarianceExploding(ContinuousSchedule):
     """alpha = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t (FWD-7). t = 0 is *not* clean.
 
-    The prior is N(0, sigma_max^2 I).
+    The prior is N(0, sigma_max^2 I): `prior=Normal(0.0, var=sigma_max**2)`.
 
     Source: Song & Ermon 2019, arXiv:1907.05600; Song et al. 2021, arXiv:2011.13456.
     """
@@ -207,17 +222,17 @@ class VarianceExploding(ContinuousSchedule):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LearnedSchedule(ContinuousSchedule):
-    """gamma(t) = -lambda(t) rises as a monotone network does, between its own end points, variance preserved (FWD-7).
+    """A learned variance-preserving schedule: a monotone network gives the shape of gamma(t) = -lambda(t) (FWD-7).
 
         gamma(t) = (1 - u) gamma_0 + u gamma_1,   u = rise(0, t) / rise(0, 1)
 
-    The end points are pinned: whatever the network does, gamma(0) is gamma_0 and gamma(1) is gamma_1. t = 0 is *not*
-    clean. A pytree, to be differentiated with respect to any of its fields; for use with JAX arrays only.
+    The end points do not depend on the network: gamma(0) = gamma_0 and gamma(1) = gamma_1. t = 0 is *not* clean. The
+    schedule is a pytree and can be differentiated with respect to all fields. It accepts JAX arrays only.
 
     Fields:
         gamma_0, gamma_1: scalars, gamma_0 < gamma_1.
-        rise: rise(s, t) = f(t) - f(s) of a rising f on [0, 1], elementwise and without cancellation as s -> t;
-            `networks.schedule.MonotoneNetwork` as `jax.tree_util.Partial(network.apply, params)`.
+        rise: rise(s, t) = f(t) - f(s) of an increasing f on [0, 1], elementwise and without cancellation as s -> t,
+            such as `jax.tree_util.Partial(networks.schedule.MonotoneNetwork().apply, params)`.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, section 4 and appendix H.
     """
@@ -235,7 +250,7 @@ class LearnedSchedule(ContinuousSchedule):
 
 
 def check_noise_at_start(schedule: Schedule, t_0: Real | float, dtype: Any) -> None:
-    """Refuse a start of an integral over time where there is no noise yet; what is traced is not asked.
+    """Check that a schedule has noise at t_0, where an integral over time starts. Traced values are not checked.
 
     Raises:
         ValueError: t_0 is not in [0, 1), or the schedule has no noise there.
@@ -244,20 +259,54 @@ def check_noise_at_start(schedule: Schedule, t_0: Real | float, dtype: Any) -> N
         return
     if not 0.0 <= float(t_0) < 1.0:
         raise ValueError(f"t_0 is {t_0}: it must be in [0, 1)")
-    # The context of evaluation holds also in a `jax.shard_map` that is not compiled.
+    # The evaluation context also works in a `jax.shard_map` that is not compiled.
     with eval_context(), jax.numpy_dtype_promotion("standard"):
-        begins_noisy = bool(schedule(jnp.asarray(t_0, dtype)).sigma > 0.0)
-    if not begins_noisy:
+        noisy = bool(schedule(jnp.asarray(t_0, dtype)).sigma > 0.0)
+    if not noisy:
         raise ValueError(
-            f"{schedule} has no noise at t = {float(t_0)}: choose a schedule that begins with noise, such as "
-            "LinearLogSNR() or discrete_schedules.InterpolatedSchedule(discrete_schedules.discretize(schedule, 1000)), or a later t_0 where one is taken"
+            f"{schedule} has no noise at t = {float(t_0)}: choose a schedule with noise at t = 0, such as "
+            "LinearLogSNR() or discrete_schedules.InterpolatedSchedule(discrete_schedules.discretize(schedule, 1000)), "
+            "or a later t_0 if the function has this argument"
         )
+
+
+@compiled()
+def time_from_log_snr(log_snr: Real, schedule: Schedule) -> Real:
+    """The t in [0, 1] at which the schedule has a log-SNR: the inverse of lambda(t), by bisection (FWD-6).
+
+    The result is as precise as the floating-point numbers t of the schedule. Its gradient with respect to `log_snr` and
+    to the parameters of the schedule is that of the inverse function.
+
+    Args:
+        log_snr: lambda, any shape.
+        schedule: continuous, lambda falling.
+
+    Returns:
+        t, of the shape of `log_snr`. 0 if lambda is not below lambda(0), 1 if it is not above lambda(1).
+    """
+    log_snr = log_snr.astype(at_least_float32(log_snr.dtype))
+    target = jax.lax.stop_gradient(log_snr)
+
+    def halve(bracket, _):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        early = schedule(middle).log_snr > target
+        return (jnp.where(early, middle, low), jnp.where(early, high, middle)), None
+
+    (low, high), _ = scan(halve, (jnp.zeros_like(target), jnp.ones_like(target)), jnp.arange(80))
+    inside = (low > 0) & (high < 1)
+    t = jnp.where(inside, 0.5 * (low + high), 0.5)
+    slope = jax.jvp(lambda t: schedule(t).log_snr, (t,), (jnp.ones_like(t),))[1]
+    # One Newton step of length 0, for its gradient: dt = (d log_snr - d lambda) / lambda'(t).
+    residual = jnp.where(inside, log_snr, 0.0) - jnp.where(inside, schedule(t).log_snr, 0.0)
+    t = t + (residual - jax.lax.stop_gradient(residual)) / jax.lax.stop_gradient(slope)
+    return jnp.where(inside, t, jnp.where(low > 0, 1.0, 0.0))
 
 
 def _check_schedule(name: str, value: Any) -> None:
     if hasattr(value, "num_steps"):
         raise TypeError(
-            f"{name} is a discrete schedule: discrete_schedules.InterpolatedSchedule(table) makes a continuous one of it"
+            f"{name} is a discrete schedule: convert it by discrete_schedules.InterpolatedSchedule(schedule)"
         )
     if not isinstance(value, Schedule):
         raise TypeError(f"{name} is a {type(value).__name__}: it must be a continuous schedule, such as LinearLogSNR()")
@@ -267,10 +316,10 @@ ARGUMENT_CHECKS[Schedule] = _check_schedule
 
 
 def _preserving(alpha, sigma, t, signal=None, noise=None) -> NoiseLevel:
-    """A variance-preserving level; each logarithm from whichever of the two scales keeps its digits.
+    """A variance-preserving level; each logarithm is computed from the scale that keeps its digits.
 
-    `signal` and `noise` are alpha^2 and sigma^2 where the scale is their root: at 0 that has no slope, but its square
-    has one, and so has the other scale's logarithm.
+    Pass `signal` = alpha^2 or `noise` = sigma^2 if the scale was computed as its root: a root has no finite slope at 0,
+    but its square does, and so does the logarithm of the other scale.
     """
     xp = t.__array_namespace__()
     loud = alpha < sigma
@@ -287,7 +336,7 @@ def _preserving(alpha, sigma, t, signal=None, noise=None) -> NoiseLevel:
 def _log_ratio(gain: Any, signal: Any, noise: Any) -> Any:
     """log(1 + gain / (signal noise)): a drop of log-SNR from `noise` at s to `signal` at t.
 
-    Infinite from clean data and to pure noise, where it has the gradient of its factors that are not 0.
+    Infinite if s is clean or t is pure noise; its gradient is then that of the nonzero factors.
     """
     xp = gain.__array_namespace__()
     finite, logs = signal * noise > 0, [xp.log(xp.where(x == 0, 1.0, x)) for x in (gain, signal, noise)]
@@ -296,29 +345,30 @@ def _log_ratio(gain: Any, signal: Any, noise: Any) -> Any:
 
 
 def _exp_linear(rate: float, t: Any) -> Any:
-    """e^(rate t) to the last digit: in float32 the product alone would be off by up to 2e-6 at rate t = 40."""
+    """e^(rate t), accurate to the last digit: in float32 rounding rate t alone costs up to 2e-6 at rate t = 40."""
     xp = t.__array_namespace__()
     coarse = float(np.round(rate * 2.0**5) / 2.0**5)  # coarse t_high needs at most 24 bits, so it is exact
     t_high = _coarse(t, 11)
-    # Not exp times exp: XLA may make that the exponential of the rounded sum again.
+    # Not exp times exp: XLA may rewrite that to the exponential of the rounded sum.
     return xp.exp(coarse * t_high) * (1 + xp.expm1(coarse * (t - t_high) + (rate - coarse) * t))
 
 
 def _coarse(t: Any, bits: int) -> Any:
-    """t in [0, 1] to so many binary places, so that what is left of t is small and exact."""
+    """t in [0, 1] rounded to a number of binary places, so that the remainder is small and exact."""
     return t.__array_namespace__().round(t * 2.0**bits) / 2.0**bits
 
 
 def _unit_time(t):
-    """t as a floating array in [0, 1]; see `Continuous.__call__`."""
+    """t as a floating-point array in [0, 1]; see `ContinuousSchedule.__call__`."""
     if not isinstance(t, np.ndarray):
         t = jnp.asarray(t)
     xp = t.__array_namespace__()
     if not xp.issubdtype(t.dtype, np.floating):
         raise TypeError(
-            f"a continuous schedule takes t in [0, 1] as floats, got dtype {t.dtype}; for steps `tabulate` it"
+            f"t has dtype {t.dtype}: a continuous schedule takes floating-point times in [0, 1]; for step numbers, "
+            "convert the schedule by discrete_schedules.discretize(schedule, num_steps)"
         )
     inside = (t >= 0) & (t <= 1)
     if not isinstance(t, Tracer) and not np.all(np.asarray(inside)):
-        raise ValueError(f"t = {np.asarray(t).tolist()} is out of range: a continuous schedule takes t in [0, 1]")
+        raise ValueError(f"t = {np.asarray(t).tolist()} is out of range: a continuous schedule takes times in [0, 1]")
     return xp.where(inside, t, xp.nan)

@@ -1,4 +1,4 @@
-"""Names for the arrays and callables that equations take."""
+"""Type aliases and protocols for the arguments of the equations, and the checks of what callables return."""
 
 import math
 from collections.abc import Callable
@@ -12,73 +12,102 @@ from jaxtyping import Float, Int, PRNGKeyArray, UInt32
 
 from vdm_jax.compilation import ARGUMENT_CHECKS
 
+__all__ = [
+    "Batch",
+    "Data",
+    "Denoiser",
+    "Energy",
+    "Key",
+    "Latents",
+    "PerExample",
+    "PerStep",
+    "PredictionType",
+    "Real",
+    "Scalar",
+    "Score",
+    "Steps",
+    "X",
+    "Z",
+    "at_least_float32",
+    "check_distribution",
+    "check_prediction",
+    "check_scalar",
+    "check_values",
+    "check_weights",
+    "evaluate",
+    "evaluate_scalars",
+    "per_example",
+    "unknown_prediction_type",
+]
+
 X = Float[Array, "*x"]  # one example, of any shape
 Batch = Float[Array, "b *x"]  # examples stacked along the first axis
-Data = Float[Array, "n *x"]  # a whole data set, beside a batch
+Data = Float[Array, "n *x"]  # a whole data set
 Z = Float[Array, "*z"]  # the latent of one example, of another shape than x
 Latents = Float[Array, "b *z"]
 PerExample = Float[Array, " b"]
+PerStep = Float[Array, "T *y"]  # the value of step t in 1..T at index t - 1
 Scalar = Float[Array, ""]
-Real = Float[Array, "..."]  # a number, or many at once: the function is elementwise
+Real = Float[Array, "..."]  # a scalar or an array: the function is elementwise
 Steps = Int[Array, "..."] | Int[np.ndarray, "..."] | int  # discrete times 0..T
 Key = PRNGKeyArray | UInt32[Array, "2"]  # new-style or raw
 
 PredictionType = Literal["x_0", "eps", "v", "score"]
-Score = Callable[[Any], Any]  # (B, *x) -> (B, *x), of each example by itself
-Energy = Callable[[Any], Any]  # (B, *x) -> (B,), of each example by itself
+Score = Callable[[Any], Any]  # (B, *x) -> (B, *x), for each example independently
+Energy = Callable[[Any], Any]  # (B, *x) -> (B,), for each example independently
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network, or whatever takes its place: `denoiser(x_t, level) -> prediction`.
+    """A network or any other callable `denoiser(x_t, level) -> prediction`.
 
-    It takes a *batch* x_t, shape (B, *x), and a `Level` whose fields have shape (B,), and returns its prediction,
-    shape (B, *x), in one of the four parameterizations. It takes a batch and not one example, so that labels and
-    dropout masks closed over by the callable stay per example.
+    The arguments are a *batch* x_t, shape (B, *x), and a `NoiseLevel` whose fields have shape (B,). The result is a
+    prediction of one of the four types, shape (B, *x). The denoiser receives a batch, not one example, so that labels
+    and dropout masks that it closes over stay per example.
 
-    Pass a Flax network as `jax.tree_util.Partial(net.apply, params)`. Any other pytree works too (an Equinox module, an
-    exact denoiser of a known distribution), and so does a plain function, which is compiled again whenever a variable
-    that it closes over changes. A network must not change its own state when it is evaluated: pass dropout keys and
-    batch statistics as arguments of the `Partial`.
+    Pass a Flax network as `jax.tree_util.Partial(net.apply, params)`. Any other pytree works too, such as an Equinox
+    module or the exact denoiser of a known distribution. So does a plain function, which is compiled again whenever a
+    variable that it closes over changes. A network must not change its own state when it is evaluated: pass dropout
+    keys and batch statistics as arguments of the `Partial`.
     """
 
     def __call__(self, x_t: Batch, level: Any, /) -> Batch: ...
 
 
 def evaluate(network: Callable, x: Batch, *conditioning: Any, name: str = "denoiser") -> Batch:
-    """The prediction of a network for a batch, checked: one floating-point number for each of x.
+    """Evaluate a network on a batch and check that it returns one floating-point number per number of x.
 
     Args:
         network: (x, *conditioning) -> prediction.
         x: shape (B, *x).
-        conditioning: passed on, such as a `Level`.
-        name: of the network in messages.
+        conditioning: further arguments, such as a `NoiseLevel`.
+        name: the network's name in error messages.
 
     Returns:
         Shape (B, *x), in float32 or a wider type.
 
     Raises:
         ValueError: the prediction has another shape, or the network changed its own state.
-        TypeError: the prediction is no floating-point array.
+        TypeError: the prediction is not a floating-point array.
     """
     return check_prediction(_stateless(network, name, x, *conditioning), x, name)
 
 
 def evaluate_scalars(function: Callable, x: Batch, *conditioning: Any, name: str) -> PerExample:
-    """The values of an energy or a log-density for a batch, checked: one floating-point number for each example.
+    """Evaluate an energy or a log-density on a batch and check that it returns one floating-point number per example.
 
     Args as in `evaluate`. Returns shape (B,), in float32 or a wider type.
 
     Raises:
         ValueError: the values have another shape, or the function changed its own state.
-        TypeError: they are no floating-point array.
+        TypeError: they are not a floating-point array.
     """
     return check_values(_stateless(function, name, x, *conditioning), x.shape[:1], name)
 
 
 def _stateless(function: Callable, name: str, *arguments: Any) -> Any:
-    """The function's result, from a function that stays as it is."""
-    function = jax.tree.map(lambda leaf: leaf, function)  # a copy that a stateful module may change
+    """The function's result; ValueError if the call changes the function's state."""
+    function = jax.tree.map(lambda leaf: leaf, function)  # a copy, in case a stateful module changes itself
     before = jax.tree.leaves(function)
     try:
         result = function(*arguments)
@@ -94,8 +123,8 @@ def _stateless(function: Callable, name: str, *arguments: Any) -> Any:
 
 def _stateful(name: str) -> ValueError:
     return ValueError(
-        f"the {name} changes its own state when it is evaluated (a dropout key, batch statistics), and the change "
-        "would be lost: put it in evaluation mode, or pass the state as an argument, "
+        f"the {name} changes its own state when it is evaluated (a dropout key or batch statistics), and the change "
+        "would be lost: switch it to evaluation mode, or pass the state as an argument, as in "
         "Partial(apply, params, dropout_key)"
     )
 
@@ -112,7 +141,7 @@ def check_prediction(prediction: Any, x: Batch, name: str = "denoiser") -> Batch
 
 
 def check_values(values: Any, shape: tuple[int, ...], name: str) -> Real:
-    """What a callable returned, in float32 or a wider type; errors as in `evaluate_scalars`."""
+    """The values returned by a callable, in float32 or a wider type; errors as in `evaluate_scalars`."""
     found, dtype = getattr(values, "shape", None), getattr(values, "dtype", None)
     if found is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         found = type(values).__name__ if dtype is None else dtype
@@ -123,7 +152,7 @@ def check_values(values: Any, shape: tuple[int, ...], name: str) -> Real:
 
 
 def check_weights(weights: Any, shape: tuple[int, ...]) -> Real:
-    """What a weight function returned: one number for all, or numbers of this shape.
+    """Check the result of a weight function: one number for all, or an array of this shape.
 
     Raises:
         ValueError: another shape.
@@ -134,7 +163,7 @@ def check_weights(weights: Any, shape: tuple[int, ...]) -> Real:
 
 
 def check_distribution(distribution: Any, name: str, *methods: str) -> Any:
-    """What a callable returned, if it is a distribution with these methods.
+    """Check that the result of a callable is a distribution with these methods.
 
     Raises:
         TypeError: a method is missing.
@@ -148,7 +177,7 @@ def check_distribution(distribution: Any, name: str, *methods: str) -> Any:
 
 
 def check_scalar(name: str, value: Any) -> None:
-    """Refuse an array where one number is due, which would broadcast.
+    """Check that an argument is one number; an array would broadcast.
 
     Raises:
         ValueError: the value has a shape.
@@ -158,7 +187,7 @@ def check_scalar(name: str, value: Any) -> None:
 
 
 def at_least_float32(*dtypes: Any) -> Any:
-    """The floating type that levels, times and sums have beside data of these types: float32, or wider."""
+    """The floating-point type of levels, times and sums for data of these types: float32 or wider."""
     known = (jax.dtypes.canonicalize_dtype(dtype) if isinstance(dtype, np.dtype) else dtype for dtype in dtypes)
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(jnp.float32, jnp.result_type(*known))
@@ -169,7 +198,10 @@ def _check_batch(name: str, x: Any) -> None:
     if shape is None or dtype is None:
         raise TypeError(f"{name} is a {type(x).__name__}: it must be a floating-point array of shape (B, *x)")
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} has dtype {dtype}: convert integer data by likelihoods.normalize(values, levels)")
+        raise TypeError(
+            f"{name} has dtype {dtype}: it must be floating-point, convert integers by "
+            "likelihoods.normalize(values, levels)"
+        )
     if len(shape) == 0 or 0 in shape:
         raise ValueError(f"{name} has shape {shape}: a batch has shape (B, *x) with at least one example")
 
@@ -179,10 +211,10 @@ ARGUMENT_CHECKS[Scalar | float] = check_scalar
 
 
 def per_example(x: Batch) -> PerExample:
-    """The sum over each example."""
+    """The sum over the dimensions of each example."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(-1)
 
 
 def unknown_prediction_type(prediction_type: object) -> ValueError:
-    """The error for a parameterisation that is none."""
-    return ValueError(f"unknown parameterisation {prediction_type!r}: choose 'x_0', 'eps', 'v' or 'score'")
+    """The error for an unknown prediction type."""
+    return ValueError(f"unknown prediction_type {prediction_type!r}: choose 'x_0', 'eps', 'v' or 'score'")

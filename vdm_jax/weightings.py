@@ -1,18 +1,19 @@
-"""The loss weights of the field as functions of the log-SNR: each loss is a weighted bound.
+"""The field's loss weights as functions of the log-SNR: each loss is a weighted bound.
 
     L_w = 1/2 int w(lambda) E ||eps - eps_hat||^2 dlambda     over lambda_min .. lambda_max                (WEIGHT-1)
         = w(0) L(0) + int_0^1 w'(t) L(t) dt - w(1) L(1),      w(t) = w(lambda(t))                          (WEIGHT-2)
 
-L(t) = KL(q(z_t..1 | x) || p(z_t..1)) is the bound of data noised to t, less their entropy. Where w falls in lambda the
-w'(t) are weights, and L_w is the bound of data under noise; where it does not, some bounds count negatively.
+L(t) = KL(q(z_t..1 | x) || p(z_t..1)) is the bound of data noised to t, minus their entropy. If w falls with lambda
+(last column), all w'(t) are nonnegative and L_w is the bound of noise-augmented data. Otherwise some bounds have
+negative weights.
 
-Each source's loss, in its own words, is c L_w:
+The loss of each source, as published, is c L_w:
 
-    function        w(lambda)                                       loss of the source                        c    falls
+    function        w(lambda)                                       published loss                            c    falls
     likelihood      1                                               the bound's diffusion term                1    yes
     uniform_time    p(lambda) = -dt/dlambda                         E_t ||eps - eps_hat||^2, any schedule     2
     cosine          sech(lambda / 2)                                the same, cosine schedule                 1/pi no
-    velocity        e^(-lambda / 2)                                 E_t ||v - v_hat||^2, cosine schedule      2/pi yes
+    v_prediction    e^(-lambda / 2)                                 E_t ||v - v_hat||^2, cosine schedule      2/pi yes
                                                                     E_t ||u - u_hat||^2, flow matching        1
     edm             N(lambda; -2 P_mean, 4 P_std^2)                 E_sigma w_sigma ||D(y + n) - y||^2,       2/s^2 no
                       (e^-lambda + s^2)                               s = sigma_data
@@ -20,10 +21,10 @@ Each source's loss, in its own words, is c L_w:
     min_snr         sech(lambda / 2) min(1, gamma / SNR)            E_t min(SNR, gamma) ||x_0 - x_hat||^2     1/pi no
     sigmoid         1 / (1 + e^(lambda - bias))                     E_t w ||eps - eps_hat||^2 / p             2    yes
 
-t is uniform on [0, 1]; the cosine schedule here is that without an offset, alpha = cos(pi t / 2). For the ends that a
-schedule has, the integral stops there. Sums are over dimensions: a source that averages has c / D.
+t is uniform on [0, 1]; the cosine schedule here has no offset, alpha = cos(pi t / 2). For a schedule with finite end
+points the integral stops there. Sums are over dimensions: a source that averages over dimensions has c / D.
 
-Source: Kingma & Gao 2023, arXiv:2303.00848, table 1 and theorem 1; for each weight, the function's own.
+Source: Kingma & Gao 2023, arXiv:2303.00848, table 1 and theorem 1; for each weight, that of its function.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.compilation import compiled, scan
+from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import diffusion_curve
-from vdm_jax.schedules import ContinuousSchedule, Schedule
+from vdm_jax.schedules import ContinuousSchedule, Schedule, time_from_log_snr
 from vdm_jax.types import (
     Batch,
     Denoiser,
@@ -44,15 +45,28 @@ from vdm_jax.types import (
     PredictionType,
     Real,
     Scalar,
-    at_least_float32,
     check_weights,
 )
+
+__all__ = [
+    "Weight",
+    "cosine",
+    "edm",
+    "elbo_mixture",
+    "likelihood",
+    "min_snr",
+    "p2",
+    "sigmoid",
+    "uniform_time",
+    "v_prediction",
+    "weighted_bound",
+]
 
 Weight = Callable[[Real], Real]
 
 
 def likelihood(log_snr: Real) -> Real:
-    """w = 1: the bound itself.
+    """w = 1: the bound.
 
     Source: Kingma et al. 2021, arXiv:2107.00630.
     """
@@ -60,7 +74,7 @@ def likelihood(log_snr: Real) -> Real:
 
 
 def cosine(log_snr: Real) -> Real:
-    """w = sech(lambda / 2): L_simple with the cosine schedule, pi times it; p(lambda) = w / (2 pi) there.
+    """w = sech(lambda / 2): L_w is pi times L_simple with the cosine schedule, for which p(lambda) = w / (2 pi).
 
     Args:
         log_snr: lambda, any shape.
@@ -87,7 +101,7 @@ def edm(log_snr: Real, mean: float = -1.2, std: float = 1.2, sigma_data: float =
     Args:
         log_snr: lambda = -2 log sigma, any shape.
         mean, std: P_mean and P_std of the log-normal noise level: log sigma ~ N(P_mean, P_std^2).
-        sigma_data: the data's standard deviation in their words.
+        sigma_data: the paper's sigma_data, the standard deviation of the data.
 
     Source: Karras et al. 2022, arXiv:2206.00364, section 5 and table 1.
     """
@@ -95,11 +109,11 @@ def edm(log_snr: Real, mean: float = -1.2, std: float = 1.2, sigma_data: float =
 
 
 def p2(log_snr: Real, gamma: float = 1.0, k: float = 1.0) -> Real:
-    """w = sech(lambda / 2) / (k + e^lambda)^gamma: perception prioritised, with the cosine schedule.
+    """w = sech(lambda / 2) / (k + e^lambda)^gamma: perception-prioritized weighting with the cosine schedule.
 
     Args:
         log_snr: lambda, any shape.
-        gamma, k: theirs; gamma = 0 is `cosine`.
+        gamma, k: the paper's parameters; gamma = 0 is `cosine`.
 
     Source: Choi et al. 2022, arXiv:2204.00227, equation 8.
     """
@@ -107,22 +121,23 @@ def p2(log_snr: Real, gamma: float = 1.0, k: float = 1.0) -> Real:
 
 
 def min_snr(log_snr: Real, gamma: float = 5.0) -> Real:
-    """w = sech(lambda / 2) min(1, gamma e^-lambda): min-SNR-gamma, with the cosine schedule.
+    """w = sech(lambda / 2) min(1, gamma e^-lambda): min-SNR-gamma with the cosine schedule.
 
-    One loss in any parameterisation: min(SNR, gamma) ||x_0 - x_hat||^2 = min(1, gamma / SNR) ||eps - eps_hat||^2
+    One loss for all prediction types: min(SNR, gamma) ||x_0 - x_hat||^2 = min(1, gamma / SNR) ||eps - eps_hat||^2
     = min(SNR, gamma) / (SNR + 1) ||v - v_hat||^2.
 
     Args:
         log_snr: lambda, any shape.
-        gamma: the largest SNR that counts.
+        gamma: the SNR at which the weight is clipped.
 
     Source: Hang et al. 2023, arXiv:2303.09556.
     """
-    return cosine(log_snr) * jnp.minimum(1.0, gamma * jnp.exp(-jnp.maximum(log_snr, -60.0)))  # 1 in any case there
+    at_least = jnp.maximum(log_snr, -60.0)  # below, the minimum is 1 and the exponential would overflow
+    return cosine(log_snr) * jnp.minimum(1.0, gamma * jnp.exp(-at_least))
 
 
 def sigmoid(log_snr: Real, bias: float = 2.0) -> Real:
-    """w = sigmoid(bias - lambda), which falls from 1 to 0.
+    """w = sigmoid(bias - lambda), which decreases from 1 to 0.
 
     Args:
         log_snr: lambda, any shape.
@@ -138,30 +153,19 @@ def sigmoid(log_snr: Real, bias: float = 2.0) -> Real:
 def uniform_time(log_snr: Real, schedule: ContinuousSchedule) -> Real:
     """p(lambda) = -dt/dlambda: the density of lambda at a uniform time, and half the weight of L_simple.
 
-    t is found by bisection (the gradient is that of the inverse function), so it is as sharp as the schedule's t: where
-    float32 has few numbers t to an interval of lambda (at an end t = 1 without signal) the density is as coarse.
+    t comes from `schedules.time_from_log_snr`. Where few floating-point numbers t share an interval of lambda (near
+    t = 1 of a schedule that ends without signal), the density is as coarse as they are.
 
     Args:
-        log_snr: lambda, any shape; the density is 0 where the schedule does not come.
+        log_snr: lambda, any shape; the density is 0 outside the schedule's range.
         schedule: continuous, lambda falling.
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, section 2; Ho et al. 2020, arXiv:2006.11239, equation 14.
     """
-    log_snr = log_snr.astype(at_least_float32(log_snr.dtype))
-    held = jax.lax.stop_gradient(log_snr)
-
-    def halve(bracket, _):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        early = schedule.log_snr(middle) > held
-        return (jnp.where(early, middle, low), jnp.where(early, high, middle)), None
-
-    (low, high), _ = scan(halve, (jnp.zeros_like(held), jnp.ones_like(held)), jnp.arange(80))
-    reached = (low > 0) & (high < 1)
-    t, moved = jnp.where(reached, 0.5 * (low + high), 0.5), jnp.where(reached, log_snr, 0.0)
-    slope = jax.lax.stop_gradient(jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))[1])
-    t = t + (moved - jax.lax.stop_gradient(moved)) / slope  # no change, but the gradient of t(lambda)
-    return jnp.where(reached, -1.0 / jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))[1], 0.0)
+    t = time_from_log_snr(log_snr, schedule)
+    inside = (t > 0) & (t < 1)
+    t = jnp.where(inside, t, 0.5)
+    return jnp.where(inside, -1.0 / jax.jvp(schedule.log_snr, (t,), (jnp.ones_like(t),))[1], 0.0)
 
 
 def weighted_bound(
@@ -180,9 +184,9 @@ def weighted_bound(
         L_w = 1/2 int_{t_0}^1 w(lambda(t)) gamma'(t) E ||eps - eps_hat||^2 dt,   or   sum_{t=2..T} w(lambda_t) KL_t
 
     Args:
-        denoiser, key, x_0, schedule, prediction_type, terms, t_0: as in `elbo.diffusion_curve`; the integral is estimated at
-            `terms` times an example, spread evenly from a random start.
-        weight: w(lambda), elementwise: one of this file, or `functools.partial(min_snr, gamma=5.0)`.
+        denoiser, key, x_0, schedule, prediction_type, terms, t_0: as in `elbo.diffusion_curve`. The integral is
+            estimated at `terms` times per example, evenly spaced from a random start.
+        weight: w(lambda), elementwise: a function of this module, or `functools.partial(min_snr, gamma=5.0)`.
 
     Returns:
         Shape (B,), nats where w = 1.
@@ -197,15 +201,15 @@ def weighted_bound(
 
 
 def elbo_mixture(weight: Weight, schedule: ContinuousSchedule, t: Scalar) -> Scalar:
-    """w'(t) = d/dt w(lambda(t)): how much the bound L(t) of data noised to t counts in L_w (WEIGHT-2).
+    """w'(t) = d/dt w(lambda(t)): the weight in L_w of the bound L(t) of data noised to t (WEIGHT-2).
 
-    It is nowhere negative if w falls in lambda; L_w is then, up to a factor and a constant, the expected bound of data
+    It is nonnegative if w decreases in lambda. Then L_w is, up to a factor and a constant, the expected bound of data
     noised to a random level.
 
     Args:
         weight: w(lambda).
         schedule: continuous.
-        t: in [0, 1], a scalar. At an end where lambda is infinite, without noise or without signal, the result is NaN.
+        t: in [0, 1], a scalar. The result is NaN at an end where lambda is infinite (no noise or no signal).
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, theorem 1.
     """
@@ -213,9 +217,10 @@ def elbo_mixture(weight: Weight, schedule: ContinuousSchedule, t: Scalar) -> Sca
 
 
 def _normal_density(x: Real, mean: float, std: float) -> Real:
-    """N(x; mean, std^2) to the last digits, where the rounding of a large exponent would cost some.
+    """N(x; mean, std^2) to the last digits, also where the exponent is large and its rounding would cost some.
 
-    -(x - mean)^2 / (2 std^2) = a x^2 + b x + c, most of it summed without rounding: x, a and b to few binary places.
+    -(x - mean)^2 / (2 std^2) = a x^2 + b x + c. Its largest part has x, a and b rounded to few binary places and is
+    therefore exact.
     """
     a, b = -0.5 / std**2, mean / std**2
     a_coarse, b_coarse, near = (

@@ -95,8 +95,8 @@ def test_VDM_1_gradients_of_ends_and_shape():
         x_0 = draws(distribution, jax.random.key(0), 64)
 
         @partial(jax.jit, static_argnums=1)
-        def terms(schedule, shape):
-            return vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder, shape=shape)
+        def terms(schedule, objective):
+            return vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder, schedule_objective=objective)
 
         def square(schedule):
             diffusion = terms(schedule, "bound").diffusion
