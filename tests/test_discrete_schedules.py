@@ -248,18 +248,18 @@ def test_even_steps(num_steps, count):
 
 @parametrize("count", [0, 11])
 def test_even_steps_refuses(count):
-    with pytest.raises(ValueError, match=rf"{count} steps cannot be taken from a table of 10: choose 1..10"):
+    with pytest.raises(ValueError, match=rf"count is {count}.*1\.\.10 steps"):
         uniform_steps(10, count)
 
 
 @parametrize("steps", [[1, 2], [0], [0, 3, 3], [0, 5, 2], [[0, 1]]])
 def test_strided_refuses_what_does_not_rise_from_zero(steps):
-    with pytest.raises(ValueError, match="a sub-schedule needs rising step numbers that begin with 0"):
+    with pytest.raises(ValueError, match=r"steps is \[.*increasing.*start at 0"):
         linear_betas(10).subsequence(np.array(steps))
 
 
 def test_strided_refuses_to_leave_the_table():
-    with pytest.raises(ValueError, match=r"out of range: this table has steps 0..10"):
+    with pytest.raises(ValueError, match=r"out of range.*steps 0\.\.10"):
         linear_betas(10).subsequence(np.array([0, 11]))
 
 
@@ -277,12 +277,12 @@ def test_grid_is_the_table_of_its_schedule(continuous):
 
 def test_grid_refuses_what_a_table_refuses():
     grid = DiscretizedSchedule(LinearLogSNR(), 10)
-    with pytest.raises(ValueError, match=r"step 11 is out of range: this table has steps 0..10"):
+    with pytest.raises(ValueError, match=r"t = 11 is out of range.*steps 0\.\.10"):
         grid(11)
     with pytest.raises(TypeError):
         grid.step(0, jnp.asarray(1.0))
     assert np.all(np.isnan(np.stack(jax.jit(lambda t: grid(t))(11))))
-    with pytest.raises(ValueError, match="num_steps is 1: a grid has at least 2 levels"):
+    with pytest.raises(ValueError, match="num_steps is 1.*at least 2"):
         DiscretizedSchedule(LinearLogSNR(), 1)
 
 
@@ -311,7 +311,7 @@ def test_one_step_is_too_few_for_a_continuous_schedule_and_for_two_betas():
     with pytest.raises(ValueError, match=r"beta_1 is 0\.1 and beta_T is 0\.2"):
         linear_betas(1, 0.1, 0.2)
     for gamma in (np.nan, np.inf, -np.inf):
-        with pytest.raises(ValueError, match=r"gammas must be .* finite"):
+        with pytest.raises(ValueError, match="gammas must be finite"):
             from_gammas([gamma])
 
 
@@ -341,7 +341,7 @@ def test_interpolated_drops_are_differences_within_a_cell_and_across():
 @parametrize("t", [-1, 11])
 def test_step_out_of_range(t):
     schedule = linear_betas(10)
-    with pytest.raises(ValueError, match=rf"step {t} is out of range: this table has steps 0..10"):
+    with pytest.raises(ValueError, match=rf"t = {t} is out of range.*steps 0\.\.10"):
         schedule(t)
     with pytest.raises(ValueError, match="out of range"):
         schedule.step(0, t)
@@ -358,20 +358,20 @@ def test_step_number_must_be_an_integer():
 
 @parametrize("betas", [[], [0.1, 1.0], [0.0, 0.1], [[0.1]], [0.1, np.nan], [-0.1]])
 def test_from_betas_refuses(betas):
-    with pytest.raises(ValueError, match="betas must be a vector of one-step variances, each strictly between 0 and 1"):
+    with pytest.raises(ValueError, match="betas .*(strictly between 0 and 1|one variance for each step)"):
         from_betas(np.array(betas))
 
 
 @parametrize("gammas", [[], [1.0, 0.5], [0.0, 0.0], [[1.0]], [np.nan, 1.0]])
 def test_from_gammas_refuses(gammas):
-    with pytest.raises(ValueError, match="gammas must be a rising vector"):
+    with pytest.raises(ValueError, match="gammas .*(increasing|one gamma for each step)"):
         from_gammas(np.array(gammas))
 
 
 def test_too_much_noise_for_float32():
     with (
         jax.enable_x64(False),
-        pytest.raises(ValueError, match=r"the last level keeps a signal of e\^-.*below float32"),
+        pytest.raises(ValueError, match=r"alpha_T is e\^-.*float32.*smaller betas"),
     ):
         from_betas(np.full(1000, 0.5))
 
@@ -380,14 +380,14 @@ def test_too_much_noise_in_the_last_step_alone():
     with jax.enable_x64(False):
         betas = np.full(5, 1 - 1e-16)  # each leaves 1e-8 of alpha, and float32 ends at 1e-38
         assert from_betas(betas[:4]).num_steps == 4
-        with pytest.raises(ValueError, match=r"the last level keeps a signal of e\^-92, below float32"):
+        with pytest.raises(ValueError, match=r"alpha_T is e\^-92.*float32.*smaller betas"):
             from_betas(betas)
 
 
 def test_tabulate_needs_enough_steps():
-    with pytest.raises(ValueError, match="num_steps is 0: a table of this schedule needs at least 1"):
+    with pytest.raises(ValueError, match="num_steps is 0.*at least 1"):
         discretize(Cosine(), 0)
-    with pytest.raises(ValueError, match="num_steps is 1: a table of this schedule needs at least 2"):
+    with pytest.raises(ValueError, match="num_steps is 1.*at least 2"):
         discretize(LinearLogSNR(), 1)
     assert discretize(Cosine(), 1).num_steps == 1
     ends = discretize(LinearLogSNR(), 2)(jnp.arange(1, 3))
@@ -441,8 +441,8 @@ def test_a_wrong_number_of_steps_by_level():
     schedule = linear_betas(10)
     for steps in (log_snr_uniform_steps, karras_steps):
         for count in (-1, 0, 11):
-            with pytest.raises(ValueError, match=f"{count} steps cannot be taken from a table of 10: choose 1..10"):
+            with pytest.raises(ValueError, match=rf"count is {count}.*1\.\.10 steps"):
                 steps(schedule, count)
     for rho in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"rho is {rho}: it must be positive"):
+        with pytest.raises(ValueError, match=f"rho is {rho}.*positive"):
             karras_steps(schedule, 5, rho)

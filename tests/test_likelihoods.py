@@ -71,7 +71,7 @@ def test_data_in_another_range_are_off_the_grid(dtype):
     index = np.arange(256)
     with jax.enable_x64(dtype == jnp.float64):
         for x in (index / 255, index * 1.0, index / 128 - 1, (index / 255 - 0.5) / 0.25):
-            with pytest.raises(ValueError, match=r"numbers are none of the 256 values.*to_unit\(values, 256\)"):
+            with pytest.raises(ValueError, match=r"256 values.*normalize\(values, 256\)"):
                 on_grid(jnp.asarray(x, dtype), 256)
         every_other = jax.jit(lambda x: on_grid(x, 256))(jnp.asarray(index / 255, dtype))
         assert np.array_equal(np.isnan(every_other), index % 2 == 0)  # the others are values on [-1, 1] as well
@@ -99,7 +99,7 @@ def test_decoders_take_values_on_their_grid_only(decoder):
     traced = jax.jit(jax.value_and_grad(log_prob))  # no check can see x
     for value in (0.1, -1.01, 200.0, float("nan")):
         x = jnp.asarray([0.5, value])
-        with pytest.raises(ValueError, match=rf"1 of 2 numbers .* 17 values on \[-1, 1\], such as {value}"):
+        with pytest.raises(ValueError, match=rf"1 of 2 numbers .* 17 values.*such as {value}"):
             log_prob(Z, x)
         number, slope = traced(Z, x)
         assert np.isnan(number)
@@ -377,7 +377,7 @@ def test_bernoulli_is_the_other_decoders_at_two_levels():
 @parametrize("value", [0.0, 0.5, 2.0, float("nan")])
 def test_bernoulli_takes_binary_data_only(value):
     x, distribution = jnp.asarray([1.0, value]), Bernoulli(jnp.asarray([0.3, -0.2]))
-    with pytest.raises(ValueError, match=r"-1 and 1 only.*to_unit\(values, 2\)"):
+    with pytest.raises(ValueError, match=r"-1 and 1.*normalize\(values, 2\)"):
         distribution.log_prob(x)
     log_prob = jax.jit(lambda logits, x: Bernoulli(logits).log_prob(x))  # nobody can look at x
     assert np.isnan(log_prob(distribution.logits, x))
@@ -459,7 +459,7 @@ def test_mixture_without_coefficients_has_independent_channels():
     without = LogisticMixture(jnp.asarray(logits), jnp.asarray(means), jnp.asarray(log_scales), 17).log_prob(x)
     zero = _mixture(logits, means, log_scales, 0.0 * coefficients, 17).log_prob(x)
     assert float(without) == float(zero)
-    with pytest.raises(ValueError, match="3 channels have 3 pairs, each with its coefficient: got 1"):
+    with pytest.raises(ValueError, match="coefficients.* 1 .*3 channels.* 3"):
         _mixture(logits, means, log_scales, coefficients[:1], 17).log_prob(x)
 
 

@@ -66,7 +66,7 @@ def test_v_and_eps_need_no_noise():
 
 def test_unknown_kind():
     # unwrapped, since the tests' run-time type checker would speak first
-    message = "unknown parameterisation 'noise': choose 'x_0', 'eps', 'v' or 'score'"
+    message = "prediction_type 'noise'.*'x_0', 'eps', 'v' or 'score'"
     for function in (to_x_0, to_eps, to_v):
         with pytest.raises(ValueError, match=message):
             inspect.unwrap(function)(X_0, X_T, LEVEL, "noise")

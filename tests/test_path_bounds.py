@@ -78,5 +78,5 @@ def test_another_prior_reaches_the_importance_bound():
 
 def test_no_path_is_refused():
     x_0, schedule = jnp.full((4, 1), 0.7), discretize(Cosine(), 5)
-    with pytest.raises(ValueError, match="samples is 0: the bound needs at least one path"):
+    with pytest.raises(ValueError, match="samples is 0.*at least one"):
         path_bounds.importance_weighted_bound(denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, samples=0)

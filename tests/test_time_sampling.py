@@ -51,7 +51,7 @@ def test_unknown_arrangement():
     how: Any = "even"
     uniforms = inspect.unwrap(time_sampling.uniform_times)  # past the check of annotations, which only tests have
     with pytest.raises(
-        ValueError, match="unknown time_sampling 'even': choose 'independent', 'low_discrepancy' or 'antithetic'"
+        ValueError, match="time_sampling 'even'.*'low_discrepancy'"
     ):
         uniforms(jax.random.key(0), 3, how)
 
@@ -110,7 +110,7 @@ def test_bins_are_drawn_as_often_as_asked():
 @pytest.mark.parametrize("values", [[0.5, -0.1], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
 def test_what_is_no_probability_is_refused(values):
     p = jnp.asarray(values)
-    with pytest.raises(ValueError, match="finite, not negative and not all zero"):
+    with pytest.raises(ValueError, match="probabilities .*finite.*got"):
         time_sampling.importance_sample(jnp.asarray(0.3), p)
     assert np.isnan(jax.jit(time_sampling.importance_sample)(jnp.asarray(0.3), p).weight)
 

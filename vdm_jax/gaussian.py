@@ -1,4 +1,4 @@
-"""The normal distribution: the one law that every kernel of a diffusion model returns."""
+"""The normal distribution, which every kernel of a diffusion model returns, and its KL divergence."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any
@@ -11,6 +11,16 @@ from jax.core import Tracer
 from vdm_jax.compilation import ARGUMENT_CHECKS
 from vdm_jax.types import Key, Real, Scalar, X, at_least_float32, check_scalar
 
+__all__ = [
+    "LOG_2PI",
+    "STANDARD_NORMAL",
+    "Normal",
+    "Prior",
+    "check_prior",
+    "kl",
+    "variance_kl",
+]
+
 LOG_2PI = float(np.log(2 * np.pi))
 # Taylor coefficients of (e^y - 1 - y) / y^2 = sum_k y^k / (k + 2)!, enough for float64 on |y| <= 1/2.
 _SERIES = tuple(1 / float(np.prod(np.arange(1.0, k + 3))) for k in range(14))
@@ -21,20 +31,19 @@ _SERIES = tuple(1 / float(np.prod(np.arange(1.0, k + 3))) for k in range(14))
 class Normal:
     """N(mean, var I) or N(mean, diag var) over one example: `Normal(mean, var=...)`.
 
-    The variance is given by name: other libraries, and `likelihoods.DiscretizedGaussian`, have a standard deviation in
-    its place.
+    The variance is a keyword, because other libraries and `likelihoods.DiscretizedGaussian` take a standard deviation.
 
     Fields:
-        mean: shape (*x).
-        var: variance, a scalar or shape (*x). Zero is allowed: a point mass, which can be sampled.
+        mean: shape (*x). A scalar, as in `STANDARD_NORMAL`, is enough for `log_prob` and `kl`.
+        var: variance, a scalar or shape (*x). Zero is a point mass, which can be sampled.
     """
 
-    mean: Any  # arrays; JAX itself rebuilds a pytree with whatever it likes in their place
+    mean: Any  # arrays; JAX may put other objects in their place when it rebuilds a pytree
     _: KW_ONLY
     var: Any
 
     def sample(self, key: Key) -> X:
-        """Draw mean + sqrt(var) eps, eps ~ N(0, I) (VAE-5's reparameterisation). Returns shape (*x)."""
+        """mean + sqrt(var) eps with eps ~ N(0, I), the reparameterized sample of VAE-5. Returns shape (*x)."""
         return self.mean + _root(self.var) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
     def log_prob(self, x: X) -> Scalar:
@@ -79,20 +88,20 @@ ARGUMENT_CHECKS[Prior] = check_prior
 
 
 def _widened(*arrays: Any) -> list[jax.Array]:
-    """The arrays in one float type, float32 or wider."""
+    """The arrays in one floating-point type, float32 or wider."""
     dtype = at_least_float32(*arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
 
 
 def _root(x: Real | float) -> Real:
-    """sqrt(x) with slope 0 at 0: where nothing varies its infinite slope, times a change of 0, would be NaN."""
+    """sqrt(x) with slope 0 at 0: the infinite slope, times a cotangent of 0, would be NaN."""
     return jnp.where(x == 0.0, 0.0, jnp.sqrt(jnp.where(x == 0.0, 1.0, x)))
 
 
 def variance_kl(log_ratio: Real) -> Real:
-    """KL(N(0, e^y) || N(0, 1)) = (e^y - 1 - y) / 2 of one dimension, from the *log* ratio y of the variances.
+    """KL(N(0, e^y) || N(0, 1)) = (e^y - 1 - y) / 2 of one dimension, for the *logarithm* y of the variance ratio.
 
-    Elementwise, in nats. The plain formula loses every digit as y -> 0, where the value is y^2 / 4: there, a series.
+    Elementwise, in nats. As y -> 0 the value is y^2 / 4 and the formula cancels, so a series is used for |y| < 1/2.
 
     Source: the scalar case of Kingma & Welling 2013, arXiv:1312.6114, appendix B.
     """
@@ -108,10 +117,10 @@ def kl(p: Normal, q: Normal) -> Scalar:
 
         KL = 1/2 sum[ (mu_p - mu_q)^2 / v_q + v_p / v_q - 1 - log(v_p / v_q) ]
 
-    With equal variances it is ||mu_p - mu_q||^2 / (2 v).
+    For equal variances it is ||mu_p - mu_q||^2 / (2 v).
 
     Args:
-        p, q: normals over the same shape (*x), positive variances.
+        p, q: normals over the same shape (*x), with positive variances. The mean of q may be a scalar.
 
     Returns:
         A scalar.
@@ -119,7 +128,7 @@ def kl(p: Normal, q: Normal) -> Scalar:
     Source: Kingma & Welling 2013, arXiv:1312.6114.
     """
     mean_p, var_p, mean_q, var_q = _widened(p.mean, p.var, q.mean, q.var)
-    excess = (var_p - var_q) / var_q  # exact where the variances are close, and the logarithm's relative error with it
+    excess = (var_p - var_q) / var_q  # exact for close variances, and so is its log1p
     close = jnp.abs(excess) < 0.5
     log_ratio = jnp.where(close, jnp.log1p(jnp.where(close, excess, 0.0)), jnp.log(var_p / var_q))
     return jnp.sum(0.5 * (mean_p - mean_q) ** 2 / var_q + variance_kl(log_ratio))

@@ -20,6 +20,19 @@ from vdm_jax.gaussian import LOG_2PI, _widened
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.types import Key, Real, Scalar, X, at_least_float32, check_distribution, check_values
 
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiscretizedGaussian",
+    "Likelihood",
+    "LogisticMixture",
+    "denormalize",
+    "evaluate_log_prob",
+    "log_interval_probability",
+    "normalize",
+    "on_grid",
+]
+
 _OFF_GRID = 2.0**-6  # in half bins: x is off the grid if it is farther from a value than this and than rounding
 _ROOT_HALF = float(np.sqrt(0.5))
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
@@ -326,8 +339,8 @@ class LogisticMixture(NamedTuple):
         mean = mean + jnp.exp(log_scale) * jax.random.logistic(by_channel, mean.shape, mean.dtype)
         x = jnp.zeros_like(mean)
         for c in range(mean.shape[-1]):
-            drawn = mean[..., c] + jnp.sum(coefficients[..., _pairs(c)] * x[..., :c], axis=-1)
-            x = x.at[..., c].set(_rounded(drawn, self.levels))
+            value = mean[..., c] + jnp.sum(coefficients[..., _pairs(c)] * x[..., :c], axis=-1)
+            x = x.at[..., c].set(_rounded(value, self.levels))
         return x
 
     def _from_means(self, index: Integer[Array, "*pixels c"], side: int) -> Float[Array, "*pixels c k"]:

@@ -1,8 +1,8 @@
-"""The four things a network may predict, and the way from each to each: x_0, eps, v and the score (PAR-1, PAR-2).
+"""The four prediction types x_0, eps, v and score, and the conversions between them (PAR-1, PAR-2).
 
 All follow from x_t = alpha x_0 + sigma eps, v = alpha eps - sigma x_0 and score = -eps / sigma, the score of the
-*conditional* law q(x_t | x_0). Of an optimal prediction, each becomes its conditional expectation given x_t, and the
-score that of the marginal law. Functions act on one example, shape (*x), and a scalar level.
+*conditional* distribution q(x_t | x_0). An optimal prediction is the conditional expectation given x_t of each; for
+the score that is the score of the marginal q(x_t). Functions act on one example, shape (*x), and a scalar level.
 
 Source: Ho et al. 2020, arXiv:2006.11239 (eps); Salimans & Ho 2022, arXiv:2202.00512 (v); Song & Ermon 2019,
 arXiv:1907.05600 (score).
@@ -16,14 +16,24 @@ import jax
 from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch
 from vdm_jax.types import Batch, PredictionType, Real, X, evaluate, unknown_prediction_type
 
+__all__ = [
+    "ScoreFromDenoiser",
+    "convert",
+    "prediction_target",
+    "to_eps",
+    "to_score",
+    "to_v",
+    "to_x_0",
+]
+
 
 def _power(level: NoiseLevel) -> Real:
-    """alpha^2 + sigma^2: one where the schedule preserves variance, where v is defined by it, and more elsewhere."""
+    """alpha^2 + sigma^2, which is 1 for a variance-preserving level."""
     return level.alpha**2 + level.sigma**2
 
 
 def prediction_target(x_0: X, eps: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
-    """What a network of the given kind should predict for x_t = alpha x_0 + sigma eps.
+    """The value that a network of a prediction type should predict for x_t = alpha x_0 + sigma eps.
 
     Args:
         x_0, eps: clean example and its noise, shape (*x).
@@ -46,16 +56,16 @@ def prediction_target(x_0: X, eps: X, level: NoiseLevel, prediction_type: Predic
 
 
 def to_x_0(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
-    """x_0 from a prediction of the given kind.
+    """x_0 from a prediction of any type.
 
         eps: (x_t - sigma eps) / alpha     v: (alpha x_t - sigma v) / (alpha^2 + sigma^2)
         score: (x_t + sigma^2 score) / alpha                        (Tweedie's formula, TW-1)
 
     Args:
         value: the prediction, shape (*x).
-        x_t: the noisy example it was made from, shape (*x).
-        level: scalars; from eps or score alpha must not be 0.
-        prediction_type: what value is.
+        x_t: the noisy example, shape (*x).
+        level: scalars. alpha must not be 0 if the prediction is eps or score.
+        prediction_type: the type of the prediction.
 
     Raises:
         ValueError: unknown prediction_type.
@@ -74,11 +84,11 @@ def to_x_0(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType)
 
 
 def to_eps(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
-    """The noise eps from a prediction of the given kind.
+    """The noise eps from a prediction of any type.
 
         x_0: (x_t - alpha x_0) / sigma     v: (sigma x_t + alpha v) / (alpha^2 + sigma^2)     score: -sigma score
 
-    Args and errors as in `to_x_0`; from x_0 sigma must not be 0.
+    Args and errors as in `to_x_0`. sigma must not be 0 if the prediction is x_0.
     """
     alpha, sigma = level.alpha, level.sigma
     match prediction_type:
@@ -94,11 +104,11 @@ def to_eps(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType)
 
 
 def to_v(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
-    """v = alpha eps - sigma x_0 from a prediction of the given kind.
+    """v = alpha eps - sigma x_0 from a prediction of any type.
 
         x_0: (alpha x_t - (alpha^2 + sigma^2) x_0) / sigma     eps: ((alpha^2 + sigma^2) eps - sigma x_t) / alpha
 
-    Args and errors as in `to_x_0`; from x_0 sigma must not be 0, from eps or score alpha must not.
+    Args and errors as in `to_x_0`. sigma must not be 0 for x_0, nor alpha for eps or score.
     """
     alpha, sigma = level.alpha, level.sigma
     match prediction_type:
@@ -112,11 +122,11 @@ def to_v(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -
 
 
 def to_score(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
-    """The score -eps / sigma from a prediction of the given kind (PAR-2).
+    """The score -eps / sigma from a prediction of any type (PAR-2).
 
         x_0: -(x_t - alpha x_0) / sigma^2     eps: -eps / sigma
 
-    Args and errors as in `to_x_0`; sigma must not be 0.
+    Args and errors as in `to_x_0`. sigma must not be 0.
     """
     if prediction_type == "score":
         return value
@@ -124,7 +134,7 @@ def to_score(value: X, x_t: X, level: NoiseLevel, prediction_type: PredictionTyp
 
 
 def convert(value: X, x_t: X, level: NoiseLevel, source: PredictionType, target: PredictionType) -> X:
-    """A prediction of kind `source`, as one of kind `target` (PAR-1). Args and errors as in `to_x_0`."""
+    """Convert a prediction of type `source` to type `target` (PAR-1). Args and errors as in `to_x_0`."""
     converters = {"x_0": to_x_0, "eps": to_eps, "v": to_v, "score": to_score}
     if target not in converters:
         raise unknown_prediction_type(target)
@@ -134,7 +144,7 @@ def convert(value: X, x_t: X, level: NoiseLevel, source: PredictionType, target:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ScoreFromDenoiser:
-    """A denoiser at one level, as the score of q(x_t): (B, *x) -> (B, *x), for whatever takes a score (PAR-2).
+    """The score of q(x_t) from a denoiser at one level, a callable (B, *x) -> (B, *x) (PAR-2).
 
     Fields:
         denoiser: a `types.Denoiser` that is a pytree, such as a `jax.tree_util.Partial`.

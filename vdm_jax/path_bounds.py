@@ -1,8 +1,8 @@
-"""The variational bound along a whole path x_1..x_T drawn from q, where `elbo` draws one level at a time.
+"""Bounds estimated along whole paths x_1..x_T sampled from q, where `elbo` samples one level at a time.
 
-`consistency_bound` (ELBO-2) and `joint_log_ratio` (ELBO-1) have the expectation of `elbo.bound`; `importance_bound`
-lies nearer to the truth, the nearer the more paths it takes (LIK-1). A path is kept in float32 or a wider type; the
-denoiser gets its states in the type of x_0.
+`consistency_bound` (ELBO-2) and `joint_log_ratio` (ELBO-1) have the expectation of `elbo.bound`.
+`importance_weighted_bound` is tighter, and converges to -log p(x_0) with the number of paths (LIK-1). The states of a
+path are in float32 or a wider type; the denoiser receives them in the dtype of x_0.
 """
 
 from functools import partial
@@ -20,6 +20,12 @@ from vdm_jax.parameterization import to_x_0
 from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, at_least_float32, evaluate
 from vdm_jax.vae import importance_weighted_average
 
+__all__ = [
+    "consistency_bound",
+    "importance_weighted_bound",
+    "joint_log_ratio",
+]
+
 
 @compiled()
 def consistency_bound(
@@ -32,16 +38,16 @@ def consistency_bound(
     prediction_type: PredictionType = "eps",
     prior: Prior = STANDARD_NORMAL,
 ) -> DiffusionBound:
-    """One unbiased estimate per example of the bound's first decomposition (ELBO-2), along one path drawn from q.
+    """One unbiased estimate per example of the bound's first decomposition (ELBO-2), along one path sampled from q.
 
         - E log p(x_0 | x_1) + E KL(q(x_T | x_{T-1}) || p(x_T)) + sum_{t=1..T-1} E C_t
         C_t = E log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) = KL(b || p(x_t | x_{t+1})) - KL(b || q(x_t | x_{t-1}))
 
-    Each consistency term C_t, under `diffusion`, averages x_t over the bridge b = q(x_t | x_{t-1}, x_{t+1}); it needs a
-    pair of states where ELBO-3's need one. In print C_t is KL(q(x_t | x_{t-1}) || p(x_t | x_{t+1})), as if x_{t+1} told
-    nothing of x_t: that is larger, and its sum grows with T.
+    The consistency terms C_t, summed in the field `diffusion`, average x_t over the bridge b = q(x_t | x_{t-1},
+    x_{t+1}); each needs two states, a term of ELBO-3 one. The source prints C_t as KL(q(x_t | x_{t-1}) ||
+    p(x_t | x_{t+1})), which ignores the dependence of x_t on x_{t+1}: that is larger, and its sum grows with T.
 
-    Args, result and errors as in `elbo.bound`, whose expectation it has.
+    Args, result and errors as in `elbo.bound`, which has the same expectation.
 
     Source: Luo 2022, arXiv:2208.11970, equations 37 to 45, corrected.
     """
@@ -79,7 +85,7 @@ def _transition(x_s: Batch, step, key: Key) -> tuple[Normal, Batch]:
 
 
 def _x_hat(denoiser, x_t, x_0, level, prediction_type) -> Batch:
-    """The prediction of x_0 from a state of the path, which the denoiser gets in the type of x_0."""
+    """The prediction of x_0 from a state of the path; the denoiser receives the state in the dtype of x_0."""
     prediction = evaluate(denoiser, x_t.astype(x_0.dtype), level)
     return jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, x_t, level)
 
@@ -95,10 +101,10 @@ def joint_log_ratio(
     prediction_type: PredictionType = "eps",
     prior: Prior = STANDARD_NORMAL,
 ) -> PerExample:
-    """log p(x_{0:T}) - log q(x_{1:T} | x_0) along one path x_1..x_T drawn from q (ELBO-1).
+    """log p(x_{0:T}) - log q(x_{1:T} | x_0) along one path x_1..x_T sampled from q (ELBO-1).
 
-    Its expectation is the bound on +log p(x_0), as that of `elbo.bound` is with the sign turned. Neither has the
-    smaller variance for every model: this one is log p(x_0) on every path if the model is the true reverse process.
+    Its expectation is a lower bound on log p(x_0), minus that of `elbo.bound`. Which of the two estimates has less
+    variance depends on the model: this one equals log p(x_0) on every path if the model is the true reverse process.
 
     Args and errors as in `elbo.bound`. Returns shape (B,), nats.
 
@@ -117,7 +123,7 @@ def _joint_log_ratio(denoiser, key, x_0, schedule, decoder, prediction_type, pri
         x_hat = _x_hat(denoiser, x_t, x_0, step.t, prediction_type)
         decoded = decoder_log_prob(decoder, x_0, x_hat, x_t, step.t)
         p = jax.vmap(forward.posterior)(x_t, x_hat, step)
-        p = Normal(p.mean, var=jnp.where(t == 1, 1.0, p.var))  # a point at t = 1, where the decoder stands: no NaN
+        p = Normal(p.mean, var=jnp.where(t == 1, 1.0, p.var))  # avoids NaN at t = 1, where the decoder replaces it
         reverse = jax.vmap(Normal.log_prob)(p, x_s)
         return (x_t, total + jnp.where(t == 1, decoded, reverse) - jax.vmap(Normal.log_prob)(q, x_t)), None
 
@@ -142,8 +148,8 @@ def importance_weighted_bound(
 
         -log p(x_0) <= -E log 1/K sum_k p(x_{0:T}^k) / q(x_{1:T}^k | x_0)
 
-    K = 1 is the bound itself; it falls with K, to -log p(x_0) of the model of T steps. Each path evaluates the
-    network T times. Averaged over K inside the logarithm: without its -log K a sum would claim log K nats too many.
+    K = 1 is the bound of `elbo`. It decreases with K and converges to -log p(x_0) of the model of T steps. Each path
+    evaluates the network T times.
 
     Args:
         samples: K, at least 1. The others, and errors, as in `elbo.bound`.
