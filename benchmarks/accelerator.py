@@ -20,7 +20,7 @@ import tyro
 from benchmarks.clock import in_turns, milliseconds, ratio, repeat
 from benchmarks.overhead import CIFAR
 from vdm_jax.training import optimizer, registry, state
-from vdm_jax.training.runtime.devices import make_mesh, replicated, split
+from vdm_jax.training.runtime.devices import batch_sharding, make_mesh, replicated
 from vdm_jax.training.step import make_step
 
 DTYPES = ("float32", "bfloat16")
@@ -70,7 +70,7 @@ def prepared(options: Options, dtype: Any) -> tuple[Any, float]:
     step = make_step(experiment, adam, mesh, seed=0, ema_decay=config.ema_decay)
     first = jax.jit(lambda: state.create(experiment, adam, 0), out_shardings=replicated(mesh))()
     image = jax.random.randint(jax.random.key(1), (options.batch_size, *CIFAR.shape), 0, 256).astype(jnp.uint8)
-    batch = jax.device_put({"image": image, "label": jnp.zeros(options.batch_size, jnp.int32)}, split(mesh))
+    batch = jax.device_put({"image": image, "label": jnp.zeros(options.batch_size, jnp.int32)}, batch_sharding(mesh))
     cost: Any = step.lower(first, batch).cost_analysis()  # pyright: ignore
     return repeat(step, first, batch, times=options.steps), cost["flops"]
 
@@ -92,6 +92,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.cli.command import execute
+    from vdm_jax.training.cli.common import execute
 
     execute(lambda: main(tyro.cli(Options)))

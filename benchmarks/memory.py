@@ -16,7 +16,7 @@ import jax
 from vdm_jax.training import optimizer, registry
 from vdm_jax.training.data.sources import Dataset
 from vdm_jax.training.experiment import DataSpec
-from vdm_jax.training.run import Run, abstract_state, placement
+from vdm_jax.training.run import Run, abstract_state, state_sharding
 from vdm_jax.training.runtime.devices import make_mesh
 from vdm_jax.training.step import make_step
 
@@ -32,7 +32,7 @@ def peak(config: Any, batch_size: int, devices: int = 1, **changes: Any) -> tupl
     network = dataclasses.replace(config.network, remat=changes.pop("remat", False))
     config = dataclasses.replace(config, network=network, batch_size=batch_size, **changes)
     run = Run("memory", config, Path(), Dataset(CIFAR, None, None), config.build(CIFAR), make_mesh(devices))  # pyright: ignore
-    options = {"seed": 0, "ema_decay": config.ema_decay, "accumulate": config.accumulate, "place": placement(run)}
+    options = {"seed": 0, "ema_decay": config.ema_decay, "accumulate": config.accumulate, "place": state_sharding(run)}
     step = make_step(run.experiment, optimizer.optimizer(config), run.mesh, **options)
     image = jax.ShapeDtypeStruct((batch_size, *CIFAR.shape), "uint8")
     label = jax.ShapeDtypeStruct((batch_size,), "int32")

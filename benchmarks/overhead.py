@@ -23,10 +23,10 @@ from vdm_jax.networks.unet import UNet
 from vdm_jax.training import optimizer, registry, state
 from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.experiment import DataSpec
-from vdm_jax.training.loop import Loop, begin
+from vdm_jax.training.loop import Loop, start_or_resume
 from vdm_jax.training.run import open_run
-from vdm_jax.training.runtime.devices import make_mesh, replicated, split
-from vdm_jax.training.runtime.metrics_writer import Journal
+from vdm_jax.training.runtime.devices import batch_sharding, make_mesh, replicated
+from vdm_jax.training.runtime.metrics_writer import MetricsWriter
 from vdm_jax.training.step import make_step
 
 CIFAR = DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000)
@@ -80,7 +80,7 @@ def whole_steps(config: Any, spec: DataSpec, times: int) -> Callable[[], Any]:
     experiment, adam, mesh = config.build(spec), optimizer.optimizer(config), make_mesh(1)
     shape = (config.batch_size, *spec.shape)
     image = jax.random.randint(jax.random.key(1), shape, 0, spec.levels).astype(jnp.uint8)
-    batch = jax.device_put({"image": image, "label": jnp.zeros(shape[0], jnp.int32)}, split(mesh))
+    batch = jax.device_put({"image": image, "label": jnp.zeros(shape[0], jnp.int32)}, batch_sharding(mesh))
     step = make_step(experiment, adam, mesh, seed=0, ema_decay=config.ema_decay)
     create = jax.jit(
         lambda: state.create(experiment, adam, 0), out_shardings=replicated(mesh)
@@ -106,9 +106,9 @@ def loop(times: int = 20, rounds: int = 15) -> None:
         config: Any = dataclasses.replace(registry.find("ddpm_digits"), **never)
         run = open_run("ddpm_digits", config, make_mesh(1))
         with Checkpoints(run.folder / "checkpoints") as checkpoints:
-            start = begin(run, checkpoints)  # makes the folder
-            with Journal(run.folder, 0, 1) as journal:
-                going = Loop(run, start, checkpoints, journal)
+            start = start_or_resume(run, checkpoints)  # makes the folder
+            with MetricsWriter(run.folder, 0, 1) as writer:
+                going = Loop(run, start, checkpoints, writer)
 
                 def advance(count: int = times):
                     for step in range(count):
@@ -133,6 +133,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.cli.command import execute
+    from vdm_jax.training.cli.common import execute
 
     execute(main)

@@ -27,7 +27,7 @@ from vdm_jax.discrete_schedules import linear_betas, uniform_steps
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.training import state
 from vdm_jax.training.experiment import Experiment
-from vdm_jax.training.runtime.devices import make_mesh, replicated, split
+from vdm_jax.training.runtime.devices import batch_sharding, make_mesh, replicated
 from vdm_jax.training.step import make_step
 
 DECAY, RATE, CALLS = 0.999, 2e-4, 50
@@ -78,7 +78,7 @@ def ours(case: Case, params: Any, x: np.ndarray) -> Ways:
     step = make_step(experiment, _adam(), mesh, seed=0, ema_decay=DECAY)
     first = jax.jit(lambda: state.create(experiment, _adam(), 0), out_shardings=replicated(mesh))()
     denoiser, noise = Partial(predict, params, None), jnp.asarray(x)
-    batch = jax.device_put({"image": noise}, split(mesh))
+    batch = jax.device_put({"image": noise}, batch_sharding(mesh))
     short = schedule.subsequence(uniform_steps(1000, CALLS))
     return {
         "step": repeat(step, first, batch, times=case.steps),
@@ -151,6 +151,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.cli.command import execute
+    from vdm_jax.training.cli.common import execute
 
     execute(main)

@@ -18,6 +18,7 @@ from benchmarks.overhead import narrow_cifar, whole_steps
 from vdm_jax.training import registry
 from vdm_jax.training.data import sources
 from vdm_jax.training.data.augmentation import augmentations
+from vdm_jax.training.data.batches import train_iterator
 from vdm_jax.training.data.sources import Images
 
 SETS = ("digits", "mnist", "cifar10")
@@ -30,10 +31,11 @@ def recipe(name: str) -> Any:
 
 
 def batches(images: Images, config: Any, count: int) -> Callable[[], None]:
-    """Reads so many batches from a fresh iterator."""
+    """Read this many batches from a new iterator."""
 
     def read() -> None:
-        iterator = sources.train_iterator(images, config.batch_size, 0, augmentations(config))
+        augment = augmentations(flip=config.flip, rotation=config.rotate, channels=config.swap_channels)
+        iterator = train_iterator(images, config.batch_size, 0, augment)
         for _ in range(count):
             next(iterator)
         iterator.close()
@@ -42,7 +44,7 @@ def batches(images: Images, config: Any, count: int) -> Callable[[], None]:
 
 
 def undecoded(images: Images, config: Any) -> Callable[[], None]:
-    """The same where no image has been read yet."""
+    """The same before any image has been decoded."""
     return lambda: batches(Images(images._records, images.shape), config, FIRST)()
 
 
@@ -71,6 +73,6 @@ def main(*names: str) -> None:
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.cli.command import execute
+    from vdm_jax.training.cli.common import execute
 
     execute(lambda: main(*sys.argv[1:]))

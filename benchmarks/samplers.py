@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vdm_jax.training.cli.command import newest
-from vdm_jax.training.evaluation.report import number_of_examples
-from vdm_jax.training.evaluation.sample_quality import distances, draw, extractor
-from vdm_jax.training.run import open_run, stored_config
+from vdm_jax.training.evaluation.features import extractor
+from vdm_jax.training.evaluation.report import num_examples
+from vdm_jax.training.evaluation.sample_quality import distances, sample_in_blocks
+from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 
 CALLS = (5, 10, 20, 40, 80)
 EACH = {
@@ -27,24 +27,24 @@ def main(name: str, workdir: str = "runs") -> None:
     """Print the table."""
     config: Any = dataclasses.replace(stored_config(name, workdir), workdir=workdir)
     first = open_run(name, config)
-    params, by, number = newest(first).state.ema, extractor(first), number_of_examples(first)
+    params, by, number = newest_checkpoint(first).state.ema, extractor(first), num_examples(first)
     test, _ = by(first.data.test.take(np.arange(number))["image"], "test images")
     print(f"| | {' | '.join(f'{calls} calls' for calls in CALLS)} |\n|{'---|' * (1 + len(CALLS))}")
     for sampler, each in EACH.items():
         cells = []
         for calls in CALLS:
-            given = {"sampler": sampler, "steps": calls // each, "guidance": 1.0}
+            given = {"sampler": sampler, "steps": calls // each, "guidance_scale": 1.0}
             if calls // each < 3:
                 cells.append("-")
                 continue
             way = dataclasses.replace(config.sampling, **given)
             run = open_run(name, dataclasses.replace(config, sampling=way))
-            features, _ = by(draw(run, params, number)[0], sampler)
+            features, _ = by(sample_in_blocks(run, params, number)[0], sampler)
             cells.append(f"{distances(test, features)['frechet']:.2f}")
         print(f"| {sampler} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
-    from vdm_jax.training.cli.command import execute
+    from vdm_jax.training.cli.common import execute
 
     execute(lambda: main(*sys.argv[1:3]))
