@@ -60,7 +60,7 @@ def test_a_bare_file_is_read(folder, expected, tmp_path_factory):
     got = interop.load(bare, folder / "config.json")
     assert_same_bits(got.params, expected)
     assert got.scheduler is None
-    with pytest.raises(ValueError, match=r"There is no .*config.json, which describes the network"):
+    with pytest.raises(ValueError, match=r"config.json does not exist: .* \(config\)"):
         interop.load(bare)
 
 
@@ -82,7 +82,7 @@ def test_what_is_saved_is_loaded_to_the_same_bits(folder, tensors, tmp_path_fact
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         assert (entry["dtype"], tuple(entry["shape"])) == ("F32", tensors[name].shape)
         assert data[begin:end] == tensors[name].tobytes()
-    with pytest.raises(ValueError, match="is there already and not empty"):
+    with pytest.raises(ValueError, match="is not empty: name a new folder"):
         interop.save(pipeline, loaded)
 
 
@@ -90,13 +90,13 @@ def test_a_damaged_file_is_refused(folder):
     good = (folder / WEIGHTS).read_bytes()
     for cut in (0, 4, 8, 100, len(good) // 2, len(good) - 1):
         (folder / WEIGHTS).write_bytes(good[:cut])
-        with pytest.raises(ValueError, match=r"is no safetensors file .* or cut short or damaged"):
+        with pytest.raises(ValueError, match="not a complete safetensors file"):
             interop.load(folder)
     (folder / WEIGHTS).write_bytes(good + b"\0")
-    with pytest.raises(ValueError, match="cut short or damaged"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         interop.load(folder)
     (folder / WEIGHTS).write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(ValueError, match="cut short or damaged"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         interop.load(folder)
 
 
@@ -123,7 +123,7 @@ def test_a_flipped_bit_of_what_we_wrote_is_seen(folder, tmp_path_factory):
     good = bytearray((new / WEIGHTS).read_bytes())
     good[-3] ^= 1  # the last number, in the seventh digit: nothing else could tell
     (new / WEIGHTS).write_bytes(bytes(good))
-    with pytest.raises(ValueError, match=r"has another SHA-256 than diffusion_pytorch_model.safetensors.sha256 says"):
+    with pytest.raises(ValueError, match=r"SHA-256 in diffusion_pytorch_model.safetensors.sha256: copy it again"):
         interop.load(new)
 
 
@@ -142,25 +142,25 @@ def test_a_pickle_is_refused_unread(folder, name):
     (folder / WEIGHTS).unlink()
     (folder / name).write_bytes(pickle.dumps(Bomb(folder / "ran")))
     for path in (folder, folder / name):
-        with pytest.raises(ValueError, match=r"is a pickle, which may run any code.*safe_serialization=True"):
+        with pytest.raises(ValueError, match=r"is a pickle.*safe_serialization=True"):
             interop.load(path)
     assert not (folder / "ran").exists()
 
 
 def test_a_pickle_named_as_safetensors_is_not_run(folder):
     (folder / WEIGHTS).write_bytes(pickle.dumps(Bomb(folder / "ran")))
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         interop.load(folder)
     assert not (folder / "ran").exists()
 
 
 def test_what_is_not_there(folder, tmp_path_factory):
-    with pytest.raises(ValueError, match=r"There is nothing at .*nowhere: name a folder or a .safetensors file"):
+    with pytest.raises(ValueError, match=r"nowhere does not exist: name a folder or a .safetensors file"):
         interop.load(folder / "nowhere")
-    with pytest.raises(ValueError, match=f"There is no {WEIGHTS} in"):
+    with pytest.raises(ValueError, match=f"does not contain {WEIGHTS}: name a folder"):
         interop.load(tmp_path_factory.mktemp("empty"))
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is no JSON .*: copy it again"):
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON .*: copy it again"):
         interop.load(folder)
 
 
@@ -168,5 +168,5 @@ def test_half_precision_is_refused_with_the_remedy(folder, tensors):
     from safetensors.numpy import save
 
     (folder / WEIGHTS).write_bytes(save({name: value.astype(np.float16) for name, value in tensors.items()}))
-    with pytest.raises(ValueError, match=r"not float32, as model.float\(\) is \(\d+\): conv_in.bias float16"):
+    with pytest.raises(ValueError, match=r"model.float\(\)\) \(\d+\): conv_in.bias float16"):
         interop.load(folder)

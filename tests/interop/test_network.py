@@ -10,7 +10,7 @@ import pytest
 from tests.interop.reference import CIFAR, SMALL, TINY, draw, shapes, unet
 from tests.training.bits import assert_same_bits
 from vdm_jax import interop
-from vdm_jax.interop import names
+from vdm_jax.interop import tensor_names
 from vdm_jax.networks.unet import UNet, UNetConfig
 
 SHAPES = {
@@ -55,7 +55,7 @@ def test_every_layer_computes_what_diffusers_does(tiny):
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_names_and_shapes_are_diffusers(config):
     network, shape = interop.from_unet_config(config)
-    assert {place.name: place.shape for place in names.places(network, shape).values()} == shapes(config)
+    assert {entry.name: entry.shape for entry in tensor_names.tensor_table(network, shape).values()} == shapes(config)
 
 
 @pytest.mark.parametrize("kind", ["labels", "none in the middle", "attention everywhere"])
@@ -93,7 +93,7 @@ def test_older_names_of_attention(tiny):
     network, shape = interop.from_unet_config(TINY | {"num_class_embeds": 4})
     assert_same_bits(interop.from_tensors(network, shape, old), interop.from_tensors(network, shape, tiny))
     both = tiny | {"mid_block.attentions.0.query.weight": tiny["mid_block.attentions.0.to_q.weight"]}
-    with pytest.raises(ValueError, match=r"by an old and a new name \(1\): mid_block.attentions.0.query.weight"):
+    with pytest.raises(ValueError, match=r"a legacy and a current name \(1\): mid_block.attentions.0.query.weight"):
         interop.from_tensors(network, shape, both)
 
 
@@ -113,8 +113,8 @@ def test_tensors_that_do_not_fit_are_listed(tiny):
     assert [line.strip() for line in lines[2:6]] == [
         "not of this network (1): ema.decay",
         "of another shape (1): conv_out.weight (3, 8, 1, 3), not (3, 8, 3, 3)",
-        "not float32, as model.float() is (1): conv_in.bias float16",
-        "with numbers that are not finite (1): conv_norm_out.bias",
+        "not float32 (convert by model.float()) (1): conv_in.bias float16",
+        "with non-finite values (1): conv_norm_out.bias",
     ]
 
 
@@ -123,7 +123,7 @@ def test_parameters_of_another_network_are_listed(tiny):
     params = interop.from_tensors(network, shape, tiny)
     params["Conv_0"]["kernel"] = params["Conv_0"]["kernel"][..., :4]
     params["Stem_0"] = params.pop("GroupNorm_0")
-    with pytest.raises(ValueError, match="fit the network's config") as error:
+    with pytest.raises(ValueError, match="match the network's config") as error:
         interop.to_tensors(network, shape, params)
     assert "missing (2): GroupNorm_0/bias, GroupNorm_0/scale" in str(error.value)
     assert "not of this network (2): Stem_0/bias, Stem_0/scale" in str(error.value)
@@ -166,7 +166,7 @@ def test_a_network_that_ours_cannot_be_is_named(field, value):
 def test_fields_left_out_have_diffusers_values():
     with pytest.raises(ValueError, match="norm_eps is 1e-05: supported is 1e-06"):
         interop.from_unet_config({name: value for name, value in TINY.items() if name != "norm_eps"})
-    with pytest.raises(ValueError, match=r"fields unknown here \(1\): skip_conv"):
+    with pytest.raises(ValueError, match=r"unknown fields \(1\): skip_conv"):
         interop.from_unet_config(TINY | {"skip_conv": 2})
     with pytest.raises(ValueError, match="_class_name is 'UNet2DConditionModel': supported is 'UNet2DModel'"):
         interop.from_unet_config(TINY | {"_class_name": "UNet2DConditionModel"})

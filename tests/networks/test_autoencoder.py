@@ -16,20 +16,20 @@ SHAPE = (8, 4, 2)  # not square
 kinds = pytest.mark.parametrize("config", [CONV, MLP], ids=["conv", "mlp"])
 
 
-def unoptimised(function):
+def unoptimized(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def perturbed(module, x):
-    """Parameters drawn at random, scales near one, so that nothing is zero by initialisation."""
+    """Random parameters, scales near one, so that nothing is zero by initialization."""
     random = np.random.RandomState(2)
 
-    def draw(path, leaf):
-        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+    def sample(path, leaf):
+        center = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
         spread = 0.1 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(centre + spread * random.standard_normal(leaf.shape), jnp.float32)
+        return jnp.asarray(center + spread * random.standard_normal(leaf.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(1), x))
+    return jax.tree_util.tree_map_with_path(sample, jax.eval_shape(module.init, jax.random.key(1), x))
 
 
 def images(batch=3):
@@ -41,7 +41,7 @@ def latents(batch=3):
 
 
 def applied(module, variables, x):
-    return unoptimised(module.apply)(variables, x)
+    return unoptimized(module.apply)(variables, x)
 
 
 def swish(x):
@@ -90,9 +90,9 @@ def test_small_convolutions_have_the_parameters_of_a_hand_count():
 
 
 @kinds
-def test_log_variance_is_zero_at_first_and_bounded_for_good(config):
+def test_log_variance_is_zero_at_initialization_and_bounded_for_good(config):
     x, encoder = images(), Encoder(config)
-    variables = unoptimised(encoder.init)(jax.random.key(1), x)
+    variables = unoptimized(encoder.init)(jax.random.key(1), x)
     mean, log_var = applied(encoder, variables, x)
     assert mean.shape == log_var.shape == (3, 3)
     assert float(jnp.abs(mean).min()) > 0
@@ -112,7 +112,7 @@ def test_every_parameter_is_used(config):
         mean, log_var = encoder.apply(variables[0], x)
         return jnp.sum(jnp.sin(decoder.apply(variables[1], mean + jnp.exp(0.5 * log_var))))
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(unoptimised(jax.grad(loss))(variables)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unoptimized(jax.grad(loss))(variables)):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 
@@ -125,9 +125,9 @@ def test_examples_do_not_see_each_other(config):
             np.testing.assert_allclose(both[1:2], one, atol=2e-5)
 
 
-def test_decoded_components_differ_at_first():
+def test_decoded_components_differ_at_initialization():
     # of a mixture whose components start alike none ever differs
-    features = unoptimised(Decoder(CONV, 4, SHAPE).init_with_output)(jax.random.key(1), latents())[0]
+    features = unoptimized(Decoder(CONV, 4, SHAPE).init_with_output)(jax.random.key(1), latents())[0]
     assert features.shape == (3, 8, 4, 4)
     for i in range(4):
         for j in range(i):
@@ -141,7 +141,7 @@ def test_dropout_differs_between_examples_and_is_off_outside_training(config):
         variables = perturbed(module, x)
         still = jax.tree.leaves(applied(module, variables, x))[0]
         np.testing.assert_allclose(still[0], still[1], atol=1e-6)
-        train = unoptimised(lambda v, key, module=module, x=x: module.apply(v, x, train=True, rngs={"dropout": key}))
+        train = unoptimized(lambda v, key, module=module, x=x: module.apply(v, x, train=True, rngs={"dropout": key}))
         shaken = jax.tree.leaves(train(variables, jax.random.key(3)))[0]
         assert float(jnp.abs(shaken[0] - shaken[1]).max()) > 1e-3
 
@@ -156,20 +156,20 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output(config):
         variables = perturbed(exact, x)
         shapes = jax.eval_shape(rough.init, jax.random.key(1), x)
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-        truth, got = (jax.tree.leaves(applied(module, variables, x))[0] for module in (exact, rough))
+        expected, got = (jax.tree.leaves(applied(module, variables, x))[0] for module in (exact, rough))
         assert got.dtype == jnp.float32
-        assert 1e-5 < float(jnp.linalg.norm(got - truth) / jnp.linalg.norm(truth)) < 0.05
+        assert 1e-5 < float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected)) < 0.05
 
 
 @pytest.mark.parametrize(
     ("config", "shape", "message"),
     [
-        (CONV, (8, 7, 1), "8 x 7 cannot be halved 1 times: take fewer multipliers"),
+        (CONV, (8, 7, 1), "8 x 7 cannot be halved 1 times: set fewer multipliers"),
         (replace(CONV, groups=3), SHAPE, "4 channels do not split into 3 groups"),
-        (replace(MLP, latent=0), SHAPE, "a latent of 0 dimensions holds nothing"),
+        (replace(MLP, latent=0), SHAPE, "latent is 0: set it to 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(config, shape, message):
+def test_invalid_configs_and_inputs_are_refused(config, shape, message):
     with pytest.raises(ValueError, match=message):
         config.check(shape)
     with pytest.raises(ValueError, match=message):
@@ -179,12 +179,12 @@ def test_what_does_not_fit_is_refused(config, shape, message):
 
 
 def test_a_latent_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="z has 4 dimensions and this decoder takes 3"):
+    with pytest.raises(ValueError, match="z has 4 dimensions and latent is 3: set latent"):
         Decoder(CONV, 2, SHAPE).init(jax.random.key(0), jnp.ones((1, 4)))
 
 
-def test_a_kind_that_is_none_is_refused():
+def test_an_unknown_architecture_is_refused():
     config = AutoencoderConfig()
     object.__setattr__(config, "architecture", "transformer")  # as from a file: a type checker would not have it
-    with pytest.raises(ValueError, match="unknown architecture 'transformer': choose 'mlp' or 'conv'"):
+    with pytest.raises(ValueError, match="architecture is 'transformer': set it to 'mlp' or 'conv'"):
         config.check(SHAPE)

@@ -17,39 +17,39 @@ QUICK = {"xla_backend_optimization_level": 0}  # to compile takes far longer tha
 
 
 def moved(network, *inputs):
-    """Variables that are drawn, for at the start layers are zero."""
+    """Random variables, since some layers are zero at initialization."""
     shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-    draw = np.random.RandomState(0)
-    return jax.tree.map(lambda x: jnp.asarray(0.4 * draw.standard_normal(x.shape), x.dtype), shapes)
+    random = np.random.RandomState(0)
+    return jax.tree.map(lambda x: jnp.asarray(0.4 * random.standard_normal(x.shape), x.dtype), shapes)
 
 
-def ask(network, variables, *inputs):
+def apply(network, variables, *inputs):
     return jax.jit(network.apply, compiler_options=QUICK)(variables, *inputs)
 
 
 @pytest.mark.slow
-def test_every_class_is_alike_probable_at_first():
+def test_classes_are_equally_probable_at_initialization():
     network = Classifier(CONFIG)
-    said = ask(network, jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), IMAGES), IMAGES)
-    np.testing.assert_array_equal(said.logits, 0.0)
-    assert float(jnp.abs(said.features).min(axis=0).max()) > 0.0
+    output = apply(network, jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), IMAGES), IMAGES)
+    np.testing.assert_array_equal(output.logits, 0.0)
+    assert float(jnp.abs(output.features).min(axis=0).max()) > 0.0
 
 
 def test_logits_are_a_linear_map_of_the_features():
     network = Classifier(CONFIG)
     variables = moved(network, IMAGES)
-    said = ask(network, variables, IMAGES)
+    output = apply(network, variables, IMAGES)
     last = [layer for layer in variables["params"].values() if layer.get("kernel", jnp.zeros(0)).shape == (6, 3)]
     assert len(last) == 1
-    np.testing.assert_allclose(said.logits, said.features @ last[0]["kernel"] + last[0]["bias"][None], rtol=1e-5)
+    np.testing.assert_allclose(output.logits, output.features @ last[0]["kernel"] + last[0]["bias"][None], rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_images_are_seen_one_by_one():
     network = Classifier(CONFIG)
     variables = moved(network, IMAGES)
-    alone = [ask(network, variables, image[None]).logits[0] for image in IMAGES]
-    np.testing.assert_allclose(ask(network, variables, IMAGES).logits, jnp.stack(alone), rtol=1e-5, atol=1e-6)
+    alone = [apply(network, variables, image[None]).logits[0] for image in IMAGES]
+    np.testing.assert_allclose(apply(network, variables, IMAGES).logits, jnp.stack(alone), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_images_are_seen_one_by_one():
 def test_the_level_is_heard(kind):
     network, level = Classifier(dataclasses.replace(CONFIG, embedding=kind)), jnp.arange(4.0)
     variables = moved(network, IMAGES, level)
-    near, far = (ask(network, variables, IMAGES, at).logits for at in (level, level + jnp.arange(4.0)))
+    near, far = (apply(network, variables, IMAGES, at).logits for at in (level, level + jnp.arange(4.0)))
     np.testing.assert_array_equal(near[0], far[0])
     assert float(jnp.abs(near - far)[1:].max(axis=1).min()) > 1e-3
 
@@ -71,21 +71,21 @@ def test_dropout_is_off_but_in_training():
     def dropped(key):
         return network.apply(variables, IMAGES, train=True, rngs={"dropout": key}).logits
 
-    drawn = np.stack([dropped(jax.random.key(i)) for i in range(20)])
-    assert drawn.std(axis=0).min() > 0.05
+    outputs = np.stack([dropped(jax.random.key(i)) for i in range(20)])
+    assert outputs.std(axis=0).min() > 0.05
     still = Classifier(CONFIG)  # with no dropout at all
-    np.testing.assert_array_equal(ask(network, variables, IMAGES).logits, ask(still, variables, IMAGES).logits)
+    np.testing.assert_array_equal(apply(network, variables, IMAGES).logits, apply(still, variables, IMAGES).logits)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_configs_and_inputs_are_refused():
     init = lambda config, *inputs: Classifier(config).init(jax.random.key(0), *inputs)  # noqa: E731
-    with pytest.raises(ValueError, match="a noise level was given to a classifier of embedding 'none': set embedding"):
+    with pytest.raises(ValueError, match="embedding is 'none': set embedding"):
         init(CONFIG, IMAGES, jnp.zeros(4))
-    with pytest.raises(ValueError, match="no noise level was given to a classifier of embedding 'log_snr'"):
+    with pytest.raises(ValueError, match="embedding is 'log_snr': set embedding"):
         init(ClassifierConfig(embedding="log_snr"), IMAGES)
-    with pytest.raises(ValueError, match="cannot be halved 1 times: take fewer multipliers"):
+    with pytest.raises(ValueError, match="cannot be halved 1 times: set fewer multipliers"):
         init(CONFIG, IMAGES[:, :3])
-    with pytest.raises(ValueError, match=r"1 class\(es\) cannot be told apart: take data with 2 labels"):
+    with pytest.raises(ValueError, match="num_classes is 1: use data with 2 classes"):
         ClassifierConfig(num_classes=1).check((8, 8, 1))
 
 

@@ -12,10 +12,10 @@ SHAPES = inception.weight_shapes()
 
 def random_weights(seed=0):
     """Weights that keep activations of the order of one."""
-    draw = np.random.RandomState(seed)
+    random = np.random.RandomState(seed)
     weights = {}
     for name, shape in SHAPES.items():
-        value = draw.standard_normal(shape)
+        value = random.standard_normal(shape)
         match name.split(".")[-2:]:
             case ["conv", _]:
                 value *= np.sqrt(2.0 / np.prod(shape[1:]))
@@ -50,10 +50,10 @@ def test_features_come_in_the_order_of_the_branches():
         np.concatenate([weights[f"Mixed_7c.{branch}.bn.{part}"] for branch in branches]).astype(np.float64)
         for part in ("bias", "running_mean", "weight", "running_var")
     )
-    truth = np.maximum(bias - mean * scale / np.sqrt(var + 1e-3), 0.0)
+    expected = np.maximum(bias - mean * scale / np.sqrt(var + 1e-3), 0.0)
     got = jax.jit(inception.inception_features)(weights, jnp.zeros((2, 75, 75, 3)))
     assert got.shape == (2, inception.FEATURES)
-    np.testing.assert_allclose(got, np.stack([truth, truth]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, np.stack([expected, expected]), rtol=1e-5, atol=1e-6)
 
 
 def test_mean_pools_leave_padding_out_and_maximum_pools_let_it_not_win():
@@ -70,10 +70,10 @@ def test_mean_pools_leave_padding_out_and_maximum_pools_let_it_not_win():
 def test_resizing_a_ramp(side):
     # Pixel i stands at i + 1/2 and the edge is held: output j is the ramp at (j + 1/2) side / 299 - 1/2.
     ramp = jnp.broadcast_to(jnp.arange(float(side))[None, :, None, None], (1, side, side, 3))
-    truth = np.clip((np.arange(299) + 0.5) * side / 299 - 0.5, 0.0, side - 1.0)
+    expected = np.clip((np.arange(299) + 0.5) * side / 299 - 0.5, 0.0, side - 1.0)
     for image, axis in ((ramp, 1), (ramp.swapaxes(1, 2), 2)):
         got = np.moveaxis(np.asarray(inception.resize(image)), axis, -1)
-        np.testing.assert_allclose(got, np.broadcast_to(truth, got.shape), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), rtol=1e-5, atol=1e-4)
 
 
 def test_resizing_larger_images_does_not_filter():
@@ -92,10 +92,10 @@ def test_weights_that_do_not_fit_are_listed():
     gone = "Mixed_7c.branch1x1.conv.weight"
     wrong = {name: value for name, value in weights.items() if name != gone} | {"odd": np.zeros(1)}
     wrong["Conv2d_1a_3x3.bn.bias"] = np.zeros(31)
-    with pytest.raises(ValueError, match="these are no weights of Inception-v3") as error:
+    with pytest.raises(ValueError, match="not Inception-v3 weights, use those of pt_inception") as error:
         inception.check_weights(wrong)
     for line in (
-        f"missing: {gone} (320, 2048, 1, 1)", "not known: odd", "Conv2d_1a_3x3.bn.bias: shape (31,) and not (32,)"
+        f"missing: {gone} (320, 2048, 1, 1)", "unknown: odd", "Conv2d_1a_3x3.bn.bias: shape (31,), expected (32,)"
     ):  # fmt: skip
         assert line in str(error.value)
     with pytest.raises(ValueError, match="and 450 more"):
@@ -129,10 +129,10 @@ def test_it_is_torchvision_s_with_the_reference_s_three_changes():
     try:
         with torch.no_grad():
             resized = functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-            truth = network(resized).numpy()
+            expected = network(resized).numpy()
     finally:
         functional.avg_pool2d = own
     ours = inception.resize(jnp.asarray(images.transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(ours, resized.numpy().transpose(0, 2, 3, 1), atol=1e-5)
     got = jax.jit(inception.inception_features)(weights, ours)
-    np.testing.assert_allclose(got, truth, rtol=1e-3, atol=1e-4 * np.abs(truth).max())
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())

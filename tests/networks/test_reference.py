@@ -59,8 +59,8 @@ def dense(p, h):
 
 def norm(p, h):
     grouped = h.reshape(*h.shape[:3], GROUPS, -1)
-    centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
-    unit = centred / np.sqrt((centred**2).mean((1, 2, 4), keepdims=True) + 1e-6)
+    centered = grouped - grouped.mean((1, 2, 4), keepdims=True)
+    unit = centered / np.sqrt((centered**2).mean((1, 2, 4), keepdims=True) + 1e-6)
     return unit.reshape(h.shape) * p["scale"] + p["bias"]
 
 

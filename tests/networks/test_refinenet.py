@@ -19,7 +19,7 @@ def arguments(size=(8, 8, 1), batch=3):
     return x, jnp.arange(batch) % SMALL.num_levels
 
 
-def unoptimised(function):
+def unoptimized(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -29,20 +29,20 @@ def shapes(config, channels):
 
 
 def perturbed(config, channels=1):
-    """Parameters drawn at random, so that nothing is zero by initialisation and levels differ; nothing is compiled."""
+    """Random parameters, so that nothing is zero by initialization and levels differ; nothing is compiled."""
     random = np.random.RandomState(2)
 
-    def draw(path, leaf):
+    def sample(path, leaf):
         table = "table" in jax.tree_util.keystr(path)
         spread = 0.3 if table or leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
         return jnp.asarray(float(table) + spread * random.standard_normal(leaf.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(config, channels))
+    return jax.tree_util.tree_map_with_path(sample, shapes(config, channels))
 
 
 @cache
 def compiled(config):
-    return unoptimised(RefineNet(config).apply)
+    return unoptimized(RefineNet(config).apply)
 
 
 def relabelled(variables, change):
@@ -252,7 +252,7 @@ def test_scales_start_about_one_and_biases_at_zero():
     table = module.init(jax.random.key(0), jnp.zeros((1, 2, 2, 50)), jnp.zeros(1, jnp.int32))["params"]["table"]
     assert table.shape == (100, 3, 50)
     np.testing.assert_array_equal(table[:, 2], 0.0)
-    for part in (table[:, 0], table[:, 1]):  # 5,000 draws of N(1, 0.02^2)
+    for part in (table[:, 0], table[:, 1]):  # 5,000 samples of N(1, 0.02^2)
         assert abs(float(part.mean()) - 1.0) < 5 * 0.02 / 5000**0.5
         assert abs(float(part.std()) / 0.02 - 1.0) < 5 / 10000**0.5
     assert abs(np.corrcoef(table[:, 0].ravel(), table[:, 1].ravel())[0, 1]) < 5 / 5000**0.5
@@ -310,7 +310,7 @@ def test_deepest_stage_sees_as_far_as_its_dilations_say():
         return seen["intermediates"]["DilatedBlock_7"]["__call__"][0][0, 0, 34].sum()  # of pixels 68 and 69
 
     x = jax.random.normal(jax.random.key(0), (1, 2, width, 1))
-    seen = np.flatnonzero(np.any(np.asarray(unoptimised(jax.grad(deepest))(x)) != 0, axis=(0, 1, 3)))
+    seen = np.flatnonzero(np.any(np.asarray(unoptimized(jax.grad(deepest))(x)) != 0, axis=(0, 1, 3)))
     assert (seen[0], seen[-1], len(seen)) == (68 - reach, 69 + reach, 2 * reach + 2)
 
 
@@ -318,7 +318,7 @@ def test_deepest_stage_sees_as_far_as_its_dilations_say():
 def test_every_parameter_of_the_levels_at_hand_learns():
     x, index = arguments((20, 20, 1), 2)  # at half of this every tap of the widest kernels is inside the image
     variables = perturbed(SMALL)
-    gradient = unoptimised(jax.grad(lambda v: jnp.sum(RefineNet(SMALL).apply(v, x, index) ** 2)))(variables)
+    gradient = unoptimized(jax.grad(lambda v: jnp.sum(RefineNet(SMALL).apply(v, x, index) ** 2)))(variables)
     for leaf in jax.tree.leaves(gradient):
         if leaf.ndim == 3:
             assert np.all(leaf[:2] != 0)
@@ -343,11 +343,11 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
     [
         ({}, (7, 8, 1), "images of 7 x 8 cannot be halved: pad or crop them to even sides"),
         ({}, (8, 7, 1), "images of 8 x 7 cannot be halved"),
-        ({"channels": 1}, (8, 8, 1), "1 channels and 3 noise levels: take 2 channels or more"),
+        ({"channels": 1}, (8, 8, 1), "1 channels and 3 noise levels: set 2 channels"),
         ({"num_levels": 0}, (8, 8, 1), "4 channels and 0 noise levels"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, size, message):
+def test_invalid_configs_and_inputs_are_refused(change, size, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change).check(size)
     with pytest.raises(ValueError, match=message):

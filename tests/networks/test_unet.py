@@ -19,29 +19,29 @@ def arguments(batch=3, size=8, channels=1, seed=0):
     return x, jnp.linspace(1.0, 900.0, batch)
 
 
-def unoptimised(function):
+def unoptimized(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def initial(config, *args):
-    # Unoptimised: a hundred initialisers take XLA ten times longer to compile well than to run.
-    return unoptimised(UNet(config).init)(jax.random.key(1), *args)
+    # Unoptimized: a hundred initializers take XLA ten times longer to compile well than to run.
+    return unoptimized(UNet(config).init)(jax.random.key(1), *args)
 
 
 def output(config, variables, *args):
-    return unoptimised(UNet(config).apply)(variables, *args)
+    return unoptimized(UNet(config).apply)(variables, *args)
 
 
 def perturbed(module, *args):
-    """Parameters drawn at random (scales near one), so that nothing is zero by initialisation; nothing is compiled."""
+    """Random parameters (scales near one), so that nothing is zero by initialization; nothing is compiled."""
     random = np.random.RandomState(2)
 
-    def draw(path, leaf):
-        centre = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
+    def sample(path, leaf):
+        center = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
         spread = 0.1 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(centre + spread * random.standard_normal(leaf.shape), jnp.float32)
+        return jnp.asarray(center + spread * random.standard_normal(leaf.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(1), *args))
+    return jax.tree_util.tree_map_with_path(sample, jax.eval_shape(module.init, jax.random.key(1), *args))
 
 
 def count(tree):
@@ -96,11 +96,11 @@ def test_small_network_s_size_follows_the_same_count():
 
 
 @pytest.mark.slow
-def test_output_is_zero_at_first_and_its_last_layer_learns():
+def test_output_is_zero_at_initialization_and_its_last_layer_learns():
     x, t = arguments()
     variables = initial(SMALL, x, t)
     np.testing.assert_array_equal(output(SMALL, variables, x, t), 0.0)
-    gradient = unoptimised(jax.grad(lambda v: UNet(SMALL).apply(v, x, t).sum()))(variables)["params"]
+    gradient = unoptimized(jax.grad(lambda v: UNet(SMALL).apply(v, x, t).sum()))(variables)["params"]
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient["Conv_3"]))
 
 
@@ -159,7 +159,7 @@ def test_dropout_differs_between_examples_and_is_off_outside_training():
     variables = perturbed(UNet(config), x, t)
     still = output(config, variables, x, t)
     np.testing.assert_allclose(still[0], still[1], atol=1e-6)
-    training = unoptimised(lambda v, key: UNet(config).apply(v, x, t, train=True, rngs={"dropout": key}))
+    training = unoptimized(lambda v, key: UNet(config).apply(v, x, t, train=True, rngs={"dropout": key}))
     shaken = training(variables, jax.random.key(3))
     assert float(jnp.abs(shaken[0] - shaken[1]).max()) > 1e-2
 
@@ -197,7 +197,7 @@ def test_attention_against_loops():
             np.testing.assert_allclose(got[example].reshape(4, 4)[position], want, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_are_the_identity_at_first():
+def test_blocks_are_the_identity_at_initialization():
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     attention = Attention(4, jnp.dtype("float32"))
     np.testing.assert_array_equal(attention.apply(attention.init(jax.random.key(1), x), x), x)
@@ -216,11 +216,11 @@ def test_upsample_repeats_each_pixel():
     [
         (SMALL, 7, None, "7 x 7 cannot be halved 1 times"),
         (replace(SMALL, groups=3), 8, None, "8 channels do not split into 3 groups"),
-        (SMALL, 8, 0, "a label was given to a network of 0 classes"),
-        (replace(SMALL, num_classes=2), 8, None, "no label was given to a network of 2 classes"),
+        (SMALL, 8, 0, "num_classes is 0: set num_classes"),
+        (replace(SMALL, num_classes=2), 8, None, "num_classes is 2: set num_classes"),
     ],
 )
-def test_what_does_not_fit_is_refused(config, size, label, message):
+def test_invalid_configs_and_inputs_are_refused(config, size, label, message):
     x, t = arguments(1, size)
     label = None if label is None else jnp.full(1, label)
     with pytest.raises(ValueError, match=message):
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused(config, size, label, message):
 
 
 @pytest.mark.parametrize(("dtype", "mean", "atol"), [("bfloat16", 300.0, 0.02), ("float32", 3000.0, 2e-3)])
-def test_normalise_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
+def test_normalize_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
     x = (mean + jax.random.normal(jax.random.key(0), (1, 8, 8, 4))).astype(dtype)
 
     class Normalised(nn.Module):
@@ -261,10 +261,10 @@ def test_remat_changes_no_number_and_takes_less_memory():
 
     def gradient(network):
         def loss(params):
-            drawn = network.apply(params, x, condition, train=True, rngs={"dropout": jax.random.key(4)})
-            return jnp.square(drawn - 1.0).mean()
+            output = network.apply(params, x, condition, train=True, rngs={"dropout": jax.random.key(4)})
+            return jnp.square(output - 1.0).mean()
 
-        return unoptimised(jax.value_and_grad(loss)).lower(params).compile()
+        return unoptimized(jax.value_and_grad(loss)).lower(params).compile()
 
     both = gradient(plain), gradient(less)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *(run(params) for run in both))

@@ -1,76 +1,83 @@
-"""The weights: diffusers' tensors of a `UNet2DModel` by name <-> our parameters, layer by layer."""
+"""The tensors of a diffusers `UNet2DModel`, by name <-> our parameters."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vdm_jax.interop.faults import listed, refuse
-from vdm_jax.interop.layouts import from_torch, to_torch
-from vdm_jax.interop.names import Path, Place, flat, places, renamed
+from vdm_jax.interop.config_checks import raise_if_any, summarize
+from vdm_jax.interop.tensor_layouts import from_torch, to_torch
+from vdm_jax.interop.tensor_names import Path, TensorEntry, current_name, flatten, tensor_table
 from vdm_jax.networks.unet import UNetConfig
+
+__all__ = ["Params", "check_params", "from_tensors", "to_tensors"]
 
 Params = Any  # nested dictionaries of arrays
 
 
 def from_tensors(config: UNetConfig, shape: tuple[int, int, int], tensors: Mapping[str, np.ndarray]) -> Params:
-    """Our parameters, NumPy arrays, of diffusers' tensors.
+    """Our parameters, as NumPy arrays, from diffusers' tensors.
 
     Args:
-        config, shape: of the network and of an image (H, W, C), as `from_unet_config` has them.
-        tensors: float32 arrays by name; attention's may be the older query, key, value and proj_attn.
+        config: of the network, as `from_unet_config` returns it.
+        shape: of an image, (H, W, C).
+        tensors: float32 arrays by name; attention layers may have the legacy names query, key, value and proj_attn.
 
     Raises:
-        ValueError: tensors that are missing, extra, of another shape or type, or not finite; lists them.
+        ValueError: tensors are missing, extra, of another shape or type, or not finite; lists them.
     """
-    where, named = places(config, shape), {renamed(name): value for name, value in tensors.items()}
-    wanted = {place.name: place.shape for place in where.values()}
+    table, named = tensor_table(config, shape), {current_name(name): value for name, value in tensors.items()}
+    wanted = {entry.name: entry.shape for entry in table.values()}
     shared = {name: named[name] for name in wanted if name in named}
-    twice = [name for name in tensors if renamed(name) != name and renamed(name) in tensors]
+    twice = [name for name in tensors if current_name(name) != name and current_name(name) in tensors]
     wrong = [f"{name} {x.shape}, not {wanted[name]}" for name, x in shared.items() if x.shape != wanted[name]]
+    not_float32 = [f"{name} {x.dtype}" for name, x in shared.items() if x.dtype != np.float32]
     faults = [
-        *listed("missing", [name for name in wanted if name not in named]),
-        *listed("not of this network", [name for name in named if name not in wanted]),
-        *listed("there by an old and a new name", twice),
-        *listed("of another shape", wrong),
-        *listed(
-            "not float32, as model.float() is", [f"{n} {x.dtype}" for n, x in shared.items() if x.dtype != np.float32]
-        ),
-        *listed("with numbers that are not finite", [name for name, x in shared.items() if not np.isfinite(x).all()]),
+        *summarize("missing", [name for name in wanted if name not in named]),
+        *summarize("not of this network", [name for name in named if name not in wanted]),
+        *summarize("present under a legacy and a current name", twice),
+        *summarize("of another shape", wrong),
+        *summarize("not float32 (convert by model.float())", not_float32),
+        *summarize("with non-finite values", [name for name, x in shared.items() if not np.isfinite(x).all()]),
     ]
-    refuse("The tensors do not fit config.json", faults, "Take the config.json that belongs to them, and whole files.")
-    return _nested({path: from_torch(place.name, named[place.name]) for path, place in where.items()})
+    raise_if_any(faults, "The tensors do not match config.json", "Use the config.json and the weights of one model.")
+    return _nested({path: from_torch(entry.name, named[entry.name]) for path, entry in table.items()})
 
 
 def to_tensors(config: UNetConfig, shape: tuple[int, int, int], params: Params) -> dict[str, np.ndarray]:
-    """Diffusers' tensors of our parameters, by name.
+    """Diffusers' tensors, by name, from our parameters.
 
     Args:
-        config, shape: of the network and of an image (H, W, C).
+        config: of the network.
+        shape: of an image, (H, W, C).
         params: of `UNet(config)`, float32.
 
     Raises:
-        ValueError: parameters of another network; lists them.
+        ValueError: the parameters are of another network; lists the differences.
     """
-    where = places(config, shape)
-    refuse_params(params, where)
-    arrays = {path: np.asarray(array) for path, array in flat(params).items()}
-    return {place.name: to_torch(place.name, arrays[path]) for path, place in where.items()}
+    table = tensor_table(config, shape)
+    check_params(params, table)
+    arrays = {path: np.asarray(array) for path, array in flatten(params).items()}
+    return {entry.name: to_torch(entry.name, arrays[path]) for path, entry in table.items()}
 
 
-def refuse_params(params: Params, where: Mapping[Path, Place]) -> None:
-    """Raise ValueError where parameters are not those of a network; lists what is missing, extra or wrong."""
-    arrays = {"/".join(path): np.asarray(array) for path, array in flat(params).items()}
-    wanted = {"/".join(path): place.ours for path, place in where.items()}
+def check_params(params: Params, table: Mapping[Path, TensorEntry]) -> None:
+    """Refuse parameters of another network.
+
+    Raises:
+        ValueError: lists what is missing, extra, or of another shape or type.
+    """
+    arrays = {"/".join(path): np.asarray(array) for path, array in flatten(params).items()}
+    wanted = {"/".join(path): entry.flax_shape for path, entry in table.items()}
     shared = {name: arrays[name] for name in wanted if name in arrays}
     wrong = [f"{name} {x.shape}, not {wanted[name]}" for name, x in shared.items() if x.shape != wanted[name]]
     faults = [
-        *listed("missing", [name for name in wanted if name not in arrays]),
-        *listed("not of this network", [name for name in arrays if name not in wanted]),
-        *listed("of another shape", wrong),
-        *listed("not float32", [f"{name} {x.dtype}" for name, x in shared.items() if x.dtype != np.float32]),
+        *summarize("missing", [name for name in wanted if name not in arrays]),
+        *summarize("not of this network", [name for name in arrays if name not in wanted]),
+        *summarize("of another shape", wrong),
+        *summarize("not float32", [f"{name} {x.dtype}" for name, x in shared.items() if x.dtype != np.float32]),
     ]
-    refuse("The parameters do not fit the network's config", faults, "Take the config that they were trained with.")
+    raise_if_any(faults, "The parameters do not match the network's config", "Use the config they were trained with.")
 
 
 def _nested(arrays: Mapping[Path, np.ndarray]) -> Params:

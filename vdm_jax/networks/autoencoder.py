@@ -1,4 +1,4 @@
-"""An encoder from images to vectors and a decoder back: perceptrons, or residual convolutions."""
+"""Encoder and decoder of an autoencoder: multilayer perceptrons, or residual convolutional networks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,38 +9,40 @@ from jaxtyping import Array, Float
 
 from vdm_jax.networks.blocks import check_at_least, check_pyramid, conv3x3, dense, log_variance, normalize, upsample
 
+__all__ = ["AutoencoderConfig", "Decoder", "Encoder"]
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The shape of an `Encoder` and of the `Decoder` that belongs to it."""
+    """Architecture of an `Encoder` and its `Decoder`."""
 
     architecture: Literal["mlp", "conv"] = "conv"
-    """A perceptron on the flat image, or convolutions on a pyramid of resolutions."""
+    """A multilayer perceptron on the flattened image, or a convolutional network with several resolutions."""
     latent: int = 32
     """Dimension of z."""
     width: int = 64
     """Units of every hidden layer, or channels at full resolution."""
     blocks: int = 2
-    """Residual blocks: in all of a perceptron, or a resolution."""
+    """Number of residual blocks, in total (mlp) or in each resolution (conv)."""
     multipliers: tuple[int, ...] = (1, 2, 2)
-    """Of convolutions: channels of each resolution, as multiples; each is half the one before."""
+    """Channels of each resolution as multiples of width (conv only); each resolution is half the previous one."""
     groups: int = 8
-    """Of convolutions: groups of a group norm."""
+    """Groups of the group norms (conv only)."""
     dropout: float = 0.0
-    """Dropout inside residual blocks."""
+    """Dropout probability in residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside; parameters, statistics, the last layers and the output are float32."""
+    """Arithmetic of the hidden layers; parameters, norms, the last layers and the output are float32."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images of shape (H, W, C) that these networks cannot take.
 
         Raises:
-            ValueError: says what does not fit, and what would.
+            ValueError: names the field, its value and valid ones.
         """
         if self.latent < 1:
-            raise ValueError(f"a latent of {self.latent} dimensions holds nothing: set latent to 1 or more")
+            raise ValueError(f"latent is {self.latent}: set it to 1 or more")
         if self.architecture not in ("mlp", "conv"):
-            raise ValueError(f"unknown architecture {self.architecture!r}: choose 'mlp' or 'conv'")
+            raise ValueError(f"architecture is {self.architecture!r}: set it to 'mlp' or 'conv'")
         check_at_least(self, width=1, blocks=0, groups=1)
         if self.architecture == "conv":
             check_pyramid(shape, self.multipliers, self.width, self.groups)
@@ -49,7 +51,7 @@ class AutoencoderConfig:
 class Encoder(nn.Module):
     """The mean and log-variance of q(z | x), from images; an autoencoder without noise uses the mean alone.
 
-    The log-variance is 0 at first. Source: Kingma & Welling 2013, arXiv:1312.6114, with the residual blocks of
+    The log-variance is 0 at initialization. Source: Kingma & Welling 2013, arXiv:1312.6114, with the residual blocks of
     He et al. 2016, arXiv:1603.05027.
     """
 
@@ -87,12 +89,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What p(x | z) is made of, from z: logits, means or whatever its law wants, `out_channels` numbers a pixel.
+    """The parameters of p(x | z) from z, such as logits or means: `out_channels` numbers a pixel.
 
-    Its output layer does not start at zero: the components of a mixture would start alike, and stay so.
+    The output layer is not initialized at zero, since the components of a mixture would then stay equal.
 
     Fields:
-        config: the same as the encoder's.
+        config: the config of the encoder.
         out_channels: numbers a pixel.
         shape: of an image, (H, W, C).
 
@@ -112,12 +114,12 @@ class Decoder(nn.Module):
             train: whether dropout is on (it then needs the rng "dropout").
 
         Raises:
-            ValueError: as config.check, or z has another dimension than config.latent.
+            ValueError: as config.check; z does not have config.latent dimensions.
         """
         cfg = self.config
         cfg.check(self.shape)
         if z.shape[-1] != cfg.latent:
-            raise ValueError(f"z has {z.shape[-1]} dimensions and this decoder takes {cfg.latent}: set latent to match")
+            raise ValueError(f"z has {z.shape[-1]} dimensions and latent is {cfg.latent}: set latent to match")
         if cfg.architecture == "conv":
             h = self._up(z, train).astype(jnp.float32)
             return conv3x3(self.out_channels, jnp.float32)(h)
@@ -139,7 +141,7 @@ class Decoder(nn.Module):
 
 
 class _Convolutions(nn.Module):
-    """h + f(h), two normalised convolutions; the identity at first."""
+    """h + f(h), f two normalized convolutions; the identity at initialization."""
 
     config: AutoencoderConfig
     features: int
@@ -153,7 +155,7 @@ class _Convolutions(nn.Module):
 
 
 class _Perceptron(nn.Module):
-    """Residual layers on vectors, up to the activation of the last."""
+    """Residual dense layers, including the last activation."""
 
     config: AutoencoderConfig
 

@@ -1,4 +1,4 @@
-"""The parts that networks of images share."""
+"""Building blocks shared by the networks."""
 
 from typing import Any
 
@@ -9,76 +9,89 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.networks.embeddings import log_snr_embedding, sinusoidal
 
+__all__ = [
+    "Attention",
+    "LevelEmbedding",
+    "ResidualBlock",
+    "check_at_least",
+    "check_pyramid",
+    "conv3x3",
+    "dense",
+    "log_variance",
+    "normalize",
+    "upsample",
+]
+
 FAN_AVERAGE = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 def check_at_least(config: Any, **least: int) -> None:
-    """Refuse a network's numbers that are too small, by their names, and a dropout outside [0, 1) where it has one.
+    """Refuse fields of a network's config that are too small, and a dropout probability outside [0, 1).
 
     Raises:
-        ValueError: says which number is too small, and the smallest it can be.
+        ValueError: names the field, its value and the smallest valid one.
     """
     for name, smallest in least.items():
         if (value := getattr(config, name)) < smallest:
             raise ValueError(f"{name} is {value}: set it to {smallest} or more")
     if not 0.0 <= getattr(config, "dropout", 0.0) < 1.0:
-        raise ValueError(f"dropout is {config.dropout}: it is a probability, in [0, 1)")
+        raise ValueError(f"dropout is {config.dropout}: set a probability in [0, 1)")
 
 
 def check_pyramid(shape: tuple[int, ...], multipliers: tuple[int, ...], channels: int, groups: int) -> None:
-    """Refuse images of shape (H, W, C) that cannot be halved between resolutions, and channels without their groups.
+    """Refuse images of shape (H, W, C) that cannot be halved often enough, and channels not divisible by groups.
 
     Raises:
-        ValueError: says what does not fit, and what would.
+        ValueError: names the values and valid ones.
     """
     if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"multipliers is {multipliers}: give a number for each resolution, 1 or more")
+        raise ValueError(f"multipliers is {multipliers}: set one number for each resolution, 1 or more")
     height, width, factor = shape[-3], shape[-2], 2 ** (len(multipliers) - 1)
     if height % factor or width % factor:
         raise ValueError(
             f"images of {height} x {width} cannot be halved {len(multipliers) - 1} times: "
-            f"take fewer multipliers than {multipliers}, or sides that are multiples of {factor}"
+            f"set fewer multipliers than {multipliers}, or use sides that are multiples of {factor}"
         )
     if channels % groups:
         raise ValueError(f"{channels} channels do not split into {groups} groups: change one of the two")
 
 
 def dense(features: int, dtype: Any, *, zero: bool = False) -> nn.Dense:
-    """A dense layer (a 1 x 1 convolution), initialised as Ho et al. do; `zero`: at zero."""
+    """A dense layer (a 1 x 1 convolution) with Ho et al.'s initialization, or zeros."""
     return nn.Dense(features, kernel_init=nn.initializers.zeros if zero else FAN_AVERAGE, dtype=dtype)
 
 
 def conv3x3(features: int, dtype: Any, *, zero: bool = False, stride: int = 1) -> nn.Conv:
-    """A 3 x 3 convolution, initialised as Ho et al. do; `zero`: at zero."""
+    """A 3 x 3 convolution with Ho et al.'s initialization, or zeros."""
     init = nn.initializers.zeros if zero else FAN_AVERAGE
     return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=init, dtype=dtype)
 
 
 def normalize(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"]:
-    """Group normalisation of each example by itself, in float32 whatever the dtype of x."""
-    # Flax's fast variance, E[x^2] - E[x]^2, cancels: 7 % off where the mean is 300 deviations, nonsense at 3,000.
+    """Group normalization, computed in float32 and returned in the dtype of x."""
+    # Flax's fast variance E[x^2] - E[x]^2 cancels: 7 % error at a mean of 300 standard deviations, worthless at 3,000
     norm = nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False)
     return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def log_variance(h: Float[Array, "*h"]) -> Float[Array, "*h"]:
-    """h as a log-variance, in float32: itself near 0, never beyond -20 and 20, so that no KL divergence overflows."""
+    """Soft clipping of a log-variance to [-20, 20], in float32, so that no KL divergence overflows."""
     return 20.0 * jnp.tanh(h.astype(jnp.float32) / 20.0)
 
 
 class LevelEmbedding(nn.Module):
-    """The noise level, and the label where there is one, as a vector for every block.
+    """Embedding of the noise level, and of the label if the network has classes.
 
     Fields:
-        kind: "sinusoidal" of a step number, or "log_snr".
+        embedding: "sinusoidal" for timesteps, or "log_snr".
         features: dimension of the fixed embedding.
-        width: dimension of the result.
-        num_classes: classes of the label, 0 for none; one more stands for "no label".
+        width: dimension of the output.
+        num_classes: number of classes, or 0; class number num_classes means "no label".
 
     Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
 
-    kind: str
+    embedding: str
     features: int
     width: int
     num_classes: int
@@ -87,19 +100,20 @@ class LevelEmbedding(nn.Module):
     @nn.compact
     def __call__(self, condition: Float[Array, " b"], label: Int[Array, " b"] | None) -> Float[Array, "b e"]:
         if (label is None) != (self.num_classes == 0):
-            given = "no label was" if label is None else "a label was"
-            raise ValueError(f"{given} given to a network of {self.num_classes} classes: set num_classes to match")
-        kinds = {"sinusoidal": sinusoidal, "log_snr": log_snr_embedding}
-        if self.kind not in kinds:
-            raise ValueError(f"unknown embedding {self.kind!r}: choose 'sinusoidal' or 'log_snr'")
-        features = kinds[self.kind](condition, self.features)
+            given = "no label" if label is None else "a label"
+            raise ValueError(f"{given} was passed, and num_classes is {self.num_classes}: set num_classes to match")
+        embeddings = {"sinusoidal": sinusoidal, "log_snr": log_snr_embedding}
+        if self.embedding not in embeddings:
+            raise ValueError(f"embedding is {self.embedding!r}: set it to 'sinusoidal' or 'log_snr'")
+        features = embeddings[self.embedding](condition, self.features)
         h = dense(self.width, self.dtype)(features.astype(self.dtype))
         h = dense(self.width, self.dtype)(nn.swish(h))
         return h if label is None else h + nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype)(label)
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x, embedding): two normalised convolutions with the noise level in between; the identity at first.
+    """x + f(x, embedding), f two normalized convolutions with the embedding added in between; the identity at
+    initialization.
 
     Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
@@ -120,7 +134,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + single-head attention over all positions; the identity at first.
+    """x + single-head self-attention over all positions; the identity at initialization.
 
     Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
@@ -140,5 +154,5 @@ class Attention(nn.Module):
 
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Each pixel four times: the nearest-neighbour image of twice the size."""
+    """Nearest-neighbor upsampling by a factor of two."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

@@ -1,4 +1,4 @@
-"""A small residual classifier of images: its logits guide and judge, its last features measure distances."""
+"""A small residual image classifier, for classifier guidance and for features of sample quality."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -17,47 +17,49 @@ from vdm_jax.networks.blocks import (
     normalize,
 )
 
+__all__ = ["Classification", "Classifier", "ClassifierConfig"]
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The shape of a `Classifier`."""
+    """Architecture of a `Classifier`."""
 
     num_classes: int = 10
-    """Classes of the logits."""
+    """Number of classes."""
     channels: int = 32
     """Channels at full resolution."""
     multipliers: tuple[int, ...] = (1, 2)
-    """Channels of each resolution, as multiples; each is half the one before."""
+    """Channels of each resolution as multiples of channels; each resolution is half the previous one."""
     blocks: int = 1
-    """Residual blocks a resolution."""
+    """Residual blocks in each resolution."""
     features: int = 64
-    """Dimension of the last layer but one."""
+    """Dimension of the penultimate layer."""
     dropout: float = 0.0
-    """Dropout inside residual blocks."""
+    """Dropout probability in residual blocks."""
     groups: int = 8
-    """Groups of a group norm."""
+    """Groups of the group norms."""
     embedding: Literal["none", "sinusoidal", "log_snr"] = "none"
-    """What the noise level comes in as: not at all, for clean images; or as a step number, or a log-SNR."""
+    """Conditioning on the noise level: none (clean images), by timestep (sinusoidal), or by log-SNR."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside; parameters, statistics, the last two layers and the output are float32."""
+    """Arithmetic of the hidden layers; parameters, norms, the last two layers and the output are float32."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images of shape (H, W, C) that this network cannot take.
 
         Raises:
-            ValueError: says what does not fit, and what would.
+            ValueError: names the field, its value and valid ones.
         """
         if self.num_classes < 2:
-            raise ValueError(f"{self.num_classes} class(es) cannot be told apart: take data with 2 labels or more")
+            raise ValueError(f"num_classes is {self.num_classes}: use data with 2 classes or more")
         check_at_least(self, channels=1, blocks=0, features=1, groups=1)
         check_pyramid(shape, self.multipliers, self.channels, self.groups)
 
 
-class Classified(NamedTuple):
-    """What a classifier says of a batch, in float32.
+class Classification(NamedTuple):
+    """Output of a classifier for a batch, in float32.
 
     Fields:
-        features: the last layer but one, shape (B, F), each of mean square 1.
+        features: the penultimate layer, shape (B, F), normalized to mean square 1.
         logits: log p(y | x) up to a constant, shape (B, classes); a linear map of the features.
     """
 
@@ -66,10 +68,10 @@ class Classified(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """p(y | x_t), of clean images or of noisy ones and their level. Every class is alike probable at first.
+    """p(y | x) of clean images, or p(y | x_t) of noisy images and their noise level; uniform at initialization.
 
-    Source: He et al. 2016, arXiv:1603.05027 (residual blocks), with Ho et al.'s blocks, arXiv:2006.11239; told the
-        level, as a guide: Dhariwal & Nichol 2021, arXiv:2105.05233.
+    Source: He et al. 2016, arXiv:1603.05027 (residual blocks), with Ho et al.'s blocks, arXiv:2006.11239;
+        conditioned on the noise level for guidance: Dhariwal & Nichol 2021, arXiv:2105.05233.
     """
 
     config: ClassifierConfig
@@ -77,16 +79,16 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], condition: Float[Array, " b"] | None = None, *, train: bool = False
-    ) -> Classified:
+    ) -> Classification:
         """Features and logits.
 
         Args:
             x: images, shape (B, H, W, C).
-            condition: the noise level, as config.embedding says, shape (B,); None where it is "none".
+            condition: the noise level in the form of config.embedding, shape (B,); None if that is "none".
             train: whether dropout is on (it then needs the rng "dropout").
 
         Raises:
-            ValueError: as config.check, or a level where config.embedding is "none", or none where it is not.
+            ValueError: as config.check; condition is given although config.embedding is "none", or missing otherwise.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         cfg.check(x.shape)
@@ -99,18 +101,18 @@ class Classifier(nn.Module):
                 h = ResidualBlock(cfg.channels * multiplier, cfg.groups, cfg.dropout, dtype)(h, embedding, train)
         h = nn.swish(normalize(h, cfg.groups)).astype(jnp.float32)
         features = nn.swish(dense(cfg.features, jnp.float32)(h.reshape(h.shape[0], -1)))
-        # of one length: else a kernel distance, a polynomial of them, would be all about the longest
+        # equal length: otherwise the longest would dominate a polynomial kernel distance
         features = nn.RMSNorm(use_scale=False)(features)
-        return Classified(features, dense(cfg.num_classes, jnp.float32, zero=True)(features))
+        return Classification(features, dense(cfg.num_classes, jnp.float32, zero=True)(features))
 
     def _embed(self, x: Array, condition: Array | None) -> Array:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         if (condition is None) != (cfg.embedding == "none"):
-            given = "no noise level was" if condition is None else "a noise level was"
+            given = "no noise level" if condition is None else "a noise level"
             raise ValueError(
-                f"{given} given to a classifier of embedding {cfg.embedding!r}: set embedding to 'none', 'sinusoidal' "
-                "or 'log_snr' to match"
+                f"{given} was passed, and embedding is {cfg.embedding!r}: set embedding to 'none', 'sinusoidal' or "
+                "'log_snr' to match"
             )
         if condition is None:
-            return jnp.zeros((x.shape[0], 1), dtype)  # the blocks then add what they have learned to add, and no more
+            return jnp.zeros((x.shape[0], 1), dtype)  # the blocks then add a constant bias
         return LevelEmbedding(cfg.embedding, cfg.channels, 4 * cfg.channels, 0, dtype)(condition, None)

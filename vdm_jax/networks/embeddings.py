@@ -1,17 +1,19 @@
-"""Features of the noise level, and of the input, that a network is given. Always float32."""
+"""Fixed features of the noise level and of the input, in float32."""
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+__all__ = ["fourier_features", "log_snr_embedding", "sinusoidal"]
+
 
 def sinusoidal(t: Float[Array, " b"], dim: int, max_period: float = 10_000.0) -> Float[Array, "b dim"]:
     """sin(t w_i), then cos(t w_i), with w_i geometric from 1 to 1/max_period.
 
-    The angle t w_i is float32, so a step number near 100,000 has its phase right to 4e-3; below 1,000, to 3e-5.
+    The angle t w_i is float32: its error is at most 3e-5 for timesteps below 1,000, and 4e-3 near 100,000.
 
     Args:
-        t: what to embed, shape (B,); Ho et al. embed the step number 0..T-1.
+        t: values to embed, shape (B,); Ho et al. embed the timestep 0..T-1.
         dim: even, at least 4.
 
     Raises:
@@ -20,7 +22,7 @@ def sinusoidal(t: Float[Array, " b"], dim: int, max_period: float = 10_000.0) ->
     Source: Vaswani et al. 2017, arXiv:1706.03762, as in Ho et al. 2020, arXiv:2006.11239.
     """
     if dim % 2 or dim < 4:
-        raise ValueError(f"an embedding has an even dimension of at least 4, got {dim}")
+        raise ValueError(f"dim is {dim}: set an even number, 4 or more")
     half = dim // 2
     rates = np.exp(-np.log(max_period) * np.arange(half) / (half - 1)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * rates[None, :]
@@ -28,7 +30,7 @@ def sinusoidal(t: Float[Array, " b"], dim: int, max_period: float = 10_000.0) ->
 
 
 def log_snr_embedding(log_snr: Float[Array, " b"], dim: int) -> Float[Array, "b dim"]:
-    """`sinusoidal` of 50 (lambda + 20), lambda clipped to [-20, 20], so that clean data and pure noise are finite too.
+    """`sinusoidal` of 50 (lambda + 20), lambda clipped to [-20, 20], so that clean data and pure noise are finite.
 
     Args:
         log_snr: lambda, shape (B,).
@@ -43,7 +45,7 @@ def log_snr_embedding(log_snr: Float[Array, " b"], dim: int) -> Float[Array, "b 
 def fourier_features(x: Float[Array, "b *x c"], exponents: tuple[int, ...]) -> Float[Array, "b *x d"]:
     """x, then sin(2^n pi x) and cos(2^n pi x) for every exponent n, along the channels: d = c (1 + 2 len(exponents)).
 
-    They let a network tell neighbouring pixel values apart, which pays in bits per dimension.
+    They let a network resolve neighboring pixel values, which improves bits per dimension.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, appendix C.
     """

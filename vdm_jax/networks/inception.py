@@ -1,8 +1,8 @@
-"""The Inception-v3 of the literature's FID, as a function of the weights in a file of the user's.
+"""The Inception-v3 network of the FID, as a function of weights that the user provides.
 
 Weights are a dict from torchvision's names ("Mixed_5b.branch1x1.conv.weight", ...) to arrays; a safetensors file of the
-ported TensorFlow weights (pytorch-fid's `pt_inception-2015-12-05`) has them. As there, two things differ from
-torchvision's own network: average pools leave padding out of the mean, and the last block pools by the maximum.
+ported TensorFlow weights (pytorch-fid's `pt_inception-2015-12-05`) contains them. As in pytorch-fid, there are two
+differences from torchvision's network: average pools exclude the padding, and the last block has a max pool.
 
 Source: Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017, arXiv:1706.08500 (its features);
     Parmar et al. 2021, arXiv:2104.11222 (resizing).
@@ -17,20 +17,22 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-SIDE = 299  # pixels, as it was trained
+__all__ = ["FEATURES", "SIDE", "check_weights", "inception_features", "resize", "weight_shapes"]
+
+SIDE = 299  # pixels, the size of the training images
 FEATURES = 2048
 PARTS = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")  # of every convolution
 _EPSILON = 1e-3  # of the batch norms
-_UNUSED = ("fc.", "AuxLogits.")  # parts of torchvision's network that are not asked
+_UNUSED = ("fc.", "AuxLogits.")  # parts of torchvision's network that the features do not need
 Pair = tuple[int, int]
 Conv = Callable[..., Array]
 
 
 def resize(images: Float[Array, "b h w c"]) -> Float[Array, "b side side c"]:
-    """Images of 299 x 299, bilinear, pixels with their centres at (i + 1/2), without a low-pass filter.
+    """Resize images to 299 x 299 bilinearly, with pixel centers at i + 1/2 and without a low-pass filter.
 
-    That is pytorch-fid's (`interpolate(mode="bilinear", align_corners=False)`). TensorFlow's own FID of 2017 puts pixel
-    i at i instead, which moves an image by a fraction of a pixel; clean-fid filters, which changes larger images alone.
+    This is the method of pytorch-fid (`interpolate(mode="bilinear", align_corners=False)`). The TensorFlow FID of 2017
+    has pixel centers at i, a shift by a fraction of a pixel; clean-fid filters, which matters for larger images only.
     """
     batch, _, _, channels = images.shape
     return jax.image.resize(images, (batch, SIDE, SIDE, channels), "bilinear", antialias=False)
@@ -40,12 +42,12 @@ def inception_features(weights: Mapping[str, Any], images: Float[Array, "b h w 3
     """The 2,048 means over positions after the last block ("pool3").
 
     Args:
-        weights: as `check_weights` has found them good.
-        images: on [-1, 1], shape (B, H, W, 3), at least 75 pixels a side; `resize` makes them 299.
+        weights: as returned by `check_weights`.
+        images: on [-1, 1], shape (B, H, W, 3), at least 75 pixels a side; `resize` makes them 299 x 299.
     """
 
     def conv(x: Array, name: str, out: int, kernel: Pair, stride: int = 1, padding: Pair = (0, 0)) -> Array:
-        """A convolution, batch norm by its running moments, ReLU."""
+        """Convolution, batch norm with running statistics, ReLU."""
         del out, kernel
         weight, *norm = (jnp.asarray(weights[f"{name}.{part}"], x.dtype) for part in PARTS)
         scale, shift, mean, var = (part[None, None, None, :] for part in norm)
@@ -57,7 +59,7 @@ def inception_features(weights: Mapping[str, Any], images: Float[Array, "b h w 3
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor that `inception_features` asks for, by its name, and its shape."""
+    """The name and shape of every tensor that `inception_features` needs."""
     found: dict[str, tuple[int, ...]] = {}
 
     def conv(x: Array, name: str, out: int, kernel: Pair, stride: int = 1, padding: Pair = (0, 0)) -> Array:
@@ -71,17 +73,17 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors that the network needs, in float32, of those in a file.
+    """Select the tensors that the network needs, in float32.
 
     Raises:
-        ValueError: lists what is missing, what is not known, what has another shape, and what is not finite.
+        ValueError: lists tensors that are missing, unknown, of another shape, or not finite.
     """
     shapes = weight_shapes()
     given = {name for name in weights if not name.startswith(_UNUSED) and not name.endswith("num_batches_tracked")}
     faults = [f"missing: {name} {shapes[name]}" for name in sorted(shapes.keys() - given)]
-    faults += [f"not known: {name}" for name in sorted(given - shapes.keys())]
+    faults += [f"unknown: {name}" for name in sorted(given - shapes.keys())]
     faults += [
-        f"{name}: shape {tuple(weights[name].shape)} and not {shapes[name]}"
+        f"{name}: shape {tuple(weights[name].shape)}, expected {shapes[name]}"
         for name in sorted(given & shapes.keys())
         if tuple(weights[name].shape) != shapes[name]
     ]
@@ -90,7 +92,7 @@ def check_weights(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if faults:
         faults[20:] = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
         shown = "".join(f"\n  {fault}" for fault in faults)
-        raise ValueError(f"these are no weights of Inception-v3 by torchvision's names; take others:{shown}")
+        raise ValueError(f"these are not Inception-v3 weights, use those of pt_inception-2015-12-05:{shown}")
     return {name: np.asarray(weights[name], np.float32) for name in shapes}
 
 
@@ -107,7 +109,7 @@ def _network(conv: Conv, x: Array) -> Array:
         x = _c(conv, x, f"Mixed_6{letter}", width)
     x = _d(conv, x, "Mixed_7a")
     x = _e(conv, x, "Mixed_7b", _mean_pool)
-    x = _e(conv, x, "Mixed_7c", lambda x: _max_pool(x, padding=1))  # the reference's own, and nobody else's
+    x = _e(conv, x, "Mixed_7c", lambda x: _max_pool(x, padding=1))  # as in the reference network only
     return x.mean(axis=(1, 2))
 
 
@@ -136,8 +138,8 @@ def _c(conv: Conv, x: Array, name: str, width: int) -> Array:
     seven = conv(seven, f"{name}.branch7x7_2", width, **across)
     seven = conv(seven, f"{name}.branch7x7_3", 192, **down)
     double = conv(x, f"{name}.branch7x7dbl_1", width, (1, 1))
-    for place, (out, way) in enumerate([(width, down), (width, across), (width, down), (192, across)]):
-        double = conv(double, f"{name}.branch7x7dbl_{place + 2}", out, **way)
+    for index, (out, direction) in enumerate([(width, down), (width, across), (width, down), (192, across)]):
+        double = conv(double, f"{name}.branch7x7dbl_{index + 2}", out, **direction)
     return _join(one, seven, double, conv(_mean_pool(x), f"{name}.branch_pool", 192, (1, 1)))
 
 
@@ -174,7 +176,7 @@ def _max_pool(x: Array, stride: int = 1, padding: int = 0) -> Array:
 
 
 def _mean_pool(x: Array) -> Array:
-    """The mean of the 3 x 3 pixels around each, of those that there are."""
+    """3 x 3 average pooling that excludes the padding."""
     total = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     count = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, (1, 3, 3, 1), (1,) * 4, "SAME")
     return total / count

@@ -1,4 +1,4 @@
-"""A residual perceptron for data that are vectors."""
+"""A residual multilayer perceptron for vector data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,37 +9,39 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.networks.blocks import LevelEmbedding, check_at_least, dense
 
+__all__ = ["MLP", "MLPConfig"]
+
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """The shape of an `MLP`."""
+    """Architecture of an `MLP`."""
 
     width: int = 128
     """Units of every hidden layer."""
     blocks: int = 3
-    """Residual blocks."""
+    """Number of residual blocks."""
     out_features: int = 0
-    """Numbers of the output; 0 is as many as the input has."""
+    """Dimension of the output; 0 is the dimension of the input."""
     embedding: Literal["sinusoidal", "log_snr"] = "log_snr"
-    """What the noise level comes in as: a step number, or a log-SNR."""
+    """Conditioning on the noise level by timestep (sinusoidal) or by log-SNR."""
     num_classes: int = 0
-    """Classes of the label; class number num_classes is "no label". 0 is a network without labels."""
+    """Number of classes; class number num_classes means "no label". 0 is a network without labels."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside; parameters, statistics and output are float32."""
+    """Arithmetic of the hidden layers; parameters and output are float32."""
 
     def check(self) -> None:
-        """Refuse sizes that no perceptron has.
+        """Refuse invalid sizes.
 
         Raises:
-            ValueError: says what does not fit, and what would.
+            ValueError: names the field, its value and valid ones.
         """
         check_at_least(self, blocks=0, out_features=0, num_classes=0)
         if self.width < 4 or self.width % 2:
-            raise ValueError(f"width is {self.width}: take an even number, 4 or more, as the level's embedding has")
+            raise ValueError(f"width is {self.width}: set an even number, 4 or more, for the level embedding")
 
 
 class MLP(nn.Module):
-    """eps, x_0, v or a score of vectors, from x_t and its noise level; its output layer starts at zero."""
+    """Prediction from a noisy vector x_t and its noise level; zero at initialization."""
 
     config: MLPConfig
 
@@ -56,12 +58,12 @@ class MLP(nn.Module):
 
         Args:
             x: noisy vectors, shape (B, D).
-            condition: the noise level, as config.embedding says, shape (B,).
-            label: classes, shape (B,); where the network has any.
-            train: taken for the U-Net's sake; nothing here is random.
+            condition: the noise level in the form of config.embedding, shape (B,).
+            label: classes, shape (B,), if the network has classes.
+            train: ignored, for the same signature as `UNet`; there is no dropout.
 
         Raises:
-            ValueError: as config.check; a label where there are no classes, or none where there are.
+            ValueError: as config.check; a label is given to a network without classes, or missing otherwise.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         cfg.check()

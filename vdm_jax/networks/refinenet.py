@@ -1,4 +1,4 @@
-"""Song and Ermon's score network: a dilated RefineNet, told the noise level by its norms."""
+"""Song and Ermon's score network: a dilated RefineNet, conditioned on the noise level in its norms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,23 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+__all__ = ["DilatedBlock", "InstanceNormPlus", "NormedConvolution", "RefineBlock", "RefineNet", "RefineNetConfig"]
+
 
 @dataclass(frozen=True)
 class RefineNetConfig:
-    """The shape of a `RefineNet`; the defaults are Song and Ermon's for CIFAR-10, 30.1 million parameters."""
+    """Architecture of a `RefineNet`; by default Song and Ermon's for CIFAR-10, with 30.1 million parameters."""
 
     channels: int = 128
-    """Channels at full resolution; there are twice as many at half of it."""
+    """Channels at full resolution; half the resolution has twice as many."""
     num_levels: int = 10
-    """Noise levels, each with its own scales and biases in every norm."""
+    """Number of noise levels; each has its own scales and biases in every norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside; parameters, norms, pooling and output are float32."""
+    """Arithmetic of the hidden layers; parameters, norms, pooling and output are float32."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images of shape (H, W, C) that this network cannot take.
 
         Raises:
-            ValueError: says what does not fit, and what would.
+            ValueError: names the field, its value and valid ones.
         """
         height, width = shape[-3], shape[-2]
         if height % 2 or width % 2:
@@ -34,21 +36,21 @@ class RefineNetConfig:
         if self.channels < 2 or self.num_levels < 1:
             raise ValueError(
                 f"{self.channels} channels and {self.num_levels} noise levels: "
-                "take 2 channels or more, whose means have a variance, and 1 level or more"
+                "set 2 channels or more (their means need a variance), and 1 level or more"
             )
 
 
 class InstanceNormPlus(nn.Module):
-    """Conditional instance normalisation++: each example by itself, in float32.
+    """Conditional instance normalization++, in float32.
 
         gamma ((x - m) / sqrt(v + 1e-5) + alpha (m - mean_c m) / sqrt(var_c m + 1e-5)) + beta
 
     m and v are the mean and variance of a channel over positions, mean_c and var_c those of m over channels (the
-    latter of divisor C - 1). The term in alpha gives back what an instance norm forgets, how channels' means differ.
-    gamma, alpha and beta are those of level `index`, one a channel; NaN where there is no such level.
+    latter with divisor C - 1). The alpha term restores the differences between channel means, which instance
+    normalization removes. gamma, alpha and beta are per channel and noise level; NaN for an invalid `index`.
 
     Fields:
-        num_levels: how many there are.
+        num_levels: number of noise levels.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -60,8 +62,8 @@ class InstanceNormPlus(nn.Module):
         x = x.astype(jnp.float32)
         means = x.mean((1, 2), keepdims=True)
         unit = (x - means) * jax.lax.rsqrt(x.var((1, 2), keepdims=True) + 1e-5)
-        spread = jax.lax.rsqrt(means.var(-1, ddof=1, keepdims=True) + 1e-5)
-        contrast = (means - means.mean(-1, keepdims=True)) * spread
+        scale = jax.lax.rsqrt(means.var(-1, ddof=1, keepdims=True) + 1e-5)
+        contrast = (means - means.mean(-1, keepdims=True)) * scale
         table = self.param("table", _initial_table, (self.num_levels, 3, x.shape[-1]))
         row = jnp.where(index < 0, self.num_levels, index)  # a negative index would count from the end
         rows = jnp.take(table, row, axis=0, mode="fill", fill_value=jnp.nan)
@@ -70,13 +72,13 @@ class InstanceNormPlus(nn.Module):
 
 
 class NormedConvolution(nn.Module):
-    """A norm, a function and a 3 x 3 convolution.
+    """A norm, an activation and a 3 x 3 convolution.
 
     Fields:
-        features: channels of the result.
-        config: of the whole network.
-        between: the function.
-        dilation, bias: of the convolution.
+        features: channels of the output.
+        config: config of the whole network.
+        between: the activation, or a pooling function.
+        dilation, bias: options of the convolution.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -97,11 +99,11 @@ class DilatedBlock(nn.Module):
     """shortcut(x) + f(x, index), f two normed convolutions.
 
     Fields:
-        features: channels of the result.
-        config: of the whole network.
-        dilation: of every 3 x 3 convolution.
-        first: whether the block leads to a new stage. There the shortcut is a convolution, and what is not dilated is
-            halved; elsewhere it is the identity.
+        features: channels of the output.
+        config: config of the whole network.
+        dilation: dilation of every 3 x 3 convolution.
+        first: whether the block starts a new stage. It then has a convolution as its shortcut, and without dilation
+            halves the resolution; otherwise the shortcut is the identity.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -119,19 +121,19 @@ class DilatedBlock(nn.Module):
             return x + h
         if self.dilation > 1:
             return _convolution(self.features, 3, self.config.dtype, self.dilation)(x) + h
-        # to halve before a 1 x 1 convolution is to halve after it, at a quarter of the cost
+        # pooling before the 1 x 1 convolution gives the same result as after it, at a quarter of the cost
         return _convolution(self.features, 1, self.config.dtype)(_halve(x)) + _halve(h)
 
 
 class RefineBlock(nn.Module):
-    """What a stage gave, joined with what is refined below it, at the stage's resolution.
+    """Combine the features of a stage with the refined features of the next deeper one, at the stage's resolution.
 
-    Residual units on each input; both inputs convolved and summed; a chain of poolings, each added; residual units.
+    Residual units on each input; convolution and sum of the inputs; chained residual pooling; residual units.
 
     Fields:
-        features: channels of the result; those of the input where there is but one.
-        config: of the whole network.
-        units: residual units at the end.
+        features: channels of the output; with a single input, equal to its channels.
+        config: config of the whole network.
+        units: number of residual units at the end.
 
     Source: Lin et al. 2017, arXiv:1611.06612; Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -146,7 +148,7 @@ class RefineBlock(nn.Module):
         if len(hs) > 1:
             normed = [InstanceNormPlus(self.config.num_levels)(h, index) for h in hs]
             hs = [_convolution(self.features, 3, self.config.dtype)(h) for h in normed]
-        h = path = nn.elu(sum(_stretch(h, hs[0].shape) for h in hs))
+        h = path = nn.elu(sum(_resize(h, hs[0].shape) for h in hs))
         for _ in range(2):
             path = NormedConvolution(self.features, self.config, _pool, bias=False)(path, index)
             h = h + path
@@ -160,11 +162,11 @@ class RefineBlock(nn.Module):
 
 
 class RefineNet(nn.Module):
-    """A score from x_t and the number of its noise level: four residual stages, refined from the deepest up.
+    """A score from x_t and the index of its noise level: four residual stages, refined from the deepest up.
 
-    Only the second stage halves the image; the last two see further by dilations of 2 and 4. The same function of its
-    parameters as the published code's `CondRefineNetDilated`, but that x comes in as it is: theirs first takes pixels
-    of [0, 1] to [-1, 1]. Biases start at zero, theirs at random.
+    Only the second stage halves the resolution; the last two have dilations of 2 and 4. The same function of its
+    parameters as `CondRefineNetDilated` of the published code, which however maps its input from [0, 1] to [-1, 1]
+    first. Biases are initialized at zero here, at random there.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, appendix A.
     """
@@ -175,15 +177,15 @@ class RefineNet(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], index: Int[Array, " b"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
-        """The network's output as it is, not divided by sigma, in float32.
+        """The network's output, not divided by sigma, in float32.
 
         Args:
             x: noisy images, shape (B, H, W, C).
-            index: numbers of their noise levels, 0 to num_levels - 1, shape (B,); any other gives NaN.
-            train: taken for the other networks' sake; nothing here is random.
+            index: indices of the noise levels, 0 to num_levels - 1, shape (B,); any other returns NaN.
+            train: ignored, for the same signature as other networks; there is no dropout.
 
         Raises:
-            ValueError: images whose sides are not even; fewer than 2 channels, or than 1 level.
+            ValueError: as config.check.
         """
         cfg = self.config
         cfg.check(x.shape)
@@ -200,12 +202,12 @@ class RefineNet(nn.Module):
 
 
 def _initial_table(key: Array, shape: tuple[int, ...]) -> Array:
-    """For each level gamma and alpha of N(1, 0.02^2), and beta 0."""
+    """For each level, gamma and alpha sampled from N(1, 0.02^2), and beta 0."""
     return jnp.array([1.0, 1.0, 0.0]).reshape(1, 3, 1) * (1.0 + 0.02 * jax.random.normal(key, shape))
 
 
 def _convolution(features: int, size: int, dtype: str, dilation: int = 1, bias: bool = True) -> nn.Conv:
-    """Kernels initialised as the paper's code, PyTorch, does: uniform, of variance 1 / (3 fan-in); biases at zero."""
+    """A convolution with the kernel initialization of PyTorch: uniform, variance 1 / (3 fan-in); biases at zero."""
     init, kernel = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"), (size, size)
     return nn.Conv(features, kernel, kernel_dilation=dilation, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype))
 
@@ -216,19 +218,19 @@ def _halve(x: Array) -> Array:
 
 
 def _pool(x: Array) -> Array:
-    """Means over 5 x 5, of zeros beyond the border."""
+    """5 x 5 average pooling with zero padding, stride 1."""
     return nn.pool(x, 0.0, jax.lax.add, (5, 5), (1, 1), "SAME") / 25.0
 
 
-def _stretch(x: Array, shape: tuple[int, ...]) -> Array:
-    """x interpolated bilinearly to the height and width of shape, corners on corners."""
+def _resize(x: Array, shape: tuple[int, ...]) -> Array:
+    """Bilinear interpolation of x to the height and width of `shape`, with aligned corners."""
     if x.shape == shape:
         return x
-    rows, columns = (_hats(x.shape[axis], shape[axis]) for axis in (1, 2))
+    rows, columns = (_interpolation_weights(x.shape[axis], shape[axis]) for axis in (1, 2))
     return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x.astype(jnp.float32)).astype(x.dtype)
 
 
-def _hats(size: int, to: int) -> Array:
-    """Row i: the weights of `size` points, evenly spaced, at the i-th of `to` points from the first to the last."""
+def _interpolation_weights(size: int, to: int) -> Array:
+    """Linear interpolation from `size` to `to` evenly spaced points: row i has the weights for output point i."""
     distance = np.abs(np.linspace(0.0, size - 1.0, to)[:, None] - np.arange(size))
     return jnp.asarray(np.maximum(0.0, 1.0 - distance), jnp.float32)

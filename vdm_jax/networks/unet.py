@@ -1,4 +1,4 @@
-"""Ho et al.'s U-Net: residual blocks and attention on a pyramid of resolutions, told the noise level."""
+"""Ho et al.'s U-Net: residual blocks and attention at several resolutions, conditioned on the noise level."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,56 +19,59 @@ from vdm_jax.networks.blocks import (
 )
 from vdm_jax.networks.embeddings import fourier_features
 
+__all__ = ["UNet", "UNetConfig"]
+
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The shape of a U-Net; the defaults are Ho et al.'s for CIFAR-10, 35.7 million parameters."""
+    """Architecture of a U-Net; by default Ho et al.'s for CIFAR-10, with 35.7 million parameters."""
 
     channels: int = 128
     """Channels at full resolution."""
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    """Channels of each resolution, as multiples; each is half the one before. One entry is a plain residual network."""
+    """Channels of each resolution as multiples of channels; each resolution is half the previous one. A single entry
+    means no downsampling."""
     blocks: int = 2
-    """Residual blocks a resolution."""
+    """Residual blocks in each resolution."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Heights at which every block is followed by attention."""
+    """Image heights at which attention follows every block."""
     middle_attention: bool = True
     """Attention between the two middle blocks."""
     dropout: float = 0.1
-    """Dropout inside residual blocks."""
+    """Dropout probability in residual blocks."""
     groups: int = 32
-    """Groups of a group norm."""
+    """Groups of the group norms."""
     out_channels: int = 0
-    """Channels of the output; 0 is as many as the input has."""
+    """Channels of the output; 0 is the number of input channels."""
     embedding: Literal["sinusoidal", "log_snr"] = "sinusoidal"
-    """What the noise level comes in as: a step number, or a log-SNR."""
+    """Conditioning on the noise level by timestep (sinusoidal) or by log-SNR."""
     num_classes: int = 0
-    """Classes of the label; class number num_classes is "no label". 0 is a network without labels."""
+    """Number of classes; class number num_classes means "no label". 0 is a network without labels."""
     fourier_exponents: tuple[int, ...] = ()
-    """Add sin and cos(2^n pi x) of the input to its channels, for these n."""
+    """Exponents n of the Fourier features sin(2^n pi x) and cos(2^n pi x) appended to the input channels."""
     position_bias: bool = False
-    """Add a learned feature map after the first convolution, so that positions differ."""
+    """Add a learned feature map after the first convolution, which encodes positions."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside; parameters, statistics and output are float32."""
+    """Arithmetic of the hidden layers; parameters, norms and output are float32."""
     remat: bool = False
-    """Compute what is inside each block again on the way back instead of keeping it: less memory, more time."""
+    """Rematerialize activations inside blocks in the backward pass: less memory, more time."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images of shape (H, W, C) that this network cannot take.
 
         Raises:
-            ValueError: says what does not fit, and what would.
+            ValueError: names the field, its value and valid ones.
         """
         check_at_least(self, blocks=0, groups=1, out_channels=0, num_classes=0)
         if self.channels < 4 or self.channels % 2:
-            raise ValueError(f"{self.channels} channels: take an even number, 4 or more, as the level's embedding has")
+            raise ValueError(f"channels is {self.channels}: set an even number, 4 or more, for the level embedding")
         check_pyramid(shape, self.multipliers, self.channels, self.groups)
 
 
 class UNet(nn.Module):
-    """eps, x_0, v or a score from x_t and its noise level.
+    """Prediction from noisy images x_t and their noise level; zero at initialization.
 
-    Its output layer starts at zero. Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
+    Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
 
     config: UNetConfig
@@ -86,13 +89,12 @@ class UNet(nn.Module):
 
         Args:
             x: noisy images, shape (B, H, W, C).
-            condition: the noise level, as config.embedding says, shape (B,).
-            label: classes, shape (B,); where the network has any.
+            condition: the noise level in the form of config.embedding, shape (B,).
+            label: classes, shape (B,), if the network has classes.
             train: whether dropout is on (it then needs the rng "dropout").
 
         Raises:
-            ValueError: images that cannot be halved often enough, channels that do not split into groups, or a label
-                where there are no classes, or none where there are.
+            ValueError: as config.check; a label is given to a network without classes, or missing otherwise.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         cfg.check(x.shape)
@@ -100,7 +102,7 @@ class UNet(nn.Module):
             condition, label
         )
         block = nn.remat(UNet._block, static_argnums=(3, 4)) if cfg.remat else UNet._block
-        h = self._enter(x, dtype)
+        h = self._first_layer(x, dtype)
         widths = [cfg.channels * multiplier for multiplier in cfg.multipliers]
         skips = [h]
         for level, width in enumerate(widths):
@@ -119,7 +121,7 @@ class UNet(nn.Module):
         h = nn.swish(normalize(h, cfg.groups))
         return conv3x3(cfg.out_channels or x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
 
-    def _enter(self, x: Array, dtype: Any) -> Array:
+    def _first_layer(self, x: Array, dtype: Any) -> Array:
         cfg = self.config
         h = conv3x3(cfg.channels, dtype)(fourier_features(x, cfg.fourier_exponents).astype(dtype))
         if not cfg.position_bias:

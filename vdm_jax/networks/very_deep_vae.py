@@ -1,4 +1,4 @@
-"""A deep hierarchy of latents, from the top down: Child's very deep VAE."""
+"""Child's very deep VAE: a top-down hierarchy of latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,72 +11,74 @@ from jaxtyping import Array, Float
 
 from vdm_jax.networks.blocks import check_at_least, log_variance
 
+__all__ = ["Bottleneck", "Choose", "Latent", "Moments", "TopDownBlock", "VeryDeepVAE", "VeryDeepVAEConfig"]
+
 Moments = tuple[Array, Array]  # mean and log-variance, each of shape (B, R, R, z_channels)
-Draw = Callable[[int, Moments | None, Moments], Array]  # number of the level, q, p -> z
-Latent = tuple[Array, Moments | None, Moments]  # z, q, p of a level
+Choose = Callable[[int, Moments | None, Moments], Array]  # index of the level, q, p -> z
+Latent = tuple[Array, Moments | None, Moments]  # z, q and p of a level
 
 
 @dataclass(frozen=True)
 class VeryDeepVAEConfig:
-    """The shape of a `Hierarchy`; the defaults are Child's for CIFAR-10, 39 million parameters."""
+    """Architecture of a `VeryDeepVAE`; by default Child's for CIFAR-10, with 39 million parameters."""
 
     width: int = 384
-    """Channels of the two streams, up and down, at every resolution."""
+    """Channels of the bottom-up and the top-down path, at every resolution."""
     bottleneck: float = 0.25
-    """Channels inside a residual block, as a multiple of width."""
+    """Channels inside a residual block as a multiple of width."""
     z_channels: int = 16
     """Channels of every z."""
     layers: tuple[tuple[int, int], ...] = ((1, 1), (4, 3), (8, 6), (16, 11), (32, 22))
-    """From the top down: a resolution, and the number of its levels z."""
+    """Top-down path: pairs of a resolution and its number of latent levels."""
     encoder: tuple[tuple[int, int], ...] = ((32, 11), (16, 6), (8, 6), (4, 3), (1, 3))
-    """From the image up: a resolution, and its residual blocks; one more leads to the next resolution."""
+    """Bottom-up path: pairs of a resolution and its number of residual blocks; one more block leads to the next."""
     largest_bias: int = 64
-    """The largest resolution with a learned feature map to start from; larger ones start from what comes from above."""
+    """Largest resolution at which a learned feature map is added to the top-down path."""
     out_channels: int = 100
-    """Numbers a pixel of the output; ten logistics of a colour pixel take 100."""
+    """Channels of the output; ten logistics of a color pixel need 100."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside residual blocks; parameters, the streams between blocks and all output are float32."""
+    """Arithmetic inside residual blocks; parameters, the two paths and the output are float32."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse images of shape (H, W, C) that this network cannot take.
 
         Raises:
-            ValueError: says what does not fit, and what would.
+            ValueError: names the field, its value and valid ones.
         """
         height, width, sizes = shape[-3], shape[-2], [size for size, _ in self.layers]
         if not sizes or (height, width) != (sizes[-1], sizes[-1]):
-            raise ValueError(f"images of {height} x {width} need layers whose last resolution is theirs, got {sizes}")
+            raise ValueError(f"layers have resolutions {sizes}: the last must be the image size, {height} x {width}")
         if min(sizes) < 1:
-            raise ValueError(f"layers have resolutions {sizes}: each is 1 or more")
+            raise ValueError(f"layers have resolutions {sizes}: set each to 1 or more")
         for low, high in pairwise(sizes):
             if low >= high or high % low:
-                raise ValueError(f"layers go from {low} to {high}: each resolution is a multiple of the one above it")
+                raise ValueError(f"layers go from {low} to {high}: each must be a multiple of the previous one")
         up = [size for size, _ in self.encoder]
         if up != sizes[::-1]:
-            raise ValueError(f"the encoder has resolutions {up}: take those of the layers upside down, {sizes[::-1]}")
+            raise ValueError(f"encoder has resolutions {up}: set those of the layers in reverse, {sizes[::-1]}")
         if min(count for _, count in self.layers) < 1 or min(count for _, count in self.encoder) < 0:
-            raise ValueError("every resolution has a level or more, and no fewer than 0 encoder blocks")
+            raise ValueError("layers and encoder: every resolution needs 1 level or more, and 0 encoder blocks or more")
         check_at_least(self, out_channels=1)
         if self.z_channels < 1 or int(self.width * self.bottleneck) < 1:
             raise ValueError(
                 f"{self.z_channels} z_channels and {self.width} x {self.bottleneck} channels inside a block: "
-                "let each be 1 or more"
+                "set each to 1 or more"
             )
 
     @property
     def depth(self) -> int:
-        """How many z there are."""
+        """Number of latent levels."""
         return sum(count for _, count in self.layers)
 
 
 class Bottleneck(nn.Module):
-    """Four convolutions, 1 x 1, 3 x 3, 3 x 3 and 1 x 1, each after a GELU and narrow inside; the caller adds h.
+    """Bottleneck block: convolutions of 1 x 1, 3 x 3, 3 x 3 and 1 x 1, each after a GELU; the caller adds h.
 
-    At resolutions of 1 and 2 all are 1 x 1.
+    At resolutions of 1 and 2, all convolutions are 1 x 1.
 
     Fields:
-        middle, features: channels inside, and of the result.
-        scale: of the last weights at first, in standard deviations of the others; 0 is zero.
+        middle, features: channels inside and of the output.
+        scale: initial scale of the last convolution, relative to the others; 0 initializes it at zero.
 
     Source: Child 2021, arXiv:2011.10650.
     """
@@ -96,13 +98,13 @@ class Bottleneck(nn.Module):
 
 
 class TopDownBlock(nn.Module):
-    """One z on the way down: its prior, its posterior, and what it adds to the stream h.
+    """One latent level of the top-down path: its prior, its posterior, and its contribution to h.
 
-        p = N(m(h), v(h)),  q = N(m(h, seen), v(h, seen)),  z = draw(index, q, p)
+        p = N(m(h), v(h)),  q = N(m(h, x_features), v(h, x_features)),  z = choose(index, q, p)
         h <- h + features(h),  h <- h + linear(z),  h <- h + f(h)
 
-    p is a standard normal at first, whose features are 0. The weights that lead back into the stream start small, by
-    1 / sqrt(depth), so that the stream does not grow with depth.
+    At initialization, p is a standard normal and features(h) is 0. The weights of the residual updates are scaled by
+    1 / sqrt(depth), so that h does not grow with depth.
 
     Source: Child 2021, arXiv:2011.10650.
     """
@@ -112,31 +114,31 @@ class TopDownBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: Float[Array, "b r r c"], seen: Float[Array, "b r r c"] | None, draw: Draw
+        self, h: Float[Array, "b r r c"], x_features: Float[Array, "b r r c"] | None, choose: Choose
     ) -> tuple[Float[Array, "b r r c"], Latent]:
         cfg, channels, small = self.config, self.config.z_channels, self.config.depth**-0.5
         q = None
-        if seen is not None:
-            both = jnp.concatenate([h, seen], axis=-1)
+        if x_features is not None:
+            both = jnp.concatenate([h, x_features], axis=-1)
             q = _moments(_block(cfg, 2 * channels, 1.0, "posterior")(both), channels)
         prior = _block(cfg, 2 * channels + cfg.width, 0.0, "prior")(h)
         p = _moments(prior, channels)
-        z = draw(self.index, q, p)
+        z = choose(self.index, q, p)
         if z.shape != p[0].shape:
-            raise ValueError(f"level {self.index} was drawn a z of shape {z.shape}: it has shape {p[0].shape}")
+            raise ValueError(f"choose returned z of shape {z.shape} at level {self.index}: return shape {p[0].shape}")
         h = h + prior[..., 2 * channels :]
         h = h + _convolution(cfg.width, 1, jnp.float32, small, "project")(z)
         return h + _block(cfg, cfg.width, small, "residual")(h), (z, q, p)
 
 
 class VeryDeepVAE(nn.Module):
-    """Latents z_0, z_1, ... from the top down, each given all above it, and features of the image at the bottom.
+    """Latents z_0, z_1, ... from the top down, each conditioned on all above it, and features of the image at the end.
 
-    Of each level it gives the prior p(z_i | z_<i) and, where there is an image x, the posterior q(z_i | z_<i, x). What
-    z is, `draw` says: a draw of q to train, of p to generate, or any other.
+    Each level has the prior p(z_i | z_<i) and, for a given image x, the posterior q(z_i | z_<i, x). `choose` returns
+    z: a sample of q in training, a sample of p in generation, or any other value.
 
     Fields:
-        config: its shape.
+        config: the architecture.
         shape: of an image, (H, W, C).
 
     Source: Child 2021, arXiv:2011.10650.
@@ -147,48 +149,48 @@ class VeryDeepVAE(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"] | int, draw: Draw, *, train: bool = False
+        self, x: Float[Array, "b h w c"] | int, choose: Choose, *, train: bool = False
     ) -> tuple[list[Latent], Float[Array, "b h w out"]]:
-        """levels, the (z, q, p) of each level from the top, and features (B, H, W, out_channels), all in float32.
+        """The (z, q, p) of each level, top first, and features (B, H, W, out_channels), all in float32.
 
         Args:
-            x: images, shape (B, H, W, C); or how many, B, without any: then there is no posterior, and q is None.
-                Parameters for both come from `init` with images.
-            draw: draw(i, q, p) -> z, called once a level, i = 0 at the top; q and p are (mean, log_var), each of the
-                shape (B, R, R, z_channels) that z has; log_var between -20 and 20.
-            train: taken for the other networks' sake; nothing here is random.
+            x: images, shape (B, H, W, C); or the batch size B, for generation without a posterior (q is None).
+                Initialize the parameters with images.
+            choose: (i, q, p) -> z, called once for each level, i = 0 at the top; q and p are (mean, log_var), each of
+                shape (B, R, R, z_channels) as z; log_var is within [-20, 20].
+            train: ignored, for the same signature as other networks; there is no dropout.
 
         Raises:
-            ValueError: as config.check; images of another shape; a z of another shape.
+            ValueError: as config.check; images or z of another shape.
         """
         cfg = self.config
         cfg.check(self.shape)
         if not isinstance(x, int) and x.shape[1:] != self.shape:
-            raise ValueError(f"images of shape {x.shape[1:]} given to a network of images of shape {self.shape}")
-        seen = {} if isinstance(x, int) else self._look(x)
+            raise ValueError(f"images have shape {x.shape[1:]}: this network takes shape {self.shape}")
+        x_features = {} if isinstance(x, int) else self._bottom_up(x)
         batch = x if isinstance(x, int) else x.shape[0]
         h, levels = jnp.zeros((batch, 1, 1, cfg.width), jnp.float32), []
         for size, count in cfg.layers:
             h = _unpool(h, size) + self._bias(size)
             for _ in range(count):
-                h, latent = TopDownBlock(cfg, len(levels), name=f"level_{len(levels)}")(h, seen.get(size), draw)
+                h, latent = TopDownBlock(cfg, len(levels), name=f"level_{len(levels)}")(h, x_features.get(size), choose)
                 levels.append(latent)
         gain = self.param("gain", nn.initializers.ones, (1, 1, 1, cfg.width))
         bias = self.param("bias", nn.initializers.zeros, (1, 1, 1, cfg.width))
         return levels, _convolution(cfg.out_channels, 1, jnp.float32, 1.0, "leave")(h * gain + bias)
 
-    def _look(self, x: Array) -> dict[int, Array]:
-        """What is seen of x at each resolution, on the way up."""
-        cfg, seen = self.config, {}
+    def _bottom_up(self, x: Array) -> dict[int, Array]:
+        """Features of x at each resolution."""
+        cfg, features = self.config, {}
         small = max(1, sum(count + 1 for _, count in cfg.encoder) - 1) ** -0.5
         h = _convolution(cfg.width, 3, jnp.float32, 1.0, "enter")(x)
         for position, (size, count) in enumerate(cfg.encoder):
             for block in range(count):
                 h = h + _block(cfg, cfg.width, small, f"encoder_{size}_{block}")(h)
-            seen[size] = h
+            features[size] = h
             if position + 1 < len(cfg.encoder):
                 h = _pool(h + _block(cfg, cfg.width, small, f"encoder_{size}_down")(h), cfg.encoder[position + 1][0])
-        return seen
+        return features
 
     def _bias(self, size: int) -> Array:
         if size > self.config.largest_bias:
@@ -197,7 +199,7 @@ class VeryDeepVAE(nn.Module):
 
 
 def _convolution(features: int, size: int, dtype, scale: float = 1.0, name: str | None = None) -> nn.Conv:
-    """Initialised as the paper's code, PyTorch, does: uniform, of variance scale^2 / (3 fan-in); biases are zero."""
+    """A convolution with the initialization of PyTorch: uniform, variance scale^2 / (3 fan-in); biases at zero."""
     start = nn.initializers.variance_scaling(scale**2 / 3.0, "fan_in", "uniform") if scale else nn.initializers.zeros
     return nn.Conv(features, (size, size), kernel_init=start, dtype=dtype, name=name)
 
@@ -211,12 +213,12 @@ def _moments(h: Array, channels: int) -> Moments:
 
 
 def _pool(h: Array, size: int) -> Array:
-    """The image of a smaller size: means over squares."""
+    """Average pooling to a smaller size."""
     batch, height, width, channels = h.shape
     return h.reshape(batch, size, height // size, size, width // size, channels).mean((2, 4))
 
 
 def _unpool(h: Array, size: int) -> Array:
-    """The image of a larger size: nearest neighbours."""
+    """Nearest-neighbor upsampling to a larger size."""
     factor = size // h.shape[1]
     return jnp.repeat(jnp.repeat(h, factor, axis=1), factor, axis=2)

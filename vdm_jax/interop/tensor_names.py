@@ -1,4 +1,4 @@
-"""Where each array of ours is in a `UNet2DModel`: its name and its shape there."""
+"""The name and shape that each of our arrays has in a diffusers `UNet2DModel`."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdm_jax.interop.layouts import to_torch
+from vdm_jax.interop.tensor_layouts import to_torch
 from vdm_jax.networks.unet import UNet, UNetConfig
+
+__all__ = ["Path", "TensorEntry", "current_name", "flatten", "tensor_table"]
 
 Path = tuple[str, ...]
 
@@ -31,40 +33,45 @@ ATTENTION = {
 EMBEDDING = {"Dense_0": "time_embedding.linear_1", "Dense_1": "time_embedding.linear_2", "Embed_0": "class_embedding"}
 ARRAYS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 LAYERS = {"ResidualBlock": RESIDUAL, "Attention": ATTENTION, "LevelEmbedding": EMBEDDING}
-OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+LEGACY_NAMES = {  # of attention layers in the first versions of diffusers
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
 
 
-class Place(NamedTuple):
-    """Where an array of ours is in theirs.
+class TensorEntry(NamedTuple):
+    """One array in both libraries.
 
-    ours: its shape here.
-    name, shape: its name and shape there.
+    flax_shape: its shape in our parameters.
+    name, shape: its name and shape in diffusers.
     """
 
-    ours: tuple[int, ...]
+    flax_shape: tuple[int, ...]
     name: str
     shape: tuple[int, ...]
 
 
-@cache  # initialising a network in the abstract takes a second
-def places(config: UNetConfig, shape: tuple[int, int, int]) -> dict[Path, Place]:
-    """Every array of ours by its path, and where it is in theirs."""
+@cache  # abstract initialization of a network takes a second
+def tensor_table(config: UNetConfig, shape: tuple[int, int, int]) -> dict[Path, TensorEntry]:
+    """For every array of our parameters, by path, its name and shape in diffusers."""
     label = jnp.zeros(1, jnp.int32) if config.num_classes else None
     arguments = jnp.zeros((1, *shape)), jnp.zeros(1), label
     params = jax.eval_shape(UNet(config).init, jax.random.key(0), *arguments)["params"]
     modules = _modules(config, shape[0])
-    return {path: _place(modules, path, array.shape) for path, array in flat(params).items()}
+    return {path: _entry(modules, path, array.shape) for path, array in flatten(params).items()}
 
 
-def _place(modules: Mapping[str, str], path: Path, shape: tuple[int, ...]) -> Place:
+def _entry(modules: Mapping[str, str], path: Path, shape: tuple[int, ...]) -> TensorEntry:
     module, array = path[0], ARRAYS[path[-1]]
     layers = LAYERS.get(module.rsplit("_", 1)[0], {})
     name = ".".join(part for part in (modules.get(module), layers.get(path[1]), array) if part)
-    return Place(shape, name, to_torch(name, np.broadcast_to(np.float32(0.0), shape)).shape)
+    return TensorEntry(shape, name, to_torch(name, np.broadcast_to(np.float32(0.0), shape)).shape)
 
 
 def _modules(config: UNetConfig, height: int) -> dict[str, str]:
-    """Our modules, numbered in the order in which they are called, and theirs."""
+    """Diffusers' module name for each of ours; Flax numbers modules in the order in which they are called."""
     last = len(config.multipliers) - 1
     attends = [height // 2**level in config.attention_resolutions for level in range(last + 1)]
     residual, attention, conv = [], [], ["conv_in"]
@@ -85,13 +92,13 @@ def _modules(config: UNetConfig, height: int) -> dict[str, str]:
     return {**numbered, "GroupNorm_0": "conv_norm_out"}
 
 
-def renamed(name: str) -> str:
-    """Today's name of a tensor that may have that of diffusers' first versions."""
-    for old, new in OLD.items():
+def current_name(name: str) -> str:
+    """The current name of a tensor that may have a name of diffusers' first versions."""
+    for old, new in LEGACY_NAMES.items():
         name = name.replace(old, new) if ".attentions." in name else name
     return name
 
 
-def flat(params: Any) -> dict[Path, Any]:
-    """The arrays of nested dictionaries by their paths."""
+def flatten(params: Any) -> dict[Path, Any]:
+    """The arrays of nested dictionaries, by path."""
     return {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -1,35 +1,38 @@
-"""The shape of the network: diffusers' config.json of a `UNet2DModel` <-> `UNetConfig` and the shape of an image."""
+"""The config.json of a diffusers `UNet2DModel` <-> `UNetConfig` and the image shape."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from vdm_jax.interop.faults import misfits, refuse, settings, shown, unsupported
-from vdm_jax.interop.fields import DEFAULTS, KINDS, OURS
+from vdm_jax.interop.config_checks import invalid_fields, raise_if_any, shorten, unsupported_fields, with_defaults
+from vdm_jax.interop.unet_fields import DIFFUSERS_DEFAULTS, FIELD_CHECKS, FIXED_FIELDS
 from vdm_jax.networks.unet import UNetConfig
+
+__all__ = ["from_unet_config", "to_unet_config"]
 
 Shape = tuple[int, int, int]
 
-REMEDY = "This network is another one than vdm_jax.networks.unet.UNet; it cannot be loaded."
+REMEDY = "vdm_jax.networks.unet.UNet cannot represent this network; it cannot be loaded."
 
 
 def from_unet_config(config: Mapping[str, Any]) -> tuple[UNetConfig, Shape]:
-    """Our config of a `UNet2DModel`, and the shape (H, W, C) of its input.
+    """Our config for a `UNet2DModel`, and the shape (H, W, C) of its input.
 
-    A table of num_class_embeds labels is one of num_class_embeds - 1 classes, whose last row is "no label".
+    num_class_embeds = K means K - 1 classes; the last embedding means "no label".
 
     Args:
-        config: what is in config.json; fields that are not there have diffusers' defaults.
+        config: the contents of config.json; missing fields have diffusers' defaults.
 
     Raises:
-        ValueError: a network that ours cannot be; names every field at fault, and what is supported.
+        ValueError: our U-Net cannot represent the network; lists every invalid field and the supported values.
 
     Source: Ho et al. 2020, arXiv:2006.11239, appendix B, whose CIFAR-10 network is diffusers' google/ddpm-cifar10-32.
     """
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"_class_name is {shown(config['_class_name'])}: supported is 'UNet2DModel'")
-    given = settings("config.json", config, DEFAULTS)
-    faults = misfits(given, KINDS)
-    refuse("config.json", [*unsupported(given, OURS), *(faults or _misfits(given))], REMEDY)
+        raise ValueError(f"_class_name is {shorten(config['_class_name'])}: supported is 'UNet2DModel'")
+    given = with_defaults("config.json", config, DIFFUSERS_DEFAULTS)
+    faults = invalid_fields(given, FIELD_CHECKS)
+    faults = [*unsupported_fields(given, FIXED_FIELDS), *(faults or _inconsistent_fields(given))]
+    raise_if_any(faults, "config.json", REMEDY)
     widths, size = given["block_out_channels"], given["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     attends = _attends(given["down_block_types"])
@@ -51,21 +54,21 @@ def from_unet_config(config: Mapping[str, Any]) -> tuple[UNetConfig, Shape]:
 
 
 def to_unet_config(config: UNetConfig, shape: Shape) -> dict[str, Any]:
-    """The config.json of our network on images of this shape (H, W, C).
+    """The config.json for our network on images of this shape (H, W, C).
 
     Raises:
-        ValueError: a network that diffusers has not; names every field at fault.
+        ValueError: diffusers cannot represent the network; lists every invalid field.
     """
     config.check(shape)
     supported = {"embedding": ("sinusoidal",), "fourier_exponents": ((),), "position_bias": (False,)}
-    faults = unsupported(vars(config), supported)
-    refuse("UNetConfig", faults, "diffusers has no such network; train one without it to write it out.")
+    faults = unsupported_fields(vars(config), supported)
+    raise_if_any(faults, "UNetConfig", "diffusers has no such network: train one with supported values to export it.")
     height, width, channels = shape
     attends = [height // 2**i in config.attention_resolutions for i in range(len(config.multipliers))]
     return {
         "_class_name": "UNet2DModel",
-        **DEFAULTS,
-        **{name: values[0] for name, values in OURS.items()},
+        **DIFFUSERS_DEFAULTS,
+        **{name: values[0] for name, values in FIXED_FIELDS.items()},
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
         "out_channels": config.out_channels or channels,
@@ -85,8 +88,8 @@ def _attends(types: list[str]) -> list[bool]:
     return [name.startswith("Attn") for name in types]
 
 
-def _misfits(given: Mapping[str, Any]) -> list[str]:
-    """Faults of fields that depend on each other."""
+def _inconsistent_fields(given: Mapping[str, Any]) -> list[str]:
+    """A line for every field that contradicts another one."""
     down, up, widths = (given[f] for f in "down_block_types up_block_types block_out_channels".split())
     groups, attention, head = (given[f] for f in "norm_num_groups attn_norm_num_groups attention_head_dim".split())
     known = all(name in ("DownBlock2D", "AttnDownBlock2D") for name in down)
@@ -101,4 +104,4 @@ def _misfits(given: Mapping[str, Any]) -> list[str]:
         "attn_norm_num_groups": (attention in (None, groups), f"null or {groups}"),
         "attention_head_dim": (head is None or set(heads) <= {head}, "null, which is one head of all channels"),
     }
-    return [f"{name} is {shown(given[name])}: supported is {what}" for name, (fits, what) in checks.items() if not fits]
+    return [f"{name} is {shorten(given[name])}: supported is {valid}" for name, (ok, valid) in checks.items() if not ok]
