@@ -266,5 +266,5 @@ def test_refusals(monkeypatch):
         score_matching.sliced(mixing, KEY, x, trace="all")
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         score_matching.finite_difference(quartic, KEY, x, 0.1, trace="all")
-    with pytest.raises(ValueError, match="unknown parameterisation 'noise'"):
+    with pytest.raises(ValueError, match="prediction_type 'noise'"):
         score_matching.denoising_at(NET, KEY, x, LEVEL, prediction_type="noise")

@@ -239,5 +239,5 @@ def test_refusals(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         tweedie.posterior_variance(mixing, KEY, x, LEVEL, trace="all")
-    with pytest.raises(ValueError, match="unknown parameterisation 'noise'"):
+    with pytest.raises(ValueError, match="prediction_type 'noise'"):
         ScoreFromDenoiser(lambda x_t, level: x_t, LEVEL, "noise")(x)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from vdm_jax import forward
 from vdm_jax.compilation import compiled
 from vdm_jax.divergence import Trace, directions, value_and_divergence
 from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch, check_positive
@@ -224,7 +225,7 @@ def denoising_at(
     """
     level = broadcast_to_batch(level, x_0)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
-    x_t = jax.vmap(lambda x, e, lv: lv.alpha * x + lv.sigma * e)(x_0, eps, level).astype(x_0.dtype)
+    x_t = jax.vmap(forward.add_noise)(x_0, eps, level)
     eps_hat = jax.vmap(partial(to_eps, prediction_type=prediction_type))(evaluate(denoiser, x_t, level), x_t, level)
     weights = check_weights((weight or _power)(level), x_0.shape[:1])
     return 0.5 * weights / level.sigma**2 * per_example(jnp.square(eps - eps_hat))

@@ -17,7 +17,7 @@ from vdm_jax import dequantization, elbo, path_bounds, probability_flow
 from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.discrete_schedules import DiscretizedSchedule
 from vdm_jax.likelihoods import normalize
-from vdm_jax.schedules import Schedule
+from vdm_jax.schedules import Schedule, time_from_log_snr
 from vdm_jax.training.experiment import DataSpec, LikelihoodCurve, LikelihoodRow
 from vdm_jax.types import Denoiser, PredictionType
 
@@ -129,7 +129,7 @@ def _ode_rows(row, decoder, data, prediction_type, options) -> dict[str, Likelih
     def uniform(denoiser, schedule, key, x_0):
         # start where the noise of the model has the standard deviation of uniform noise in a bin
         deviation = 2.0 / (data.levels - 1) / 12**0.5
-        t_0 = _time_of_log_snr(schedule, -2.0 * math.log(deviation))
+        t_0 = time_from_log_snr(jnp.asarray(-2.0 * math.log(deviation)), schedule)
         return dequantized(denoiser, schedule, key, x_0, t_0, lambda level: partial(Uniform, levels=data.levels))
 
     def truncated(denoiser, schedule, key, x_0):
@@ -151,19 +151,6 @@ def _ode_rows(row, decoder, data, prediction_type, options) -> dict[str, Likelih
         "ode, truncated normal": row("the same, y ~ N(x, (sigma_0/alpha_0)^2) truncated to the bin", truncated, cost),
         "ode, variational": row("-log P(x) <= E log q(z_0|x)/(p(z_0) P(x|z_0))", variational, cost),
     }
-
-
-def _time_of_log_snr(schedule, log_snr: float) -> jax.Array:
-    """The time at which a schedule has this log-SNR, by bisection; 0 or 1 if the log-SNR is out of its range."""
-
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        early = schedule.log_snr(middle) > log_snr
-        return jnp.where(early, middle, low), jnp.where(early, high, middle)
-
-    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.zeros(()), jnp.ones(())))
-    return 0.5 * (low + high)
 
 
 def _diffusion_curve(model, data, prediction_type, options) -> LikelihoodCurve:
