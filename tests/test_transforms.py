@@ -330,7 +330,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         in_world(
             "closed_form.Gaussian",
             lambda w, level: information.monte_carlo(
-                jnp.sum, closed_form.marginal(w, level), jax.random.key(0), draws=10
+                jnp.sum, closed_form.marginal(w, level), jax.random.key(0), num_samples=10
             ),
         ),
         (P,),

@@ -1,18 +1,20 @@
-"""Worlds where everything is known: data laws whose noisy marginals, scores, denoisers and reverse kernels are exact.
+"""Distributions with closed-form answers: exact noisy marginals, scores, denoisers and reverse transitions.
 
-`Gaussian`, `Mixture`, `Empirical` (a set of points) and `Independent` (a scalar law for every pixel) are closed under the
-two operations a diffusion model is made of, at any `Level` of any schedule:
+`Gaussian`, `Mixture`, `Empirical` (a set of points) and `Independent` (a scalar distribution for every pixel) are
+closed under the two operations that a diffusion model consists of, at any noise level of any schedule:
 
-    law.affine(a, b, var)   the law of  a x + b + sqrt(var) eps
-    law.posterior(x_t, level)   the law of  x_0 given x_t                              (conjugacy)
+    distribution.pushforward(a, b, var)     the distribution of  a x + b + sqrt(var) eps
+    distribution.posterior(x_t, level)      the distribution of  x_0 given x_t              (conjugacy)
 
-All else follows: the marginal q(x_t) is affine, the optimal denoiser is the mean of `given`, and the *unconditioned*
-reverse kernel q(x_s | x_t) is affine after `given`, because q(x_s | x_t, x_0) is affine in x_0. `OptimalDenoiser`
-stands wherever a network would. Expectations (entropy, MMSE, the optimal model's bound) are in `vdm_jax.information`.
+Everything else follows. The marginal q(x_t) is a pushforward, and the optimal denoiser is the mean of the posterior.
+The reverse transition q(x_s | x_t), *not* conditioned on x_0, is a pushforward of the posterior, because the mean of
+q(x_s | x_t, x_0) is affine in x_0. `OptimalDenoiser` takes the place of a network. Expectations (entropy, MMSE, the
+bound of the optimal model) are in `vdm_jax.information`.
 
-Laws are pytrees of arrays over one example of shape (*x), D numbers in all; matrices are (D, D), of the example
-flattened. `gaussian`, `low_rank`, `mixture`, `points` and `pixels` make them, in float64 on the host. Ask in float64
-(`jax.enable_x64`) where digits matter: the questions themselves are ill-conditioned at high signal-to-noise.
+Distributions are pytrees of arrays over one example of shape (*x) with D entries; matrices have shape (D, D), for the
+flattened example. `gaussian`, `low_rank`, `mixture`, `empirical` and `independent_pixels` create them, computing in
+float64 on the host. Use float64 (`jax.enable_x64`) for accurate results at high signal-to-noise ratios, where posterior
+quantities are ill-conditioned.
 """
 
 from collections.abc import Sequence
@@ -31,17 +33,35 @@ from vdm_jax.likelihoods import normalize
 from vdm_jax.noise_levels import NoiseLevel, Step
 from vdm_jax.types import Batch, Key, PredictionType, Real, Scalar, X, unknown_prediction_type
 
-Numbers = ArrayLike | Sequence[Any]
-Matrix = Float[Array, "D D"]
-Weights = Float[Array, " K"]
-Each = Float[Array, "K *v"]  # a value of any shape for every component
-Average = Float[Array, "*v"]
-dot = partial(jnp.matmul, precision="highest")  # the default is 1e-3 off on GPUs, 1e-2 on TPUs
+__all__ = [
+    "Distribution",
+    "Empirical",
+    "Gaussian",
+    "Independent",
+    "Mixture",
+    "OptimalDecoder",
+    "OptimalDenoiser",
+    "empirical",
+    "gaussian",
+    "independent_pixels",
+    "low_rank",
+    "marginal",
+    "mixture",
+    "optimal_prediction",
+    "reverse_transition",
+]
+
+_ArrayLike = ArrayLike | Sequence[Any]
+_Matrix = Float[Array, "D D"]
+_Weights = Float[Array, " K"]
+_Stacked = Float[Array, "K *v"]  # a value of any shape for every component
+_Value = Float[Array, "*v"]
+matmul = partial(jnp.matmul, precision="highest")  # relative errors of the default: 1e-3 on GPUs, 1e-2 on TPUs
 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """A law of one example, shape (*x), closed under noise and under conditioning on noisy data."""
+    """A distribution of one example, shape (*x), closed under affine maps with noise and under conditioning."""
 
     @property
     def mean(self) -> X: ...
@@ -49,7 +69,7 @@ class Distribution(Protocol):
     @property
     def variance(self) -> X: ...
 
-    def covariance(self) -> Matrix: ...
+    def covariance(self) -> _Matrix: ...
 
     def sample(self, key: Key) -> X: ...
 
@@ -61,74 +81,76 @@ class Distribution(Protocol):
 
 
 class Gaussian(NamedTuple):
-    """N(mean, Sigma) with Sigma = B diag(variances) B^T + rest (I - B B^T), full or low rank.
+    """N(mean, Sigma) with Sigma = B diag(variances) B^T + residual_variance (I - B B^T), full or low rank.
 
     Fields:
         mean: shape (*x).
         basis: B, orthonormal columns, shape (D, R), R <= D.
         variances: the eigenvalues along the columns, shape (R,).
-        rest: the eigenvalue of the D - R directions outside, a scalar; without meaning where R = D.
+        residual_variance: the eigenvalue of the other D - R directions, a scalar; ignored if R = D.
     """
 
     mean: X
     basis: Float[Array, "D R"]
     variances: Float[Array, " R"]
-    rest: Scalar
+    residual_variance: Scalar
 
     @property
     def variance(self) -> X:
         """The diagonal of Sigma, shape (*x)."""
         inside = jnp.square(self.basis)
-        return (dot(inside, self.variances) + self._outside * (1.0 - inside.sum(-1))).reshape(self.mean.shape)
+        return (matmul(inside, self.variances) + self._outside * (1.0 - inside.sum(-1))).reshape(self.mean.shape)
 
-    def covariance(self) -> Matrix:
+    def covariance(self) -> _Matrix:
         """Sigma."""
-        return self._matrix(self.variances, self.rest)
+        return self._matrix(self.variances, self.residual_variance)
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x)."""
-        return self.colour(jax.random.normal(key, self.mean.shape, self.mean.dtype))
+        """A sample, shape (*x)."""
+        return self.reparameterize(jax.random.normal(key, self.mean.shape, self.mean.dtype))
 
-    def colour(self, z: X) -> X:
-        """mean + Sigma^(1/2) z: standard normal noise z, shape (*x), as a draw."""
-        return self.mean + self._apply(_root(self.variances), _root(self.rest), z)
+    def reparameterize(self, z: X) -> X:
+        """mean + Sigma^(1/2) z: the sample from standard normal noise z, shape (*x)."""
+        return self.mean + self._apply(_root(self.variances), _root(self.residual_variance), z)
 
     def log_prob(self, x: X) -> Scalar:
         """log N(x; mean, Sigma) in nats; needs positive eigenvalues."""
         inside, outside = self._split(x - self.mean)
         squares = jnp.sum(inside**2 / self.variances) + jnp.sum(jnp.log(self.variances))
         if outside is not None:
-            squares += jnp.sum(outside**2) / self.rest + (x.size - inside.size) * jnp.log(self.rest)
+            squares += jnp.sum(outside**2) / self.residual_variance + (x.size - inside.size) * jnp.log(
+                self.residual_variance
+            )
         return -0.5 * (squares + x.size * LOG_2PI)
 
     def score(self, x: X) -> X:
         """grad log N(x; mean, Sigma) = -Sigma^-1 (x - mean)."""
-        return -self._apply(1.0 / self.variances, 1.0 / self.rest, x - self.mean)
+        return -self._apply(1.0 / self.variances, 1.0 / self.residual_variance, x - self.mean)
 
-    def score_jacobian(self, x: X) -> Matrix:
-        """The Hessian of log N: -Sigma^-1, whatever x."""
+    def score_jacobian(self, x: X) -> _Matrix:
+        """The Hessian of log N: -Sigma^-1 for every x."""
         del x
-        return -self._matrix(1.0 / self.variances, 1.0 / self.rest)
+        return -self._matrix(1.0 / self.variances, 1.0 / self.residual_variance)
 
     def entropy(self) -> Scalar:
         """-E log N in nats."""
-        outside = self._outside_count * jnp.log(jnp.where(self._outside_count > 0, self.rest, 1.0))
+        outside = self._outside_count * jnp.log(jnp.where(self._outside_count > 0, self.residual_variance, 1.0))
         return 0.5 * (jnp.sum(jnp.log(self.variances)) + outside + self.mean.size * (1.0 + LOG_2PI))
 
     def pushforward(self, scale: Real, shift: X, var: Real) -> "Gaussian":
-        """The law of scale x + shift + sqrt(var) eps: N(scale mean + shift, scale^2 Sigma + var I)."""
-        grown = scale**2 * self.variances + var, scale**2 * self.rest + var
-        return Gaussian(scale * self.mean + shift, self.basis, *grown)
+        """The distribution of scale x + shift + sqrt(var) eps: N(scale mean + shift, scale^2 Sigma + var I)."""
+        variances = scale**2 * self.variances + var, scale**2 * self.residual_variance + var
+        return Gaussian(scale * self.mean + shift, self.basis, *variances)
 
     def posterior(self, x_t: X, level: NoiseLevel) -> "Gaussian":
-        """The law of x_0 given x_t = alpha x_0 + sigma eps: the regression of x_0 on x_t. Needs sigma > 0.
+        """p(x_0 | x_t) for x_t = alpha x_0 + sigma eps, the regression of x_0 on x_t. Needs sigma > 0.
 
         N( mean + alpha Sigma M^-1 (x_t - alpha mean),  sigma^2 Sigma M^-1 ),   M = alpha^2 Sigma + sigma^2 I
         """
         alpha, noise = level.alpha, level.sigma**2
-        shrunk, rest = (v / (alpha**2 * v + noise) for v in (self.variances, self.rest))
-        mean = self.mean + alpha * self._apply(shrunk, rest, x_t - alpha * self.mean)
-        return Gaussian(mean, self.basis, noise * shrunk, noise * rest)
+        shrunk, residual = (v / (alpha**2 * v + noise) for v in (self.variances, self.residual_variance))
+        mean = self.mean + alpha * self._apply(shrunk, residual, x_t - alpha * self.mean)
+        return Gaussian(mean, self.basis, noise * shrunk, noise * residual)
 
     @property
     def _outside_count(self) -> int:
@@ -136,28 +158,28 @@ class Gaussian(NamedTuple):
 
     @property
     def _outside(self) -> Scalar:
-        return self.rest if self._outside_count else jnp.zeros_like(self.rest)
+        return self.residual_variance if self._outside_count else jnp.zeros_like(self.residual_variance)
 
     def _split(self, y: X):
-        """y in the basis, shape (R,), and what lies outside of it, (D,); None where the basis is complete.
+        """Coordinates of y in the basis, shape (R,), and the residual, shape (D,), or None if the basis is complete.
 
-        Not the rounding that a complete basis would leave: little variance outside would blow it up.
+        A complete basis would leave rounding errors as the residual, which division by a small variance would amplify.
         """
         y = y.reshape(-1)
-        inside = dot(self.basis.T, y)
-        return inside, y - dot(self.basis, inside) if self._outside_count else None
+        inside = matmul(self.basis.T, y)
+        return inside, y - matmul(self.basis, inside) if self._outside_count else None
 
     def _apply(self, inside: Float[Array, " R"], outside: Scalar, y: X) -> X:
         """f(Sigma) y, given f of the eigenvalues."""
         within, without = self._split(y)
-        result = dot(self.basis, inside * within)
+        result = matmul(self.basis, inside * within)
         return (result if without is None else result + outside * without).reshape(y.shape)
 
-    def _matrix(self, inside: Float[Array, " R"], outside: Scalar) -> Matrix:
-        matrix = dot(self.basis * inside[None, :], self.basis.T)
+    def _matrix(self, inside: Float[Array, " R"], outside: Scalar) -> _Matrix:
+        matrix = matmul(self.basis * inside[None, :], self.basis.T)
         if not self._outside_count:
             return matrix
-        return matrix + outside * (jnp.eye(self.basis.shape[0], dtype=matrix.dtype) - dot(self.basis, self.basis.T))
+        return matrix + outside * (jnp.eye(self.basis.shape[0], dtype=matrix.dtype) - matmul(self.basis, self.basis.T))
 
 
 class Mixture(NamedTuple):
@@ -168,7 +190,7 @@ class Mixture(NamedTuple):
         components: a `Gaussian` whose fields have a leading axis K.
     """
 
-    log_weights: Weights
+    log_weights: _Weights
     components: Gaussian
 
     @property
@@ -178,17 +200,17 @@ class Mixture(NamedTuple):
 
     @property
     def variance(self) -> X:
-        """Var x of every number, shape (*x)."""
+        """Var x of every entry, shape (*x)."""
         between = jax.vmap(lambda m: jnp.square(m - self.mean))(self.components.mean)
-        return _average(self.log_weights, _each(lambda c: c.variance, self.components) + between)
+        return _average(self.log_weights, _map_components(lambda c: c.variance, self.components) + between)
 
-    def covariance(self) -> Matrix:
-        """Cov x: what the components have within, and between them."""
-        within = _average(self.log_weights, _each(Gaussian.covariance, self.components))
+    def covariance(self) -> _Matrix:
+        """Cov x, within and between the components."""
+        within = _average(self.log_weights, _map_components(Gaussian.covariance, self.components))
         return within + _scatter(self.log_weights, self.components.mean, self.mean)
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x)."""
+        """A sample, shape (*x)."""
         key_k, key_x = jax.random.split(key)
         k = jax.random.categorical(key_k, self.log_weights)
         return jax.tree.map(lambda leaf: leaf[k], self.components).sample(key_x)
@@ -198,39 +220,39 @@ class Mixture(NamedTuple):
         return jax.nn.logsumexp(self._log_terms(x))
 
     def score(self, x: X) -> X:
-        """grad log p(x): the components' scores, averaged by their share in x."""
-        return _average(jax.nn.log_softmax(self._log_terms(x)), _each(lambda c: c.score(x), self.components))
+        """grad log p(x): the components' scores, averaged with their posterior weights given x."""
+        return _average(jax.nn.log_softmax(self._log_terms(x)), _map_components(lambda c: c.score(x), self.components))
 
-    def score_jacobian(self, x: X) -> Matrix:
-        """The Hessian of log p: the components' own, and the scatter of their scores."""
-        shares = jax.nn.log_softmax(self._log_terms(x))
-        scores = _each(lambda c: c.score(x), self.components)
-        within = _average(shares, _each(lambda c: c.score_jacobian(x), self.components))
-        return within + _scatter(shares, scores, _average(shares, scores))
+    def score_jacobian(self, x: X) -> _Matrix:
+        """The Hessian of log p: the mean of the components' Hessians plus the scatter of their scores."""
+        weights = jax.nn.log_softmax(self._log_terms(x))
+        scores = _map_components(lambda c: c.score(x), self.components)
+        within = _average(weights, _map_components(lambda c: c.score_jacobian(x), self.components))
+        return within + _scatter(weights, scores, _average(weights, scores))
 
     def pushforward(self, scale: Real, shift: X, var: Real) -> "Mixture":
-        """The law of scale x + shift + sqrt(var) eps."""
-        return Mixture(self.log_weights, _each(lambda c: c.pushforward(scale, shift, var), self.components))
+        """The distribution of scale x + shift + sqrt(var) eps."""
+        return Mixture(self.log_weights, _map_components(lambda c: c.pushforward(scale, shift, var), self.components))
 
     def posterior(self, x_t: X, level: NoiseLevel) -> "Mixture":
-        """The law of x_0 given x_t: each component's, weighted by its share in x_t. Needs sigma > 0."""
-        shares = jax.nn.log_softmax(marginal(self, level)._log_terms(x_t))
-        return Mixture(shares, _each(lambda c: c.posterior(x_t, level), self.components))
+        """p(x_0 | x_t): a mixture of the components' posteriors. Needs sigma > 0."""
+        weights = jax.nn.log_softmax(marginal(self, level)._log_terms(x_t))
+        return Mixture(weights, _map_components(lambda c: c.posterior(x_t, level), self.components))
 
-    def _log_terms(self, x: X) -> Weights:
-        return self.log_weights + _each(lambda c: c.log_prob(x), self.components)
+    def _log_terms(self, x: X) -> _Weights:
+        return self.log_weights + _map_components(lambda c: c.log_prob(x), self.components)
 
 
 class Empirical(NamedTuple):
-    """Finitely many points: x_i with probability w_i. The law of a data set, 8-bit images included.
+    """Finitely many points x_i with probabilities w_i: the empirical distribution of a data set, such as 8-bit images.
 
     Fields:
         log_weights: log w_i, shape (K,), which sum to 1.
         points: x_i, shape (K, *x).
     """
 
-    log_weights: Weights
-    points: Each
+    log_weights: _Weights
+    points: _Stacked
 
     @property
     def mean(self) -> X:
@@ -239,10 +261,10 @@ class Empirical(NamedTuple):
 
     @property
     def variance(self) -> X:
-        """Var x of every number, shape (*x)."""
+        """Var x of every entry, shape (*x)."""
         return _average(self.log_weights, jax.vmap(lambda x: jnp.square(x - self.mean))(self.points))
 
-    def covariance(self) -> Matrix:
+    def covariance(self) -> _Matrix:
         """Cov x."""
         return _scatter(self.log_weights, self.points, self.mean)
 
@@ -251,34 +273,34 @@ class Empirical(NamedTuple):
         return self.points[jax.random.categorical(key, self.log_weights)]
 
     def log_prob(self, x: X) -> Scalar:
-        """The log-*probability* of x in nats: -inf for what is none of the points, to the bit."""
+        """The log-*probability* of x in nats: -inf unless x equals one of the points exactly."""
         same = jax.vmap(lambda point: jnp.all(point == x))(self.points)
         return jax.nn.logsumexp(jnp.where(same, self.log_weights, -jnp.inf))
 
     def entropy(self) -> Scalar:
-        """-E log P in nats, for points that differ from each other."""
+        """-E log P in nats, for distinct points."""
         weights = jnp.exp(self.log_weights)
         return -jnp.sum(weights * jnp.where(weights > 0.0, self.log_weights, 0.0))
 
     def pushforward(self, scale: Real, shift: X, var: Real) -> Mixture:
-        """The law of scale x + shift + sqrt(var) eps: a mixture with a component a point."""
+        """The distribution of scale x + shift + sqrt(var) eps: a mixture with one component for each point."""
         count, dims = self.points.shape[0], self.points[0].size
         dtype = self.points.dtype
         empty = jnp.zeros((count, dims, 0), dtype), jnp.zeros((count, 0), dtype)
-        spread = jnp.broadcast_to(jnp.asarray(var, dtype), (count,))
-        centres = jax.vmap(lambda point: scale * point + shift)(self.points)
-        return Mixture(self.log_weights, Gaussian(centres, *empty, spread))
+        variances = jnp.broadcast_to(jnp.asarray(var, dtype), (count,))
+        centers = jax.vmap(lambda point: scale * point + shift)(self.points)
+        return Mixture(self.log_weights, Gaussian(centers, *empty, variances))
 
     def posterior(self, x_t: X, level: NoiseLevel) -> "Empirical":
-        """The law of x_0 given x_t: the same points by their share in x_t. Needs sigma > 0."""
+        """p(x_0 | x_t): the same points with posterior weights. Needs sigma > 0."""
         return Empirical(jax.nn.log_softmax(marginal(self, level)._log_terms(x_t)), self.points)
 
 
 class Independent(NamedTuple):
-    """Every number of x on its own: images of any size with an exact denoiser.
+    """Independent entries: images of any size with an exact denoiser.
 
     Fields:
-        distribution: a law of a scalar, each of its fields with leading axes (*x).
+        distribution: a distribution of a scalar, whose fields have leading axes (*x).
     """
 
     distribution: Any
@@ -286,46 +308,50 @@ class Independent(NamedTuple):
     @property
     def mean(self) -> X:
         """E x, shape (*x)."""
-        return self.each(lambda distribution: distribution.mean)
+        return self.map_entries(lambda distribution: distribution.mean)
 
     @property
     def variance(self) -> X:
-        """Var x of every number, shape (*x)."""
-        return self.each(lambda distribution: distribution.variance)
+        """Var x of every entry, shape (*x)."""
+        return self.map_entries(lambda distribution: distribution.variance)
 
-    def covariance(self) -> Matrix:
+    def covariance(self) -> _Matrix:
         """Cov x, diagonal."""
         return jnp.diag(self.variance.reshape(-1))
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x)."""
+        """A sample, shape (*x)."""
         shape = self._shape
         keys = jax.random.split(key, shape) if shape else key
-        return self.each(lambda distribution, k: distribution.sample(k), keys)
+        return self.map_entries(lambda distribution, k: distribution.sample(k), keys)
 
     def log_prob(self, x: X) -> Scalar:
-        """The sum of the scalars' log-densities, or log-probabilities, in nats."""
-        return jnp.sum(self.each(lambda distribution, value: distribution.log_prob(value), x))
+        """The sum of the entries' log-densities, or log-probabilities, in nats."""
+        return jnp.sum(self.map_entries(lambda distribution, value: distribution.log_prob(value), x))
 
     def score(self, x: X) -> X:
         """grad log p(x), shape (*x)."""
-        return self.each(lambda distribution, value: distribution.score(value), x)
+        return self.map_entries(lambda distribution, value: distribution.score(value), x)
 
-    def score_jacobian(self, x: X) -> Matrix:
+    def score_jacobian(self, x: X) -> _Matrix:
         """The Hessian of log p, diagonal."""
-        return jnp.diag(self.each(lambda distribution, value: distribution.score_jacobian(value)[0, 0], x).reshape(-1))
+        return jnp.diag(
+            self.map_entries(lambda distribution, value: distribution.score_jacobian(value)[0, 0], x).reshape(-1)
+        )
 
     def pushforward(self, scale: Real, shift: X, var: Real) -> "Independent":
-        """The law of scale x + shift + sqrt(var) eps."""
+        """The distribution of scale x + shift + sqrt(var) eps."""
         shift = jnp.broadcast_to(jnp.asarray(shift, self.mean.dtype), self._shape)
-        return Independent(self.each(lambda distribution, value: distribution.pushforward(scale, value, var), shift))
+        return Independent(
+            self.map_entries(lambda distribution, value: distribution.pushforward(scale, value, var), shift)
+        )
 
     def posterior(self, x_t: X, level: NoiseLevel) -> "Independent":
-        """The law of x_0 given x_t, number by number. Needs sigma > 0."""
-        return Independent(self.each(lambda distribution, value: distribution.posterior(value, level), x_t))
+        """p(x_0 | x_t), independent for every entry. Needs sigma > 0."""
+        return Independent(self.map_entries(lambda distribution, value: distribution.posterior(value, level), x_t))
 
-    def each(self, function, *arrays):
-        """`function(scalar law, *scalars)` for every number of the example, as an array of shape (*x)."""
+    def map_entries(self, function, *arrays):
+        """`function(scalar distribution, *scalars)` for every entry of the example, as an array of shape (*x)."""
         for _ in self._shape:
             function = jax.vmap(function)
         return function(self.distribution, *arrays)
@@ -333,50 +359,52 @@ class Independent(NamedTuple):
     @property
     def _shape(self) -> tuple[int, ...]:
         if isinstance(self.distribution, Gaussian):
-            return self.distribution.rest.shape
+            return self.distribution.residual_variance.shape
         return self.distribution.log_weights.shape[:-1]
 
 
-def gaussian(mean: Numbers, covariance: Numbers) -> Gaussian:
+def gaussian(mean: _ArrayLike, covariance: _ArrayLike) -> Gaussian:
     """N(mean, covariance).
 
     Args:
         mean: shape (*x).
-        covariance: symmetric and positive semi-definite, shape (D, D), of the example flattened.
+        covariance: symmetric and positive semi-definite, shape (D, D), for the flattened example.
 
     Raises:
-        ValueError: the covariance is of another shape, not symmetric, or has a negative eigenvalue.
+        ValueError: the covariance has another shape, is not symmetric, or has a negative eigenvalue.
     """
     mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
     if covariance.shape != (mean.size, mean.size) or not np.allclose(covariance, covariance.T):
-        raise ValueError(f"the covariance of {mean.size} numbers must be symmetric and of shape {(mean.size,) * 2}")
+        raise ValueError(f"covariance has shape {covariance.shape}: it must be symmetric, of shape {(mean.size,) * 2}")
     variances, basis = np.linalg.eigh(covariance)
     if variances.min() < -1e-10 * variances.max():
-        raise ValueError(f"the covariance has the negative eigenvalue {variances.min():g}")
+        raise ValueError(f"covariance has the eigenvalue {variances.min():g}: it must be positive semi-definite")
     return Gaussian(*_arrays(mean, basis, np.maximum(variances, 0.0), 0.0))
 
 
-def low_rank(mean: Numbers, factor: Numbers, rest: float = 0.0) -> Gaussian:
-    """N(mean, F F^T + rest I): data near a plane of R dimensions, probabilistic PCA's law.
+def low_rank(mean: _ArrayLike, factor: _ArrayLike, residual_variance: float = 0.0) -> Gaussian:
+    """N(mean, F F^T + residual_variance I): data near an R-dimensional subspace, as in probabilistic PCA.
 
     Args:
         mean: shape (*x).
         factor: F, shape (D, R), R <= D.
-        rest: variance off the plane.
+        residual_variance: variance added in every direction, at least 0.
 
     Raises:
-        ValueError: a factor of another shape, or a negative rest.
+        ValueError: a factor of another shape, or a negative residual_variance.
 
     Source: Tipping & Bishop 1999.
     """
     mean, factor = np.asarray(mean, np.float64), np.asarray(factor, np.float64)
-    if factor.ndim != 2 or factor.shape[0] != mean.size or factor.shape[1] > mean.size or rest < 0:
-        raise ValueError(f"a low-rank law needs a factor of shape ({mean.size}, R) and rest >= 0, got {factor.shape}")
+    if factor.ndim != 2 or factor.shape[0] != mean.size or factor.shape[1] > mean.size:
+        raise ValueError(f"factor has shape {factor.shape}: it must be ({mean.size}, R) with R <= {mean.size}")
+    if residual_variance < 0:
+        raise ValueError(f"residual_variance is {residual_variance}: it must be at least 0")
     basis, scales, _ = np.linalg.svd(factor, full_matrices=False)
-    return Gaussian(*_arrays(mean, basis, scales**2 + rest, rest))
+    return Gaussian(*_arrays(mean, basis, scales**2 + residual_variance, residual_variance))
 
 
-def mixture(weights: Numbers, means: Numbers, covariances: Numbers) -> Mixture:
+def mixture(weights: _ArrayLike, means: _ArrayLike, covariances: _ArrayLike) -> Mixture:
     """sum_k w_k N(m_k, Sigma_k).
 
     Args:
@@ -385,45 +413,47 @@ def mixture(weights: Numbers, means: Numbers, covariances: Numbers) -> Mixture:
         covariances: Sigma_k, shape (K, D, D), or variances of Sigma_k = v_k I, shape (K,).
 
     Raises:
-        ValueError: a shape that does not fit, a weight that is not positive, or as `gaussian`.
+        ValueError: shapes that do not match, a weight that is not positive, or as `gaussian`.
     """
     means, covariances = np.asarray(means, np.float64), np.asarray(covariances, np.float64)
     log_weights = _log_weights(weights, means.shape[0])
     if covariances.shape[:1] != means.shape[:1]:
-        raise ValueError(f"{means.shape[0]} means need as many covariances, got shape {covariances.shape}")
+        raise ValueError(f"covariances has shape {covariances.shape}: pass one for each of {means.shape[0]} means")
     if covariances.ndim == 1:
         covariances = covariances[:, None, None] * np.eye(means[0].size)
     components = [gaussian(m, c) for m, c in zip(means, covariances, strict=True)]
     return Mixture(log_weights, jax.tree.map(lambda *leaves: jnp.stack(leaves), *components))
 
 
-def empirical(points: Numbers, weights: Numbers | None = None) -> Empirical:
-    """The law of a data set: each of the points with its weight, or all alike.
+def empirical(points: _ArrayLike, weights: _ArrayLike | None = None) -> Empirical:
+    """The empirical distribution of a data set: weighted points, by default with equal weights.
 
     Args:
         points: shape (K, *x); 8-bit images as `likelihoods.normalize(images, 256)`.
         weights: shape (K,), positive; they need not sum to 1.
 
     Raises:
-        ValueError: as many weights as points are needed, all positive.
+        ValueError: the number of weights differs from the number of points, or a weight is not positive.
     """
     (array,) = _arrays(points)
     return Empirical(_log_weights(np.ones(array.shape[0]) if weights is None else weights, array.shape[0]), array)
 
 
-def independent_pixels(masses: Numbers) -> Independent:
-    """Independent quantised numbers: each value 0..levels-1 of each pixel with its own probability.
+def independent_pixels(masses: _ArrayLike) -> Independent:
+    """Independent quantized pixels: a categorical distribution over 0..levels-1 for each pixel.
 
     Args:
-        masses: shape (*x, levels), not negative; those of a pixel need not sum to 1. Values stand evenly on [-1, 1],
-            as `likelihoods.normalize` has them.
+        masses: shape (*x, levels), nonnegative; those of a pixel need not sum to 1. The values are evenly spaced on
+            [-1, 1], as in `likelihoods.normalize`.
 
     Raises:
         ValueError: fewer than two levels, or masses that are negative or all 0.
     """
     masses = np.asarray(masses, np.float64)
     if masses.ndim == 0 or masses.shape[-1] < 2 or np.any(masses < 0) or not np.all(masses.sum(-1) > 0):
-        raise ValueError("masses must be of shape (*x, levels), not negative, with a positive sum for every pixel")
+        raise ValueError(
+            f"masses has shape {masses.shape}: it must be (*x, levels), nonnegative, of positive sum for every pixel"
+        )
     with np.errstate(divide="ignore"):
         (log_weights,) = _arrays(np.log(masses / masses.sum(-1, keepdims=True)))
     values = normalize(jnp.arange(masses.shape[-1]), masses.shape[-1])
@@ -431,29 +461,29 @@ def independent_pixels(masses: Numbers) -> Independent:
 
 
 def marginal(distribution: Distribution, level: NoiseLevel) -> Any:
-    """q(x_t), the law of alpha x_0 + sigma eps (FWD-2, over the data).
+    """q(x_t), the distribution of alpha x_0 + sigma eps for x_0 ~ q(x_0) (FWD-2).
 
     Args:
         distribution: of x_0.
         level: scalars.
 
     Returns:
-        A law with a density (sigma > 0): `sample`, `log_prob`, `score`, `score_jacobian`.
+        A distribution with a density (for sigma > 0): `sample`, `log_prob`, `score`, `score_jacobian`.
     """
     return distribution.pushforward(level.alpha, jnp.zeros_like(distribution.mean), level.sigma**2)
 
 
 def reverse_transition(distribution: Distribution, x_t: X, step: Step) -> Any:
-    """q(x_s | x_t), the reverse kernel that is *not* conditioned on x_0 (POST-7).
+    """q(x_s | x_t), the reverse transition that is *not* conditioned on x_0 (POST-7).
 
         x_s = c_1 x_t + c_2 x_0 + sigma eps  with  x_0 ~ p(x_0 | x_t)
 
-    A Gaussian for Gaussian data, for others a mixture: near normal for a small step, many modes for a large one.
+    A Gaussian for Gaussian data, otherwise a mixture: close to normal for small steps, multimodal for large ones.
 
     Args:
         distribution: of x_0.
         x_t: noisy example, shape (*x).
-        step: the levels s < t, scalars, s not clean.
+        step: the levels s < t, scalars, with noise at s.
 
     Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585 (why the step must be small).
     """
@@ -462,7 +492,7 @@ def reverse_transition(distribution: Distribution, x_t: X, step: Step) -> Any:
 
 
 def optimal_prediction(distribution: Distribution, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
-    """What the best network answers: the conditional expectation of the target given x_t (ELBO-11, PAR-2, PAR-3).
+    """The optimal network output: the conditional expectation of the target given x_t (ELBO-11, PAR-2, PAR-3).
 
         x_0: E[x_0 | x_t]    score: grad log q(x_t)    eps: -sigma score    v: alpha eps - sigma x_0
 
@@ -486,7 +516,7 @@ def optimal_prediction(distribution: Distribution, x_t: X, level: NoiseLevel, pr
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OptimalDenoiser:
-    """The exact denoiser of a law, in a network's place: a `types.Denoiser`.
+    """The optimal denoiser of a distribution, a `types.Denoiser` in place of a network.
 
     Fields:
         distribution: of x_0.
@@ -497,14 +527,14 @@ class OptimalDenoiser:
     prediction_type: PredictionType = field(default="eps", metadata={"static": True})
 
     def __call__(self, x_t: Batch, level: NoiseLevel) -> Batch:
-        """`prediction` of a batch, shape (B, *x), at levels of shape (B,)."""
+        """`optimal_prediction` for a batch, shape (B, *x), at levels of shape (B,)."""
         return jax.vmap(lambda x, lv: optimal_prediction(self.distribution, x, lv, self.prediction_type))(x_t, level)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OptimalDecoder:
-    """The exact decoder p(x_0 | x_1) of a law: an `elbo.DiffusionDecoder`, which reads x_1 alone.
+    """The exact decoder p(x_0 | x_1) of a distribution: an `elbo.DiffusionDecoder` that ignores x_hat.
 
     Fields:
         distribution: of x_0.
@@ -513,33 +543,33 @@ class OptimalDecoder:
     distribution: Any
 
     def __call__(self, x_hat: X, x_1: X, level: NoiseLevel) -> Any:
-        """The law of x_0 given x_1."""
+        """p(x_0 | x_1)."""
         del x_hat
         return self.distribution.posterior(x_1, level)
 
 
-def _each(function, components):
-    """A function of every component, stacked."""
+def _map_components(function, components):
+    """The values of a function for every component, stacked."""
     return jax.vmap(function)(components)
 
 
-def _average(log_weights: Weights, values: Each) -> Average:
+def _average(log_weights: _Weights, values: _Stacked) -> _Value:
     return jnp.tensordot(jnp.exp(log_weights), values, axes=1, precision="highest")
 
 
-def _scatter(log_weights: Weights, values: Each, centre: Average) -> Matrix:
-    """sum_k w_k (v_k - centre) (v_k - centre)^T, flattened."""
-    apart = jax.vmap(lambda value: (value - centre).reshape(-1))(values)
-    return dot((apart * jnp.exp(log_weights)[:, None]).T, apart)
+def _scatter(log_weights: _Weights, values: _Stacked, center: _Value) -> _Matrix:
+    """sum_k w_k (v_k - center) (v_k - center)^T, flattened."""
+    deviations = jax.vmap(lambda value: (value - center).reshape(-1))(values)
+    return matmul((deviations * jnp.exp(log_weights)[:, None]).T, deviations)
 
 
 def _arrays(*values):
-    """In the default dtype of the moment."""
+    """Arrays in the current default float dtype."""
     return [jnp.asarray(value, jax.dtypes.canonicalize_dtype(np.float64)) for value in values]
 
 
-def _log_weights(weights: Numbers, count: int) -> Weights:
+def _log_weights(weights: _ArrayLike, count: int) -> _Weights:
     weights = np.asarray(weights, np.float64)
     if weights.shape != (count,) or not np.all(weights > 0):
-        raise ValueError(f"{count} components need {count} positive weights, got shape {weights.shape}")
+        raise ValueError(f"weights has shape {weights.shape}: pass {count} positive values, one for each component")
     return _arrays(np.log(weights / weights.sum()))[0]

@@ -94,7 +94,7 @@ def test_AE_1_training_ends_in_the_principal_subspace(k):
     trained = train(jax.tree.map(jnp.asarray, start))
     variances, directions = _eigen(data)
     assert_close(loss(trained), variances[k:].sum(), rtol=1e-10)
-    assert_close(linear_gaussian.principal_components(data).discarded(k), variances[k:].sum(), rtol=1e-12)
+    assert_close(linear_gaussian.principal_components(data).reconstruction_error(k), variances[k:].sum(), rtol=1e-12)
     rows, _ = np.linalg.qr(np.asarray(trained[1][0]).T)
     assert_close(rows @ rows.T, directions[:, :k] @ directions[:, :k].T, atol=1e-6)
 
@@ -239,7 +239,7 @@ def test_AE_3_the_error_does_not_know_the_scale_of_codes():
     # Codes z A, A invertible, and the decoder that undoes it: one error, any law of codes, so any decoded draws.
     data = jnp.asarray(_data())
     principal, z = linear_gaussian.principal_components(data), jax.random.normal(jax.random.key(0), (20_000, 2))
-    best, seen = principal.discarded(2), []
+    best, seen = principal.reconstruction_error(2), []
     for matrix in ([[1.0, 0.0], [0.0, 1.0]], [[0.2, 0.0], [0.0, 0.2]], [[5.0, 1.0], [-2.0, 3.0]]):
         matrix = jnp.asarray(matrix)
         inverse = jnp.linalg.inv(matrix)

@@ -128,7 +128,7 @@ def _next(distribution, size):
     origin = jnp.zeros(())
     mean, slope = kernel(origin).mean, jax.grad(lambda x: kernel(x).mean)(origin)
     return closed_form.Gaussian(
-        distribution.mean, distribution.basis, distribution.variances, distribution.rest
+        distribution.mean, distribution.basis, distribution.variances, distribution.residual_variance
     ).pushforward(slope, mean[None], kernel(origin).var)
 
 

@@ -42,7 +42,7 @@ def _model(name="orthogonal", var=VAR):
 def _evidence(model):
     """The law of x, by scipy."""
     weights = np.asarray(model.weights)
-    return stats.multivariate_normal(model.shift, weights @ weights.T + float(model.var) * np.eye(len(weights)))
+    return stats.multivariate_normal(model.bias, weights @ weights.T + float(model.var) * np.eye(len(weights)))
 
 
 def _posterior(model, x):
@@ -400,7 +400,7 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
     pairs = Normal(jnp.asarray(z), var=jnp.zeros((40, 2)))
     ours = linear_gaussian.maximum_likelihood_decoder(pairs, jnp.asarray(x))
     assert_close(ours.weights, solution[:2].T, rtol=1e-11)
-    assert_close(ours.shift, solution[2], rtol=1e-11)
+    assert_close(ours.bias, solution[2], rtol=1e-11)
     assert_close(ours.var, rest.sum() / (40 * 3), rtol=1e-11)  # the mean square left
 
     @jax.jit
@@ -411,7 +411,7 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
         assert_close(slope, np.zeros(slope.shape), atol=1e-9)
     # maximum likelihood differs from least squares by nothing but scale, at any fixed variance
     one, other = ours._replace(var=jnp.asarray(0.7)), _model("slanted", var=0.7)
-    squares = [np.sum((x - z @ np.asarray(m.weights).T - np.asarray(m.shift)) ** 2) for m in (one, other)]
+    squares = [np.sum((x - z @ np.asarray(m.weights).T - np.asarray(m.bias)) ** 2) for m in (one, other)]
     assert_close(cost(other) - cost(one), (squares[1] - squares[0]) / (2 * 0.7), rtol=1e-10)
     random = np.random.RandomState(1)
     for _ in range(10):
@@ -588,7 +588,7 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
         return -jax.vmap(model.log_prob)(x), divergence
 
     costs, divergences = [], []
-    for model in (nearest, nearest._replace(shift=nearest.shift + 0.2), nearest._replace(var=0.7 * nearest.var)):
+    for model in (nearest, nearest._replace(bias=nearest.bias + 0.2), nearest._replace(var=0.7 * nearest.var)):
         cost, divergence = both(model)
         assert_mean(cost - entropy, divergence, resolution=0.02)
         costs.append(cost.mean())
@@ -597,7 +597,7 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
     # exactly, for normal data: and so one gradient
     normal = closed_form.gaussian(mean, cov)
     cost_of = jax.jit(lambda m: information.quadrature(lambda x: -m.log_prob(x), normal, nodes=61).value)
-    for model in (nearest, nearest._replace(shift=nearest.shift + 0.2, weights=1.3 * nearest.weights)):
+    for model in (nearest, nearest._replace(bias=nearest.bias + 0.2, weights=1.3 * nearest.weights)):
         own = _evidence(model)
         assert_close(cost_of(model), _gaussian_kl(mean, cov, own.mean, own.cov) + normal.entropy(), rtol=1e-12)
     # the likeliest model of a data set is the nearest to its moments: probabilistic PCA, at a divergence of none
