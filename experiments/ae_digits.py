@@ -1,11 +1,11 @@
-"""An autoencoder of the 8 x 8 handwritten digits, with 16 latent numbers an image.
+"""An autoencoder of the 8 x 8 handwritten digits, with a 16-dimensional code.
 
     make train EXP=ae_digits
 
 The codes are trained for reconstruction alone. `samples.png` decodes samples of N(0, I), which are far from the codes
 of images (AE-3). With `--network.latent 2`, `codes.png` plots the codes.
 
-Cost: a minute on 2 idle CPU cores. Expected: a squared error of 0.015 a pixel on the test digits.
+Cost: a minute on 2 idle CPU cores. Expected: a squared error of 0.015 per pixel on the test digits.
 """
 
 from vdm_jax.models.autoencoder import Autoencoder

@@ -2,7 +2,7 @@
 
     make train EXP=ae_mnist                                       # reads TFDS_DATA_DIR, or downloads
 
-Cost: minutes on a GPU; about 3 steps of 64 images a second on two CPU cores. Not trained in full.
+Cost: minutes on a GPU; about 3 steps of 64 images per second on two CPU cores. Not trained in full.
 """
 
 from dataclasses import replace

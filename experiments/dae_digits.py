@@ -2,7 +2,7 @@
 
     make train EXP=dae_digits
 
-Cost: a minute on 2 idle CPU cores. Expected: a squared error of 0.026 a pixel on the clean test digits.
+Cost: a minute on 2 idle CPU cores. Expected: a squared error of 0.026 per pixel on the clean test digits.
 """
 
 from dataclasses import replace

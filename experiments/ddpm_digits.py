@@ -4,8 +4,8 @@
 
 L_simple with eps-prediction, T = 1,000, and two choices that save training time. The log-SNR falls linearly from 8 to
 -4: every timestep then has the same weight in the bound, so L_simple equals the bound up to a constant. Above 8 the 17
-pixel values can be told apart without a network; below -4 the bound has hardly a nat left. The small U-Net (8 x 8 and
-4 x 4) gets Fourier features of its input and a learned position bias.
+pixel values can be told apart without a network; below -4 less than a nat of the bound is left. The small U-Net (8 x 8
+and 4 x 4) gets Fourier features of its input and a learned position bias.
 
 Cost: two minutes on 2 idle CPU cores. Expected: 1.73 bits/dim on the test digits (docs/results.md).
 """

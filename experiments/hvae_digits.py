@@ -2,8 +2,8 @@
 
     make train EXP=hvae_digits
 
-Three free nats a level: without them the posterior collapses on all levels but one (HVAE-4), and the bound is 0.1 bits
-worse. The likelihood report has the bound without free nats.
+Three free nats per level: without them the posterior collapses on all levels but one (HVAE-4), and the bound is 0.1
+bits worse. The likelihood report has the bound without free nats.
 
 Cost: a minute on 2 idle CPU cores. Expected: 1.78 bits/dim on the test digits, 1.68 by the importance-weighted bound of
 1,000 samples (docs/results.md).

@@ -2,7 +2,7 @@
 
     make train EXP=hvae_mnist                                     # reads TFDS_DATA_DIR, or downloads
 
-Cost: about 0.86 steps of 64 images a second on two CPU cores. Not trained in full.
+Cost: about 0.86 steps of 64 images per second on two CPU cores. Not trained in full.
 
 Source: Child 2021, arXiv:2011.10650, scaled down.
 """

@@ -5,7 +5,7 @@
 Sampling is annealed Langevin dynamics: a hundred steps on each of ten noise levels. `trajectory.png` shows the chains
 after every level.
 
-Cost: six minutes on 2 idle CPU cores. Expected: a denoising error of 0.115 a pixel (docs/results.md).
+Cost: six minutes on 2 idle CPU cores. Expected: a denoising error of 0.115 per pixel (docs/results.md).
 
 Source: Song & Ermon 2019, arXiv:1907.05600, with the scaled output and the EMA of arXiv:2006.09011.
 """

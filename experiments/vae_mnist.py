@@ -5,7 +5,7 @@
 `ARGS="--likelihood.distribution bernoulli --likelihood.binarize"` trains on binarized MNIST, as much of the literature
 does.
 
-Cost: minutes on a GPU; about 2.9 steps of 64 images a second on two CPU cores. Not trained in full.
+Cost: minutes on a GPU; about 2.9 steps of 64 images per second on two CPU cores. Not trained in full.
 
 Source: Kingma & Welling 2013, arXiv:1312.6114, with Salimans et al.'s mixture of logistics, arXiv:1701.05517.
 """

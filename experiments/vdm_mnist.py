@@ -2,7 +2,7 @@
 
     make train EXP=vdm_mnist                                      # reads TFDS_DATA_DIR, or downloads
 
-Cost: minutes on a GPU; about 1.6 steps of 32 images a second on two CPU cores. Not trained in full.
+Cost: minutes on a GPU; about 1.6 steps of 32 images per second on two CPU cores. Not trained in full.
 Expected: 1.07 bits/dim after 2,500 steps of 32 images, a sixteenth of the recipe (docs/results.md).
 
 Source: Kingma et al. 2021, arXiv:2107.00630, scaled down.

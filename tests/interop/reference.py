@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DModel` written again in float64 NumPy: its tensors' names and shapes by formula, and what it gives.
+"""An independent float64 NumPy implementation of diffusers' `UNet2DModel`: names and shapes of its tensors, its output.
 
 `test_parity` holds both against diffusers itself, where that is installed.
 """
@@ -38,7 +38,7 @@ SMALL = CIFAR | {"block_out_channels": [8, 16, 16, 16], "norm_num_groups": 4, "i
 
 
 def shapes(config):
-    """The shape of every tensor by its name."""
+    """The shape of every tensor, by name."""
     widths, layers, found = config["block_out_channels"], config["layers_per_block"], {}
 
     def layer(name, out, *rest):
@@ -91,8 +91,8 @@ def shapes(config):
     return found
 
 
-def draw(config, seed=0):
-    """Random tensors, none of them zero or one anywhere."""
+def random_tensors(config, seed=0):
+    """Random tensors without zeros and ones."""
     random, found = np.random.RandomState(seed), {}
     for name, shape in shapes(config).items():
         fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 16
@@ -102,7 +102,7 @@ def draw(config, seed=0):
 
 
 def unet(config, tensors, x, t, labels=None):
-    """The network's output in float64, shape (B, C, H, W), reading each tensor by its name."""
+    """The network's output in float64, shape (B, C, H, W)."""
     w = {name: value.astype(np.float64) for name, value in tensors.items()}
     groups = config["norm_num_groups"]
 

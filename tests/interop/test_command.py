@@ -1,4 +1,4 @@
-"""`make import`: weights of a diffusers folder as a run, and a run's as such a folder."""
+"""`make import`: a run from a diffusers folder, and a diffusers folder from a run."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.interop.reference import TINY, draw
+from tests.interop.reference import TINY, random_tensors
 from tests.training.bits import assert_same_bits
 from vdm_jax import elbo, interop
 from vdm_jax.interop import Scheduler
@@ -30,13 +30,13 @@ NOISE = Scheduler(20, "squaredcos_cap_v2", prediction_type="v", variance="fixed_
 @pytest.fixture(scope="module")
 def pretrained():
     network, shape = interop.from_unet_config(DIGITS)
-    tensors = {name: np.float32(0.5) * value for name, value in draw(DIGITS).items()}
+    tensors = {name: np.float32(0.5) * value for name, value in random_tensors(DIGITS).items()}
     return interop.Pretrained(network, shape, interop.from_tensors(network, shape, tensors), NOISE)
 
 
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
-    """Run a command with arguments -> exit code, what it printed."""
+    """Run a command with arguments -> exit code, its output."""
     monkeypatch.chdir(tmp_path)
 
     def run(main, *arguments):
@@ -56,14 +56,14 @@ def call(monkeypatch, capsys, tmp_path):
 def imported(call, tmp_path, pretrained):
     """A run of ddpm_digits with the weights in it."""
     interop.save(tmp_path / "theirs", pretrained)
-    code, told = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
-    assert code == 0, told
-    assert "Next: `vdm-jax sample ddpm_digits` and `vdm-jax evaluate ddpm_digits`" in told
+    code, output = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    assert code == 0, output
+    assert "Next: `vdm-jax sample ddpm_digits` and `vdm-jax evaluate ddpm_digits`" in output
     return tmp_path / "runs" / "ddpm_digits"
 
 
 @pytest.mark.slow
-def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, imported, pretrained):
+def test_an_imported_run_has_the_weights_and_exports_them_again(call, tmp_path, imported, pretrained):
     config = stored_config("ddpm_digits", str(tmp_path / "runs"))
     assert (config.network, config.prediction_type, config.noise_schedule, config.num_steps) == (
         pretrained.network,
@@ -78,11 +78,11 @@ def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, importe
     assert int(saved.state.step) == 0
     assert saved.notes["source"] == str(tmp_path / "theirs")
     assert_same_bits(jax.device_get((saved.state.params, saved.state.ema)), (pretrained.params, pretrained.params))
-    code, told = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    code, output = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     assert code == 1
-    assert "There is a run in" in told
-    code, told = call(import_weights.main, "--export", tmp_path / "ours", "--experiment", "ddpm_digits")
-    assert code == 0, told
+    assert "There is a run in" in output
+    code, output = call(import_weights.main, "--export", tmp_path / "ours", "--experiment", "ddpm_digits")
+    assert code == 0, output
     files = [path.relative_to(tmp_path / "theirs") for path in (tmp_path / "theirs").rglob("*.*")]
     assert len(files) == 5
     for path in files:
@@ -91,10 +91,10 @@ def test_an_imported_run_is_the_model_and_goes_out_again(call, tmp_path, importe
 
 @pytest.mark.slow
 def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
-    """The report's bits/dim are the bound of these weights under this schedule, computed here from the equations."""
+    """The report's bits/dim equal the bound computed here from the equations."""
     options = ("ddpm_digits", "--eval-examples", "8", "--eval-batch-size", "8", "--rows", "none")
-    code, told = call(evaluate.main, *options)
-    assert code == 0, told
+    code, output = call(evaluate.main, *options)
+    assert code == 0, output
     got = json.loads((imported / "report.json").read_text())["test"]["bits_per_dim"]["mean"]
 
     def denoiser(x_t, level):
@@ -107,8 +107,8 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
     key = jax.random.fold_in(stream(0, "evaluate"), 0)
     terms = elbo.bound(denoiser, key, x_0, NOISE.discrete_schedule(), decoder, prediction_type="v", terms=50)
     np.testing.assert_allclose(got, elbo.bits_per_dim(terms.total, 64).mean(), rtol=1e-5)
-    code, told = call(sample.main, "ddpm_digits", "--num-samples", "4", "--steps", "0")
-    assert code == 0, told
+    code, output = call(sample.main, "ddpm_digits", "--num-samples", "4", "--steps", "0")
+    assert code == 0, output
     assert (imported / "samples.png").stat().st_size > 100
 
 
@@ -116,13 +116,13 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
 def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
     arguments = (import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
     before = (imported / "config.json").stat().st_mtime_ns
-    code, told = call(*arguments)
+    code, output = call(*arguments)
     assert code == 1
-    assert "There is a run in" in told
-    assert "--fresh, which deletes that run" in told
+    assert "There is a run in" in output
+    assert "--fresh, which deletes that run" in output
     assert (imported / "config.json").stat().st_mtime_ns == before
-    code, told = call(*arguments, "--fresh")
-    assert code == 0, told
+    code, output = call(*arguments, "--fresh")
+    assert code == 0, output
     assert (imported / "config.json").stat().st_mtime_ns > before
 
 
@@ -138,21 +138,21 @@ def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
         (("--export", "new", "--experiment", "ddpm_digits"), "There is no run in"),
     ],
 )
-def test_what_cannot_be_brought_in(call, tmp_path, pretrained, arguments, message):
+def test_invalid_imports_are_refused(call, tmp_path, pretrained, arguments, message):
     interop.save(tmp_path / "theirs", pretrained)
     interop.save(tmp_path / "betas", pretrained._replace(scheduler=Scheduler(beta_schedule="scaled_linear")))
     network, shape = interop.from_unet_config(TINY)
-    rgb = interop.Pretrained(network, shape, interop.from_tensors(network, shape, draw(TINY)))
+    rgb = interop.Pretrained(network, shape, interop.from_tensors(network, shape, random_tensors(TINY)))
     interop.save(tmp_path / "rgb", rgb)
     places = {name: str(tmp_path / name) for name in ("theirs", "rgb", "betas", "new")}
-    code, told = call(import_weights.main, *(places.get(argument, argument) for argument in arguments))
-    assert code == 1, told
-    assert message in told
+    code, output = call(import_weights.main, *(places.get(argument, argument) for argument in arguments))
+    assert code == 1, output
+    assert message in output
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("noise", ["linear", "cosine", "sigmoid"])
-def test_a_recipe_in_diffusers_words_is_the_recipe(pretrained, noise):
+def test_a_recipe_round_trips_through_diffusers_fields(pretrained, noise):
     recipe = find("ddpm_cifar")
     config = dataclasses.replace(recipe, noise_schedule=noise, num_steps=500)
     network, scheduler = network_and_scheduler(config)

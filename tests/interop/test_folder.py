@@ -1,4 +1,4 @@
-"""Folders of diffusers: read whole or not at all."""
+"""Reading and writing of diffusers folders."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from tests.interop.reference import TINY, draw
+from tests.interop.reference import TINY, random_tensors
 from tests.interop.test_schedulers import GOOGLE
 from tests.training.bits import assert_same_bits
 from vdm_jax import interop
@@ -19,7 +19,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def tensors():
-    return draw(TINY)
+    return random_tensors(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def expected(tensors):
 
 @pytest.fixture
 def folder(tmp_path, tensors):
-    """A `UNet2DModel`'s folder with a scheduler beside it, written by the formats' definitions."""
+    """A `UNet2DModel` folder with a scheduler, written by hand."""
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     (tmp_path / "scheduler_config.json").write_text(json.dumps(GOOGLE))
     (tmp_path / WEIGHTS).write_bytes(by_hand(tensors))
@@ -37,7 +37,7 @@ def folder(tmp_path, tensors):
 
 
 def by_hand(tensors):
-    """A safetensors file: the header's length in 8 bytes, the header in JSON, the numbers in little endian."""
+    """A safetensors file: the header's length in 8 bytes, the header in JSON, the arrays in little endian."""
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for name, value in tensors.items():
         raw = value.astype("<f4").tobytes()
@@ -65,7 +65,7 @@ def test_a_bare_file_is_read(folder, expected, tmp_path_factory):
 
 
 @pytest.mark.parametrize("scheduler", [None, Scheduler(100, "squaredcos_cap_v2", prediction_type="v")])
-def test_what_is_saved_is_loaded_to_the_same_bits(folder, tensors, tmp_path_factory, scheduler):
+def test_a_saved_folder_loads_to_the_same_bits(folder, tensors, tmp_path_factory, scheduler):
     loaded, pipeline = interop.load(folder)._replace(scheduler=scheduler), tmp_path_factory.mktemp("new") / "pipeline"
     interop.save(pipeline, loaded)
     again = interop.load(pipeline)
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_refused(folder):
 
 
 def test_no_flipped_bit_of_the_header_passes_for_other_weights(folder, expected):
-    """A bit here and there: refused, or the weights are what they were."""
+    """With a flipped bit, a file is refused or has the same weights."""
     good, passed = (folder / WEIGHTS).read_bytes(), 0
     (length,) = struct.unpack("<Q", good[:8])
     for place in range(0, 8 + length, 97):
@@ -117,7 +117,7 @@ def test_no_flipped_bit_of_the_header_passes_for_other_weights(folder, expected)
     assert passed < 5  # the metadata's letters mean nothing to us
 
 
-def test_a_flipped_bit_of_what_we_wrote_is_seen(folder, tmp_path_factory):
+def test_a_flipped_bit_of_a_saved_file_is_detected(folder, tmp_path_factory):
     new = tmp_path_factory.mktemp("new") / "unet"
     interop.save(new, interop.load(folder)._replace(scheduler=None))
     good = bytearray((new / WEIGHTS).read_bytes())
@@ -128,7 +128,7 @@ def test_a_flipped_bit_of_what_we_wrote_is_seen(folder, tmp_path_factory):
 
 
 class Bomb:
-    """A pickle of it runs a command when it is read."""
+    """Its pickle runs a command when it is read."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -154,7 +154,7 @@ def test_a_pickle_named_as_safetensors_is_not_run(folder):
     assert not (folder / "ran").exists()
 
 
-def test_what_is_not_there(folder, tmp_path_factory):
+def test_missing_files_are_named(folder, tmp_path_factory):
     with pytest.raises(ValueError, match=r"nowhere does not exist: name a folder or a .safetensors file"):
         interop.load(folder / "nowhere")
     with pytest.raises(ValueError, match=f"does not contain {WEIGHTS}: name a folder"):

@@ -1,4 +1,4 @@
-"""Folders of weights that may hold anything: read rightly or refused with one message. Nothing hangs or is run."""
+"""Untrusted weights folders are read correctly or refused with one message; nothing hangs or runs code."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.interop.reference import TINY, draw
+from tests.interop.reference import TINY, random_tensors
 from tests.interop.test_folder import WEIGHTS, by_hand
 from tests.interop.test_schedulers import GOOGLE
 from vdm_jax import interop
@@ -30,7 +30,7 @@ WILD = st.one_of(
     st.text(max_size=20),
     st.recursive(st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5),
 )
-TENSORS = draw(TINY)
+TENSORS = random_tensors(TINY)
 GOOD = by_hand(TENSORS)
 
 
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 
 def refused(call):
-    """The message of a call that may succeed or raise ValueError, and nothing else; it is short and printable."""
+    """The message of a call that may succeed or raise ValueError, but nothing else; short and printable."""
     try:
         call()
     except ValueError as error:
@@ -57,7 +57,7 @@ def refused(call):
 @FUZZ
 @given(st.dictionaries(st.sampled_from(sorted(DIFFUSERS_DEFAULTS)) | st.text(), WILD, min_size=1, max_size=3))
 def test_any_network_config(changes):
-    """What is accepted is a network of the shapes that the file says; the message names every field at fault."""
+    """An accepted config has the shapes in the file; the message names every invalid field."""
     message = refused(lambda: interop.from_unet_config(TINY | changes))
     unknown = {name for name in changes if name not in DIFFUSERS_DEFAULTS and not name.startswith("_")}
     assert message or not unknown
@@ -91,7 +91,7 @@ def test_any_scheduler_config(changes):
         ("clip_sample", "yes"), ("clip_sample_range", -1.0), ("beta_schedule", ["linear"]),
     ],
 )  # fmt: skip
-def test_values_that_no_scheduler_has_are_named(field, value):
+def test_invalid_scheduler_values_are_named(field, value):
     assert f"{field} is " in (refused(lambda: interop.from_scheduler_config(GOOGLE | {field: value})) or "")
 
 
@@ -149,7 +149,7 @@ def test_any_bytes_for_weights(folder, data, length):
 
 
 def overlapping(header, data):
-    """Two tensors of one shape in one place."""
+    """Two tensors of one shape at the same offset."""
     shape = header["mid_block.resnets.0.conv1.weight"]["shape"]
     same = [name for name, entry in header.items() if entry.get("shape") == shape]
     header[same[0]] = header[same[1]]
@@ -178,7 +178,7 @@ def nothing(header, data):
         (nothing, "missing"),
     ],
 )
-def test_a_weights_file_made_to_mislead(folder, change, message):
+def test_a_malicious_weights_file_is_refused(folder, change, message):
     (folder / WEIGHTS).write_bytes(change(*copy.deepcopy(header_of(GOOD))))
     with pytest.raises(ValueError, match=message):
         interop.load(folder)
@@ -198,8 +198,8 @@ def as_link_to_itself(path):
 
 @pytest.mark.parametrize("name", ["config.json", "scheduler_config.json", WEIGHTS, WEIGHTS + ".sha256"])
 @pytest.mark.parametrize("make", [as_folder, as_pipe, as_link_to_itself])
-def test_what_is_no_file_is_not_read(folder, name, make):
-    """Reading a pipe would wait for ever."""
+def test_a_special_file_is_not_read(folder, name, make):
+    """Reading a pipe would block forever."""
     (folder / name).unlink(missing_ok=True)
     make(folder / name)
     message = refused(lambda: interop.load(folder))
@@ -216,7 +216,7 @@ def test_any_name_for_weights(path, tmp_path, monkeypatch):
 
 
 def test_names_in_a_pipeline_lead_nowhere(folder, tmp_path_factory):
-    """model_index.json, which diffusers takes module names from, is not read at all."""
+    """model_index.json, from which diffusers imports modules, is not read."""
     pipeline = tmp_path_factory.mktemp("pipeline")
     folder.rename(pipeline / "unet")
     (pipeline / "model_index.json").write_text('{"unet": ["antigravity", "../../x"], "scheduler": ["os", "system"]}')

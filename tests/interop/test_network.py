@@ -1,4 +1,4 @@
-"""diffusers' tensors and ours: the same function, the same names, the same bits."""
+"""Conversion of tensors and configs: the same function, names and bits as diffusers."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.interop.reference import CIFAR, SMALL, TINY, draw, shapes, unet
+from tests.interop.reference import CIFAR, SMALL, TINY, random_tensors, shapes, unet
 from tests.training.bits import assert_same_bits
 from vdm_jax import interop
 from vdm_jax.interop import tensor_names
@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def apply(config, tensors, x, t, labels=None):
-    """Our output for diffusers' tensors, both with channels in the second place."""
+    """Our output for diffusers' tensors, both in channels-first layout."""
     network, shape = interop.from_unet_config(config)
     params = interop.from_tensors(network, shape, tensors)
     arguments = [jnp.asarray(x.transpose(0, 2, 3, 1), jnp.float32), jnp.asarray(t, jnp.float32)]
@@ -37,7 +37,7 @@ def apply(config, tensors, x, t, labels=None):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return draw(TINY | {"num_class_embeds": 4})
+    return random_tensors(TINY | {"num_class_embeds": 4})
 
 
 def test_every_layer_computes_what_diffusers_does(tiny):
@@ -60,7 +60,7 @@ def test_names_and_shapes_are_diffusers(config):
 
 @pytest.mark.parametrize("kind", ["labels", "none in the middle", "attention everywhere"])
 def test_round_trips_change_no_bit(kind):
-    config, tensors = SHAPES[kind], draw(SHAPES[kind])
+    config, tensors = SHAPES[kind], random_tensors(SHAPES[kind])
     network, shape = interop.from_unet_config(config)
     params = interop.from_tensors(network, shape, tensors)
     assert_same_bits(interop.to_tensors(network, shape, params), tensors)
@@ -69,7 +69,7 @@ def test_round_trips_change_no_bit(kind):
     assert_same_bits(interop.from_tensors(*again, interop.to_tensors(network, shape, params)), params)
 
 
-def test_what_is_written_means_what_was_read():
+def test_a_written_config_is_equivalent_to_the_one_read():
     written = interop.to_unet_config(*interop.from_unet_config(CIFAR))
     assert {name: written[name] for name in CIFAR if name != "_diffusers_version"} == {
         name: value for name, value in CIFAR.items() if name != "_diffusers_version"
@@ -97,7 +97,7 @@ def test_older_names_of_attention(tiny):
         interop.from_tensors(network, shape, both)
 
 
-def test_tensors_that_do_not_fit_are_listed(tiny):
+def test_invalid_tensors_are_listed(tiny):
     network, shape = interop.from_unet_config(TINY | {"num_class_embeds": 4})
     bad = {name: value for name, value in tiny.items() if not name.startswith("up_blocks")}
     bad |= {"conv_out.weight": tiny["conv_out.weight"][:, :, :1], "ema.decay": np.zeros(1, np.float32)}
@@ -157,7 +157,7 @@ def test_parameters_of_another_network_are_listed(tiny):
         ("sample_size", None),
     ],
 )
-def test_a_network_that_ours_cannot_be_is_named(field, value):
+def test_unsupported_fields_of_diffusers_are_named(field, value):
     with pytest.raises(ValueError, match=rf"{field} is .*: supported is") as error:
         interop.from_unet_config(TINY | {field: value})
     assert str(error.value).count("supported is") == 1
@@ -180,7 +180,7 @@ def test_one_head_by_its_dimension():
 @pytest.mark.parametrize(
     ("field", "value"), [("embedding", "log_snr"), ("fourier_exponents", (7,)), ("position_bias", True)]
 )
-def test_a_network_that_diffusers_has_not_is_named(field, value):
+def test_networks_without_a_diffusers_equivalent_are_refused(field, value):
     network = dataclasses.replace(UNetConfig(), **{field: value})
     with pytest.raises(ValueError, match=f"{field} is "):
         interop.to_unet_config(network, (32, 32, 3))

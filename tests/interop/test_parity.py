@@ -37,7 +37,7 @@ TIMES = (0, 1, 10, 250, 500, 999)
 
 
 def random_model(config, seed=0):
-    """diffusers' network with every number of its weights perturbed, so that none is zero or one."""
+    """diffusers' network with all weights perturbed, so that none is zero or one."""
     torch.manual_seed(seed)
     model = diffusers.UNet2DModel.from_config(config).eval()
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_diffusers_loads_what_we_write(tmp_path):
 
 
 @pytest.mark.parametrize("continuous", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_tables_agree_to_diffusers_float32(tmp_path, continuous):
+def test_schedules_agree_to_diffusers_float32(tmp_path, continuous):
     theirs_ = diffusers.DDPMScheduler(beta_schedule=continuous)
     theirs_.save_pretrained(tmp_path)
     schedule = interop.from_scheduler_config(theirs_.load_config(tmp_path)).discrete_schedule()

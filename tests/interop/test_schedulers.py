@@ -1,4 +1,4 @@
-"""diffusers' schedulers and our tables."""
+"""Conversion of diffusers schedulers."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def betas(schedule, start, end, steps):
         ("squaredcos_cap_v2", 0.0001, 0.02, 1000),
     ],
 )
-def test_tables_are_right_where_diffusers_float32_is_not(continuous, start, end, steps):
+def test_schedules_are_accurate_where_diffusers_float32_is_not(continuous, start, end, steps):
     config = {"beta_schedule": continuous, "beta_start": start, "beta_end": end, "num_train_timesteps": steps}
     schedule = interop.from_scheduler_config(config).discrete_schedule()
     with mpmath.workdps(40):
@@ -86,7 +86,7 @@ def test_what_is_written_is_read_again(scheduler):
     assert interop.from_scheduler_config(config) == scheduler
 
 
-def test_any_table_by_its_betas():
+def test_any_schedule_by_its_betas():
     schedule = Scheduler(200, "squaredcos_cap_v2").discrete_schedule()
     by_betas = Scheduler.of(schedule, "v", "fixed_large")
     assert (by_betas.prediction_type, by_betas.variance, by_betas.num_steps) == ("v", "fixed_large", 200)
@@ -105,7 +105,7 @@ def test_any_table_by_its_betas():
         ("rescale_betas_zero_snr", True),
     ],
 )
-def test_a_scheduler_that_we_have_not_is_named(field, value):
+def test_unsupported_schedulers_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"{field} is {value!r}: supported is"):
         interop.from_scheduler_config(GOOGLE | {field: value})
 

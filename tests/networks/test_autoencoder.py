@@ -1,4 +1,4 @@
-"""The encoder and decoder of vectors: perceptrons against matrix products, and what must hold of convolutions."""
+"""Encoder and decoder: perceptrons against matrix products, and properties of the convolutional network."""
 
 from dataclasses import replace
 

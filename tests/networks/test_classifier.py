@@ -1,4 +1,4 @@
-"""The classifier: what it is at first, what it may see, and that it learns an exact posterior."""
+"""The classifier: its initialization, its conditioning, and that it learns an exact posterior."""
 
 import dataclasses
 from functools import partial

@@ -1,4 +1,4 @@
-"""Inception-v3: its tensors, its pools, its resizing, the order of its branches; and torchvision's, where it is."""
+"""Inception-v3: tensors, pooling, resizing, order of branches; and against torchvision, if installed."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ SHAPES = inception.weight_shapes()
 
 
 def random_weights(seed=0):
-    """Weights that keep activations of the order of one."""
+    """Weights that keep activations of order one."""
     random = np.random.RandomState(seed)
     weights = {}
     for name, shape in SHAPES.items():

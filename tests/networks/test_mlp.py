@@ -1,4 +1,4 @@
-"""The perceptron for vectors."""
+"""The MLP."""
 
 import jax
 import jax.numpy as jnp

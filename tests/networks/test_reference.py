@@ -1,4 +1,4 @@
-"""The U-Net against Ho et al.'s, written again in float64 NumPy from their code's order of operations."""
+"""The U-Net against a float64 NumPy implementation of Ho et al.'s published code."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ GROUPS = 2
 
 
 def reference(params, x, t, channels, multipliers, blocks, attention_resolutions):
-    """Ho et al. 2020, diffusion_tf/models/unet.py, one statement a line of theirs."""
+    """Ho et al. 2020, diffusion_tf/models/unet.py, one statement per line of theirs."""
     used = Counter()
 
     def take(kind):  # Flax numbers the layers of a kind in the order in which they are called

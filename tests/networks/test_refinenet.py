@@ -1,4 +1,4 @@
-"""The noise-conditional score network: its size and its arithmetic against the published code's, and who sees what."""
+"""The noise-conditional score network: size and arithmetic against the published code, and receptive fields."""
 
 from dataclasses import replace
 from functools import cache
@@ -29,7 +29,7 @@ def shapes(config, channels):
 
 
 def perturbed(config, channels=1):
-    """Random parameters, so that nothing is zero by initialization and levels differ; nothing is compiled."""
+    """Random parameters, so that nothing is zero and levels differ; nothing is compiled."""
     random = np.random.RandomState(2)
 
     def sample(path, leaf):
@@ -46,7 +46,7 @@ def compiled(config):
 
 
 def relabelled(variables, change):
-    """The same network, but for its tables of norms."""
+    """The same network with other norm parameters."""
     return jax.tree.map(lambda leaf: change(leaf) if leaf.ndim == 3 else leaf, variables)
 
 
@@ -184,7 +184,7 @@ def refine(p, xs, index, units):
 
 
 def bilinear(h, height, width):
-    """Corners on corners, pixel by pixel."""
+    """Bilinear interpolation with aligned corners, pixel by pixel."""
     out = np.zeros((len(h), height, width, h.shape[3]))
     for i in range(height):
         for j in range(width):

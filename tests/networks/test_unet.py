@@ -1,4 +1,4 @@
-"""The U-Net: its size against a hand count, and what must hold of its function."""
+"""The U-Net: its size against a count by hand, and properties of its output."""
 
 from dataclasses import replace
 
@@ -252,7 +252,7 @@ def test_out_channels_are_columns_of_the_last_layer():
 
 
 def test_remat_changes_no_number_and_takes_less_memory():
-    """Dropout included. Names of parameters are the same: a run may begin without it and go on with it."""
+    """Including dropout. Parameter names are the same, so that a run can start without it and resume with it."""
     config = replace(SMALL, multipliers=(1,), blocks=2, dropout=0.5, middle_attention=False)
     x, condition = arguments(batch=16)
     plain, less = UNet(config), UNet(replace(config, remat=True))

@@ -1,4 +1,4 @@
-"""The deep hierarchy: its size against the paper's, its arithmetic against loops, and who may see what."""
+"""The very deep VAE: size against the paper, arithmetic against loops, and dependencies between levels."""
 
 import math
 from dataclasses import replace
@@ -54,13 +54,13 @@ def given(z):
 
 @cache
 def compiled(config, seen):
-    """The network of given z, compiled once for all tests: of images, or of two examples without any."""
+    """The network for given z, compiled once for all tests: for images, or for two examples without images."""
     network = VeryDeepVAE(config, SHAPE)
     return unoptimized(lambda v, x, z: network.apply(v, x if seen else 2, given(z)))
 
 
 def run(config, variables, x, z):
-    """Levels and features of given z, x images or None."""
+    """Levels and features for given z; x is images or None."""
     return compiled(config, x is not None)(variables, x, z)
 
 

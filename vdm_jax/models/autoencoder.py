@@ -86,7 +86,7 @@ class _Functions:
         return encoder, Partial(self.networks.decode, params["decoder"], key_decoder)
 
     def errors(self, params, key_dropout, key, batch, sigma):
-        """Squared reconstruction error from inputs with noise, a dimension; shape (B,)."""
+        """Squared reconstruction error per dimension from noisy inputs; shape (B,)."""
         x = normalize(batch["image"], self.data.levels)
         encoder, decoder = self.encoder_and_decoder(params, key_dropout)
         error = autoencoder.denoising_reconstruction_error(encoder, decoder, key, x, sigma)

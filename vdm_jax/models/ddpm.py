@@ -146,7 +146,7 @@ class _Functions:
         return Partial(self.predict, params, key, label if self.num_classes else None)
 
     def loss(self, params, key, batch, step):
-        """L_simple, a dimension."""
+        """L_simple per dimension."""
         del step
         key_dropout, key_loss, key_label = jax.random.split(key, 3)
         x_0 = normalize(batch["image"], self.data.levels)

@@ -39,7 +39,7 @@ class ImageDenoiser(TrainConfig):
     probes: int = 1
     """Random directions for the divergence estimate of SURE."""
     fresh_noise: bool = False
-    """Add new noise to an image in every epoch (objective clean only)."""
+    """Add new noise to each image in every epoch (objective clean only)."""
     chain_steps: int = 500
     """Langevin steps of a sample."""
 
@@ -85,7 +85,7 @@ class _Functions:
         return x + self.config.sigma * jax.random.normal(key, x.shape)
 
     def loss(self, params, key, batch, step):
-        """SURE or the squared error, a dimension."""
+        """SURE or the squared error, per dimension."""
         del step
         config = self.config
         key_y, key_dropout, key_v = jax.random.split(key, 3)
@@ -109,7 +109,7 @@ class _Functions:
         return SampleBatch(to_pixels(self.denoise(params, None, chain.x), self.data.levels))
 
     def evaluate(self, params, key, batch):
-        """PSNR before and after denoising, squared error, and SURE's estimate of it, a dimension."""
+        """PSNR before and after denoising, squared error, and SURE's estimate of it, per dimension."""
         key_y, key_v = jax.random.split(key)
         x = normalize(batch["image"], self.data.levels)
         y, denoiser = self.add_noise(key_y, x), Partial(self.denoise, params, None)

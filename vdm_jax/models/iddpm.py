@@ -32,7 +32,7 @@ class IDDPM(DDPM):
     objective: Literal["hybrid", "vlb"] = "hybrid"
     """L_hybrid (better samples), or L_vlb with importance-sampled timesteps (better likelihood)."""
     vlb_weight: float = 1e-3
-    """Weight of L_vlb in L_hybrid: L_vlb is in bits a dimension, L_simple a mean over dimensions."""
+    """Weight of L_vlb in L_hybrid: L_vlb is in bits per dimension, L_simple a mean over dimensions."""
 
     def build(self, data: DataSpec) -> Experiment:
         """The functions that train, sample and evaluate this model on images of a data set."""
@@ -82,7 +82,7 @@ class _Functions:
         return Partial(self.predict, params, key)
 
     def loss(self, params, key, batch, step):
-        """L_hybrid a dimension, or L_vlb in bits per dimension."""
+        """L_hybrid per dimension, or L_vlb in bits per dimension."""
         del step
         key_dropout, key_loss = jax.random.split(key)
         model, x_0 = self.model(params, key_dropout), normalize(batch["image"], self.data.levels)

@@ -31,18 +31,18 @@ class LikelihoodReport:
     steps: tuple[int, ...] = (10, 100, 1_000, 10_000)
     """Numbers of timesteps T to evaluate the bound at."""
     terms: int = 100
-    """Diffusion terms an image, at evenly spaced times."""
+    """Diffusion terms per image, at evenly spaced times."""
     importance_steps: int = 100
     """T of the importance-weighted bound."""
     importance_samples: int = 8
-    """K of the importance-weighted bound: sampled paths an image."""
+    """K of the importance-weighted bound: sampled paths per image."""
     trace: Literal["rademacher", "gaussian", "exact"] = "rademacher"
-    """Divergence along the ODE: Hutchinson's estimate with one random probe an image, or exact (D times the cost)."""
+    """Divergence along the ODE: Hutchinson's estimate with one random probe per image, or exact (D times the cost)."""
     tolerance: float = 1e-4
     """Tolerance of the ODE solver, relative and absolute."""
 
     def ode_cost(self, data: DataSpec) -> int:
-        """Approximate number of network evaluations an image along the ODE, Jacobian products included."""
+        """Approximate number of network evaluations per image along the ODE, Jacobian products included."""
         products = data.shape[0] * data.shape[1] * data.shape[2] if self.trace == "exact" else 1
         return 150 * (1 + 2 * products)
 

@@ -53,7 +53,7 @@ class PixelLikelihood:
         return likelihoods.normalize(images, levels)
 
     def num_features(self, channels: int) -> int:
-        """Numbers a pixel that the decoder must return."""
+        """Number of decoder outputs per pixel."""
         match self.distribution:
             case "bernoulli":
                 return channels

@@ -72,7 +72,7 @@ class Sampling:
                 return schedule.subsequence(karras_steps(schedule, count))
 
     def network_evaluations(self, num_steps: int) -> int:
-        """Approximate number of network evaluations a sample, for a model with this many steps."""
+        """Approximate number of network evaluations per sample, for a model with this many steps."""
         each = {"heun": 2, "predictor_corrector": 2}.get(self.sampler, 1) * (1 if self.guidance_scale == 1.0 else 2)
         return each * (100 if self.sampler == "adaptive" else self.steps or num_steps)
 

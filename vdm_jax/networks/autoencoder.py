@@ -89,13 +89,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The parameters of p(x | z) from z, such as logits or means: `out_channels` numbers a pixel.
+    """The parameters of p(x | z) from z, such as logits or means: `out_channels` numbers per pixel.
 
     The output layer is not initialized at zero, since the components of a mixture would then stay equal.
 
     Fields:
         config: the config of the encoder.
-        out_channels: numbers a pixel.
+        out_channels: numbers per pixel.
         shape: of an image, (H, W, C).
 
     Source: as `Encoder`.
