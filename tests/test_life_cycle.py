@@ -33,7 +33,7 @@ from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.data.sources import Dataset, Images
 from vdm_jax.training.evaluation import dry_run, likelihood_report
 from vdm_jax.training.evaluation.report import write_report
-from vdm_jax.training.evaluation.sampling import draw_final, draw_image_grids
+from vdm_jax.training.evaluation.sampling import write_image_grids, write_samples_and_plots
 from vdm_jax.training.experiment import LikelihoodRow, SampleBatch
 from vdm_jax.training.loop import train
 from vdm_jax.training.runtime.devices import make_mesh
@@ -135,7 +135,7 @@ def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
     numbers = [value["mean"] for value in result["test"].values()]
     numbers += [entry["nats"]["mean"] for entry in result.get("likelihood", {}).values()]
     assert all(map(math.isfinite, numbers)), json.dumps(result, indent=1)
-    drawn = draw_final(run, saved.state.ema)
+    drawn = write_samples_and_plots(run, saved.state.ema)
     assert len(drawn) >= 1
     assert all(path.stat().st_size > 100 for path in drawn)
 
@@ -357,7 +357,7 @@ def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatc
     run = opened("ae_digits", picture_every=0)
     checked(run)
     run.folder.mkdir()
-    assert draw_image_grids(run, run.experiment.init(jax.random.key(0))) == [run.folder / "reconstructions.png"]
+    assert write_image_grids(run, run.experiment.init(jax.random.key(0))) == [run.folder / "reconstructions.png"]
 
 
 def test_images_that_are_not_square_cannot_be_turned(opened, monkeypatch):

@@ -64,7 +64,7 @@ def test_a_folder_that_is_gone_is_told_once_though_writes_to_it_are_still_under_
     def run():
         with readable_errors(), process_lock(tmp_path / "run"), MetricsWriter(tmp_path / "run", 0, 1) as writer:
             shutil.rmtree(tmp_path / "run")
-            writer.check()
+            writer.check_folder()
 
     with pytest.raises(SystemExit):
         run()
@@ -72,7 +72,7 @@ def test_a_folder_that_is_gone_is_told_once_though_writes_to_it_are_still_under_
     sys.excepthook(RuntimeError, late, None)
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
-    assert "was removed while a run was going in it" in said
+    assert "was removed during the run" in said
 
 
 def test_who_listens_no_more_ends_nothing(monkeypatch):

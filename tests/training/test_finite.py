@@ -132,7 +132,7 @@ def test_a_chain_that_is_not_finite_is_not_drawn_either(tiny):
 
     run = broken(tiny(), ends_well)
     with pytest.raises(NotFinite, match=r"6 of 6 images of trajectory.png are not finite"):
-        sampling.draw_final(run, initial_state(run).ema)
+        sampling.write_samples_and_plots(run, initial_state(run).ema)
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png"]
 
 
@@ -143,7 +143,7 @@ def test_points_that_are_not_finite_are_not_drawn(tiny):
     run = tiny(num_samples=50)
     run = broken(run._replace(data=run.data._replace(spec=SPECS["moons"])), points)
     with pytest.raises(NotFinite, match=f"3 of 50 samples are not finite. {REMEDY}"):
-        sampling.draw_final(run, initial_state(run).ema)
+        sampling.write_samples_and_plots(run, initial_state(run).ema)
     assert not list(run.folder.glob("*.png"))
 
 

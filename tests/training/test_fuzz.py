@@ -249,7 +249,7 @@ def test_any_words_on_the_command_line(path, words):
     assert said in (2, ("ddpm_digits", True, False))
 
 
-BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "_ddpm", "__init__", "no_such.py",
+BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "_ddpm", "__init__", "no.py",
              "a\0/b.py", "x" * 5_000 + ".py", "/", "~/x.py", "os", "ddpm_digits ", "ｄdpm_digits", "\udcff"]  # fmt: skip
 
 
@@ -285,7 +285,7 @@ def test_only_a_runs_own_folder_is_removed(tmp_path):
         with pytest.raises(UserError, match="is a link or a file, not the folder of a run"):
             runs.remove_run(path)
     assert (elsewhere / "config.json").exists()
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         runs.remove_run(tmp_path)
     inside = elsewhere / "checkpoints"
     inside.symlink_to(tmp_path / "kept")

@@ -71,7 +71,7 @@ def test_the_loop_makes_the_very_updates_that_bare_steps_make(tiny):
     iterator, state = batches.train_iterator(run.data.train, 32, 0), initial_state(run)
     for _ in range(12):
         state, _ = step(state, jax.device_put(next(iterator), batch_sharding(run.mesh)))
-    assert_same_bits(train(run, draw=Sampler(run).draw_or_warn).state, state)
+    assert_same_bits(train(run, write_samples=Sampler(run).write_or_warn).state, state)
 
 
 def test_what_is_saved_last_is_what_is_returned(tiny):
@@ -201,7 +201,7 @@ def test_a_full_disk_surfaces_as_such(tiny, monkeypatch):
 
 def test_pictures_appear_as_training_goes(tiny):
     run = tiny(steps=25, picture_every=10)
-    train(run, draw=Sampler(run).draw_or_warn)
+    train(run, write_samples=Sampler(run).write_or_warn)
     assert sorted(path.name for path in (run.folder / "samples").iterdir()) == ["step_000010.png", "step_000020.png"]
     assert list((run.folder / "tensorboard").glob("events*"))
 

@@ -72,7 +72,7 @@ class TrainConfig:
     keep: int = 2
     """Newest checkpoints to keep, besides the one with the lowest loss."""
     picture_every: int = 1000
-    """Steps between sample grids; 0 draws none during training."""
+    """Steps between sample grids; 0 writes none during training."""
     num_samples: int = 64
     """Images in a sample grid; 0 disables sampling."""
     workdir: str = "runs"

@@ -1,4 +1,4 @@
-"""The training loop: resume, update, log, save, draw samples, stop."""
+"""The training loop: resume, update, log, save, write samples, stop."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from vdm_jax.training.state import TrainState, count
 from vdm_jax.training.step import Step, make_step
 
 T = TypeVar("T")
-Draw = Callable[[Params, Path], None]
+WriteSamples = Callable[[Params, Path], None]
 RESUME = "The same command resumes from there."
 
 
@@ -41,15 +41,17 @@ class Start(NamedTuple):
     seconds: float
 
 
-def train(run: Run, changed: bool = False, step: Step | None = None, draw: Draw | None = None) -> Saved:
+def train(
+    run: Run, changed: bool = False, step: Step | None = None, write_samples: WriteSamples | None = None
+) -> Saved:
     """Train a run to its last step, resuming from its newest readable checkpoint.
 
     Args:
         run: the run.
         changed: resume although options have changed.
         step: the run's `compiled_step`, if it has been traced already.
-        draw: called with the averaged parameters on one device and a path, every `picture_every` steps, to write a
-            sample grid; None writes none.
+        write_samples: called with the averaged parameters on one device and a path, every `picture_every` steps, to
+            write a sample grid; None writes none.
 
     Returns:
         the final state with its notes, as saved.
@@ -63,7 +65,7 @@ def train(run: Run, changed: bool = False, step: Step | None = None, draw: Draw 
         start = start_or_resume(run, checkpoints, changed)
         first = int(start.state.step)
         with MetricsWriter(folder, first, last) as writer:
-            loop, latest_signal = Loop(run, start, checkpoints, writer, step, draw), DelayedMax(run.mesh)
+            loop, latest_signal = Loop(run, start, checkpoints, writer, step, write_samples), DelayedMax(run.mesh)
             for number in range(first + 1, last + 1):
                 loop.advance(number)
                 loop.between_steps(number)
@@ -176,9 +178,9 @@ class Loop:
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         step: Step | None = None,
-        draw: Draw | None = None,
+        write_samples: WriteSamples | None = None,
     ):
-        self.run, self.checkpoints, self.writer, self.draw = run, checkpoints, writer, draw
+        self.run, self.checkpoints, self.writer, self.write_samples = run, checkpoints, writer, write_samples
         self.state, self.batches = start.state, start.batches
         self.first = self.saved_step = int(start.state.step)
         self.metrics = MetricBuffer()
@@ -195,7 +197,7 @@ class Loop:
         self.writer.advance()
 
     def between_steps(self, step: int) -> None:
-        """Log, save and draw samples at the steps for which they are due.
+        """Log, save and write samples at the steps for which they are due.
 
         Raises:
             UserError: a loss or gradient is not finite.
@@ -208,9 +210,9 @@ class Loop:
             self.log(step)
         if step % config.checkpoint_every == 0:
             self.save(step)
-        if self.draw and config.picture_every and config.num_samples and step % config.picture_every == 0:
+        if self.write_samples and config.picture_every and config.num_samples and step % config.picture_every == 0:
             with self.speed.pause():
-                self.draw(on_one_device(self.state.ema), self.run.folder / f"samples/step_{step:06}.png")
+                self.write_samples(on_one_device(self.state.ema), self.run.folder / f"samples/step_{step:06}.png")
 
     def log(self, step: int) -> None:
         """Write the metrics, averaged over the steps since the last log line."""

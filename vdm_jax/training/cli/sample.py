@@ -10,7 +10,7 @@ from vdm_jax.training import registry
 from vdm_jax.training.cli.common import recipe_argument
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.evaluation import dry_run
-from vdm_jax.training.evaluation.sampling import draw_final
+from vdm_jax.training.evaluation.sampling import write_samples_and_plots
 from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax sample") -> None:
         dry_run.check_sampling(run, number)
         dry_run.check_plots(run)
     saved = newest_checkpoint(run)
-    for path in draw_final(run, saved.state.ema, options.seed):
+    for path in write_samples_and_plots(run, saved.state.ema, options.seed):
         print(path)
 
 

@@ -11,7 +11,7 @@ from vdm_jax.training.cli.common import flag, recipe_argument
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.evaluation import dry_run
 from vdm_jax.training.evaluation.report import is_finished, is_started, summary, write_report
-from vdm_jax.training.evaluation.sampling import Sampler, draw_final
+from vdm_jax.training.evaluation.sampling import Sampler, write_samples_and_plots
 from vdm_jax.training.evaluation.time_budget import reason_to_defer
 from vdm_jax.training.loop import train
 from vdm_jax.training.run import Run, open_run, remove_run
@@ -63,14 +63,14 @@ def parse(arguments: Sequence[str], program: str) -> tuple[str, TrainConfig, boo
 
 def train_and_report(run: Run, changed: bool = False, step: Step | None = None) -> None:
     """Train, evaluate, sample and print the results; a report that takes longer than training is left to the user."""
-    saved = train(run, changed, step, Sampler(run).draw_or_warn)
+    saved = train(run, changed, step, Sampler(run).write_or_warn)
     if reason := reason_to_defer(run, saved):
         print(reason)
         return
     print_line("Evaluating on the test set and sampling.")
     result = write_report(run, saved)
     print(summary(result))
-    plots = draw_final(run, saved.state.ema)
+    plots = write_samples_and_plots(run, saved.state.ema)
     for path in [*plots, run.folder / "report.json"]:
         print(f"  {path}")
     if run.experiment.likelihood_rows:

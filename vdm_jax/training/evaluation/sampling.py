@@ -39,7 +39,7 @@ class Sampler:
         check_samples(self._run, np.asarray(samples.images))
         return samples
 
-    def draw(self, params: Params, path: Path, trajectory: Path | None = None) -> list[Path]:
+    def write(self, params: Params, path: Path, trajectory: Path | None = None) -> list[Path]:
         """Write a sample grid, and the sampling chain if a path is given and the experiment returns one.
 
         Returns:
@@ -62,10 +62,10 @@ class Sampler:
             plots.save_grid(trajectory, np.asarray(chain).swapaxes(0, 1), levels)  # sampling proceeds to the right
         return [path, trajectory]
 
-    def draw_or_warn(self, params: Params, path: Path) -> None:
+    def write_or_warn(self, params: Params, path: Path) -> None:
         """Write a sample grid during training; if samples are not finite, print a warning instead."""
         try:
-            self.draw(params, path)
+            self.write(params, path)
         except plots.NotFinite as error:
             print_line(f"{path} is not written: {error}")
 
@@ -79,16 +79,16 @@ def check_samples(run: Run, samples: np.ndarray) -> None:
     plots.check_finite(samples, "samples", REMEDY.format(command=command_line("sample", run.recipe, "--help")))
 
 
-def draw_final(run: Run, params: Params, seed: int | None = None) -> list[Path]:
+def write_samples_and_plots(run: Run, params: Params, seed: int | None = None) -> list[Path]:
     """Write samples.png, trajectory.png and the experiment's own plots; returns the paths of the files."""
     if not run.config.num_samples:
         return []
     one = on_one_device(params)
-    paths = Sampler(run, seed).draw(one, run.folder / "samples.png", run.folder / "trajectory.png")
-    return [*paths, *draw_image_grids(run, one), *draw_latent_codes(run, params), *draw_plane_plots(run, one)]
+    paths = Sampler(run, seed).write(one, run.folder / "samples.png", run.folder / "trajectory.png")
+    return [*paths, *write_image_grids(run, one), *write_latent_codes(run, params), *write_plane_plots(run, one)]
 
 
-def draw_image_grids(run: Run, params: Params) -> list[Path]:
+def write_image_grids(run: Run, params: Params) -> list[Path]:
     """Write the experiment's `image_grids` of the first test images, one PNG each."""
     key, batch, paths = stream(run.config.seed, "sample"), run.data.test.take(np.arange(num_shown_images(run))), []
     for name, show in run.experiment.image_grids.items():
@@ -102,7 +102,7 @@ def num_shown_images(run: Run) -> int:
     return min(MAX_SHOWN, len(run.data.test))
 
 
-def draw_latent_codes(run: Run, params: Params) -> list[Path]:
+def write_latent_codes(run: Run, params: Params) -> list[Path]:
     """Plot the two-dimensional latent codes of the test images, colored by label."""
     codes = run.experiment.latent_codes
     if codes is None:
@@ -112,7 +112,7 @@ def draw_latent_codes(run: Run, params: Params) -> list[Path]:
     return [plots.plot_points(run.folder / "codes.png", points["codes"], labels, run.name)]
 
 
-def draw_plane_plots(run: Run, params: Params) -> list[Path]:
+def write_plane_plots(run: Run, params: Params) -> list[Path]:
     """Write the experiment's `plane_plots`, one PNG each."""
     key, paths = stream(run.config.seed, "sample"), []
     for name, show in run.experiment.plane_plots.items():
