@@ -88,7 +88,7 @@ def test_float32_sums_of_squares_would_not_do():
 
 
 def test_one_example_has_no_covariance():
-    with pytest.raises(ValueError, match=r"1 example\(s\) have no covariance: take at least 2"):
+    with pytest.raises(ValueError, match=r"1 example\(s\): .*at least 2"):
         _ = moments(np.ones((1, 3))).covariance
 
 
@@ -160,7 +160,7 @@ def test_rotation_translation_scale_and_order():
 
 
 def test_features_must_be_alike():
-    with pytest.raises(ValueError, match="features of 3 and of 2 dimensions: take both from the same extractor"):
+    with pytest.raises(ValueError, match="features of 3 and of 2 dimensions: use the same"):
         frechet_distance(moments(np.ones((4, 3))), moments(np.ones((4, 2))))
 
 
@@ -210,7 +210,7 @@ def test_extrapolation_takes_the_bias_away(shift):
 def test_extrapolation_needs_two_parts_of_two():
     distribution = moments(normal(0, 10, 2))
     for rows, parts in ((10, 1), (9, 5)):
-        with pytest.raises(ValueError, match=f"{rows} examples in {parts} parts: take 2 parts or more, of 2 examples"):
+        with pytest.raises(ValueError, match=f"{rows} examples in {parts} parts: use at least 2 parts"):
             frechet_distance_extrapolated(normal(0, rows, 2), distribution, KEY, parts)
 
 
@@ -259,7 +259,7 @@ def test_kernel_distance_sees_every_example_once():
 
 def test_kernel_distance_needs_blocks():
     for rows, blocks in ((10, 1), (9, 5)):
-        with pytest.raises(ValueError, match=f"{rows} examples in {blocks} blocks: take 2 blocks or more"):
+        with pytest.raises(ValueError, match=f"{rows} examples in {blocks} blocks: use at least 2 blocks"):
             kernel_distance(normal(0, rows, 2), normal(1, 30, 2), KEY, blocks)
     with pytest.raises(ValueError, match="features of 2 and of 3 dimensions"):
         kernel_distance(normal(0, 40, 2), normal(1, 40, 3), KEY)
@@ -307,9 +307,9 @@ def test_the_edge_of_a_ball_is_inside(offset):
     assert precision_recall(real + offset, drawn + offset, 1).precision == 0.5
 
 
-def test_neighbours_must_be_there():
+def test_num_neighbors_must_be_below_the_number_of_examples():
     for k in (0, 5):
-        with pytest.raises(ValueError, match=f"no {k} neighbours among 5 examples: take 1 to 4"):
+        with pytest.raises(ValueError, match=rf"num_neighbors is {k}: .*1\.\.4"):
             precision_recall(normal(0, 9, 2), normal(1, 5, 2), k)
     with pytest.raises(ValueError, match="features of 2 and of 3 dimensions"):
         precision_recall(normal(0, 9, 2), normal(1, 9, 3))

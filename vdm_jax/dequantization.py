@@ -1,12 +1,12 @@
-"""From a density to the probability of quantised data: laws of a number within its bin, and the bounds they make.
+"""Dequantization: from a density to bounds on the probability of quantized data.
 
-A density p(y) on real numbers gives a quantised x the probability P(x) = int p(y) dy over x's bin, and by Jensen
+A density p(y) on the reals assigns quantized data x the probability P(x) = int p(y) dy over x's bin, and by Jensen
 
     -log P(x) <= E_q(y|x) [ log q(y|x) - log p(y) ],                                                           (LIK-3)
 
-by the KL from q to p restricted to the bin. What q is decides how much is lost, and nothing else: the bound holds for
-every q. Values lie on [-1, 1], `levels` of them, and a bin is as wide as they are apart, w = 2 / (levels - 1), at both
-ends too: what mass p has outside of all bins is lost.
+with a gap equal to the KL from q to p restricted to the bin. The bound holds for every dequantization distribution q.
+There are `levels` values, evenly spaced on [-1, 1], and all bins, also the first and the last, have the width
+w = 2 / (levels - 1). Mass of p outside of all bins loosens the bound.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
@@ -40,15 +39,18 @@ from vdm_jax.types import (
     evaluate,
     evaluate_scalars,
 )
+from vdm_jax.vae import importance_weighted_average
 
-LogDensity = Callable[[Batch], PerExample]
+__all__ = ["TruncatedNormal", "Uniform", "dequantized_bound", "latent_dequantization_bound"]
+
+_LogDensity = Callable[[Batch], PerExample]
 
 
 class Uniform(NamedTuple):
-    """y uniform over the bin of x (LIK-3).
+    """Uniform dequantization: y uniform over the bin of x (LIK-3).
 
     Fields:
-        x: quantised, on [-1, 1], shape (*x).
+        x: quantized, on [-1, 1], shape (*x).
         levels: number of values.
 
     Source: Theis et al. 2016, arXiv:1511.01844.
@@ -58,7 +60,7 @@ class Uniform(NamedTuple):
     levels: int
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x), in float32 or a wider type.
+        """A sample, shape (*x), in float32 or a wider type.
 
         Raises:
             ValueError: as `likelihoods.on_grid`.
@@ -75,30 +77,31 @@ class Uniform(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TruncatedNormal:
-    """y ~ N(x + mean, scale^2), kept within the bin of x (LIK-4).
+    """y ~ N(x + mean, scale^2), truncated to the bin of x (LIK-4).
 
-    With mean 0 and the scale sigma / alpha of a model's first level, y is what the model was trained on, all but the
-    tails: no network is needed. With mean and scale learned, or given by a network, it is variational dequantisation,
-    and the bound is trained on them as on the model; both have gradients through `sample`. As the scale grows it
-    becomes `Uniform`. Only x may be given without its name.
+    With mean 0 and the scale sigma / alpha of the first noise level, y is distributed as the training data of a
+    diffusion model except for the tails, and no network is needed. With a learned mean and scale, or those of a
+    network, it is variational dequantization: `sample` is differentiable with respect to both, and they are trained on
+    the bound together with the model. As the scale increases it approaches `Uniform`. All fields except x are
+    keyword-only.
 
     Fields:
-        x: quantised, on [-1, 1], shape (*x).
+        x: quantized, on [-1, 1], shape (*x).
         levels: number of values; static.
-        mean: of y - x before the truncation, scalar or (*x); may lie outside of the bin, not by many scales.
-        scale: standard deviation before the truncation, positive, scalar or (*x).
+        mean: mean of y - x before truncation, scalar or (*x). It may be outside of the bin by a few scales.
+        scale: standard deviation before truncation, positive, scalar or (*x).
 
     Source: Zheng et al. 2023, arXiv:2305.03935 (fixed); Ho et al. 2019, arXiv:1902.00275 (variational).
     """
 
-    x: Any  # arrays; JAX itself rebuilds a pytree with whatever it likes in their place
+    x: Any  # arrays; JAX rebuilds pytrees with other objects in their place
     _: KW_ONLY
     levels: int = field(metadata={"static": True})
     mean: Any
     scale: Any
 
     def sample(self, key: Key) -> X:
-        """A draw, shape (*x), in float32 or a wider type.
+        """A sample, shape (*x), in float32 or a wider type.
 
         Raises:
             ValueError: as `likelihoods.on_grid`.
@@ -117,14 +120,14 @@ class TruncatedNormal:
         return jnp.sum(-0.5 * (z**2 + LOG_2PI) - jnp.log(scale) - mass)
 
     def _edges(self, mean: Real, scale: Real) -> tuple[Real, Real]:
-        """Of the bin, in scales from the mean."""
+        """The edges of the bin, as distances from the mean in scales."""
         low, high = (-_from_integer(mean, jnp.asarray(side), self.levels) for side in (-1, 1))
         bins = (self.levels - 1) * scale
         return low / bins, high / bins
 
 
 def _value(x: X, levels: int) -> X:
-    """x in float32 or a wider type, NaN where it is none of the values; a narrower type may be off by half a bin."""
+    """x in float32 or wider, NaN if it is not on the grid. Values of narrower types are rounded to the grid."""
     x = jnp.asarray(x)
     dtype = at_least_float32(x.dtype)
     return on_grid(x, levels) * (x if x.dtype == dtype else normalize(denormalize(x, levels), levels).astype(dtype))
@@ -132,9 +135,9 @@ def _value(x: X, levels: int) -> X:
 
 @jax.custom_jvp
 def _quantile(u: X, low: X, high: X) -> X:
-    """The z with a share u of N(0, 1)'s mass between low and high below it: by bisection, right in any tail."""
+    """The u-quantile of N(0, 1) truncated to [low, high], by bisection; accurate in any tail."""
     near, odds = jnp.clip(0.0, low, high), jnp.log(u) - jnp.log1p(-u)
-    low, high = jnp.maximum(low, near - 12.0), jnp.minimum(high, near + 12.0)  # e^-72 of the mass is beyond
+    low, high = jnp.maximum(low, near - 12.0), jnp.minimum(high, near + 12.0)  # the mass beyond is e^-72
 
     def halve(ends, _):
         begin, end = ends
@@ -151,7 +154,7 @@ def _quantile(u: X, low: X, high: X) -> X:
 
 @_quantile.defjvp
 def _(primals, tangents):
-    # u = (Phi(z) - Phi(low)) / (Phi(high) - Phi(low)) stays: phi(z) dz = (1 - u) phi(low) dlow + u phi(high) dhigh
+    # u = (Phi(z) - Phi(low)) / (Phi(high) - Phi(low)) is constant: phi(z) dz = (1 - u) phi(low) dlow + u phi(high) dhigh
     (u, low, high), (_, d_low, d_high) = primals, tangents
     z = _quantile(u, low, high)
     by_low, by_high = (jnp.exp(0.5 * (z - edge) * (z + edge)) for edge in (low, high))
@@ -160,27 +163,27 @@ def _(primals, tangents):
 
 @compiled(static=("samples",))
 def dequantized_bound(
-    log_prob: LogDensity,
+    log_prob: _LogDensity,
     key: Key,
     x_0: Batch,
     dequantizer: Callable[[X], Uniform | TruncatedNormal],
     *,
     samples: int = 1,
 ) -> PerExample:
-    """One unbiased estimate per example of the bound on -log P(x_0) of a model with a density (LIK-3, LIK-4).
+    """An unbiased estimate of the bound on -log P(x_0) of a model with a density, per example (LIK-3, LIK-4).
 
         -log P(x) <= -E log 1/K sum_k p(y_k) / q(y_k | x),   y_k ~ q(y | x)
 
-    P(x) is the density's integral over x's bin. One sample bounds it by the KL; more are tighter, and to the limit
-    exact. Divided by D log 2 it is bits per dimension, with no bin width to take off.
+    P(x) is the integral of the density over x's bin. The bound is tighter for larger K, and exact in the limit. Divided
+    by D log 2 it is bits per dimension, without a correction for the width of the bins.
 
     Args:
-        log_prob: the model's log-density of y, a batch (B, *x) -> (B,); y is in float32 or a wider type, whatever x_0
-            is. That of `probability_flow.log_likelihood` is of z_0 = alpha_0 y, so that of y is greater by D log alpha_0.
+        log_prob: the model's log-density of y for a batch, (B, *x) -> (B,); y is float32 or wider for any dtype of x_0.
+            `probability_flow.log_likelihood` returns the density of z_0 = alpha_0 y: add D log alpha_0 for that of y.
         key: for y.
-        x_0: quantised batch, on [-1, 1], shape (B, *x).
+        x_0: quantized batch, on [-1, 1], shape (B, *x).
         dequantizer: x -> q(y | x) of one example: `lambda x: Uniform(x, levels)`.
-        samples: K.
+        samples: K, at least 1.
 
     Returns:
         Shape (B,), nats.
@@ -191,7 +194,7 @@ def dequantized_bound(
     Source: Theis et al. 2016, arXiv:1511.01844; Ho et al. 2019, arXiv:1902.00275; Burda et al. 2015, arXiv:1509.00519.
     """
     if samples < 1:
-        raise ValueError(f"samples is {samples}: the bound needs at least one")
+        raise ValueError(f"samples is {samples}: it must be at least 1")
 
     def distribution(x):
         return check_distribution(dequantizer(x), "dequantizer", "sample", "log_prob")
@@ -206,8 +209,7 @@ def dequantized_bound(
         y = jax.vmap(sample)(x_0, jax.random.split(key, x_0.shape[0]))
         return evaluate_scalars(log_prob, y, name="log_prob") - jax.vmap(density)(x_0, y)
 
-    ratios = jax.lax.map(log_ratio, jax.random.split(key, samples))
-    return float(np.log(samples)) - jax.nn.logsumexp(ratios, axis=0)
+    return importance_weighted_average(jax.lax.map(log_ratio, jax.random.split(key, samples)))
 
 
 def _check_level(level: NoiseLevel) -> None:
@@ -216,7 +218,7 @@ def _check_level(level: NoiseLevel) -> None:
 
 @compiled(check=_check_level)
 def latent_dequantization_bound(
-    log_prob: LogDensity,
+    log_prob: _LogDensity,
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,
@@ -225,20 +227,19 @@ def latent_dequantization_bound(
     *,
     prediction_type: PredictionType = "eps",
 ) -> PerExample:
-    """One unbiased estimate per example of the bound with z_0 itself as the dequantised data (LIK-5).
+    """An unbiased estimate of the bound with the latent z_0 as the dequantized data, per example (LIK-5).
 
         -log P(x) <= E_q(z_0|x) [ -log P(x | z_0) - log p(z_0) + log q(z_0 | x) ]
 
-    P(x) = int P(x | z_0) p(z_0) dz_0 is the model with a decoder, as the ELBO has it, but with the exact density p(z_0)
-    in the place of a bound on it. It is variational dequantisation by the diffusion's own first step, which need not
-    stay within the bin.
+    P(x) = int P(x | z_0) p(z_0) dz_0 is the same model as that of the ELBO, but with the exact density p(z_0) instead
+    of a bound on it. It is variational dequantization by the first diffusion step, whose samples may leave the bin.
 
     Args:
-        log_prob: log p(z_0) of a batch, at this level.
+        log_prob: log p(z_0) of a batch at this level.
         denoiser: predicts `prediction_type`; evaluated once, for the decoder's x_hat.
         key: for z_0.
         x_0: clean batch, shape (B, *x).
-        level: of z_0, scalars, sigma > 0.
+        level: level of z_0, scalars, sigma > 0.
         decoder: P(x | z_0) of one example.
         prediction_type: what the denoiser predicts.
 
@@ -255,5 +256,5 @@ def latent_dequantization_bound(
     levels = broadcast_to_batch(level, x_0)
     prediction = evaluate(denoiser, z_0.astype(x_0.dtype), levels)
     x_hat = jax.vmap(partial(to_x_0, prediction_type=prediction_type))(prediction, z_0, levels)
-    decoded = decoder_log_prob(lambda h, z: decoder(h, z, level), x_0, x_hat, z_0)
-    return jax.vmap(Normal.log_prob)(distributions, z_0) - evaluate_scalars(log_prob, z_0, name="log_prob") - decoded
+    log_p_x = decoder_log_prob(lambda h, z: decoder(h, z, level), x_0, x_hat, z_0)
+    return jax.vmap(Normal.log_prob)(distributions, z_0) - evaluate_scalars(log_prob, z_0, name="log_prob") - log_p_x

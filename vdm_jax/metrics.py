@@ -1,12 +1,12 @@
-"""How near drawn examples are to real ones, by their features: Fréchet and kernel distance, precision and recall.
+"""Sample quality in a feature space: Fréchet distance, kernel distance, precision and recall.
 
-    ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)      Fréchet distance of normal laws
+    ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)      Fréchet distance of normal distributions
     E k(x, x') + E k(y, y') - 2 E k(x, y)                               kernel distance, k = (x . y / F + 1)^3
 
-Features are the rows of any array (N, F): pixels, or what a network sees. A number is as good as its features, and
-comparable only with others of the same features and, for the Fréchet distance, of the same N. All of this runs on the
-host, in float64 and NumPy: in float32 a covariance is what is left of large sums of squares. Features that are not
-finite are refused with a ValueError that counts them.
+Features are the rows of any array (N, F): pixels or activations of a network. With features of the Inception network
+the Fréchet distance is FID and the kernel distance KID. Values are comparable only for the same features and, for the
+Fréchet distance, the same N. Everything runs on the host with NumPy in float64, because the covariance in float32
+suffers from cancellation. Features that are not finite raise a ValueError that counts them.
 
 Source: Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1801.01401; Kynkäänniemi et al. 2019,
     arXiv:1904.06991.
@@ -21,16 +21,28 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.types import Key
 
-Features = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]  # (N, F), whatever the other set has
-_ROUNDING = 1e-12  # of the largest square: squared distances that differ by less are equal
-_LARGEST = 1e24  # of a feature: the twelfth power, the square of a kernel, is in float64's range
+__all__ = [
+    "Extrapolation",
+    "KernelDistance",
+    "Moments",
+    "PrecisionRecall",
+    "frechet_distance",
+    "frechet_distance_extrapolated",
+    "kernel_distance",
+    "moments",
+    "precision_recall",
+]
+
+_Features = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]  # (N, F)
+_ROUNDING = 1e-12  # relative to the largest square: squared distances that differ by less are equal
+_LARGEST = 1e24  # of a feature: its twelfth power, the square of a kernel, is in the range of float64
 
 
 class Moments(NamedTuple):
-    """Count, mean and scatter of features: all that a Fréchet distance asks of them.
+    """Count, mean and scatter matrix of features, from which the Fréchet distance is computed.
 
     Fields:
-        count: of examples, N.
+        count: number of examples, N.
         mean: m, shape (F,), float64.
         scatter: sum (x - m)(x - m)^T, shape (F, F), float64.
     """
@@ -47,78 +59,78 @@ class Moments(NamedTuple):
             ValueError: fewer than two examples.
         """
         if self.count < 2:
-            raise ValueError(f"{self.count} example(s) have no covariance: take at least 2")
+            raise ValueError(f"{self.count} example(s): a covariance needs at least 2")
         return self.scatter / (self.count - 1)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets together.
+        """The moments of the union of both sets.
 
             m = m_1 + d N_2 / N        S = S_1 + S_2 + d d^T N_1 N_2 / N        d = m_2 - m_1
 
         Raises:
-            ValueError: features of other dimensions.
+            ValueError: features of different dimensions.
 
         Source: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
         """
-        _check_alike(self.mean, other.mean)
-        count, apart = self.count + other.count, other.mean - self.mean
-        share = other.count / max(count, 1)
-        scatter = self.scatter + other.scatter + np.outer(apart, apart) * (self.count * share)
-        return Moments(count, self.mean + share * apart, scatter)
+        _check_dimensions(self.mean, other.mean)
+        count, difference = self.count + other.count, other.mean - self.mean
+        fraction = other.count / max(count, 1)
+        scatter = self.scatter + other.scatter + np.outer(difference, difference) * (self.count * fraction)
+        return Moments(count, self.mean + fraction * difference, scatter)
 
-    def update(self, features: Features) -> "Moments":
-        """The moments with a block of features more, shape (N, F): however a stream is cut, they are the same.
+    def update(self, features: _Features) -> "Moments":
+        """The moments with another block of features, shape (N, F). The result does not depend on the block sizes.
 
         Raises:
-            ValueError: features of other dimensions, or not finite.
+            ValueError: features of different dimensions, or not finite.
         """
         return self.merge(moments(features))
 
 
-def moments(features: Features) -> Moments:
-    """The moments of a block of features, shape (N, F); N may be 0, to begin a stream with.
+def moments(features: _Features) -> Moments:
+    """The moments of a block of features, shape (N, F); N may be 0 to initialize a stream.
 
     Raises:
         ValueError: features that are not finite.
     """
     x = _finite(features)
     mean = x.sum(axis=0) / max(len(x), 1)
-    centred = x - mean[None]
-    return Moments(len(x), mean, centred.T @ centred)
+    centered = x - mean[None]
+    return Moments(len(x), mean, centered.T @ centered)
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """The squared Fréchet (2-Wasserstein) distance of the normal laws with these moments.
+    """The squared Fréchet (2-Wasserstein) distance of the normal distributions with these moments.
 
         ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)
 
-    With C_i = L_i L_i^T by symmetric eigen-decompositions, the trace of the root is the sum of the singular values of
-    L_1^T L_2: no root of a product is taken, which would halve the digits, or turn complex. Eigenvalues below F times
-    float64's rounding of the largest count as zero, as they are where there are fewer examples than dimensions.
+    With C_i = L_i L_i^T from symmetric eigendecompositions, the trace of the square root is the sum of the singular
+    values of L_1^T L_2. This avoids the square root of a product, which loses half of the digits or becomes complex.
+    Eigenvalues below F times the float64 precision of the largest are set to zero; they occur if N < F.
 
-    It is biased upwards: N draws are expected 1/N times a constant too far away. For N of the same normal law,
+    The estimate from N samples has a positive bias of O(1/N). For N samples of the same normal distribution,
 
         E = (tr C + 1/2 sum_ij (1 + [i = j]) c_i c_j / (c_i + c_j)) / N + O(1 / N^2)
 
-    c_i the eigenvalues of C: (F + F (F + 1) / 4) / N for C = I. Compare numbers of one N only, or
-    `frechet_extrapolated` ones.
+    with c_i the eigenvalues of C: (F + F (F + 1) / 4) / N for C = I. Compare distances only for the same N, or use
+    `frechet_distance_extrapolated`.
 
     Args:
         one, other: moments of F features each.
 
     Returns:
-        the distance, at least 0.
+        The distance, at least 0.
 
     Raises:
-        ValueError: features of other dimensions, fewer than two examples, or moments that are not finite.
+        ValueError: features of different dimensions, fewer than two examples, or moments that are not finite.
 
     Source: Dowson & Landau 1982, "The Fréchet distance between multivariate normal distributions"; Heusel et al. 2017,
         arXiv:1706.08500.
     """
-    _check_alike(one.mean, other.mean)
+    _check_dimensions(one.mean, other.mean)
     for part in (one, other):
         if not (np.isfinite(part.mean).all() and np.isfinite(part.scatter).all()):
-            raise ValueError(f"the moments of {part.count} examples are not finite: take them of finite features")
+            raise ValueError(f"the moments of {part.count} examples are not finite: check the features for NaN")
     shift = np.sum((one.mean - other.mean) ** 2)
     spread = np.trace(one.covariance) + np.trace(other.covariance)
     fidelity = np.linalg.svd(_root(one.covariance).T @ _root(other.covariance), compute_uv=False).sum()
@@ -128,18 +140,18 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 def _root(covariance):
     """L of C = L L^T, shape (F, rank)."""
     values, vectors = np.linalg.eigh(covariance)
-    kept = values > len(values) * np.finfo(np.float64).eps * values.max()
-    return vectors[:, kept] * np.sqrt(values[kept])
+    positive = values > len(values) * np.finfo(np.float64).eps * values.max()
+    return vectors[:, positive] * np.sqrt(values[positive])
 
 
 class Extrapolation(NamedTuple):
-    """A line in 1/N through distances of N examples.
+    """A linear fit in 1/N of distances from N examples.
 
     Fields:
-        value: where it ends at N = infinity.
-        slope: its bias times N.
+        value: the extrapolation to N = infinity.
+        slope: the bias times N.
         counts: the numbers of examples N, shape (K,).
-        distances: the mean distance at each, shape (K,).
+        distances: the mean distance for each N, shape (K,).
     """
 
     value: float
@@ -148,28 +160,28 @@ class Extrapolation(NamedTuple):
     distances: Float[np.ndarray, " k"]
 
 
-def frechet_distance_extrapolated(features: Features, other: Moments, key: Key, parts: int = 5) -> Extrapolation:
-    """The Fréchet distance of infinitely many examples: a line in 1/n through that of n = N, N/2, ..., N/parts.
+def frechet_distance_extrapolated(features: _Features, other: Moments, key: Key, parts: int = 5) -> Extrapolation:
+    """The Fréchet distance extrapolated to infinitely many examples, from n = N, N/2, ..., N/parts (FID-infinity).
 
         d(n) = d(infinity) + slope / n
 
-    The examples are put in a random order and cut into k parts of N/k each; d(N/k) is the mean over them. Only the bias
-    of these features goes away: that of the other moments stays, and n should be well above F, where the next order is
-    felt. May be below 0 where the laws are the same.
+    The examples are shuffled and split into k parts of N/k each; d(N/k) is the mean over the parts. This removes the
+    bias of `features` but not that of `other`, and n should be well above F, where higher orders are negligible. The
+    result may be negative if both distributions are equal.
 
     Args:
         features: shape (N, F).
-        other: moments of what they are compared with.
-        key: for the order.
-        parts: K, the most parts, at least 2.
+        other: moments of the reference features.
+        key: for the shuffling.
+        parts: the largest number of parts, at least 2.
 
     Raises:
         ValueError: fewer than 2 parts, parts of fewer than 2 examples, or features that are not finite.
 
-    Source: Chong & Forsyth 2020, arXiv:1911.07023, with disjoint parts for random subsets.
+    Source: Chong & Forsyth 2020, arXiv:1911.07023, with disjoint parts instead of random subsets.
     """
     if parts < 2 or len(features) < 2 * parts:
-        raise ValueError(f"{len(features)} examples in {parts} parts: take 2 parts or more, of 2 examples or more each")
+        raise ValueError(f"{len(features)} examples in {parts} parts: use at least 2 parts of at least 2 examples each")
     shuffled = _shuffled(features, key)
     counts = len(shuffled) // np.arange(1, parts + 1)
     distances = np.array([_mean_distance(shuffled, other, count) for count in counts])
@@ -183,38 +195,38 @@ def _mean_distance(features, other, count):
 
 
 class KernelDistance(NamedTuple):
-    """A squared maximum mean discrepancy, and the standard error of its mean over disjoint blocks."""
+    """A squared maximum mean discrepancy with its standard error, over disjoint blocks."""
 
     mean: float
     standard_error: float
 
 
-def kernel_distance(one: Features, other: Features, key: Key, blocks: int = 10) -> KernelDistance:
-    """MMD^2 of two sets of features by the cubic kernel k(x, y) = (x . y / F + 1)^3, unbiased, with its error.
+def kernel_distance(one: _Features, other: _Features, key: Key, blocks: int = 10) -> KernelDistance:
+    """Unbiased MMD^2 of two sets of features with the cubic kernel k(x, y) = (x . y / F + 1)^3, and its standard error.
 
         sum_{i != j} k(x_i, x_j) / n (n - 1) + sum_{i != j} k(y_i, y_j) / m (m - 1) - 2 sum_ij k(x_i, y_j) / n m
 
-    Each set, in a random order, is cut into as many blocks, and the estimate is their mean. The blocks share no
-    example, so its standard error is what it says (random subsets that overlap would make it too small). It is zero
-    where all first, second and third moments agree; the mean may be below 0, as no bias keeps it up.
+    Both sets are shuffled and split into blocks, and the estimate is the mean over the blocks. The blocks are disjoint,
+    so the standard error is valid (overlapping random subsets would underestimate it). The expected value is zero if
+    all first, second and third moments agree; the estimate may be negative.
 
     Args:
         one, other: features, shapes (N, F) and (M, F), in any order.
-        key: for the order.
-        blocks: at least 2, of at least 2 examples each; memory grows with the square of a block.
+        key: for the shuffling.
+        blocks: number of blocks, at least 2, of at least 2 examples each. Memory is quadratic in the size of a block.
 
     Raises:
-        ValueError: features of other dimensions or not finite, fewer than 2 blocks, or too few examples for them.
+        ValueError: features of different dimensions or not finite, fewer than 2 blocks, or too few examples.
 
     Source: Gretton et al. 2012, "A kernel two-sample test"; Binkowski et al. 2018, arXiv:1801.01401.
     """
-    _check_alike(one, other)
-    least = min(len(one), len(other))
-    if blocks < 2 or least < 2 * blocks:
-        raise ValueError(f"{least} examples in {blocks} blocks: take 2 blocks or more, of 2 examples or more each")
+    _check_dimensions(one, other)
+    smallest = min(len(one), len(other))
+    if blocks < 2 or smallest < 2 * blocks:
+        raise ValueError(f"{smallest} examples in {blocks} blocks: use at least 2 blocks of at least 2 examples each")
     key_one, key_other = jax.random.split(key)
-    cut = (np.array_split(_shuffled(one, key_one), blocks), np.array_split(_shuffled(other, key_other), blocks))
-    values = np.array([_unbiased(x, y) for x, y in zip(*cut, strict=True)])
+    split = (np.array_split(_shuffled(one, key_one), blocks), np.array_split(_shuffled(other, key_other), blocks))
+    values = np.array([_unbiased(x, y) for x, y in zip(*split, strict=True)])
     return KernelDistance(float(values.mean()), float(values.std(ddof=1) / np.sqrt(blocks)))
 
 
@@ -232,54 +244,58 @@ def _cubic(x, y):
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, between 0 and 1.
+    """Precision and recall, between 0 and 1.
 
     Fields:
-        precision: of drawn examples that lie where real ones do: are they good?
-        recall: of real examples that lie where drawn ones do: are they all there?
+        precision: fraction of generated examples inside the estimated support of the real ones: fidelity.
+        recall: fraction of real examples inside the estimated support of the generated ones: coverage.
     """
 
     precision: float
     recall: float
 
 
-def precision_recall(real: Features, drawn: Features, neighbours: int = 3, chunk: int = 2048) -> PrecisionRecall:
-    """Precision and recall by balls around every example, each as wide as the distance to its k-th neighbour.
+def precision_recall(
+    real: _Features, generated: _Features, num_neighbors: int = 3, chunk: int = 2048
+) -> PrecisionRecall:
+    """Improved precision and recall: supports are unions of balls whose radius is the distance to the k-th neighbor.
 
-    A drawn example counts towards precision if it lies in the ball of any real one, edge included; a real example
-    towards recall if it lies in the ball of any drawn one. Fewer examples make wider balls: compare numbers of one N
-    and one k. Examples far from everything have balls that hold everything: recall says little where precision is low.
+    A generated example counts towards precision if it is inside the ball of any real example (boundary included), and a
+    real example counts towards recall if it is inside the ball of any generated example. Fewer examples have larger
+    balls: compare values only for the same N and k. Outliers have very large balls, so recall is unreliable if
+    precision is low.
 
     Args:
-        real, drawn: features, shapes (N, F) and (M, F).
-        neighbours: k; an example is no neighbour of its own, a copy of it is.
-        chunk: examples whose distances to all others are held at once.
+        real, generated: features, shapes (N, F) and (M, F).
+        num_neighbors: k. An example is not its own neighbor, but an exact copy of it is.
+        chunk: number of examples whose distances to all others are computed at a time, which limits memory.
 
     Raises:
-        ValueError: features of other dimensions or not finite, k below 1, or no k others in one of the sets.
+        ValueError: features of different dimensions or not finite, k below 1, or a set with at most k examples.
 
     Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, algorithm 1.
     """
-    _check_alike(real, drawn)
-    least = min(len(real), len(drawn))
-    if not 1 <= neighbours < least:
-        raise ValueError(f"no {neighbours} neighbours among {least} examples: take 1 to {least - 1}")
-    real, drawn = _finite(real), _finite(drawn)
-    centre = real.mean(axis=0)[None]  # nearer to zero the squares lose less
-    real, drawn = real - centre, drawn - centre
-    return PrecisionRecall(_covered(real, drawn, neighbours, chunk), _covered(drawn, real, neighbours, chunk))
+    _check_dimensions(real, generated)
+    smallest = min(len(real), len(generated))
+    if not 1 <= num_neighbors < smallest:
+        raise ValueError(f"num_neighbors is {num_neighbors}: it must be in 1..{smallest - 1} for {smallest} examples")
+    real, generated = _finite(real), _finite(generated)
+    center = real.mean(axis=0)[None]  # reduces cancellation in the squared distances
+    real, generated = real - center, generated - center
+    precision = _coverage(real, generated, num_neighbors, chunk)
+    return PrecisionRecall(precision, _coverage(generated, real, num_neighbors, chunk))
 
 
-def _covered(balls, points, neighbours, chunk):
-    """The share of points in the ball of any example."""
-    radii = np.concatenate([np.partition(d, neighbours, axis=1)[:, neighbours] for d in _squares(balls, balls, chunk)])
+def _coverage(balls, points, k, chunk):
+    """The fraction of points inside any of the balls."""
+    radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _squares(balls, balls, chunk)])
     slack = _ROUNDING * max(np.sum(balls**2, axis=1).max(), np.sum(points**2, axis=1).max())
     inside = [np.any(d <= radii[None] + slack, axis=1) for d in _squares(points, balls, chunk)]
     return float(np.concatenate(inside).mean())
 
 
 def _squares(x, y, chunk) -> Iterator[np.ndarray]:
-    """Squared distances of a chunk of x after the other to all of y."""
+    """Squared distances of x to all of y, one chunk of x at a time."""
     lengths = np.sum(y**2, axis=1)[None]
     for first in range(0, len(x), chunk):
         part = x[first : first + chunk]
@@ -297,14 +313,14 @@ def _finite(features):
     bad = np.count_nonzero(~(np.abs(x) <= _LARGEST).all(axis=1))  # true for NaN
     if bad:
         raise ValueError(
-            f"{bad} of {len(x)} rows of features are not finite, or larger than {_LARGEST:g}: look for NaN in the "
-            "samples and in the extractor's weights"
+            f"{bad} of {len(x)} rows of features are not finite or exceed {_LARGEST:g}: check the samples and the "
+            "weights of the feature extractor for NaN"
         )
     return x
 
 
-def _check_alike(one, other):
+def _check_dimensions(one, other):
     if one.shape[-1] != other.shape[-1]:
         raise ValueError(
-            f"features of {one.shape[-1]} and of {other.shape[-1]} dimensions: take both from the same extractor"
+            f"features of {one.shape[-1]} and of {other.shape[-1]} dimensions: use the same feature extractor for both"
         )
