@@ -1,146 +1,165 @@
-"""The variational view of diffusion models, as pure functions: from autoencoders to diffusion.
+"""Diffusion models as variational inference, in JAX: every equation a pure function, from autoencoders to diffusion.
 
-Index of equations: catalogue entry -> what it says -> function. `docs/derivations.md` adds the test of each.
+Index of equations: what it is and the function that computes it; chapters name the entries of the catalog
+`docs/derivations.md`, which lists the test of each.
 
-Levels and schedules (FWD-6, FWD-7)
-    alpha, sigma, lambda of x_t ............................ noise_levels.NoiseLevel, noise_levels.level_from_log_snr
-    s < t and the log-SNR lost between them ................ noise_levels.Step, noise_levels.step_from_log_snr
-    one level for every example of a batch ................. noise_levels.broadcast_to_batch
-    noise or signal above 0, or an error ................... noise_levels.check_positive
-    continuous t in [0, 1] ................................. schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
-                                                             VarianceExploding, LearnedSchedule
-    noise from t_0 on, or an error ......................... schedules.check_noise_at_start
-    t of a log-SNR ......................................... schedules.time_from_log_snr
-    steps 0..T, fewer steps ................................ discrete_schedules.TabulatedSchedule, discretize, linear_betas, uniform_steps
-    T steps of a schedule being learned, and back .......... discrete_schedules.DiscretizedSchedule, discrete_schedules.InterpolatedSchedule
-    beta as variance, beta as deviation, gamma ............. discrete_schedules.from_betas, from_standard_deviations, from_gammas;
-                                                             to_betas, to_standard_deviations, to_gammas
-The normal law (ELBO-6, VAE-4, VAE-5)
-    N(mean, var), KL ....................................... gaussian.Normal, gaussian.kl, gaussian.variance_kl
-    N(0, I); whether a prior p(x_T) is a valid one ......... gaussian.STANDARD_NORMAL, gaussian.check_prior
+Noise levels and schedules (FWD-6, FWD-7)
+    alpha, sigma, log-SNR at time t ........................ noise_levels.NoiseLevel, level_from_log_snr
+    a step from t to s < t and its drop in log-SNR ......... noise_levels.Step, step_from_log_snr
+    broadcast a level over a batch ......................... noise_levels.broadcast_to_batch
+    check that signal or noise is positive ................. noise_levels.check_positive
+    continuous schedules, t in [0, 1] ...................... schedules.LinearBeta, Cosine, Sigmoid, LinearLogSNR,
+                                                             VarianceExploding, ContinuousSchedule
+    learned noise schedule ................................. schedules.LearnedSchedule
+    inverse of a schedule: t from log-SNR .................. schedules.time_from_log_snr
+    check that a schedule has noise at t_0 ................. schedules.check_noise_at_start
+    discrete schedules, t = 0..T ........................... discrete_schedules.TabulatedSchedule, linear_betas
+    discretize a continuous schedule into T steps .......... discrete_schedules.discretize, DiscretizedSchedule
+    interpolate a discrete schedule ........................ discrete_schedules.InterpolatedSchedule
+    conversion from and to beta or gamma ................... discrete_schedules.from_betas, from_standard_deviations,
+                                                             from_gammas, to_betas, to_standard_deviations, to_gammas
+    fewer sampling steps (timestep spacing) ................ discrete_schedules.uniform_steps, log_snr_uniform_steps,
+                                                             karras_steps
+The normal distribution (ELBO-6, VAE-4, VAE-5)
+    N(mean, var): sample, log-density, KL divergence ....... gaussian.Normal, kl, variance_kl
+    N(0, I); check of a prior p(x_T) ....................... gaussian.STANDARD_NORMAL, check_prior
 Autoencoders (AE-1 .. AE-3)
-    ||x - Dec(Enc(x))||^2, and with noise going in ......... autoencoder.reconstruction_error,
-                                                             autoencoder.denoising_reconstruction_error
-    how far from the data .................................. autoencoder.nearest_distance
-    principal components, where all is linear .............. linear_gaussian.PrincipalComponents, linear_gaussian.principal_components
+    ||x - Dec(Enc(x))||^2 .................................. autoencoder.reconstruction_error
+    denoising autoencoder .................................. autoencoder.denoising_reconstruction_error
+    distance to the nearest training example ............... autoencoder.nearest_distance
+    PCA, the optimal linear autoencoder .................... linear_gaussian.PrincipalComponents, principal_components
 Variational autoencoders (VAE-1 .. VAE-12)
-    -E log p(x|z) + KL(q(z|x) || p(z)) ..................... vae.bound, vae.VAEBound
-    its terms .............................................. vae.reconstruction_nll, vae.kl_to_prior, vae.kl_monte_carlo
-    q(z|x) of a batch; -log p(x|z) of an output ............ vae.encode, vae.check_posterior; vae.output_nll
-    z = mu + sigma eps, or the score function .............. vae.reparameterized_sample, vae.score_function_surrogate
-    -log 1/K sum_k p(x, z_k) / q(z_k|x) .................... vae.importance_weighted_bound, vae.importance_weighted_average
-    KL = I(x; z) + KL(q(z) || p(z)) ........................ vae.kl_decomposition, vae.aggregated_posterior_log_prob
-    E_q(x|z)[x], the blur .................................. vae.optimal_mean_decoder
-    variational EM; probabilistic PCA, where it ends ....... vae.variational_em; linear_gaussian.LinearGaussianModel, maximum_likelihood_decoder,
-                                                             probabilistic_pca
+    ELBO: -E log p(x|z) + KL(q(z|x) || p(z)) ............... vae.bound, VAEBound
+    reconstruction and KL terms ............................ vae.reconstruction_nll, output_nll, kl_to_prior,
+                                                             kl_monte_carlo
+    q(z|x) of an encoder, checked .......................... vae.encode, check_posterior
+    reparameterization z = mu + sigma eps .................. vae.reparameterized_sample
+    score-function (REINFORCE) gradient .................... vae.score_function_surrogate
+    importance-weighted bound (IWAE) ....................... vae.importance_weighted_bound, importance_weighted_average
+    ELBO surgery: KL = I(x; z) + KL(q(z) || p(z)) .......... vae.kl_decomposition, aggregated_posterior_log_prob
+    optimal decoder mean E_q(x|z)[x], blur ................. vae.optimal_mean_decoder
+    variational EM ......................................... vae.variational_em,
+                                                             linear_gaussian.maximum_likelihood_decoder
+    probabilistic PCA, linear VAE .......................... linear_gaussian.probabilistic_pca, LinearGaussianModel
 Hierarchical VAEs (HVAE-1 .. HVAE-5)
-    levels from the bottom up, from the top down ........... hvae.bottom_up, hvae.top_down; hvae.Hierarchy
-    the bound, level by level .............................. hvae.bound, hvae.importance_weighted_bound
-    free bits, KL warm-up .................................. hvae.free_bits_objective, hvae.kl_warm_up
-    KL, active units, information of every level ........... hvae.collapse_diagnostics
-    from the prior; from the upper levels .................. hvae.sample, hvae.sample_decoder_output, hvae.reconstruct
-The forward process (FWD-1 .. FWD-5)
-    q(x_t | x_0) ........................................... forward.marginal
-    x_t = alpha x_0 + sigma eps ............................ forward.add_noise
-    q(x_t | x_s) ........................................... forward.transition
-Its posterior (POST-1 .. POST-6, POST-8)
-    q(x_s | x_r, x_t) for r < s < t ........................ forward.bridge
-    q(x_s | x_t, x_0) ...................................... forward.posterior, forward.posterior_variance
-    by the noise, by the score, as an interpolation ........ forward.posterior_from_eps, posterior_from_score,
+    top-down (ladder) and bottom-up inference .............. hvae.top_down, bottom_up, Hierarchy
+    ELBO with a KL for every level ......................... hvae.bound, HierarchicalBound
+    importance-weighted bound .............................. hvae.importance_weighted_bound
+    free bits, KL annealing ................................ hvae.free_bits_objective, kl_warm_up
+    posterior collapse: KL, active units, information ...... hvae.collapse_diagnostics
+    sampling ............................................... hvae.sample, sample_decoder_output
+    reconstruction from the upper levels ................... hvae.reconstruct
+Forward process (FWD-1 .. FWD-5)
+    marginal q(x_t | x_0) .................................. forward.marginal
+    noisy example x_t = alpha x_0 + sigma eps .............. forward.add_noise
+    transition q(x_t | x_s) ................................ forward.transition
+Posterior of the forward process (POST-1 .. POST-6, POST-8)
+    q(x_s | x_t, x_0) ...................................... forward.posterior, posterior_variance
+    as a function of eps, of the score, as coefficients .... forward.posterior_from_eps, posterior_from_score,
                                                              posterior_coefficients
-Parameterisations (PAR-1, PAR-2)
-    what a network should predict .......................... parameterization.prediction_target
-    x_0 <-> eps <-> v <-> score ............................ parameterization.to_x_0, to_eps, to_v, to_score, convert
-    a denoiser at a level, as a score ...................... parameterization.ScoreFromDenoiser
-Decoders p(x | z_0) (ELBO-5)
-    N, discretised N, Kingma et al.'s categorical (VDM-2) .. gaussian.Normal, likelihoods.DiscretizedGaussian,
-                                                             likelihoods.Categorical
-    two values, a mixture of discretised logistics ......... likelihoods.Bernoulli, likelihoods.LogisticMixture
-    log mass of N(0, 1) in an interval ..................... likelihoods.log_interval_probability
-    0..levels-1 <-> [-1, 1] ................................ likelihoods.normalize, likelihoods.denormalize
-    whether x is among the values .......................... likelihoods.on_grid
-    log p(x) of a distribution returned by a callable ...... likelihoods.evaluate_log_prob
-The bound (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
-    log p(x_0:T) - log q(x_1:T | x_0) ...................... path_bounds.joint_log_ratio
-    prior + reconstruction + sum of consistency terms ...... path_bounds.consistency_bound
-    prior + reconstruction + sum of diffusion terms ........ elbo.bound, elbo.DiffusionBound
-    the same of any reverse process ........................ elbo.assemble_bound
-    KL(q(x_T | x_0) || p(x_T)), -E log p(x_0 | x_1) ........ elbo.prior_kl, elbo.reconstruction_nll
-    log p(x_0 | x_1) of a batch ............................ elbo.decoder_log_prob
-    KL(q(x_s | x_t, x_0) || p(x_s | x_t)), its weights ..... elbo.diffusion_kl, elbo.diffusion_weight
-    T -> infinity: the integral, its weights ............... elbo.continuous_bound, elbo.diffusion_rate
-    the diffusion term, slice by slice of time ............. elbo.diffusion_curve
-    ||target - prediction||^2 .............................. elbo.denoising_error
+    bridge q(x_s | x_r, x_t), r < s < t .................... forward.bridge
+Parameterizations of the network output (PAR-1, PAR-2)
+    training target of x_0, eps, v or score prediction ..... parameterization.prediction_target
+    conversion x_0 <-> eps <-> v <-> score ................. parameterization.convert, to_x_0, to_eps, to_v, to_score
+    score function of a denoiser at a level ................ parameterization.ScoreFromDenoiser
+    Decoders p(x ........................................... z_0) and quantized data (ELBO-5)
+    discretized Gaussian (Ho et al.) ....................... likelihoods.DiscretizedGaussian
+    categorical (Kingma et al., VDM-2) ..................... likelihoods.Categorical
+    Bernoulli, mixture of discretized logistics ............ likelihoods.Bernoulli, LogisticMixture
+    log-probability of an interval under N(0, 1) ........... likelihoods.log_interval_probability
+    integers 0..levels-1 <-> [-1, 1] ....................... likelihoods.normalize, denormalize
+    check that x is on the grid of values .................. likelihoods.on_grid
+    checked log p(x) of a returned distribution ............ likelihoods.evaluate_log_prob
+Variational bound of diffusion models (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
+    ELBO with T steps ...................................... elbo.bound, DiffusionBound, assemble_bound
+    ELBO in continuous time, T -> infinity ................. elbo.continuous_bound
+    prior term KL(q(x_T | x_0) || p(x_T)) .................. elbo.prior_kl
+    reconstruction term -E log p(x_0 | x_1) ................ elbo.reconstruction_nll, decoder_log_prob
+    diffusion term KL(q(x_s | x_t, x_0) || p(x_s | x_t)) ... elbo.diffusion_kl, denoising_error
+    weights of the diffusion term, discrete, continuous .... elbo.diffusion_weight, diffusion_rate
+    diffusion term by log-SNR .............................. elbo.diffusion_curve
     bits per dimension ..................................... elbo.bits_per_dim
-What one trains (ELBO-10, ELBO-11, SAM-1)
-    L_simple, weighted, L_DDPM ............................. losses.simple_loss, denoising_loss, ddpm_loss
-    the bound with a schedule being learned (VDM-1) ........ vdm.vdm_loss
-When (TIME-1 .. TIME-3)
-    independent, spread, antithetic; steps ................. time_sampling.uniform_times, time_sampling.to_timesteps, time_sampling.sample_timesteps
-    importance sampling, its proposals ..................... time_sampling.importance_sample, LossSecondMoments, timestep_proposal, geometric_variance_proposal
-With what weight (WEIGHT-1, WEIGHT-2)
+    consistency terms along whole paths .................... path_bounds.consistency_bound
+    log p(x_0:T) / q(x_1:T | x_0) of a path ................ path_bounds.joint_log_ratio
+Training losses (ELBO-10, ELBO-11, SAM-1)
+    L_simple, weighted denoising loss, DDPM loss ........... losses.simple_loss, denoising_loss, ddpm_loss
+    VDM loss with a learned schedule (VDM-1) ............... vdm.vdm_loss
+Time sampling (TIME-1 .. TIME-3)
+    independent, low-discrepancy, antithetic times ......... time_sampling.uniform_times
+    discrete timesteps ..................................... time_sampling.to_timesteps, sample_timesteps
+    importance sampling of timesteps ....................... time_sampling.importance_sample, LossSecondMoments,
+                                                             timestep_proposal, geometric_variance_proposal
+Loss weightings (WEIGHT-1, WEIGHT-2)
     1/2 int w(lambda) E ||eps - eps_hat||^2 dlambda ........ weightings.weighted_bound
-    w of the literature .................................... weightings.likelihood, cosine, v_prediction, edm, p2, min_snr,
-                                                             sigmoid, uniform_time
-    as a mixture of bounds of noisy data ................... weightings.elbo_mixture
-The reverse step's variance (VAR-1 .. VAR-4)
-    between beta~ and beta, learned ........................ reverse_variance.interpolated_variance, variance_fraction,
+    weightings of the literature ........................... weightings.likelihood, cosine, v_prediction, edm, p2,
+                                                             min_snr, sigmoid, uniform_time
+    monotonic weighting as a mixture of ELBOs .............. weightings.elbo_mixture
+Variance of the reverse process (VAR-1 .. VAR-4)
+    learned reverse variance (improved DDPM) ............... reverse_variance.interpolated_variance, variance_fraction,
                                                              evaluate_variance
-    its divergence, its bound .............................. reverse_variance.reverse_step_kl, reverse_variance.learned_variance_bound
-    L_vlb, L_hybrid ........................................ reverse_variance.vlb_loss, reverse_variance.hybrid_loss
-    the best there is, and its limits ...................... reverse_variance.optimal_variance, analytic_variance, eps_second_moment,
-                                                             variance_bounds
-Energies (EBM-1 .. EBM-4)
-    log p = -E - log Z, log Z .............................. energy.log_density, energy.log_partition
-    -grad E, and log p from it along a path ................ energy.score, energy.line_integral
-    E_data grad E - E_model grad E ......................... energy.contrastive_divergence, energy.ContrastiveDivergence
+    its KL and bound ....................................... reverse_variance.reverse_step_kl, learned_variance_bound
+    L_vlb, L_hybrid ........................................ reverse_variance.vlb_loss, hybrid_loss
+    optimal variance (Analytic-DPM) and its bounds ......... reverse_variance.optimal_variance, analytic_variance,
+                                                             eps_second_moment, variance_bounds
+Energy-based models (EBM-1 .. EBM-4)
+    log p = -E - log Z, partition function ................. energy.log_density, log_partition
+    score -grad E; log p from a score by a line integral ... energy.score, line_integral
+    contrastive divergence ................................. energy.contrastive_divergence, ContrastiveDivergence
 Score matching (SM-1 .. SM-5)
-    1/2 ||s - grad log p||^2 ............................... score_matching.explicit
-    1/2 ||s||^2 + div s; along random directions ........... score_matching.implicit, sliced, finite_difference
-    1/2 ||s - grad log q(y|x)||^2; at a level .............. score_matching.denoising, denoising_at
-    tr J, exact or E v^T J v ............................... divergence.value_and_divergence, directions, check_trace
+    explicit: 1/2 ||s - grad log p||^2 ..................... score_matching.explicit
+    implicit: 1/2 ||s||^2 + div s; sliced .................. score_matching.implicit, sliced, finite_difference
+    denoising score matching ............................... score_matching.denoising, denoising_at
+    divergence of a field; Hutchinson trace estimator ...... divergence.value_and_divergence, directions, check_trace
 Langevin dynamics (LAN-1 .. LAN-3)
-    x + eta grad log p + sqrt(2 eta) xi .................... langevin.langevin_kernel, langevin.ula
-    accepted or refused .................................... langevin.mala
-    from much noise to little; at one level ................ langevin.annealed_langevin, check_decreasing_noise, langevin_corrector
+    x + eta grad log p + sqrt(2 eta) xi: ULA ............... langevin.ula, langevin_kernel
+    Metropolis-adjusted Langevin algorithm (MALA) .......... langevin.mala
+    annealed Langevin dynamics ............................. langevin.annealed_langevin, check_decreasing_noise
+    corrector of predictor-corrector sampling .............. langevin.langevin_corrector
 Tweedie's formula (TW-1 .. TW-3)
-    E[x_0 | x_t], Cov[x_0 | x_t] by the score .............. tweedie.posterior_mean, posterior_covariance,
-                                                             posterior_variance, covariance_operator
-    cumulants in other exponential families ................ tweedie.cumulants, normal_base, poisson_base, gamma_base
+    E[x_0 | x_t] from the score ............................ tweedie.posterior_mean
+    Cov[x_0 | x_t] from the score and its Jacobian ......... tweedie.posterior_covariance, posterior_variance,
+                                                             covariance_operator
+    cumulants in exponential families ...................... tweedie.cumulants, normal_base, poisson_base, gamma_base
 Stein's unbiased risk estimate (SURE-1 .. SURE-3)
     ||D(y) - y||^2 - D sigma^2 + 2 sigma^2 div D ........... sure.sure
-    a threshold chosen by it ............................... sure.soft_threshold, sure.sure_threshold
+    SureShrink: soft thresholding .......................... sure.soft_threshold, sure_threshold
 Sampling (SAM-2 .. SAM-4)
-    x_{t-1} ~ p(x_{t-1} | x_t), t = T..1 ................... samplers.ancestral, samplers.ancestral_learned
-    the same with less noise, and back to x_T .............. samplers.ddim, samplers.ddim_inverse
-    the probability-flow ODE, first order to second ........ samplers.heun, samplers.dpmpp, samplers.adaptive
-    with Langevin steps; with a part known ................. samplers.predictor_corrector, samplers.repaint
-    fewer steps, where they matter ......................... discrete_schedules.uniform_steps, log_snr_uniform_steps, karras_steps
-Guidance
-    by labels, a classifier, a measurement ................. guidance.ClassifierFreeGuidance, ClassifierGuidance, ReconstructionGuidance
-Likelihood (LIK-1 .. LIK-5)
-    -log 1/K sum_k p(x_0:T) / q(x_1:T | x_0) ............... path_bounds.importance_weighted_bound
-    log p(x) along the probability-flow ODE, and back ...... probability_flow.drift, probability_flow.log_likelihood, probability_flow.sample
-    where that ODE is singular, or an error ................ probability_flow.check_nonsingular
-    P(x) of a density over bins ............................ dequantization.dequantized_bound, Uniform, TruncatedNormal
-    P(x) by the first latent ............................... dequantization.latent_dequantization_bound
-Worlds where everything is known (POST-7, PAR-3)
-    normal, mixture, a data set, pixels .................... closed_form.gaussian, low_rank, mixture, empirical, independent_pixels
-    q(x_t), q(x_s | x_t) over the data ..................... closed_form.marginal, closed_form.reverse_transition
-    E[target | x_t], in a network's place .................. closed_form.optimal_prediction, closed_form.OptimalDenoiser, OptimalDecoder
-    E f(x) with its error .................................. information.quadrature, information.monte_carlo
-    h(x), I(x_0; x_t), E ||x_0 - E[x_0 | x_t]||^2 .......... information.entropy, mutual_information, mmse
-    the bound of the best model, T steps and T -> infinity . information.optimal_bound, optimal_bound_limit
-How good samples are, by features of them and of real examples
-    mean and covariance of a stream, in float64 ............ metrics.moments, Moments
-    ||m_1 - m_2||^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^1/2) ...... metrics.frechet_distance, frechet_distance_extrapolated
-    E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased ........ metrics.kernel_distance
-    k-nearest-neighbour precision and recall ............... metrics.precision_recall
+    ancestral sampling (DDPM), learned variance ............ samplers.ancestral, ancestral_learned
+    DDIM, DDIM inversion ................................... samplers.ddim, ddim_inverse
+    probability-flow ODE: Euler, Heun (EDM), adaptive ...... samplers.euler, heun, adaptive
+    DPM-Solver++(2M) for the ODE, for the SDE .............. samplers.dpmpp_2m, dpmpp_2m_sde
+    predictor-corrector .................................... samplers.predictor_corrector
+    inpainting by RePaint .................................. samplers.repaint
+Guidance and conditional generation
+    classifier-free guidance, classifier guidance .......... guidance.ClassifierFreeGuidance, ClassifierGuidance
+    inverse problems: reconstruction guidance (PiGDM) ...... guidance.ReconstructionGuidance
+Likelihood evaluation (LIK-1 .. LIK-5)
+    importance-weighted bound over paths ................... path_bounds.importance_weighted_bound
+    log-likelihood by the probability-flow ODE ............. probability_flow.log_likelihood, drift
+    sampling by the probability-flow ODE ................... probability_flow.sample
+    check that the ODE is nonsingular ...................... probability_flow.check_nonsingular
+    uniform, variational, truncated dequantization ......... dequantization.dequantized_bound, Uniform, TruncatedNormal
+    P(x) with the latent z_0 as dequantization ............. dequantization.latent_dequantization_bound
+Distributions with closed-form answers (POST-7, PAR-3)
+    normal, mixture, data set, independent pixels .......... closed_form.gaussian, low_rank, mixture, empirical,
+                                                             independent_pixels
+    q(x_t), q(x_s | x_t) of the data distribution .......... closed_form.marginal, reverse_transition
+    optimal denoiser E[target | x_t], optimal decoder ...... closed_form.optimal_prediction, OptimalDenoiser,
+                                                             OptimalDecoder
+    expectations with their errors ......................... information.quadrature, monte_carlo
+    entropy, mutual information, MMSE (I-MMSE) ............. information.entropy, mutual_information, mmse
+    bound of the optimal model, T steps, T -> infinity ..... information.optimal_bound, optimal_bound_limit
+Sample quality
+    mean and covariance of a stream of features ............ metrics.moments, Moments
+    Fréchet distance (FID with Inception features) ......... metrics.frechet_distance, frechet_distance_extrapolated
+    kernel distance (MMD, KID) ............................. metrics.kernel_distance
+    precision and recall ................................... metrics.precision_recall
 
-Kernels take ONE example of any shape and scalar levels (`jax.vmap` makes batches) and return a `gaussian.Normal`;
-bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -> prediction` (`types.Denoiser`).
-Randomness comes in as a key. `vdm_jax.networks` has Flax networks to put in the denoiser's place, `vdm_jax.training`
-trains them, and `vdm_jax.interop` reads and writes the weights of diffusers' U-Nets.
+Functions of distributions and levels act on ONE example of any shape and scalar levels, and return a `gaussian.Normal`;
+use `jax.vmap` for batches. Bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -> prediction`
+(`types.Denoiser`). Random functions take a key. `vdm_jax.networks` has Flax networks to use as denoisers,
+`vdm_jax.models` combines networks and equations, `vdm_jax.training` trains them, and `vdm_jax.interop` imports and
+exports the weights of diffusers' U-Nets.
 """
 
 import importlib

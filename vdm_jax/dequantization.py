@@ -154,7 +154,8 @@ def _quantile(u: X, low: X, high: X) -> X:
 
 @_quantile.defjvp
 def _(primals, tangents):
-    # u = (Phi(z) - Phi(low)) / (Phi(high) - Phi(low)) is constant: phi(z) dz = (1 - u) phi(low) dlow + u phi(high) dhigh
+    # u = (Phi(z) - Phi(low)) / (Phi(high) - Phi(low)) is constant, so
+    # phi(z) dz = (1 - u) phi(low) dlow + u phi(high) dhigh
     (u, low, high), (_, d_low, d_high) = primals, tangents
     z = _quantile(u, low, high)
     by_low, by_high = (jnp.exp(0.5 * (z - edge) * (z + edge)) for edge in (low, high))
