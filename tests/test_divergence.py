@@ -106,10 +106,10 @@ def test_refusals():
         with pytest.raises(ValueError, match="unknown trace 'all': choose 'exact', 'rademacher', 'gaussian' or 'sph"):
             function()
     for trace in ("exact", *DRAWN):
-        with pytest.raises(ValueError, match="probes is 0: the trace needs at least one"):
+        with pytest.raises(ValueError, match="probes is 0: "):
             directions(KEY, x, trace, probes=0)
     for trace in DRAWN:
-        with pytest.raises(ValueError, match=f"directions that are {trace} are drawn: give a key, or take trace 'ex"):
+        with pytest.raises(ValueError, match=f"key is None and trace is {trace!r}: pass a key, or trace='ex"):
             directions(None, x, trace)
     with pytest.raises(ValueError, match=r"field returned shape \(5, 2\) for x_t of shape \(5, 3\)"):
         value_and_divergence(lambda x: x[:, :2], x, directions(KEY, x))

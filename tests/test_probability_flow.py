@@ -205,17 +205,13 @@ def test_on_a_mesh_value_and_gradient_are_those_of_the_shards(check_vma, compile
         (SCHEDULE, {"probes": 0}, "probes is 0"),
         (SCHEDULE, {"t_0": 1.0}, "t_0 is 1.0"),
         (LinearBeta(), {}, "LinearBeta.* has no noise at t = 0.0"),
-        (
-            Cosine(),
-            {"t_0": 0.1, "prediction_type": "eps"},
-            "loses its signal at t = 1, where the ODE by eps is singular",
-        ),
-        (Cosine(), {"t_0": 0.1, "prediction_type": "score"}, "by score is singular"),
-        (Sigmoid(), {"t_0": 0.1, "prediction_type": "v"}, "by v is singular"),
+        (Cosine(), {"t_0": 0.1, "prediction_type": "eps"}, "no signal at t = 1.*'eps'.*predict x_0 or v"),
+        (Cosine(), {"t_0": 0.1, "prediction_type": "score"}, "singular .*'score'"),
+        (Sigmoid(), {"t_0": 0.1, "prediction_type": "v"}, "singular .*'v'.*InterpolatedSchedule"),
     ],
 )
-def test_what_makes_no_sense_is_refused(schedule, options, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
+def test_invalid_arguments_raise(schedule, options, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its error would come first
     with pytest.raises(ValueError, match=message):
         probability_flow.log_likelihood(BEST, jax.random.key(0), X, schedule, **options)
     if not {"trace", "probes"} & set(options):

@@ -251,15 +251,15 @@ def test_the_score_runs_once():
 def test_refusals(monkeypatch):
     x = batch((3,))
     for size in (0.0, -0.1, float("nan"), jnp.float32(0.0)):
-        with pytest.raises(ValueError, match=r"size is .*: a difference needs a positive one"):
+        with pytest.raises(ValueError, match=r"size is .*: it must be positive"):
             score_matching.finite_difference(quartic, KEY, x, size)
     for field in (score_matching.implicit, lambda s, x: score_matching.sliced(s, KEY, x)):
         with pytest.raises(ValueError, match=r"field returned shape \(5, 2\) for x_t of shape \(5, 3\)"):
             field(lambda x: x[:, :2], x)
     for probes in (0, -1):
-        with pytest.raises(ValueError, match=f"probes is {probes}: the trace needs at least one"):
+        with pytest.raises(ValueError, match=f"probes is {probes}: "):
             score_matching.sliced(mixing, KEY, x, probes=probes)
-        with pytest.raises(ValueError, match=f"probes is {probes}: the trace needs at least one"):
+        with pytest.raises(ValueError, match=f"probes is {probes}: "):
             score_matching.finite_difference(quartic, KEY, x, 0.1, probes=probes)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
     with pytest.raises(ValueError, match="unknown trace 'all'"):

@@ -119,9 +119,9 @@ def test_trained_from_noisy_data_alone():
 
 def test_refusals(monkeypatch):
     y = batch((3,))
-    with pytest.raises(ValueError, match="probes is 0: the trace needs at least one"):
+    with pytest.raises(ValueError, match="probes is 0: "):
         sure.sure(mixing, KEY, y, 0.5, probes=0)
-    with pytest.raises(ValueError, match="directions that are rademacher are drawn: give a key, or take trace 'exact'"):
+    with pytest.raises(ValueError, match=r"key is None .*trace='exact'"):
         sure.sure(mixing, None, y, 0.5)
     with pytest.raises(ValueError, match=r"field returned shape \(5, 2\) for x_t of shape \(5, 3\)"):
         sure.sure(lambda y: y[:, :2], KEY, y, 0.5)

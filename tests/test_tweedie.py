@@ -230,11 +230,11 @@ def test_cumulants_of_a_mixture_are_its_posterior_moments():
 def test_refusals(monkeypatch):
     x = batch((3,))
     for order in (0, -1):
-        with pytest.raises(ValueError, match=f"order is {order}: the first cumulant is the mean"):
+        with pytest.raises(ValueError, match=f"order is {order}: "):
             tweedie.cumulants(_counts, tweedie.poisson_base, x[0], order)
-    with pytest.raises(ValueError, match="probes is 0: the trace needs at least one"):
+    with pytest.raises(ValueError, match="probes is 0: "):
         tweedie.posterior_variance(mixing, KEY, x, LEVEL, probes=0)
-    with pytest.raises(ValueError, match="directions that are rademacher are drawn: give a key"):
+    with pytest.raises(ValueError, match=r"key is None .*trace='exact'"):
         tweedie.posterior_variance(mixing, None, x, LEVEL)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
     with pytest.raises(ValueError, match="unknown trace 'all'"):

@@ -62,7 +62,7 @@ Parameterizations of the network output (PAR-1, PAR-2)
     training target of x_0, eps, v or score prediction ..... parameterization.prediction_target
     conversion x_0 <-> eps <-> v <-> score ................. parameterization.convert, to_x_0, to_eps, to_v, to_score
     score function of a denoiser at a level ................ parameterization.ScoreFromDenoiser
-    Decoders p(x ........................................... z_0) and quantized data (ELBO-5)
+Decoders p(x|z_0) and quantized data (ELBO-5)
     discretized Gaussian (Ho et al.) ....................... likelihoods.DiscretizedGaussian
     categorical (Kingma et al., VDM-2) ..................... likelihoods.Categorical
     Bernoulli, mixture of discretized logistics ............ likelihoods.Bernoulli, LogisticMixture
@@ -156,10 +156,10 @@ Sample quality
     precision and recall ................................... metrics.precision_recall
 
 Functions of distributions and levels act on ONE example of any shape and scalar levels, and return a `gaussian.Normal`;
-use `jax.vmap` for batches. Bounds, losses and samplers take a batch and a denoiser, `denoiser(x_t, level) -> prediction`
-(`types.Denoiser`). Random functions take a key. `vdm_jax.networks` has Flax networks to use as denoisers,
-`vdm_jax.models` combines networks and equations, `vdm_jax.training` trains them, and `vdm_jax.interop` imports and
-exports the weights of diffusers' U-Nets.
+use `jax.vmap` for batches. Bounds, losses and samplers take a batch and a denoiser (`types.Denoiser`),
+`denoiser(x_t, level) -> prediction`. Random functions take a key. `vdm_jax.networks` has Flax networks to use as
+denoisers, `vdm_jax.models` combines networks and equations, `vdm_jax.training` trains them, and `vdm_jax.interop`
+imports and exports the weights of diffusers' U-Nets.
 """
 
 import importlib

@@ -1,11 +1,11 @@
-"""The probability-flow ODE: a deterministic path from data to noise, and along it the likelihood itself, not a bound.
+"""The probability-flow ODE: a deterministic map between data and noise, and the log-likelihood along it.
 
     dx/dt = alpha'(t) x_hat(x, t) + sigma'(t) eps_hat(x, t)                                                    (LIK-2)
     log p(x) = log p_1(x_1) + int_{t_0}^1 div dx/dt dt
 
-has at every t the marginals q(x_t), if the denoiser is the best there is. Solved by diffrax, for a whole batch at once,
-in float32 or wider: an adaptive solver would take the rounding of a smaller type for the ODE's own motion. The denoiser
-sees that wider x_t; what is returned of x's kind has x's type.
+With the optimal denoiser the ODE has the marginals q(x_t) at every t. diffrax solves it for a whole batch, in float32
+or wider: an adaptive solver would mistake the rounding errors of a narrower type for the dynamics. The denoiser is
+evaluated on this wider x_t; results of the shape of x have the dtype of x.
 
 Source: Song et al. 2021, arXiv:2011.13456, section 4.3 and appendix D; Kingma et al. 2021, arXiv:2107.00630.
 """
@@ -38,21 +38,24 @@ from vdm_jax.types import (
     per_example,
 )
 
+__all__ = ["FlowLogLikelihood", "check_nonsingular", "drift", "log_likelihood", "sample"]
+
 
 def drift(prediction: X, x_t: X, level: NoiseLevel, rate: NoiseLevel, prediction_type: PredictionType) -> X:
-    """dx/dt of the probability-flow ODE, for one example and any schedule (LIK-2).
+    """dx/dt of the probability-flow ODE for one example (LIK-2).
 
         alpha' x_hat + sigma' eps_hat  =  (log alpha)' x_t - 1/2 lambda' sigma eps_hat  =  f x_t - 1/2 g^2 score
 
-    The first form is computed: it is finite where there is no signal left, and (log alpha)' and lambda' are not. In
-    the last one f = (log alpha)' and g^2 = -sigma^2 lambda' are those of the forward SDE.
+    The first form is computed: it is finite at alpha = 0, unlike (log alpha)' and lambda'. In the last form
+    f = (log alpha)' and g^2 = -sigma^2 lambda' are the coefficients of the forward SDE.
 
     Args:
-        prediction: the denoiser's, shape (*x).
-        x_t: the noisy example it was made from, shape (*x).
+        prediction: the denoiser's prediction for x_t, shape (*x).
+        x_t: noisy example, shape (*x).
         level: scalars.
-        rate: the level's derivative by t, of which alpha and sigma are read: `jax.jvp(schedule, (t,), (one,))[1]`.
-        prediction_type: what the prediction is.
+        rate: derivative of the level with respect to t; only alpha and sigma are used: `jax.jvp(schedule, (t,),
+            (one,))[1]`.
+        prediction_type: what the denoiser predicts.
 
     Raises:
         ValueError: unknown prediction_type.
@@ -65,12 +68,12 @@ def drift(prediction: X, x_t: X, level: NoiseLevel, rate: NoiseLevel, prediction
 
 
 class FlowLogLikelihood(NamedTuple):
-    """The density of a batch, and where the flow took it.
+    """The log-density of a batch and its latents.
 
     Fields:
         log_prob: log p(x) at t_0 in nats, shape (B,); NaN if the solver needed more than max_steps.
-        x_1: the latents at t = 1, shape (B, *x); NaN likewise.
-        evaluations: how often the denoiser was asked.
+        x_1: the latents at t = 1, shape (B, *x); NaN in the same case.
+        evaluations: number of evaluations of the denoiser.
     """
 
     log_prob: PerExample
@@ -79,12 +82,12 @@ class FlowLogLikelihood(NamedTuple):
 
 
 def check_nonsingular(schedule: Schedule, prediction_type: PredictionType, t_0: Scalar | float = 0.0) -> None:
-    """Refuse a schedule along which the ODE of this prediction is singular; one that is traced is not checked.
+    """Check that the ODE is nonsingular for this schedule and prediction type. Traced schedules are not checked.
 
     Raises:
-        ValueError: no noise at t_0, or no signal at t = 1 with a prediction of eps or the score.
+        ValueError: no noise at t_0, or no signal at t = 1 with an eps or score prediction.
     """
-    import diffrax  # noqa: F401  now: it adds to JAX's configuration, and what was compiled before would be again
+    import diffrax  # noqa: F401  before compilation: the import changes JAX's configuration, which invalidates compiled programs
 
     check_noise_at_start(schedule, t_0, jnp.float32)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(schedule)):
@@ -93,9 +96,9 @@ def check_nonsingular(schedule: Schedule, prediction_type: PredictionType, t_0: 
         level, rate = _level_and_rate(schedule, jnp.ones(()))
         singular = not jnp.isfinite(rate.alpha) or (prediction_type in ("eps", "score") and not level.alpha > 0.0)
     if singular:
-        cure = "predict x_0 or v, or stop before it does as discrete_schedules.InterpolatedSchedule of a table does"
         raise ValueError(
-            f"{schedule} loses its signal at t = 1, where the ODE by {prediction_type} is singular: {cure}"
+            f"{schedule} has no signal at t = 1, where the ODE is singular with prediction_type={prediction_type!r}: "
+            "predict x_0 or v, or use discrete_schedules.InterpolatedSchedule of a discrete schedule"
         )
 
 
@@ -114,41 +117,41 @@ def log_likelihood(
     tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> FlowLogLikelihood:
-    """log p(x) of the model's density at t_0, by the change of variables along the ODE (LIK-2).
+    """log p(x) at t_0, by the instantaneous change of variables along the probability-flow ODE (LIK-2).
 
         log p(x) = log p_1(x_1) + int_{t_0}^1 div dt
 
-    With the data's own denoiser it is log q(x_{t_0}), but for what the prior p_1 differs from q(x_1). The divergence is
-    the trace of a Jacobian, taken exactly, D products a time, or estimated by v^T J v with random v, the same along the
-    path: E v v^T = I, so the estimate has no bias. Signs v (`rademacher`) have the least variance, and none where J is
-    diagonal.
+    With the optimal denoiser it is log q(x_{t_0}), up to the difference between the prior p_1 and q(x_1). The
+    divergence is the trace of a Jacobian: exact, with D products per evaluation, or estimated by v^T J v with random v
+    that are fixed along the path (FFJORD). The estimate is unbiased; `rademacher` has the smallest variance.
 
-    The steps of the solver suit the worst example of the batch, so that none depends on its neighbours by more than the
-    tolerance. In float32 a number is off by some 1e-5 nats a dimension. Can be differentiated in reverse by the
+    Step sizes are those of the worst example of the batch, so an example depends on the others only within the
+    tolerance. The error in float32 is about 1e-5 nats per dimension. Differentiable in reverse mode with respect to the
     denoiser, x and the schedule.
 
     Args:
-        denoiser: predicts `prediction_type`, of each example by itself; asked with the whole batch.
-        key: for the probes; may be None where the trace is exact.
+        denoiser: predicts `prediction_type` for each example independently; evaluated on the whole batch.
+        key: for the random v; may be None if the trace is exact.
         x: noisy data at t_0, shape (B, *x).
-        schedule: continuous, with noise at t_0. Where no signal is left at t = 1, `Cosine` goes with kind x_0 and v,
-            and `Sigmoid`, which ends too abruptly, not at all.
+        schedule: a continuous schedule with noise at t_0. `Cosine` has no signal at t = 1 and needs x_0 or v
+            predictions; `Sigmoid`, whose derivative is not finite at t = 1, is not supported.
         prediction_type: what the denoiser predicts.
-        trace: see above.
-        probes: how many v an example; their mean is taken.
-        t_0: where x is.
+        trace: how the divergence is computed, as in `divergence.directions`.
+        probes: number of v for each example, over which the mean is taken.
+        t_0: the time of x.
         prior: p(x_T), with scalar fields, as in `elbo.prior_kl`.
-        tolerance: of the solver a step, relative and absolute; a dimension.
-        max_steps: of the solver.
+        tolerance: relative and absolute tolerance of a solver step, for each dimension.
+        max_steps: maximum number of solver steps.
 
     Returns:
-        `FlowLikelihood`.
+        `FlowLogLikelihood`.
 
     Raises:
-        ValueError: unknown prediction_type or trace, probes below 1, a schedule without noise at t_0, or one for which the ODE is
-            singular at t = 1.
+        ValueError: unknown prediction_type or trace, probes below 1, a schedule without noise
+            at t_0, or one for which the ODE is singular at t = 1.
 
-    Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367 (the estimate).
+    Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367 (the trace
+    estimate).
     """
     check_trace(trace, probes)
     start = x.astype(at_least_float32(x.dtype))
@@ -157,11 +160,11 @@ def log_likelihood(
     def velocity(parts, t, state):
         denoiser, schedule, probing = parts
         move, div = value_and_divergence(partial(_velocity, denoiser, schedule, prediction_type, t), state[0], probing)
-        return move, div / dims  # nats a dimension, to which the tolerance applies
+        return move, div / dims  # per dimension, to which the tolerance applies
 
     state = (start, jnp.zeros(x.shape[:1], start.dtype))
     solve = partial(_solve, velocity, max_steps)
-    (x_1, grown), evaluations = _apart(solve, (denoiser, schedule, probing), state, (t_0, 1.0), tolerance)
+    (x_1, grown), evaluations = _without_mesh(solve, (denoiser, schedule, probing), state, (t_0, 1.0), tolerance)
     log_prob = jax.vmap(prior.astype(x_1.dtype).log_prob)(x_1)
     return FlowLogLikelihood(log_prob + dims * grown, x_1.astype(x.dtype), evaluations)
 
@@ -177,9 +180,9 @@ def sample(
     tolerance: Scalar | float = 1e-5,
     max_steps: int = 4096,
 ) -> Batch:
-    """The ODE backwards: latents x_1, draws of the prior, to x at t_0; the inverse of `flow_log_prob`'s map (LIK-2).
+    """Solve the ODE from latents x_1, samples of the prior, to x at t_0: the inverse of `log_likelihood` (LIK-2).
 
-    Args and errors as there. Returns shape (B, *x); NaN if the solver needed more than max_steps.
+    Arguments and errors as in `log_likelihood`. Returns shape (B, *x); NaN if the solver needed more than max_steps.
     """
 
     def velocity(parts, t, state):
@@ -187,12 +190,12 @@ def sample(
         return (_velocity(denoiser, schedule, prediction_type, t, state[0]),)
 
     solve, start = partial(_solve, velocity, max_steps), (x_1.astype(at_least_float32(x_1.dtype)),)
-    (x,), _ = _apart(solve, (denoiser, schedule), start, (1.0, t_0), tolerance)
+    (x,), _ = _without_mesh(solve, (denoiser, schedule), start, (1.0, t_0), tolerance)
     return x.astype(x_1.dtype)
 
 
 def _level_and_rate(schedule, t) -> tuple[NoiseLevel, NoiseLevel]:
-    """The level, and its derivative by t."""
+    """The level and its derivative with respect to t."""
     return jax.jvp(schedule, (t,), (jnp.ones_like(t),))
 
 
@@ -204,38 +207,38 @@ def _velocity(denoiser, schedule, prediction_type, t, x_t) -> Batch:
 
 
 def _solve(velocity, max_steps, parts, start, ends, tolerance):
-    """The state at the second of the ends, NaN if max_steps did not suffice, and how often the velocity was asked."""
-    import diffrax  # a slow import, which the samplers and losses beside this file do not need
+    """The state at the second of the ends, NaN if max_steps was exceeded, and the number of evaluations."""
+    import diffrax  # a slow import that other modules do not need
 
     begin, end, tolerance = (jnp.asarray(number, start[0].dtype) for number in (*ends, tolerance))
-    ask = jax.jit(partial(velocity, parts))  # so that it is traced once, however often the solver mentions it
+    velocity = jax.jit(partial(velocity, parts))  # traced once, although the solver uses it several times
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, state, _: ask(t, state)),
+        diffrax.ODETerm(lambda t, state, _: velocity(t, state)),
         diffrax.Tsit5(),
         begin,
         end,
         None,
         start,
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_worst),
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_max_rms),
         max_steps=max_steps,
         throw=False,
     )
     solved = solution.result == diffrax.RESULTS.successful
     state = jax.tree.map(lambda leaf: jnp.where(solved, leaf[-1], jnp.nan), solution.ys)
-    evaluations = 6 * solution.stats["num_steps"] + 1  # of Tsit5's seven stages the last is the next step's first
+    evaluations = 6 * solution.stats["num_steps"] + 1  # the last of Tsit5's seven stages is the first of the next step
     return state, evaluations
 
 
-def _worst(error) -> Real:
-    """The largest over the batch of an example's root mean square error, in units of what is allowed."""
+def _max_rms(error) -> Real:
+    """The largest root mean square error of an example of the batch, relative to the tolerance."""
     return jnp.max(jnp.stack([jnp.max(jnp.sqrt(per_example(leaf**2) / leaf[0].size)) for leaf in error]))
 
 
-def _apart(function, *arguments):
-    """function(*arguments), traced as outside of the `jax.shard_map` that this is in, if in one.
+def _without_mesh(function, *arguments):
+    """function(*arguments), traced as if outside of the `jax.shard_map` that contains this call, if any.
 
-    The loops of diffrax and their gradients mix arrays that vary over a mesh with constants that do not, which a
-    `shard_map` refuses. On one device they are right, so they are traced as for one, and again for the gradient.
+    The loops of diffrax and their gradients mix arrays that vary over a mesh with constants that do not, which
+    `shard_map` rejects. They are valid on one device, so function and gradient are traced for one device.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return function(*arguments)
@@ -250,27 +253,27 @@ def _apart(function, *arguments):
 
     @jax.custom_vjp
     def call(floats, others):
-        return _traced_apart(lambda *parts: function(*join(*parts)), floats, others)
+        return _trace_without_mesh(lambda *parts: function(*join(*parts)), floats, others)
 
     def forward(floats, others):
-        return _traced_apart(
+        return _trace_without_mesh(
             lambda floats, others: jax.vjp(lambda floats: function(*join(floats, others)), floats), floats, others
         )
 
-    def backward(pull, cotangent):
-        return *_traced_apart(lambda pull, cotangent: pull(cotangent), pull, cotangent), None
+    def backward(vjp, cotangent):
+        return *_trace_without_mesh(lambda vjp, cotangent: vjp(cotangent), vjp, cotangent), None
 
     call.defvjp(forward, backward)
     split = ([a for a, s in zip(arrays, smooth, strict=True) if s is chosen] for chosen in (True, False))
     return call(*split)
 
 
-def _traced_apart(function, *arguments):
-    """function(*arguments), of arrays alone: its program made without a mesh, and results that vary as they do."""
+def _trace_without_mesh(function, *arguments):
+    """function(*arguments) of arrays, traced without a mesh; the results vary over the same axes as the arguments."""
     leaves, treedef = jax.tree.flatten(arguments)
     program = jax.jit(lambda *leaves: function(*jax.tree.unflatten(treedef, leaves)))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         jaxpr, result = jax.make_jaxpr(program, return_shape=True)(*shapes)
-    found = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves)
-    return jax.tree.unflatten(jax.tree.structure(result), [varying_like(leaf, leaves) for leaf in found])
+    results = eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves)
+    return jax.tree.unflatten(jax.tree.structure(result), [varying_like(leaf, leaves) for leaf in results])
