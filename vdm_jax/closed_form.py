@@ -46,6 +46,7 @@ __all__ = [
     "independent_pixels",
     "low_rank",
     "marginal",
+    "matmul",
     "mixture",
     "optimal_prediction",
     "reverse_transition",

@@ -1,4 +1,4 @@
-"""What functions hold: the variables that the result of a callable depends on, to be compared from call to call."""
+"""The values that a callable depends on through its closure, attributes and globals, to detect changes of them."""
 
 import contextlib
 import dis
@@ -30,32 +30,38 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
+__all__ = [
+    "Held",
+    "Opaque",
+    "functions_of_partials",
+]
+
 
 class Opaque:
-    """An object that is not looked into."""
+    """Base class of objects whose contents are not inspected."""
 
 
 _VALUES = frozenset({bool, int, float, complex, str, bytes, NoneType, CodeType})
 _CONTAINERS = (tuple, list, dict, set, frozenset, deque, MappingProxyType)
 _CONSTANT = (ModuleType, inspect.Signature, Opaque)
 _METHODS = (MethodType, BuiltinMethodType, MethodWrapperType)
-_SHOWN = ("__eq__", "__hash__", "__repr__", "__replace__")  # methods that dataclasses have and networks do not call
-_MOST = 100_000  # of objects that a function may hold
+_SHOWN = ("__eq__", "__hash__", "__repr__", "__replace__")  # methods of dataclasses that networks do not call
+_MOST = 100_000  # objects that a function may depend on
 _INSTALLED = (sysconfig.get_path("stdlib"), os.path.dirname(__file__))
 
 
 class Held:
-    """What values hold, as tokens to compare.
+    """The contents of a value, traversed recursively, as tokens that can be compared.
 
-    Numbers and strings are compared by value; functions, containers and objects of Python's by what they hold; NumPy
-    arrays by their contents, since they change in place; JAX arrays, classes and everything else by identity. What
-    modules of Python and of installed packages contain is constant.
+    Numbers and strings are compared by value; functions, containers and Python objects by their contents; NumPy arrays
+    by their contents, because they can be modified in place; JAX arrays, classes and all other objects by identity. The
+    contents of the standard library and of installed packages are assumed to be constant.
 
     Fields:
-        tokens: hashable; equal ones mean that the same values stand in the same places.
-        kept: what is compared by identity, kept alive so that no new object gets it.
-        bytes: of all arrays.
-        traced: whether one is of a surrounding transformation.
+        tokens: hashable; equal tokens mean equal values in the same places.
+        kept: the objects compared by identity, kept alive so that their ids are not reused.
+        bytes: total size of all arrays.
+        traced: whether any array is a tracer.
     """
 
     def __init__(self, value: Any):
@@ -69,18 +75,18 @@ class Held:
             elif id(one) in seen:
                 self.tokens.append(seen[id(one)][0])
             else:
-                seen[id(one)] = len(seen), one  # kept, since its id must not pass to another object
+                seen[id(one)] = len(seen), one  # kept alive, so that its id is not reused
                 token, parts = self._look(one, kind)
                 self.tokens += (token, len(parts))
                 waiting.extend(parts)
             if len(self.tokens) + len(waiting) > _MOST:
                 raise ValueError(
-                    f"a function holds more than {_MOST} objects, too many to see whether one has changed: "
-                    "pass jax.tree_util.Partial(apply, params), where apply is a function of its arguments alone"
+                    f"a function depends on more than {_MOST} objects, too many to check for changes: pass "
+                    "jax.tree_util.Partial(apply, params), where apply depends on its arguments only"
                 )
 
     def _look(self, one: Any, kind: type) -> tuple[Any, list]:
-        """What an object is compared by, and what it holds."""
+        """The token of an object and the objects it contains."""
         if _is_of_installed_module(one):
             return id(one), []
         if kind is FunctionType:
@@ -102,14 +108,14 @@ class Held:
             parts = []
         else:
             parts = [] if isinstance(one, _CONSTANT) else [*_items(one), *_attributes(one), kind]
-            if len(parts) > 1 and _is_of_python(kind):  # an object() is but itself
+            if len(parts) > 1 and _is_of_python(kind):  # a plain object() is compared by identity
                 return kind, parts
         self.kept.append(one)
         return id(one), parts
 
 
 def _items(one: Any) -> list:
-    """What a container contains, a subclass of one too."""
+    """The items of a container or of a subclass of one."""
     match one:
         case dict() | MappingProxyType():
             return [*one, *one.values()]
@@ -137,13 +143,13 @@ def _slots(kind: type) -> list[MemberDescriptorType]:
 
 @functools.lru_cache
 def _is_of_python(kind: type) -> bool:
-    """Whether instances are containers or have attributes and slots alone, with nothing hidden in C to compare."""
+    """Whether instances are containers or have only attributes and slots, without state hidden in C."""
     size = object.__basicsize__ + tuple.__itemsize__ * (len(_slots(kind)) + 1)  # one for weak references
     return issubclass(kind, (*_CONTAINERS, functools.partial, weakref.ref)) or kind.__basicsize__ <= size
 
 
 def _is_of_installed_module(one: Any) -> bool:
-    """Whether a function or class is one that an installed module has by its name, such as `jax.nn.relu`."""
+    """Whether a function or class is accessible by name in an installed module, such as `jax.nn.relu`."""
     module, name = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or not _is_installed(module):
         return False
@@ -151,13 +157,13 @@ def _is_of_installed_module(one: Any) -> bool:
 
 
 def _members(kind: type) -> list:
-    """The methods of a class and of its bases, and other values; none of installed packages."""
+    """The methods and other values of a class and its bases, except those of installed packages."""
     found = [item for base in kind.__mro__ if not _is_installed(base.__module__) for item in vars(base).items()]
     return [value for name, value in found if name[:2] != "__" or (callable(value) and name not in _SHOWN)]
 
 
 def _named(function: FunctionType) -> list:
-    """What a function's code names: in its closure, in its module, and in modules that it imports."""
+    """The values that a function's code refers to: in its closure, in its module, and in modules that it imports."""
     found = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]  # an empty one
     modules = [value for value in found if isinstance(value, ModuleType)]
     if not modules and _is_installed(function.__globals__.get("__name__")):
@@ -180,7 +186,7 @@ def _named(function: FunctionType) -> list:
 
 
 def functions_of_partials(tree: Any) -> Iterator[Callable]:
-    """The functions that `Partial`s apply, which are no leaves, save constant ones: a Flax module cannot change."""
+    """The functions of all `Partial`s in a pytree, which are not leaves, except methods of immutable Flax modules."""
     for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Partial)):
         if isinstance(leaf, Partial):
             if not hasattr(getattr(leaf.func, "__self__", None), "init_with_output"):
@@ -190,7 +196,7 @@ def functions_of_partials(tree: Any) -> Iterator[Callable]:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: CodeType) -> tuple[list[str], list[str]]:
-    """The names that code, and functions inside it, look up in their module; and all names, those of attributes too."""
+    """The names that code and its inner functions look up in their module; and all names, including attributes."""
     inside = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     steps = ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME")
     read = {step.argval for step in dis.get_instructions(code) if step.opname in steps}
@@ -199,6 +205,6 @@ def _names(code: CodeType) -> tuple[list[str], list[str]]:
 
 @functools.cache
 def _is_installed(module: str | None) -> bool:
-    """Whether a module is Python's, of an installed package, or of this one: its contents are taken as constant."""
+    """Whether a module belongs to Python, an installed package or this package: its contents are assumed constant."""
     file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
     return module in sys.builtin_module_names or file.startswith(_INSTALLED) or f"-packages{os.sep}" in file

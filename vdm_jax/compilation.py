@@ -1,7 +1,7 @@
-"""How public functions are compiled: one decorator for all, and a scan that works on any float type and any mesh.
+"""Compilation of public functions: a `jax.jit` decorator that accepts callables, and a scan for any dtype and mesh.
 
-`compiled` makes a function of arrays, schedules and callables (a network, a decoder) one `jax.jit` program, whatever
-pytree or plain function each callable is. `scan` is `jax.lax.scan` with a carry that keeps its type.
+`compiled` compiles a function of arrays, schedules and callables (a network, a decoder) into one `jax.jit` program.
+Each callable may be a pytree or a plain function. `scan` is `jax.lax.scan` with a carry that keeps its dtype.
 """
 
 import functools
@@ -18,37 +18,46 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from vdm_jax.closures import Held, Opaque, functions_of_partials
 
-F = TypeVar("F", bound=Callable)
+__all__ = ["ARGUMENT_CHECKS", "compiled", "scan", "varying_like"]
+
+__all__ = [
+    "ARGUMENT_CHECKS",
+    "compiled",
+    "scan",
+    "varying_like",
+]
+
+_F = TypeVar("_F", bound=Callable)
 ARGUMENT_CHECKS: dict[Any, Callable[[str, Any], None]] = {}  # annotation -> check(name, value)
 
 
-def compiled(*, static: tuple[str, ...] = (), check: Callable[..., None] | None = None) -> Callable[[F], F]:
+def compiled(*, static: tuple[str, ...] = (), check: Callable[..., None] | None = None) -> Callable[[_F], _F]:
     """Compile a public function once for each shape, dtype and static value of its arguments.
 
-    Arrays are traced, in whatever pytree they are. Anything else in a pytree is static: strings, booleans, and the
-    functions of a callable, such as an Equinox module's activation.
+    Arrays in pytrees are traced. All other leaves are static: strings, booleans, and functions such as the activation
+    of an Equinox module.
 
-    A plain function is compiled again when anything that it holds has changed: in its closure, its attributes, or by
-    name in its module. So its result never depends on old parameters. Functions of the same code that hold the same
-    share a program. `jax.tree_util.Partial(apply, params)` is compiled once for all parameters, as long as nothing
-    changes that `apply` itself holds.
+    A plain function is compiled again if anything that it depends on has changed: its closure, its attributes, or the
+    globals of its module. Its result therefore never depends on old parameters. Functions with the same code and the
+    same contents share a program. `jax.tree_util.Partial(apply, params)` is compiled once for all parameters, as long
+    as nothing changes that `apply` itself depends on.
 
-    On a mesh with Explicit axes the function, and a network in it, sees Auto axes. Results that have the batch's axis
-    are sharded as the batch is, all others are replicated. Arrays on such a mesh must be arguments, of a `Partial` for
-    instance: a plain function cannot close over them.
+    On a mesh with Explicit axes the function and its networks run with Auto axes. Results with the axis of the batch
+    are sharded like the batch; all others are replicated. Arrays on such a mesh must be arguments, for instance of a
+    `Partial`: a plain function cannot close over them.
 
     Args:
-        static: names of numbers that the program is compiled for, such as a number of steps. 0-d arrays are accepted.
-        check: called before tracing with those arguments that it names, to refuse *values*. Shapes, dtypes and static
-            values are best checked by the function itself.
+        static: names of arguments that are compile-time constants, such as a number of steps. 0-d arrays are accepted.
+        check: a function that raises for invalid *values*, called before tracing with the arguments that it names.
+            Shapes, dtypes and static values are best checked by the function itself.
 
     Returns:
-        A decorator. The function it returns has the name, signature and docstring of the one given.
+        A decorator. The decorated function keeps its name, signature and docstring.
 
     Raises:
-        TypeError: (by the decorated function) a static argument is traced, or an argument of another kind than its
-            annotation says. ValueError: a batch is empty, a plain function holds too much to compare, or as the
-            function itself.
+        TypeError: (by the decorated function) a static argument is traced, or an argument does not match its
+            annotation.
+        ValueError: a batch is empty, a plain function depends on too many objects, or as the function itself.
     """
     return lambda function: _compile(function, static, check)
 
@@ -82,13 +91,13 @@ def _compile(function: Any, static: tuple[str, ...], check: Callable[..., None] 
     return call
 
 
-_ARRAY = None  # stands where an array was: no leaf of a pytree is None
+_ARRAY = None  # placeholder of an array: None is never a leaf of a pytree
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex)
 _FLAGS = (bool, str, np.bool_, np.character)
 
 
 class _Rest:
-    """What of the arguments is no array, hashed and compared: a program is compiled for it."""
+    """The arguments without their arrays, hashable: a program is compiled for each value."""
 
     def __init__(self, treedef, values: tuple, static: tuple, functions: list):
         self.treedef, self.values, self.static = treedef, values, static
@@ -104,7 +113,7 @@ class _Rest:
         return self.key == other.key
 
     def join(self, arrays: list) -> dict[str, Any]:
-        """The arguments again, from their arrays."""
+        """The arguments, with these arrays."""
         given = iter(arrays)
         leaves = [next(given) if value is _ARRAY else value for value in self.values]
         return jax.tree.unflatten(self.treedef, leaves) | dict(self.static)
@@ -115,7 +124,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _split(arguments: dict[str, Any], static: tuple[str, ...]) -> tuple[_Rest, list]:
-    """What of the arguments is no array, and the arrays."""
+    """The arguments without their arrays, and the arrays."""
     traced = {name: value for name, value in arguments.items() if name not in static}
     leaves, treedef = jax.tree.flatten(traced)
     values = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
@@ -126,9 +135,9 @@ def _split(arguments: dict[str, Any], static: tuple[str, ...]) -> tuple[_Rest, l
 
 
 class _Programs(Opaque):
-    """The compiled programs of one function, one for each `_Rest`, of which the oldest are dropped.
+    """A cache of the compiled programs of one function, one for each `_Rest`; the least recently used are dropped.
 
-    A program keeps the arrays alive that the functions of its `_Rest` hold: old parameters are dropped with it.
+    A program keeps alive the arrays that the functions of its `_Rest` hold. They are freed with it.
     """
 
     most, most_bytes = 1024, 2**28
@@ -140,7 +149,7 @@ class _Programs(Opaque):
         self.now = threading.local()
 
     def __call__(self, rest: _Rest, arrays: list) -> Any:
-        jitted = self._make() if rest.traced else self._find(rest)  # a traced value is good for this call alone
+        jitted = self._make() if rest.traced else self._find(rest)  # tracers are valid in this call only
         before, self.now.rest = getattr(self.now, "rest", None), rest
         try:
             return jitted(arrays)
@@ -149,10 +158,10 @@ class _Programs(Opaque):
 
     def _make(self) -> Callable[[list], Any]:
         def program(arrays):
-            rest = self.now.rest  # of this call: the functions of the first may hold something else by now
+            rest = self.now.rest  # of this call: the functions of the first call may have changed since
             return _on_auto_axes(functools.partial(self.program, rest), arrays)
 
-        program.__name__ = self.name  # what profilers and compiler logs call it
+        program.__name__ = self.name  # the name in profiles and compiler logs
         return jax.jit(program)
 
     def _find(self, rest: _Rest) -> Callable[[list], Any]:
@@ -163,16 +172,16 @@ class _Programs(Opaque):
                 held = rest.bytes + sum(other.bytes for other in self.known)
                 while self.known and (held > self.most_bytes or len(self.known) >= self.most):
                     held -= self.known.popitem(last=False)[0].bytes
-            self.known[rest] = found  # the latest is the last
+            self.known[rest] = found  # the most recent is last
         return found
 
 
 def _on_auto_axes(function: Callable[[list], Any], arrays: list) -> Any:
-    """A function of arrays on a mesh whose Explicit axes are Auto within.
+    """Evaluate a function of arrays on a mesh, with Auto axes in place of Explicit ones.
 
-    Types of arrays on Explicit axes carry their sharding, which every `full` and `broadcast_to` of a function and of
-    its network would have to be given. A result whose first or second axis has the length of a sharded one of the
-    arguments is returned with that one's sharding.
+    With Explicit axes the sharding is part of an array's type, and every `full` and `broadcast_to` of the function and
+    its networks would need one. A result whose first or second axis has the length of a sharded axis of the arguments
+    is returned with the sharding of that axis.
     """
     mesh = _explicit_mesh(arrays)
     if mesh is None:
@@ -192,29 +201,29 @@ def _on_auto_axes(function: Callable[[list], Any], arrays: list) -> Any:
 
 
 def _explicit_mesh(arrays: list) -> AbstractMesh | None:
-    now = jax.sharding.get_abstract_mesh()  # under `jax.shard_map` with Manual axes, whatever the arrays were made on
+    now = jax.sharding.get_abstract_mesh()  # under `jax.shard_map` its axes are Manual
     meshes = [now] if not now.empty else [jax.typeof(x).sharding.mesh for x in arrays]
     return next((mesh for mesh in meshes if mesh.explicit_axes), None)
 
 
 def _python_value(name: str, value: Any) -> Any:
     if isinstance(value, Tracer):
-        raise TypeError(f"{name} is traced, but the program is compiled for its value: pass a Python number")
+        raise TypeError(f"{name} is traced, but it must be a compile-time constant: pass a Python number")
     if isinstance(value, (jax.Array, np.ndarray, np.generic)) and np.ndim(value) == 0:
         return value.item()
     return value
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` whose carry keeps the dtype that it starts with, and may differ from device to device.
+    """`jax.lax.scan` whose carry keeps its initial dtype and may vary over the devices of a mesh.
 
-    A step that computes in float32 on a bfloat16 state returns to bfloat16. Under `jax.shard_map` a carry that starts
-    alike everywhere becomes one that varies over the mesh axes its body's result varies over.
+    If a step computes in float32 on a bfloat16 state, the new state is converted to bfloat16. Under `jax.shard_map` an
+    initial carry that is the same on all devices is converted to one that varies over the axes of the body's result.
 
     Args:
         body: (carry, x) -> (carry, y).
-        carry: the start, a pytree of arrays.
-        xs: what is scanned over, a pytree of arrays with a leading axis.
+        carry: the initial carry, a pytree of arrays.
+        xs: a pytree of arrays, scanned over their leading axis.
 
     Returns:
         (carry, ys).
@@ -228,7 +237,7 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 
 
 def _varying(body: Callable, carry: Any, xs: Any) -> Any:
-    """The carry, varying over those axes of a `shard_map` that the body's result varies over."""
+    """The carry, varying over the axes of a `shard_map` that the body's result varies over."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return carry
     first = jax.tree.map(lambda x: x[0] if x.shape[0] else jax.numpy.zeros(x.shape[1:], x.dtype), xs)
@@ -241,9 +250,9 @@ def _varying(body: Callable, carry: Any, xs: Any) -> Any:
 
 
 def varying_like(value: jax.Array, *others: Any) -> jax.Array:
-    """The same value, as one that varies over those axes of a `jax.shard_map` that any array of the others varies over.
+    """The same value, varying over all axes of a `jax.shard_map` that any array of the others varies over.
 
-    A custom gradient needs it where what comes back to a value varies and the value itself does not.
+    Custom gradients need it if the cotangent varies over axes that the value does not vary over.
 
     Args:
         value: an array.
@@ -255,7 +264,7 @@ def varying_like(value: jax.Array, *others: Any) -> jax.Array:
 
 
 def _axes(value: Any) -> frozenset[str]:
-    """The axes of a `shard_map` that an array, or its abstract value, varies over."""
+    """The axes of a `shard_map` that an array or abstract value varies over."""
     kind = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying if kind.manual_axis_type else frozenset()  # with check_vma=False
