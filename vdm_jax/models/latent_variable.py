@@ -28,7 +28,7 @@ class LatentVariableModel(TrainConfig):
     kl_warmup_steps: int = 0
     """Updates over which the weight of the KL terms grows from 0 to 1."""
     free_nats: float = 0.0
-    """Free bits: nats an image below which the KL of a level is not penalized."""
+    """Free bits: nats per image below which the KL of a level is not penalized."""
     temperature: float = 1.0
     """Factor of the latents' standard deviations in sampling."""
     importance_samples: int = 1000
