@@ -18,8 +18,6 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from vdm_jax.closures import Held, Opaque, functions_of_partials
 
-__all__ = ["ARGUMENT_CHECKS", "compiled", "scan", "varying_like"]
-
 __all__ = [
     "ARGUMENT_CHECKS",
     "compiled",
