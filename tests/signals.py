@@ -1,4 +1,4 @@
-"""Signals as in a terminal, whatever the tests were started by."""
+"""Default signal handling, however the tests were started."""
 
 import contextlib
 import signal
@@ -6,7 +6,7 @@ import signal
 
 @contextlib.contextmanager
 def heard():
-    """SIGINT, SIGTERM and SIGHUP act as they do in a terminal, here and in processes that are started inside.
+    """SIGINT, SIGTERM and SIGHUP have their default effects, here and in child processes.
 
     `nohup` ignores SIGHUP, a shell may ignore SIGINT for a job in the background, and children inherit that.
     """

@@ -1,7 +1,7 @@
-"""What happens to a run: every recipe trains, saves, resumes, samples and evaluates; what cannot work is refused first.
+"""The life cycle of a run: every recipe trains, saves, resumes, samples and evaluates, or is refused by the dry run.
 
-A run that trains for days and then cannot save, sample or evaluate is lost. So `dry_run` traces all of that before the
-first step, and here every file in experiments/ goes through it for real, with its own options at the smallest sizes.
+A run that trains for days and then cannot save, sample or evaluate is lost, so `dry_run` traces all of that before the
+first step. Here every recipe goes through its life cycle, with its own options at the smallest sizes.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ from vdm_jax.training.runtime.devices import make_mesh
 from vdm_jax.training.runtime.errors import UserError, readable_errors
 
 ROOT = Path(__file__).parents[1]
-FAST = ["score_2d", "ebm_2d", "vae_digits"]  # those that compile within seconds
-ONE_OF_EACH = [  # of every kind of recipe
+FAST = ["score_2d", "ebm_2d", "vae_digits"]  # compile within seconds
+ONE_OF_EACH = [  # one of each kind of model
     "ae_digits", "ddpm_digits_cond", "hvae_digits", "iddpm_cifar", "ncsn_digits", "sure_denoise_digits",
     "vae_em_digits", "vdm_cifar", "vdm_digits",
 ]  # fmt: skip
@@ -53,7 +53,7 @@ SMALLEST = {
 
 
 def stand_in(name):
-    """A few random images, or points, in the place of a data set."""
+    """A few random images or points as a data set."""
     spec = SPECS[name]._replace(num_train=16, num_test=12)
 
     def examples(number, seed):
@@ -69,9 +69,9 @@ def stand_in(name):
 
 
 def smallest(config):
-    """A recipe of the same kind and options, each size as small as can be."""
+    """The recipe with the smallest possible sizes."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    new = {name: size for name, size in SMALLEST.items() if fields.get(name)}  # 0 often means something of its own
+    new = {name: size for name, size in SMALLEST.items() if fields.get(name)}  # 0 often has a special meaning
     new["network"] = small_network(config.network)
     if "likelihood_report" in fields:
         sizes = {"steps": (2,), "terms": 2, "importance_steps": 2, "importance_samples": 2, "tolerance": 0.1}
@@ -82,7 +82,7 @@ def smallest(config):
 
 
 def small_network(network):
-    """A network with the same parts, each once and narrow."""
+    """A narrow network with each part once."""
     if isinstance(network, VeryDeepVAEConfig):
         once = {part: tuple((size, 1) for size, _ in getattr(network, part)) for part in ("layers", "encoder")}
         return dataclasses.replace(network, width=16, z_channels=2, **once)
@@ -98,7 +98,7 @@ def few_images(monkeypatch):
 
 @pytest.fixture
 def opened(tmp_path):
-    """`opened("ddpm_digits", network=..., ...)`: a run of a recipe at its smallest, but for these options."""
+    """`opened("ddpm_digits", network=..., ...)`: a run of the smallest recipe with these options."""
 
     def make(name, own=None, **options):
         config = dataclasses.replace(own or smallest(config_of(name)), **{"workdir": str(tmp_path), **options})
@@ -114,7 +114,7 @@ def checked(run, likelihood=False):
 
 @pytest.fixture
 def compiled_quickly():
-    """XLA spends its time on nothing but correctness."""
+    """Disable most optimizations of XLA."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -162,7 +162,7 @@ def changed(config, path, value):
 
 
 def at_the_boundaries(hint, value):
-    """Values of a type that options break at, but for the one given."""
+    """Boundary values of a type, except the given one."""
     if get_origin(hint) is Literal:
         found = get_args(hint)
     elif get_origin(hint) is tuple:
@@ -294,11 +294,11 @@ TOO_MUCH_NOISE = ("ddpm_digits", "--sampling.sampler", "ddim", "--sampling.eta",
 
 
 def test_an_option_that_cannot_work_is_one_message_and_neither_writes_nor_deletes(command, tmp_path):
-    code, told = command(training.main, *TOO_MUCH_NOISE)
+    code, output = command(training.main, *TOO_MUCH_NOISE)
     assert code == 1
-    assert "Sampling fails with these options: eta is 1.5: it must be in [0, 1]" in told
-    assert "differ from the recipe: --sampling.sampler ddim --sampling.eta 1.5" in told
-    assert "Traceback" not in told
+    assert "Sampling fails with these options: eta is 1.5: it must be in [0, 1]" in output
+    assert "differ from the recipe: --sampling.sampler ddim --sampling.eta 1.5" in output
+    assert "Traceback" not in output
     assert not list(tmp_path.iterdir())
     (tmp_path / "ddpm_digits" / "checkpoints").mkdir(parents=True)
     (tmp_path / "ddpm_digits" / "config.json").write_text("{}")
@@ -310,19 +310,19 @@ def test_sampling_and_evaluation_refuse_options_before_they_begin(command, opene
     run = opened("ddpm_digits", eval_batch_size=8, batch_size=8)
     run.folder.mkdir()
     (run.folder / "config.json").write_text(json.dumps({"config": to_json(run.config)}))
-    code, told = command(sample.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
+    code, output = command(sample.main, "ddpm_digits", "--sampler", "ddim", "--eta", "1.5")
     assert code == 1
-    assert "Sampling fails with these options: eta is 1.5" in told
+    assert "Sampling fails with these options: eta is 1.5" in output
     for options, message in [
         (("--quality", "1"), "--quality 1: at least 20 samples"),
         (("--quality", "-3"), "--quality -3: at least 20 samples"),
         (("--quality", "20"), "at least 20 test images are needed, and 12 are evaluated. Use more --eval-examples"),
         (("--inception", str(tmp_path / "none")), "--inception .*none cannot be used"),
     ]:
-        code, told = command(evaluate.main, "ddpm_digits", *options)
+        code, output = command(evaluate.main, "ddpm_digits", *options)
         assert code == 1
-        assert re.search(message, told), told
-        assert "Traceback" not in told
+        assert re.search(message, output), output
+        assert "Traceback" not in output
 
 
 RECIPE = """from dataclasses import dataclass, replace
@@ -374,7 +374,7 @@ def test_too_little_memory_is_one_message(command, monkeypatch, error):
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(dry_run, "check_training", lambda *_, **__: None)
-    code, told = command(training.main, "ae_digits", "--batch-size", "8")
+    code, output = command(training.main, "ae_digits", "--batch-size", "8")
     assert code == 1
-    assert "Out of memory. Use a smaller" in told
-    assert "Traceback" not in told
+    assert "Out of memory. Use a smaller" in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""The run that nothing happened to."""
+"""The undisturbed run."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.faults.harness import OPTIONS, train
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """The folder of a run of OPTIONS that went through at once."""
+    """The folder of a run of OPTIONS without interruptions."""
     folder = tmp_path_factory.mktemp("faults") / "whole"
     train(folder, *OPTIONS)
     return folder

@@ -1,4 +1,4 @@
-"""Small disks of a test's own, in a user namespace, which needs no rights."""
+"""Small disks for a test, mounted in a user namespace, without root privileges."""
 
 import functools
 import shutil
@@ -13,7 +13,7 @@ IN_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 
 @functools.cache
 def why_not() -> str:
-    """Why there can be none here, or nothing."""
+    """Why they are unavailable on this machine; "" if they are available."""
     if not (shutil.which("unshare") and shutil.which("nsenter")):
         return "no unshare or nsenter"
     mounted = subprocess.run([*IN_NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True)
@@ -21,11 +21,11 @@ def why_not() -> str:
 
 
 class Disk:
-    """A file system of some KiB, mounted on a folder for those processes only that are started `under` it.
+    """A small file system, mounted on a folder for the processes started `under` it only.
 
     Args:
         place: the folder.
-        size: in KiB.
+        size: its size in KiB.
     """
 
     def __init__(self, place, size):
@@ -39,7 +39,7 @@ class Disk:
         assert self.keeper.stdout.readline() == "ready\n"
         enter = ("nsenter", f"--target={self.keeper.pid}", "--user", "--mount", "--preserve-credentials")
         self.under = (*enter, "sh", "-c", f'cd {HERE} && exec "$@"', "sh")
-        self.inside = type(place)(f"/proc/{self.keeper.pid}/root{place}")  # what is on it, seen from outside
+        self.inside = type(place)(f"/proc/{self.keeper.pid}/root{place}")  # its contents as seen from outside
 
     def __enter__(self):
         return self
@@ -49,7 +49,7 @@ class Disk:
         self.keeper.communicate()
 
     def fill(self):
-        """Leave not one page."""
+        """Fill the disk completely."""
         with (self.inside / "ballast").open("wb", buffering=0) as ballast:
             try:
                 while True:
@@ -58,10 +58,10 @@ class Disk:
                 pass
 
     def make_room(self):
-        """Take away what filled it."""
+        """Delete the file that fills the disk."""
         (self.inside / "ballast").unlink()
 
     def read_only(self, yes=True):
-        """Let nobody write to it, or everybody."""
+        """Make the disk read-only, or writable."""
         option = "ro" if yes else "rw"
         subprocess.run([*self.under, "mount", "-o", f"remount,{option}", str(self.place)], check=True)

@@ -1,4 +1,4 @@
-"""Real training processes of the stand-in experiment, to be broken, set going again and compared to the last bit."""
+"""Training processes of the small test experiment that tests interrupt, restart and compare bit by bit."""
 
 import dataclasses
 import json
@@ -24,17 +24,17 @@ STEPS = 60
 OPTIONS = ("--steps", str(STEPS), "--checkpoint-every", "10", "--log-every", "5", "--keep", "3")
 
 
-class Going:
-    """A process that a test has started, in a session of its own; what it says goes to a file.
+class RunningProcess:
+    """A process in a session of its own, with its output in a file.
 
     Args:
-        workdir: where its runs are.
-        options: of the command line.
+        workdir: the folder of its runs.
+        options: options of the command line.
         command: the module, and its arguments before the experiment.
         experiment: the name of a file in the folder `experiments` beside this one.
-        under: a command that it runs under, such as `unshare`.
-        environment: variables to add.
-        streams: other places for its output.
+        under: a command that runs it, such as `unshare`.
+        environment: environment variables to add.
+        streams: other targets for its output.
     """
 
     def __init__(
@@ -59,49 +59,49 @@ class Going:
                 line, cwd=HERE, env={**os.environ, **variables}, start_new_session=True, **places
             )
 
-    def told(self) -> str:
-        """What it has said so far."""
+    def output(self) -> str:
+        """Its output so far."""
         return self.log.read_text()
 
     def until(self, holds, seconds=90):
-        """Wait until something is so, or it has ended well."""
+        """Wait until a condition holds or the process has succeeded."""
         for _ in range(100 * seconds):
             if holds() or self.popen.poll() == 0:
                 return
-            assert self.popen.poll() is None, self.told()[-3000:]
+            assert self.popen.poll() is None, self.output()[-3000:]
             time.sleep(0.01)
-        raise AssertionError(f"not so after {seconds} seconds: {self.told()[-3000:]}")
+        raise AssertionError(f"timeout after {seconds} seconds: {self.output()[-3000:]}")
 
-    def until_told(self, text):
-        """Wait until it has said something."""
-        self.until(lambda: text in self.told())
+    def until_printed(self, text):
+        """Wait until its output contains a text."""
+        self.until(lambda: text in self.output())
 
     def until_saved(self, beyond=0):
-        """Wait until it has saved a checkpoint beyond a step."""
+        """Wait until a checkpoint beyond this step is saved."""
         self.until(lambda: newest(self.folder) > beyond)
 
     def send(self, signum):
-        """Send it a signal."""
+        """Send a signal to the process."""
         self.popen.send_signal(signum)
 
     def end(self, seconds=120) -> int:
-        """Wait until it has ended, and see that it leaves no process behind; returns its exit code."""
+        """Wait for its end and check that no child process remains; returns the exit code."""
         try:
             code = self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.popen.pid, signal.SIGKILL)
-            raise AssertionError(f"it hangs: {self.told()[-3000:]}") from None
+            raise AssertionError(f"it hangs: {self.output()[-3000:]}") from None
         assert not has_processes(self.popen.pid), "it left a process behind"
         return code
 
     def kill(self):
-        """kill -9."""
+        """Send SIGKILL."""
         self.send(signal.SIGKILL)
         assert self.end() in (-signal.SIGKILL, 0)
 
 
 def has_processes(group: int) -> bool:
-    """Whether a process group still has a process that is alive."""
+    """Whether a process group has a live process."""
     for _ in range(100):
         try:
             os.killpg(group, 0)
@@ -112,35 +112,35 @@ def has_processes(group: int) -> bool:
 
 
 def checkpoints(folder) -> list[int]:
-    """The steps of a run's finished checkpoints, as their names tell."""
+    """The steps of a run's complete checkpoints, from their names."""
     return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def newest(folder) -> int:
-    """The newest of them, or 0."""
+    """The step of the newest checkpoint, or 0."""
     return max(checkpoints(folder), default=0)
 
 
 def unfinished(folder) -> list[Path]:
-    """What is half written in a run's folder."""
+    """Incomplete files in a run's folder."""
     return [path for path in folder.rglob("*") if "tmp" in path.name]
 
 
 def train(workdir, *options, **given) -> str:
-    """Run a command to its end, which must be a good one; returns what it said."""
-    process = Going(workdir, "--num-samples", "0", *options, **given)
-    assert process.end() == 0, process.told()[-3000:]
-    assert "Traceback" not in process.told()
-    return process.told()
+    """Run a command that must succeed; returns its output."""
+    process = RunningProcess(workdir, "--num-samples", "0", *options, **given)
+    assert process.end() == 0, process.output()[-3000:]
+    assert "Traceback" not in process.output()
+    return process.output()
 
 
-def assert_one_message(told: str, message: str):
-    """It said what happened, once, last and without a traceback."""
-    end = told[-3000:]
-    assert "Traceback" not in told, end
-    assert "Exception ignored" not in told, end
-    assert len(re.findall(message, told)) == 1, end
-    assert re.search(message, told.rstrip().split("\n\n")[-1]), end
+def assert_one_message(output: str, message: str):
+    """The output ends with the message, which appears once and without a traceback."""
+    end = output[-3000:]
+    assert "Traceback" not in output, end
+    assert "Exception ignored" not in output, end
+    assert len(re.findall(message, output)) == 1, end
+    assert re.search(message, output.rstrip().split("\n\n")[-1]), end
 
 
 def read(workdir) -> Saved:
@@ -151,7 +151,7 @@ def read(workdir) -> Saved:
 
 
 def rows(workdir) -> dict[int, float]:
-    """The loss of each line of metrics.jsonl, by its step; every line is whole, and no step is there twice."""
+    """The losses in metrics.jsonl by step, after checking that all lines are complete and all steps distinct."""
     lines = (Path(workdir) / "tiny" / "metrics.jsonl").read_text().splitlines()
     found = [(row["step"], row["loss"]) for row in map(json.loads, lines)]
     assert [step for step, _ in found] == sorted({step for step, _ in found})
@@ -159,7 +159,7 @@ def rows(workdir) -> dict[int, float]:
 
 
 def paths(workdir) -> set[str]:
-    """All files of a run; those of every checkpoint, event and set-aside folder under one name."""
+    """All files of a run, with numbers and hashes in their paths replaced."""
     folder = Path(workdir) / "tiny"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     found = {re.sub(r"checkpoints/\d+/", "checkpoints/N/", name) for name in found}
@@ -168,15 +168,15 @@ def paths(workdir) -> set[str]:
 
 
 def assert_same_run(workdir, whole, means=True, beside=()):
-    """A run that was broken ended as one that was not.
+    """An interrupted run has the same result as an undisturbed one.
 
-    The state's bits are compared: step, parameters, their average, the optimiser's. The keys are a function of the seed
-    and the step, so that the parameters would differ if a key did.
+    The bits of the state are compared: step, parameters, EMA and optimizer state. The keys are a function of the seed
+    and the step, so that a wrong key would change the parameters.
 
     Args:
-        workdir, whole: of the one and of the other.
-        means: whether every line of metrics.jsonl is a mean over the same steps, because all stops were at one.
-        beside: beginnings of paths that a run may have because it was broken.
+        workdir, whole: folders of the interrupted and of the undisturbed run.
+        means: whether the lines of metrics.jsonl average over the same steps, because the run stopped at log steps.
+        beside: prefixes of additional paths that the interrupted run may have.
     """
     extra = {path for path in paths(workdir) if not path.startswith(tuple(beside))} if beside else paths(workdir)
     assert extra == paths(whole)

@@ -1,11 +1,11 @@
-"""The cache of compiled programs: half written, damaged or not to be written, it costs a compilation and no more."""
+"""An incomplete, damaged or read-only compilation cache costs a compilation, nothing else."""
 
 import random
 import time
 
 import pytest
 
-from tests.faults.harness import OPTIONS, Going, assert_same_run, train
+from tests.faults.harness import OPTIONS, RunningProcess, assert_same_run, train
 
 pytestmark = pytest.mark.slow
 MOMENTS = 5
@@ -16,10 +16,10 @@ def entries(cache):
 
 
 def cached(tmp_path, name="run"):
-    """Train with a cache of its own; the run is then where `tiny` would have been."""
-    told = train(tmp_path / name, *OPTIONS, experiment="cached", environment=place(tmp_path))
+    """Train with a separate cache; then rename the run to `tiny`."""
+    output = train(tmp_path / name, *OPTIONS, experiment="cached", environment=place(tmp_path))
     (tmp_path / name / "cached").rename(tmp_path / name / "tiny")
-    return told
+    return output
 
 
 def place(tmp_path):
@@ -45,7 +45,7 @@ def flip(data, moments):
 
 
 @pytest.mark.parametrize("damage", [truncate, garbage, nothing, flip])
-def test_its_entries_are_damaged(tmp_path, whole, damage):
+def test_damaged_entries(tmp_path, whole, damage):
     cached(tmp_path, "first")
     moments = random.Random(0)
     good = {path: path.read_bytes() for path in entries(tmp_path / "cache")}
@@ -57,11 +57,11 @@ def test_its_entries_are_damaged(tmp_path, whole, damage):
         assert_same_run(tmp_path / str(number), whole)
 
 
-def test_it_is_killed_while_it_compiles_and_writes_them(tmp_path, whole):
+def test_sigkill_while_compiling(tmp_path, whole):
     moments = random.Random(0)
     for _ in range(MOMENTS):
         had = len(entries(tmp_path / "cache"))
-        process = Going(
+        process = RunningProcess(
             tmp_path / "run", "--num-samples", "0", *OPTIONS, experiment="cached", environment=place(tmp_path)
         )
         process.until(lambda had=had: len(entries(tmp_path / "cache")) > had)
@@ -71,7 +71,7 @@ def test_it_is_killed_while_it_compiles_and_writes_them(tmp_path, whole):
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_it_cannot_be_written(tmp_path, whole):
+def test_a_read_only_cache(tmp_path, whole):
     (tmp_path / "cache").write_text("a file where the folder should be")
     cached(tmp_path)
     assert_same_run(tmp_path / "run", whole)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: passed over, said so, and the run ends as if nothing had been; never a state of another kind."""
+"""Damaged checkpoints are skipped with a message, and the run ends in the same state; no wrong state is restored."""
 
 import dataclasses
 import random
@@ -10,7 +10,7 @@ import pytest
 from tests.faults.harness import (
     OPTIONS,
     STEPS,
-    Going,
+    RunningProcess,
     assert_one_message,
     assert_same_run,
     checkpoints,
@@ -22,12 +22,12 @@ from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.run import abstract_state, open_run
 from vdm_jax.training.runtime.devices import make_mesh
 
-PATIENCE = 60  # seconds until a reader is taken to hang
+PATIENCE = 60  # seconds after which a reader counts as hanging
 
 
 @pytest.fixture
 def copy(tmp_path, whole):
-    """The folder of a copy of the whole run, killed before its report."""
+    """A copy of the undisturbed run without its report."""
     shutil.copytree(whole, tmp_path / "copy")
     (tmp_path / "copy/tiny/report.json").unlink()
     return tmp_path / "copy"
@@ -52,13 +52,13 @@ def empty(checkpoint):
 
 
 def zero(checkpoint):
-    """What a power failure may leave: files of their length, and nothing in them."""
+    """Files of the right length full of zeros, as after a power failure."""
     for path in files(checkpoint):
         path.write_bytes(bytes(path.stat().st_size))
 
 
 def flip(path, moments):
-    """Turn one bit of a file around."""
+    """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
     bit = moments.randrange(8 * len(data))
     data[bit // 8] ^= 1 << bit % 8
@@ -66,7 +66,7 @@ def flip(path, moments):
 
 
 def spoil_arrays(checkpoint):
-    """A bit in every 50 bytes of the arrays' files; where a single one is, it may do no harm (see below)."""
+    """Flip a bit in every 50 bytes of the arrays' files; a single flipped bit may be harmless (see below)."""
     for path in (checkpoint / "state").rglob("d/*"):
         path.write_bytes(bytes(byte ^ (place % 50 == 0) for place, byte in enumerate(path.read_bytes())))
 
@@ -74,32 +74,32 @@ def spoil_arrays(checkpoint):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, lose_a_file, empty, zero, spoil_arrays])
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_newest_are_damaged(copy, whole, damage, number):
+def test_damaged_newest_checkpoints_are_skipped(copy, whole, damage, number):
     bad = checkpoints(copy / "tiny")[-number:]
     for step in bad:
         damage(copy / f"tiny/checkpoints/{step}")
-    told = train(copy, *OPTIONS)
+    output = train(copy, *OPTIONS)
     for step in bad:
-        assert told.count(f"The checkpoint of step {step} cannot be read; moved to {copy}/tiny/unreadable.") == 1
-    assert f"Resuming from step {STEPS - 10 * number} of {STEPS}." in told
+        assert output.count(f"The checkpoint of step {step} cannot be read; moved to {copy}/tiny/unreadable.") == 1
+    assert f"Resuming from step {STEPS - 10 * number} of {STEPS}." in output
     assert_same_run(copy, whole, beside=["unreadable/"])
     assert sorted(path.name for path in (copy / "tiny/unreadable").iterdir()) == sorted(map(str, bad))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, empty, zero])
-def test_all_are_damaged(copy, damage):
+def test_all_checkpoints_damaged(copy, damage):
     for step in checkpoints(copy / "tiny"):
         damage(copy / f"tiny/checkpoints/{step}")
-    process = Going(copy, "--num-samples", "0", *OPTIONS)
+    process = RunningProcess(copy, "--num-samples", "0", *OPTIONS)
     before = {path.name for path in (copy / "tiny").rglob("*")}
     assert process.end() == 1
-    assert_one_message(process.told(), r"No checkpoint in .* can be read .*--fresh")
+    assert_one_message(process.output(), r"No checkpoint in .* can be read .*--fresh")
     assert {path.name for path in (copy / "tiny").rglob("*")} >= before
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_half_written(copy, whole):
+def test_an_incomplete_checkpoint(copy, whole):
     folder = copy / "tiny/checkpoints"
     (folder / str(STEPS)).rename(folder / f"{STEPS}.orbax-checkpoint-tmp")
     for path in files(folder / f"{STEPS}.orbax-checkpoint-tmp")[::2]:
@@ -109,7 +109,7 @@ def test_a_checkpoint_is_half_written(copy, whole):
 
 
 class Reader:
-    """Reads the checkpoints of a copy of a run, over and over, from a thread that may hang."""
+    """Reads the checkpoints of a copy of a run repeatedly, from a thread that may hang."""
 
     def __init__(self, workdir):
         self.run = open_run("tiny", dataclasses.replace(CONFIG, workdir=str(workdir)), make_mesh(1))
@@ -139,7 +139,7 @@ class Reader:
 
 
 def fuzz(workdir, seed, times):
-    """Flip so many bits, one at a time, each in a file of the newest checkpoint: how often it was passed over."""
+    """Flip this many bits of the newest checkpoint, one at a time; returns how often it was skipped."""
     reader, moments = Reader(workdir), random.Random(seed)
     newest = reader.read()
     shutil.rmtree(reader.folder / str(STEPS))

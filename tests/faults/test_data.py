@@ -1,4 +1,4 @@
-"""A damaged shard of the data: one message that says where it is."""
+"""A damaged shard of the data set is one message with its folder."""
 
 import os
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Going, assert_one_message
+from tests.faults.harness import RunningProcess, assert_one_message
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +28,7 @@ def garbage(data):
 
 
 def spoil_the_middle(data):
-    """A bad block of the disk."""
+    """Overwrite a block of a file."""
     half = len(data) // 2
     return data[:half] + bytes(65536) + data[half + 65536 :]
 
@@ -40,6 +40,6 @@ def test_a_shard_is_damaged(tmp_path, damage):
     shard.chmod(0o644)
     shard.write_bytes(damage(shard.read_bytes()))
     options = ("--num-samples", "0", "--data", "mnist", "--side", "28", "--steps", "3000", "--picture-every", "0")
-    process = Going(tmp_path / "run", *options, environment={"TFDS_DATA_DIR": str(tmp_path / "tfds")})
-    assert process.end() == 1, process.told()[-3000:]
-    assert_one_message(process.told(), rf"'train' of the data set 'mnist' cannot be read from {shard.parent}")
+    process = RunningProcess(tmp_path / "run", *options, environment={"TFDS_DATA_DIR": str(tmp_path / "tfds")})
+    assert process.end() == 1, process.output()[-3000:]
+    assert_one_message(process.output(), rf"'train' of the data set 'mnist' cannot be read from {shard.parent}")

@@ -1,4 +1,4 @@
-"""A run that is killed while it deletes an old checkpoint leaves no trace of it."""
+"""A checkpoint that a killed run was deleting is removed."""
 
 import shutil
 
@@ -12,7 +12,7 @@ def test_an_old_checkpoint_that_is_half_deleted_is_deleted_and_a_new_one_is_kept
     fill(folder, {1: 4.0, 2: 3.0, 3: 2.0, 4: 1.0}, keep=4)
     (folder / "1" / METADATA).unlink()
     shutil.rmtree(folder / "2/metrics")
-    (folder / "4" / METADATA).unlink()  # not an old one: nothing deletes it but a fault
+    (folder / "4" / METADATA).unlink()  # the newest one, which runs never delete
     with Checkpoints(folder, 4) as checkpoints:
         saved = checkpoints.restore(numbered(0))
     assert_same_bits(saved.state, numbered(3))

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or gone: one message, and with a disk again the run goes on to the same bits."""
+"""A full, read-only or removed disk is one message; the run then resumes to the same bits."""
 
 import shutil
 import time
@@ -9,7 +9,7 @@ from tests.faults.disks import Disk
 from tests.faults.harness import (
     ENDLESS,
     OPTIONS,
-    Going,
+    RunningProcess,
     assert_one_message,
     assert_same_run,
     paths,
@@ -25,7 +25,7 @@ READ_ONLY = (
 
 
 def end_on(disk, tmp_path, whole, means=True):
-    """Finish the run, and compare it off the disk."""
+    """Finish the run and compare a copy of it."""
     train(disk.place, *OPTIONS, under=disk.under)
     shutil.copytree(disk.inside, tmp_path / "copy")
     assert_same_run(tmp_path / "copy", whole, means)
@@ -36,15 +36,15 @@ def end_on(disk, tmp_path, whole, means=True):
 )
 def test_the_disk_fills_up(tmp_path, whole, what):
     with Disk(tmp_path / "disk", 3000) as disk:
-        process = Going(disk.place, *QUIET, *ENDLESS, *what, under=disk.under)
+        process = RunningProcess(disk.place, *QUIET, *ENDLESS, *what, under=disk.under)
         process.folder = disk.inside / "tiny"
         if what[0] == "--checkpoint-every":
             process.until_saved(beyond=2)
         else:
-            process.until_told("step 3/")
+            process.until_printed("step 3/")
         disk.fill()
-        assert process.end() == 1, process.told()[-3000:]
-        assert_one_message(process.told(), FULL)
+        assert process.end() == 1, process.output()[-3000:]
+        assert_one_message(process.output(), FULL)
         disk.make_room()
         end_on(disk, tmp_path, whole, means=False)
 
@@ -53,9 +53,9 @@ def test_the_disk_is_full_from_the_start(tmp_path, whole):
     with Disk(tmp_path / "disk", 3000) as disk:
         disk.fill()
         for _ in range(2):
-            process = Going(disk.place, *QUIET, *OPTIONS, under=disk.under)
-            assert process.end() == 1, process.told()[-3000:]
-            assert_one_message(process.told(), FULL)
+            process = RunningProcess(disk.place, *QUIET, *OPTIONS, under=disk.under)
+            assert process.end() == 1, process.output()[-3000:]
+            assert_one_message(process.output(), FULL)
         disk.make_room()
         end_on(disk, tmp_path, whole)
 
@@ -67,9 +67,9 @@ def test_the_disk_is_read_only(tmp_path, whole):
                 train(disk.place, *OPTIONS, "--steps", steps, under=disk.under)
             disk.read_only()
             before = paths(disk.inside)
-            process = Going(disk.place, *QUIET, *OPTIONS, under=disk.under)
-            assert process.end() == 1, process.told()[-3000:]
-            assert_one_message(process.told(), READ_ONLY)
+            process = RunningProcess(disk.place, *QUIET, *OPTIONS, under=disk.under)
+            assert process.end() == 1, process.output()[-3000:]
+            assert_one_message(process.output(), READ_ONLY)
             assert paths(disk.inside) == before
             disk.read_only(False)
         end_on(disk, tmp_path, whole)
@@ -77,12 +77,13 @@ def test_the_disk_is_read_only(tmp_path, whole):
 
 @pytest.mark.parametrize("what", [("--checkpoint-every", "5"), ("--log-every", "1"), ("--log-every", "1000000")])
 def test_the_folder_is_removed(tmp_path, whole, what):
-    process = Going(tmp_path / "run", *QUIET, *ENDLESS, "--log-every", "50", "--checkpoint-every", "1000", *what)
+    seldom = ("--log-every", "50", "--checkpoint-every", "1000")
+    process = RunningProcess(tmp_path / "run", *QUIET, *ENDLESS, *seldom, *what)
     process.until(lambda: (tmp_path / "run/tiny/tensorboard").exists())
     time.sleep(1.5)
-    while (tmp_path / "run/tiny").exists():  # while it writes into it
+    while (tmp_path / "run/tiny").exists():  # while the run writes to it
         shutil.rmtree(tmp_path / "run/tiny", ignore_errors=True)
-    assert process.end() == 1, process.told()[-3000:]
-    assert_one_message(process.told(), r"was removed during the run.* The same command starts a new run")
+    assert process.end() == 1, process.output()[-3000:]
+    assert_one_message(process.output(), r"was removed during the run.* The same command starts a new run")
     train(tmp_path / "run", *OPTIONS, "--fresh")
     assert_same_run(tmp_path / "run", whole)

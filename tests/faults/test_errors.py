@@ -1,4 +1,4 @@
-"""Errors of the file system are told once, and a lost listener is no error."""
+"""Errors of the file system are printed once, and a closed output is not an error."""
 
 import errno
 import gc
@@ -15,13 +15,13 @@ from vdm_jax.training.runtime.metrics_writer import MetricsWriter
 
 
 def behind(error):
-    """An error that hides another."""
+    """An error with another one as its cause."""
     hiding = RuntimeError("saving failed")
     hiding.__cause__ = error
     return hiding
 
 
-def test_what_may_not_be_written_is_recognised_behind_other_errors():
+def test_missing_write_permission_is_recognized_among_causes():
     for code in (errno.EROFS, errno.EACCES, errno.EPERM):
         assert "/runs/x" in str(not_writable(behind(OSError(code, os.strerror(code), "/runs/x"))))
     assert not_writable(ValueError("PERMISSION_DENIED: open: Permission denied [path='/runs/x']"))
@@ -30,7 +30,7 @@ def test_what_may_not_be_written_is_recognised_behind_other_errors():
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied", "/runs/x"), OSError(28, "full")])
-def test_it_is_said_once_whoever_meets_it_too(capsys, monkeypatch, error):
+def test_an_error_is_printed_once_though_threads_meet_it_too(capsys, monkeypatch, error):
     class Left:
         def __del__(self):
             raise error
@@ -44,7 +44,7 @@ def test_it_is_said_once_whoever_meets_it_too(capsys, monkeypatch, error):
         thread.join()
         raise behind(error)
 
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # so that they are put back
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored after the test
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit) as end, readable_errors():
@@ -57,9 +57,9 @@ def test_it_is_said_once_whoever_meets_it_too(capsys, monkeypatch, error):
     assert "--workdir" in said
 
 
-def test_a_folder_that_is_gone_is_told_once_though_writes_to_it_are_still_under_way(capsys, monkeypatch, tmp_path):
+def test_a_removed_folder_is_printed_once_though_writes_are_pending(capsys, monkeypatch, tmp_path):
     for module, name in ((sys, "unraisablehook"), (threading, "excepthook"), (sys, "excepthook")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # so that they are put back
+        monkeypatch.setattr(module, name, getattr(module, name))  # restored after the test
 
     def run():
         with readable_errors(), process_lock(tmp_path / "run"), MetricsWriter(tmp_path / "run", 0, 1) as writer:
@@ -68,20 +68,20 @@ def test_a_folder_that_is_gone_is_told_once_though_writes_to_it_are_still_under_
 
     with pytest.raises(SystemExit):
         run()
-    late = RuntimeError("Event loop is closed")  # of tensorstore's threads, after the message
+    late = RuntimeError("Event loop is closed")  # raised in a thread of tensorstore after the message
     sys.excepthook(RuntimeError, late, None)
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1
     assert "was removed during the run" in said
 
 
-def test_who_listens_no_more_ends_nothing(monkeypatch):
+def test_a_closed_pipe_ends_nothing(monkeypatch):
     reads, writes = os.pipe()
     with os.fdopen(writes, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         os.close(reads)
         with tolerate_closed_output():
-            for _ in range(10_000):  # more than a pipe holds
+            for _ in range(10_000):  # more than the capacity of a pipe
                 print("a line")
             sys.stdout.flush()
         assert sys.stdout is stream

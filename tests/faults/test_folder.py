@@ -1,4 +1,4 @@
-"""Two runs in one folder, and a run that goes on with other options: refused, and nothing is changed."""
+"""A second run in a folder and a run with changed options are refused, and change nothing."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 from tests.faults.harness import (
     OPTIONS,
     STEPS,
-    Going,
+    RunningProcess,
     assert_one_message,
     assert_same_run,
     checkpoints,
@@ -19,20 +19,20 @@ QUIET = ("--num-samples", "0")
 
 
 def contents(folder):
-    """Every file of a folder, by its digest."""
+    """The digests of all files of a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).digest()) for path in files}
 
 
-def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path, whole):
-    first = Going(tmp_path / "run", *QUIET, *OPTIONS, "--steps", "6000", "--checkpoint-every", "1000")
-    first.until_told("step 10/")
-    seconds = [Going(tmp_path / "run", *QUIET, *OPTIONS, *fresh) for fresh in ((), ("--fresh",))]
+def test_a_second_run_in_a_folder_is_refused_and_the_first_continues(tmp_path, whole):
+    first = RunningProcess(tmp_path / "run", *QUIET, *OPTIONS, "--steps", "6000", "--checkpoint-every", "1000")
+    first.until_printed("step 10/")
+    seconds = [RunningProcess(tmp_path / "run", *QUIET, *OPTIONS, *fresh) for fresh in ((), ("--fresh",))]
     for second in seconds:
-        assert second.end() == 1, second.told()[-3000:]
-        assert_one_message(second.told(), rf"Another run is using .* \(process {first.popen.pid} on ")
+        assert second.end() == 1, second.output()[-3000:]
+        assert_one_message(second.output(), rf"Another run is using .* \(process {first.popen.pid} on ")
     assert first.popen.poll() is None, "it ended before the others came"
-    assert first.end() == 0, first.told()[-3000:]
+    assert first.end() == 0, first.output()[-3000:]
     train(tmp_path / "alone", *OPTIONS, "--steps", "6000", "--checkpoint-every", "1000")
     assert_same_run(tmp_path / "run", tmp_path / "alone")
 
@@ -40,10 +40,10 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path, who
 def test_other_options_are_refused_and_shown_and_nothing_is_changed(tmp_path, whole):
     train(tmp_path / "run", *OPTIONS, "--steps", "20")
     before = contents(tmp_path / "run")
-    process = Going(tmp_path / "run", *QUIET, *OPTIONS, "--learning-rate", "0.5", "--widths.hidden", "8")
+    process = RunningProcess(tmp_path / "run", *QUIET, *OPTIONS, "--learning-rate", "0.5", "--widths.hidden", "8")
     assert process.end() == 1
     assert_one_message(
-        process.told(),
+        process.output(),
         r"(?s)was made with other options \(then -> now\):\n  --learning-rate: 0\.001 -> 0\.5\n"
         r"  --widths: {'hidden': 16} -> {'hidden': 8}\n.*--fresh",
     )
@@ -53,7 +53,7 @@ def test_other_options_are_refused_and_shown_and_nothing_is_changed(tmp_path, wh
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_options_that_are_free_to_change_are_taken(tmp_path, whole):
+def test_changeable_options_are_accepted(tmp_path, whole):
     train(tmp_path / "run", *OPTIONS, "--steps", "20")
     free = ("--checkpoint-every", "7", "--keep", "2", "--eval-batch-size", "104", "--picture-every", "0")
     train(tmp_path / "run", *OPTIONS, *free)

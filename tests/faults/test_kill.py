@@ -1,33 +1,33 @@
-"""kill -9 at random moments, many times over in one run's life."""
+"""SIGKILL at random moments, many times in one run."""
 
 import random
 import time
 
 import pytest
 
-from tests.faults.harness import ENDLESS, OPTIONS, Going, assert_same_run, newest, train, unfinished
+from tests.faults.harness import ENDLESS, OPTIONS, RunningProcess, assert_same_run, newest, train, unfinished
 
-START = 3.5  # seconds that a process takes to its first step, about
+START = 3.5  # seconds until the first step, approximately
 
 
 def kill_over_and_over(workdir, times, seed, options):
-    """Start and kill a run so many times: one in four while it starts, the others as it trains and saves.
+    """Start and kill a run this many times: one in four during startup, the others while it trains and saves.
 
     Returns:
-        the newest checkpoint, and how many kills left one half written.
+        the newest checkpoint, and how many kills left an incomplete one.
     """
     moments, inside = random.Random(seed), 0
     folder = workdir / "tiny"
     for number in range(times):
-        process = Going(workdir, "--num-samples", "0", *options)
+        process = RunningProcess(workdir, "--num-samples", "0", *options)
         if starts := number % 4 == 3:
             time.sleep(moments.uniform(0.0, START))
         else:
             process.until_saved(beyond=newest(folder))
             time.sleep(moments.uniform(0.0, 0.3))
         process.kill()
-        assert "Traceback" not in process.told()[-3000:]
-        inside += bool(unfinished(folder / "checkpoints")) and not starts  # it may be of the kill before
+        assert "Traceback" not in process.output()[-3000:]
+        inside += bool(unfinished(folder / "checkpoints")) and not starts  # possibly left by the previous kill
     return newest(folder), inside
 
 

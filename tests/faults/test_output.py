@@ -1,4 +1,4 @@
-"""Where nobody listens training goes on; and what is written beside the checkpoints is whole or not there."""
+"""Training continues when its output is closed; files beside the checkpoints are complete or absent."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.faults.harness import OPTIONS, ROOT, Going, assert_same_run, rows, train, unfinished
+from tests.faults.harness import OPTIONS, ROOT, RunningProcess, assert_same_run, rows, train, unfinished
 
 pytestmark = pytest.mark.slow
 QUIET = ("--num-samples", "0", *OPTIONS)
@@ -16,25 +16,25 @@ QUIET = ("--num-samples", "0", *OPTIONS)
 
 @pytest.mark.parametrize("which", ["stdout", "stderr", "both"])
 def test_the_pipe_is_closed(tmp_path, whole, which):
-    train(tmp_path / "run", *OPTIONS, "--steps", "20")  # so that it says on stdout where it goes on
+    train(tmp_path / "run", *OPTIONS, "--steps", "20")  # so that it prints on stdout when it resumes
     reads, writes = os.pipe()
     streams = {name: writes for name in ("stdout", "stderr") if which in (name, "both")}
-    process = Going(tmp_path / "run", *QUIET, **({"stderr": subprocess.DEVNULL} | streams))
+    process = RunningProcess(tmp_path / "run", *QUIET, **({"stderr": subprocess.DEVNULL} | streams))
     os.close(writes)
-    os.close(reads)  # as `| head -1` does once it has its line
+    os.close(reads)  # as `| head -1` does after one line
     assert process.end() == 0
     assert_same_run(tmp_path / "run", whole)
 
 
 def test_the_output_s_disk_is_full(tmp_path, whole):
     with open("/dev/full", "w") as full:
-        process = Going(tmp_path / "run", *QUIET, stdout=full, stderr=full)
+        process = RunningProcess(tmp_path / "run", *QUIET, stdout=full, stderr=full)
     assert process.end() == 0
     assert_same_run(tmp_path / "run", whole)
 
 
 def test_there_is_no_output_at_all(tmp_path, whole):
-    process = Going(tmp_path / "run", *QUIET, under=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"))
+    process = RunningProcess(tmp_path / "run", *QUIET, under=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"))
     assert process.end() == 0
     assert_same_run(tmp_path / "run", whole)
 
@@ -98,7 +98,7 @@ def assert_same_report(workdir, whole):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])
-def test_it_is_killed_while_it_reports_and_draws(tmp_path, whole, command):
+def test_sigkill_while_evaluating_and_sampling(tmp_path, whole, command):
     from PIL import Image
 
     train(tmp_path / "run", *OPTIONS)
@@ -106,13 +106,13 @@ def test_it_is_killed_while_it_reports_and_draws(tmp_path, whole, command):
     options = {"evaluate": ("--quality", "0"), "sample": ("--num-samples", "400")}[command]
     module = ("vdm_jax", command)
     for _ in range(8):
-        process = Going(tmp_path / "run", *options, command=module)
+        process = RunningProcess(tmp_path / "run", *options, command=module)
         time.sleep(moments.uniform(2.0, 4.5))
         process.kill()
         json.loads((folder / "report.json").read_text())
         for path in folder.glob("*.png"):
             Image.open(path).load()
-    process = Going(tmp_path / "run", *options, command=module)
-    assert process.end() == 0, process.told()[-3000:]
+    process = RunningProcess(tmp_path / "run", *options, command=module)
+    assert process.end() == 0, process.output()[-3000:]
     assert not unfinished(folder)
     assert_same_report(tmp_path / "run", whole)

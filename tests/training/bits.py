@@ -1,4 +1,4 @@
-"""Comparison to the last bit."""
+"""Bitwise comparison."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Runs of the stand-in experiment."""
+"""Runs of the small test experiment."""
 
 import dataclasses
 import sys
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def tiny(tmp_path):
-    """`tiny(steps=20, devices=1, ...)`: a run of the stand-in with these options, in a folder of this test."""
+    """`tiny(steps=20, devices=1, ...)`: a run of the test experiment with these options, in a folder of this test."""
 
     def make(devices=1, **options):
         config = dataclasses.replace(CONFIG, **{"workdir": str(tmp_path), **options})

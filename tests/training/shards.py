@@ -1,4 +1,4 @@
-"""A small image set as TFDS lays it out, written by the formats' definitions: no TensorFlow, no download."""
+"""A small image set in the format of TFDS, written without TensorFlow or a download."""
 
 import io
 import json
@@ -11,8 +11,8 @@ FEATURES = "tensorflow_datasets.core.features"
 
 
 def write(root: Path, name: str = "tiny_set", train: int = 40, test: int = 20, side: int = 4) -> Path:
-    """A set of greyscale images that hold their own index; returns its folder. TFDS knows no such name, and reads it
-    all the same: by its files alone."""
+    """Write a set of grayscale images whose pixels are their index; returns its folder. TFDS does not know its name,
+    and reads it from its files alone."""
     folder = root / name / "1.0.0"
     folder.mkdir(parents=True)
     splits = {"train": [train // 2, train - train // 2], "test": [test]}

@@ -45,13 +45,13 @@ def test_an_idle_tpu_is_named_with_the_remedy(nvidia_smi, monkeypatch):
     assert "ACCEL=tpu" in accelerator.idle_accelerator()
 
 
-def test_a_platform_that_hides_it_is_named(nvidia_smi, monkeypatch):
+def test_the_variable_that_hides_it_is_named(nvidia_smi, monkeypatch):
     nvidia_smi("echo 580.1")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert "unset JAX_PLATFORMS=cpu" in accelerator.idle_accelerator()
 
 
-def test_where_jax_uses_it_nothing_is_said(nvidia_smi, monkeypatch):
+def test_there_is_no_message_if_jax_uses_the_accelerator(nvidia_smi, monkeypatch):
     nvidia_smi("echo 580.1")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert accelerator.idle_accelerator() is None
@@ -59,6 +59,6 @@ def test_where_jax_uses_it_nothing_is_said(nvidia_smi, monkeypatch):
 
 def test_it_is_the_first_line_of_a_run(nvidia_smi, command):
     nvidia_smi("echo 580.1")
-    code, told = command(training.main, "tiny", "--steps", "1", "--num-samples", "0")
-    assert code == 0, told
-    assert 0 <= told.index("ACCEL=cuda13") < told.index("parameters |")
+    code, output = command(training.main, "tiny", "--steps", "1", "--num-samples", "0")
+    assert code == 0, output
+    assert 0 <= output.index("ACCEL=cuda13") < output.index("parameters |")

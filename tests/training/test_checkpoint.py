@@ -17,7 +17,7 @@ NOTES = {"config": {"a": [1, 2]}, "data": {"next_index": 7}, "seconds": 1.5}
 
 
 def numbered(step):
-    """A state whose numbers are random and its step's own."""
+    """A state of random numbers that depend on the step."""
     params = {"w": jax.random.normal(jax.random.key(step), (64, 64)), "b": jnp.ones(3, jnp.bfloat16) * step}
     ema = jax.tree.map(lambda x: x * 2, params)
     return TrainState(jnp.asarray(step, jnp.int32), params, ema, (jnp.asarray(step, jnp.int32), ema))
@@ -81,7 +81,7 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["array", "notes", "metrics", "metadata", "description", "gone"])
-def test_an_unreadable_checkpoint_is_passed_over(tmp_path, damage):
+def test_an_unreadable_checkpoint_is_skipped(tmp_path, damage):
     folder = tmp_path / "checkpoints"
     fill(folder, {1: 3.0, 2: 2.0, 3: 1.0})
     newest = folder / "3"
@@ -110,7 +110,7 @@ def test_an_unreadable_checkpoint_is_passed_over(tmp_path, damage):
         assert_same_bits(checkpoints.restore(numbered(0)).state, numbered(3))
 
 
-def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_passed_over(tmp_path):
+def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_skipped(tmp_path):
     folder, other = tmp_path / "checkpoints", tmp_path / "other"
     fill(folder, {1: 3.0, 2: 2.0, 3: 1.0}, keep=3)
     fill(other, {3: 1.0})
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_passed_over(
     with Checkpoints(other) as checkpoints:
         checkpoints.save(4, changed, NOTES, 1.0)
     shutil.rmtree(folder / "3" / "state")
-    shutil.copytree(other / "4" / "state", folder / "3" / "state")  # all is well with it but for one number
+    shutil.copytree(other / "4" / "state", folder / "3" / "state")  # all but one number is right
     notes = folder / "2" / "notes" / "metadata"
     notes.write_text(notes.read_text().replace('"next_index": 7', '"next_index": 8'))
     with Checkpoints(folder) as checkpoints:
@@ -135,12 +135,12 @@ def test_arrays_that_do_not_decode_are_seen_without_restoring(tmp_path):
     assert not is_readable(tmp_path / "2" / "state")
 
 
-def test_a_copy_under_another_number_is_passed_over(tmp_path):
-    """It would hide every later one."""
+def test_a_copy_under_another_number_is_skipped(tmp_path):
+    """A copy would hide all later checkpoints."""
     folder = tmp_path / "checkpoints"
     fill(folder, {1: 3.0, 2: 2.0})
     shutil.copytree(folder / "2", folder / "90")
-    (folder / "1²").mkdir()  # a digit to Python, and no number
+    (folder / "1²").mkdir()  # str.isdigit, but not a number
     with Checkpoints(folder) as checkpoints:
         saved = checkpoints.restore(numbered(0))
     assert saved.unreadable == [90]

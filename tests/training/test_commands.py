@@ -1,4 +1,4 @@
-"""The commands as a user types them: in this process for messages, in their own for signals."""
+"""The commands as a user types them: in this process to test messages, in a separate one to test signals."""
 
 import json
 import os
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def start(workdir, *options):
-    """Start `python -m vdm_jax.training experiments/tiny.py ...` as a process of its own."""
+    """Start `python -m vdm_jax.training experiments/tiny.py ...` in a separate process."""
     root = str(HERE.parent.parent)
     options = ("--workdir", str(workdir), "--num-samples", "0", *options)
     environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
@@ -30,7 +30,7 @@ def start(workdir, *options):
 
 
 def wait_for_checkpoint(process, workdir, after=0):
-    """Until the process has saved a checkpoint beyond a step; returns that step."""
+    """Wait until the process has saved a checkpoint beyond a step; returns its step."""
     for _ in range(1200):
         steps = [int(path.name) for path in (workdir / "tiny" / "checkpoints").glob("*") if path.name.isdigit()]
         if steps and max(steps) > after:
@@ -56,10 +56,10 @@ def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
     reached = max(int(path.name) for path in (tmp_path / "killed/tiny/checkpoints").glob("*") if path.name.isdigit())
     options = ("--steps", str(reached + 50), "--checkpoint-every", "1000000")
     both = [start(tmp_path / name, *options) for name in ("killed", "whole")]
-    told = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert f"Resuming from step {reached} of {reached + 50}." in told[0]
-    assert "Going on" not in told[1]
+    output = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert f"Resuming from step {reached} of {reached + 50}." in output[0]
+    assert "RunningProcess on" not in output[1]
     killed, whole = (final_state(tiny, tmp_path / name) for name in ("killed", "whole"))
     assert int(whole.state.step) == reached + 50
     assert_same_bits(killed.state, whole.state)
@@ -75,67 +75,67 @@ def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
     ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("heard")
-def test_a_signal_saves_says_how_to_go_on_and_sets_the_exit_code(tiny, tmp_path, signum, code):
+def test_a_signal_saves_prints_how_to_resume_and_sets_the_exit_code(tiny, tmp_path, signum, code):
     process = start(tmp_path, "--steps", "1000000", "--checkpoint-every", "100", "--log-every", "1000")
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(signum)
-    told = process.communicate(timeout=60)[0]
-    assert process.returncode == code, told
-    assert "The same command resumes from there." in told
-    assert "Traceback" not in told
-    assert f"saved at step {int(final_state(tiny, tmp_path).state.step)}." in told
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    assert "The same command resumes from there." in output
+    assert "Traceback" not in output
+    assert f"saved at step {int(final_state(tiny, tmp_path).state.step)}." in output
 
 
 def test_train_evaluate_sample_finish(command, tmp_path):
     folder = tmp_path / "tiny"
-    code, told = command(training.main, "tiny", "--steps", "6", "--widths.hidden", "5")
+    code, output = command(training.main, "tiny", "--steps", "6", "--widths.hidden", "5")
     assert code == 0
-    assert "tiny: 6 steps" in told
-    assert "pixel histogram" in told
+    assert "tiny: 6 steps" in output
+    assert "pixel histogram" in output
     for name in ("samples.png", "trajectory.png", "report.json"):
-        assert str(folder / name) in told
+        assert str(folder / name) in output
         assert (folder / name).exists()
     report = json.loads((folder / "report.json").read_text())
     assert report["parameters"] == 10 * 5 + 5 * 64 + 1
 
-    code, told = command(training.main, "tiny", "--steps", "6", "--widths.hidden", "5")
+    code, output = command(training.main, "tiny", "--steps", "6", "--widths.hidden", "5")
     assert code == 0
-    assert "is finished" in told
-    assert "--fresh" in told
+    assert "is finished" in output
+    assert "--fresh" in output
 
     for name in ("samples.png", "trajectory.png", "report.json"):
         (folder / name).unlink()
-    code, told = command(
+    code, output = command(
         evaluate.main, "tiny", "--quality", "0"
-    )  # reads the run's own options: its network has another width
+    )  # uses the run's options, whose network has another width
     assert code == 0
     assert json.loads((folder / "report.json").read_text())["test"] == report["test"]
-    code, told = command(sample.main, "tiny", "--num-samples", "9", "--seed", "4")
+    code, output = command(sample.main, "tiny", "--num-samples", "9", "--seed", "4")
     assert code == 0
-    assert str(folder / "samples.png") in told
+    assert str(folder / "samples.png") in output
     assert (folder / "trajectory.png").exists()
 
-    code, told = command(training.main, "tiny", "--steps", "6")
+    code, output = command(training.main, "tiny", "--steps", "6")
     assert code == 1
-    assert "--widths: {'hidden': 5} -> {'hidden': 16}" in told
-    code, told = command(training.main, "tiny", "--steps", "3", "--fresh")
+    assert "--widths: {'hidden': 5} -> {'hidden': 16}" in output
+    code, output = command(training.main, "tiny", "--steps", "3", "--fresh")
     assert code == 0
-    assert "tiny: 3 steps" in told
+    assert "tiny: 3 steps" in output
 
 
 def test_unknown_experiment_lists_all_and_the_nearest(command):
     for main in (training.main, sample.main, evaluate.main):
-        code, told = command(main, "tinny")
+        code, output = command(main, "tinny")
         assert code == 1
-        assert "Unknown experiment 'tinny'. Did you mean tiny?" in told
-        assert "Experiments: tiny;" in told
+        assert "Unknown experiment 'tinny'. Did you mean tiny?" in output
+        assert "Experiments: tiny;" in output
 
 
 def test_no_experiment_shows_the_usage(command):
-    code, told = command(training.main, workdir=False)
+    code, output = command(training.main, workdir=False)
     assert code == 1
-    assert "usage: vdm-jax train EXPERIMENT" in told
-    assert "tiny" in told
+    assert "usage: vdm-jax train EXPERIMENT" in output
+    assert "tiny" in output
     code, _ = command(training.main, "--help", workdir=False)
     assert code == 0
 
@@ -150,16 +150,16 @@ def test_no_experiment_shows_the_usage(command):
     ],
 )
 def test_unknown_or_ill_typed_option_is_one_message(command, options, message):
-    code, told = command(training.main, "tiny", *options)
+    code, output = command(training.main, "tiny", *options)
     assert code == 2
-    assert message in told
-    assert "Traceback" not in told
+    assert message in output
+    assert "Traceback" not in output
 
 
 def test_help_shows_every_option_with_its_meaning(command):
-    code, told = command(training.main, "tiny", "--help", workdir=False)
+    code, output = command(training.main, "tiny", "--help", workdir=False)
     assert code == 0
-    told = " ".join(told.replace("│", " ").split())
+    output = " ".join(output.replace("│", " ").split())
     for text in (
         "--batch-size",
         "Images in an update",
@@ -168,7 +168,7 @@ def test_help_shows_every_option_with_its_meaning(command):
         "--fresh",
         "start over",
     ):
-        assert text in told
+        assert text in output
 
 
 @pytest.mark.parametrize(
@@ -180,27 +180,27 @@ def test_help_shows_every_option_with_its_meaning(command):
         (("--steps", "0"), "--steps must be at least 1"),
     ],
 )
-def test_what_the_user_can_mend_is_one_message_and_writes_nothing(command, tmp_path, options, message):
-    code, told = command(training.main, "tiny", *options)
+def test_an_error_of_the_user_is_one_message_and_writes_nothing(command, tmp_path, options, message):
+    code, output = command(training.main, "tiny", *options)
     assert code == 1
-    assert message in told
-    assert "Traceback" not in told
+    assert message in output
+    assert "Traceback" not in output
     assert not (tmp_path / "tiny").exists()
 
 
 def test_sampling_before_training_says_what_to_do(command):
     for main in (sample.main, evaluate.main):
-        code, told = command(main, "tiny")
+        code, output = command(main, "tiny")
         assert code == 1
-        assert "Train first: `vdm-jax train tiny`" in told
+        assert "Train first: `vdm-jax train tiny`" in output
 
 
 def test_fresh_never_deletes_a_folder_that_is_no_run(command, tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.tex").write_text("years of work")
-    code, told = command(training.main, "tiny", "--fresh")
+    code, output = command(training.main, "tiny", "--fresh")
     assert code == 1
-    assert "not the folder of a run" in told
+    assert "not the folder of a run" in output
     assert (tmp_path / "tiny" / "thesis.tex").exists()
 
 
@@ -209,10 +209,10 @@ def test_a_full_disk_is_one_message(command, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
-    code, told = command(training.main, "tiny", "--steps", "3")
+    code, output = command(training.main, "tiny", "--steps", "3")
     assert code == 1
-    assert "The disk is full" in told
-    assert "Traceback" not in told
+    assert "The disk is full" in output
+    assert "Traceback" not in output
 
 
 def test_importing_the_project_is_light():
@@ -222,5 +222,5 @@ def test_importing_the_project_is_light():
         "print(sorted(heavy & set(sys.modules)))"
     )
     root = str(HERE.parent.parent)
-    told = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    output = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Several experiments in one table and one picture."""
+"""Several experiments in one table and one figure."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from vdm_jax.training.evaluation import comparison
 @pytest.mark.slow
 def test_a_finished_comparison_is_not_trained_again(command, monkeypatch, tmp_path):
     arguments = ("tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path))
-    code, told = command(compare.main, *arguments, workdir=False)
-    assert code == 0, told
+    code, output = command(compare.main, *arguments, workdir=False)
+    assert code == 0, output
     (row,) = json.loads((tmp_path / "comparison.json").read_text())
     assert row["steps"] == 6
     line = (tmp_path / "comparison.md").read_text().splitlines()[-1]
@@ -35,8 +35,8 @@ def test_a_finished_comparison_is_not_trained_again(command, monkeypatch, tmp_pa
 def test_a_fresh_comparison_starts_over(command, tmp_path):
     for steps in (6, 4):
         arguments = (f"tiny:{steps}", "--eval-examples", "16", "--workdir", str(tmp_path), "--fresh")
-        code, told = command(compare.main, *arguments, workdir=False)
-        assert code == 0, told
+        code, output = command(compare.main, *arguments, workdir=False)
+        assert code == 0, output
     (row,) = json.loads((tmp_path / "comparison.json").read_text())
     assert row["steps"] == 4
 
@@ -51,9 +51,9 @@ def test_a_fresh_comparison_starts_over(command, tmp_path):
     ],
 )
 def test_a_comparison_of_nothing_is_refused(command, items, message):
-    code, told = command(compare.main, *items)
+    code, output = command(compare.main, *items)
     assert code == 1
-    assert message in told
+    assert message in output
 
 
 def test_a_shorter_run_warms_up_and_averages_over_the_same_part_of_it():

@@ -18,7 +18,7 @@ needs_tfds = pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="set T
 
 
 def numbered(size, batch=4, seed=0, flip=False):
-    """An iterator over 3x2 images that hold their own index."""
+    """An iterator over 3 x 2 images whose pixels are their index."""
     records = [
         {"image": np.full((3, 2, 1), i, np.uint8) + np.array([[[0], [100]]], np.uint8), "label": i} for i in range(size)
     ]
@@ -178,7 +178,7 @@ def turned(augment, images, seed=0):
     return augment(images, np.random.default_rng(seed).random((len(images), images.shape[-1])))
 
 
-def test_rotations_are_the_four_and_alike_often():
+def test_rotations_are_the_four_and_equally_often():
     images = np.broadcast_to(np.arange(18, dtype=np.uint8).reshape(3, 3, 2), (4000, 3, 3, 2))
     quarters = [np.rot90(images[0], k) for k in range(4)]
     counts = [sum(np.array_equal(image, quarter) for image in turned(rotate, images)) for quarter in quarters]
@@ -186,7 +186,7 @@ def test_rotations_are_the_four_and_alike_often():
     assert max(abs(count - 1000) for count in counts) < 4 * (4000 * 3 / 16) ** 0.5
 
 
-def test_channels_come_in_every_order_alike_often():
+def test_channels_come_in_every_order_equally_often():
     images = np.broadcast_to(np.array([1, 2, 3], np.uint8), (6000, 2, 2, 3))
     swapped = turned(swap_channels, images)
     assert (swapped == swapped[:, :1, :1]).all()  # one order for a whole image
@@ -195,7 +195,7 @@ def test_channels_come_in_every_order_alike_often():
     assert np.abs(counts - 1000).max() < 4 * (6000 * 5 / 36) ** 0.5
 
 
-def test_options_choose_the_augmentations_and_each_draws_for_itself():
+def test_options_select_the_augmentations_and_each_is_random_by_itself():
     assert augmentations(flip=True, rotation=True, channels=True) == [flip_half, rotate, swap_channels]
     assert augmentations(flip=False, rotation=False, channels=False) == []
     records = [{"image": np.arange(4, dtype=np.uint8).reshape(2, 2, 1), "label": 0}] * 400

@@ -52,7 +52,7 @@ def test_any_number_of_devices_makes_the_same_updates_to_rounding(tiny, shard):
 
 
 def test_evaluation_does_not_depend_on_the_number_of_devices_the_last_ragged_batch_included(tiny):
-    """360 test images in blocks of 104: the last one is filled up."""
+    """360 test images in blocks of 104: the last one is padded."""
     run = tiny(1)
     params, key = initial_state(run).params, stream(0, "evaluate")
     one = evaluate_examples(run, params, key)
@@ -63,21 +63,21 @@ def test_evaluation_does_not_depend_on_the_number_of_devices_the_last_ragged_bat
         assert_close(evaluate_examples(other, initial_state(other).params, key), one, 1e-6)
 
 
-def test_a_spread_array_is_cut_along_its_longest_axis_that_divides():
+def test_an_array_is_sharded_along_its_longest_divisible_axis():
     mesh = make_mesh(8)
     for shape, part in {
         (3, 3, 64, 128): (3, 3, 64, 16),
         (3, 3, 64, 12): (3, 3, 8, 12),
         (4096,): (512,),
         (1001, 33): (1001, 33),
-        (16, 8): (16, 8),  # too small to be worth it
+        (16, 8): (16, 8),  # too small to be sharded
         (): (),
     }.items():
         assert longest_axis_sharding(mesh, shape).shard_shape(shape) == part
     assert longest_axis_sharding(make_mesh(1), (4096,)).shard_shape((4096,)) == (4096,)
 
 
-def test_a_spread_state_takes_a_part_of_the_memory(tiny):
+def test_a_sharded_state_needs_a_fraction_of_the_memory(tiny):
     """Of the arguments of a compiled step, by the compiler's own analysis: state and batch on one device."""
     taken = {}
     for shard in (False, True):
@@ -90,7 +90,7 @@ def test_a_spread_state_takes_a_part_of_the_memory(tiny):
     assert taken[True] < 1.2 * taken[False] / 8
 
 
-def test_a_spread_run_ends_as_another_and_goes_on_as_one(tiny, tmp_path):
+def test_a_sharded_run_ends_as_a_replicated_one_and_resumes_as_one(tiny, tmp_path):
     spread_run = tiny(8, shard=True, steps=20, workdir=str(tmp_path / "spread"))
     state = train(spread_run).state
     plain = train(tiny(8, steps=20, workdir=str(tmp_path / "plain"))).state

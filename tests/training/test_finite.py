@@ -1,4 +1,4 @@
-"""Samples that are not finite are counted and refused: no picture is drawn of them, and their quality not measured."""
+"""Samples that are not finite are counted and refused: they are neither plotted nor measured."""
 
 import ast
 import dataclasses
@@ -35,7 +35,7 @@ BAD = [np.nan, np.inf, -np.inf]
 
 
 def half_broken(params, key, n):
-    """Gray images, each second of which has one pixel that is not a number."""
+    """Gray images, every second one with a NaN pixel."""
     x = jnp.zeros((n, 8, 8, 1)).at[1::2, 3, 4, 0].set(jnp.nan)
     return SampleBatch(to_pixels(x, 17), jnp.full((2, 2, 8, 8, 1), 8))
 
@@ -46,7 +46,7 @@ def broken(run, sample=half_broken):
 
 @pytest.fixture
 def all_broken(monkeypatch):
-    """Every run that is opened draws half of its samples badly."""
+    """Half of the samples of every run are not finite."""
     opened = runs.open_run
     for module in (training, sample, evaluate, comparison):
         monkeypatch.setattr(module, "open_run", lambda *given: broken(opened(*given)))
@@ -106,22 +106,22 @@ def test_where_a_density_is_zero_its_logarithm_is_drawn(tmp_path):
 @pytest.mark.usefixtures("all_broken")
 def test_training_goes_on_and_then_commands_fail_with_one_message_and_draw_nothing(command, tmp_path, monkeypatch):
     message = f"\n2 of 4 samples are not finite. {REMEDY} or a smaller step size; `vdm-jax sample tiny --help`"
-    code, told = command(training.main, "tiny", "--steps", "6", "--picture-every", "2")
+    code, output = command(training.main, "tiny", "--steps", "6", "--picture-every", "2")
     assert code == 1
     for step in (2, 4, 6):  # a picture is not worth a run
-        assert f"samples/step_{step:06}.png is not written: 2 of 4 samples are not finite. {REMEDY}" in told
-    assert "tiny: 6 steps" in told  # what was evaluated is said all the same
-    assert told.count(message) == 1
+        assert f"samples/step_{step:06}.png is not written: 2 of 4 samples are not finite. {REMEDY}" in output
+    assert "tiny: 6 steps" in output  # what was evaluated is said all the same
+    assert output.count(message) == 1
     report = tmp_path / "tiny" / "report.json"
     assert json.loads(report.read_text())["steps"] == 6
-    code, told = command(sample.main, "tiny")
+    code, output = command(sample.main, "tiny")
     assert code == 1
-    assert message in told
-    assert "Traceback" not in told
+    assert message in output
+    assert "Traceback" not in output
     monkeypatch.setattr(sample_quality, "extractor", lambda run, file: PIXELS)
-    code, told = command(evaluate.main, "tiny", "--quality", "50")
+    code, output = command(evaluate.main, "tiny", "--quality", "50")
     assert code == 1
-    assert "25 of 50 samples are not finite" in told
+    assert "25 of 50 samples are not finite" in output
     assert "quality" not in json.loads(report.read_text())
     assert not list(tmp_path.rglob("*.png"))
 
@@ -150,9 +150,9 @@ def test_points_that_are_not_finite_are_not_drawn(tiny):
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_broken")
 def test_the_comparison_is_written_all_the_same(command, tmp_path):
-    code, told = command(compare.main, "tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path), workdir=False)
+    code, output = command(compare.main, "tiny:6", "--eval-examples", "16", "--workdir", str(tmp_path), workdir=False)
     assert code == 1
-    assert f"Not in the figure:\n  tiny: 5 of 10 samples are not finite. {REMEDY}" in told
+    assert f"Not in the figure:\n  tiny: 5 of 10 samples are not finite. {REMEDY}" in output
     (row,) = json.loads((tmp_path / "comparison.json").read_text())
     assert row["steps"] == 6
     assert (tmp_path / "comparison.png").exists()

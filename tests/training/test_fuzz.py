@@ -96,7 +96,7 @@ NUMBERS = [(name, path, kind) for name in RECIPES for path, kind in leaves(confi
 @FUZZ
 @given(st.sampled_from(NUMBERS), st.data())
 def test_any_number_for_an_option(tmp_path, option, drawn):
-    """It builds, or is refused; with NaN, infinity or a number that no machine holds it never builds."""
+    """The model builds or the option is refused; NaN, infinity and huge numbers are always refused."""
     name, path, kind = option
     value = drawn.draw(OF_KIND[kind])
     config = changed(config_of(name), path, value)
@@ -153,7 +153,7 @@ def test_a_value_that_cannot_work_is_refused_by_its_option(name, option, value, 
 @FUZZ
 @given(st.sampled_from(RECIPES), st.data())
 def test_any_values_for_stored_options(recipe, drawn):
-    """They are the experiment's options, each of its kind, or refused."""
+    """Stored options have the declared types or are refused."""
     config = config_of(recipe)
     path, _ = drawn.draw(st.sampled_from(list(leaves(config))))
     stored = to_json(config)
@@ -195,7 +195,7 @@ def test_a_config_json_that_is_hard_to_read(tmp_path, text):
 @FUZZ
 @given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_for_the_files_of_a_run(tmp_path, content):
-    """A damaged report or config means that the run is not finished, and a classifier's that there is none."""
+    """With a damaged report or config a run is not finished, and a classifier is trained again."""
     run = run_in(tmp_path)
     whole = {"config.json": {"config": to_json(TINY)}, "report.json": {"steps": TINY.steps}}
     for name in whole:
@@ -237,7 +237,7 @@ WORDS = st.sampled_from(
     st.lists(WORDS | st.text(max_size=6), max_size=2),
 )
 def test_any_words_on_the_command_line(path, words):
-    """Options are read, or tyro says which is wrong and ends with 2; help alone ends with 0."""
+    """Options are parsed, or tyro reports the invalid one and exits with 2."""
     assume(not {"-h", "--help"} & set(words))
     arguments = ["ddpm_digits", "--" + ".".join(path).replace("_", "-"), *words]
     try:
@@ -250,7 +250,8 @@ def test_any_words_on_the_command_line(path, words):
 
 
 BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "_ddpm", "__init__", "no.py",
-             "a\0/b.py", "x" * 5_000 + ".py", "/", "~/x.py", "os", "ddpm_digits ", "ｄdpm_digits", "\udcff"]  # fmt: skip
+             "a\0/b.py", "x" * 5_000 + ".py", "/", "~/x.py", "os", "ddpm_digits ", "ｄdpm",
+             "\udcff"]  # fmt: skip
 
 
 @FUZZ
@@ -269,7 +270,7 @@ def test_any_name_for_an_experiment(name):
      "user:mnist", "mnist/data_dir=x", "mnist:1", "MNIST", "mnist\n"],
 )  # fmt: skip
 def test_a_name_that_is_no_data_sets_is_refused_unread(name, monkeypatch):
-    """TFDS would fetch code for a name with a namespace, and look for others where they lead."""
+    """TFDS would download code for a name with a namespace, and follow paths in names."""
     monkeypatch.setattr(tfds_images, "_builder", None)  # not called
     with pytest.raises(UserError, match="Unknown data set"):
         tfds_images.open_set(name)
@@ -293,5 +294,5 @@ def test_only_a_runs_own_folder_is_removed(tmp_path):
     runs.remove_run(elsewhere)
     assert not (elsewhere / "config.json").exists()
     assert not inside.is_symlink()
-    assert (tmp_path / "kept").exists()  # a link in it is removed, not what it leads to
+    assert (tmp_path / "kept").exists()  # a link is removed, not its target
     runs.remove_run(tmp_path / "nothing there")

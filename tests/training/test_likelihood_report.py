@@ -18,7 +18,7 @@ DIMS = 64
 
 
 def _squares(params, key, batch):
-    """Something of each image alone."""
+    """A number of each image."""
     return 10.0 * jnp.square(batch["image"].astype(jnp.float32) / 16).mean(axis=(1, 2, 3))
 
 

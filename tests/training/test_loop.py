@@ -27,7 +27,7 @@ def steps(run):
 
 
 def interrupt_at(monkeypatch, step, signum):
-    """Have the process receive a signal while this step runs."""
+    """Send a signal to this process during a step."""
     advance, done = MetricsWriter.advance, iter(range(1, 10**9))
 
     def and_signal(self):
@@ -62,10 +62,10 @@ def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
     losses = {row["step"]: row["loss"] for row in metrics(run)}
     assert [row["step"] for row in metrics(run)] == list(range(5, 45, 5))
     expected = {row["step"]: row["loss"] for row in metrics(tiny(workdir=str(tmp_path / "whole")))}
-    assert {**losses, 15: 0} == {**expected, 15: 0}  # the line of step 15 is a mean over what came after the stop
+    assert {**losses, 15: 0} == {**expected, 15: 0}  # the line of step 15 averages over the steps after the stop
 
 
-def test_the_loop_makes_the_very_updates_that_bare_steps_make(tiny):
+def test_the_loop_makes_the_same_updates_as_bare_steps(tiny):
     run = tiny(8, steps=12, log_every=5, checkpoint_every=7, picture_every=3)
     step = make_step(run.experiment, optimizer.optimizer(run.config), run.mesh, seed=0, ema_decay=0.9)
     iterator, state = batches.train_iterator(run.data.train, 32, 0), initial_state(run)
@@ -114,7 +114,7 @@ def test_a_changed_option_is_refused_and_named(tiny):
     assert json.loads((tiny().folder / "config.json").read_text())["config"]["learning_rate"] == 0.001
 
 
-def test_a_changed_option_is_taken_where_that_is_asked_for(tiny, capsys):
+def test_a_changed_option_is_accepted_with_changed(tiny, capsys):
     train(tiny(steps=10))
     run = tiny(steps=20, learning_rate=0.01)
     assert int(train(run, changed=True).state.step) == 20
@@ -122,7 +122,7 @@ def test_a_changed_option_is_taken_where_that_is_asked_for(tiny, capsys):
     assert "--learning-rate: 0.001 -> 0.01" in out
     assert "Resuming from step 10 of 20." in out
     assert json.loads((run.folder / "config.json").read_text())["config"]["learning_rate"] == 0.01
-    train(tiny(steps=30, learning_rate=0.01))  # what the run is made with now
+    train(tiny(steps=30, learning_rate=0.01))  # the options of the run now
     with pytest.raises(UserError, match="--steps: 30 made -> 5 requested"):
         train(tiny(steps=5, learning_rate=0.1), changed=True)
 
@@ -174,7 +174,7 @@ def test_a_state_that_is_not_finite_is_never_saved_even_where_the_loss_is(tiny, 
     assert steps(run) == [5]
 
 
-def test_unreadable_checkpoints_are_passed_over_and_the_run_ends_the_same(tiny, capsys):
+def test_unreadable_checkpoints_are_skipped_and_the_run_ends_the_same(tiny, capsys):
     run = tiny(steps=20)
     whole = train(run)
     for path in (run.folder / "checkpoints" / "20" / "state").rglob("*"):
@@ -199,7 +199,7 @@ def test_a_full_disk_surfaces_as_such(tiny, monkeypatch):
     assert disk_is_full(error.value)
 
 
-def test_pictures_appear_as_training_goes(tiny):
+def test_sample_grids_are_written_during_training(tiny):
     run = tiny(steps=25, picture_every=10)
     train(run, write_samples=Sampler(run).write_or_warn)
     assert sorted(path.name for path in (run.folder / "samples").iterdir()) == ["step_000010.png", "step_000020.png"]
@@ -207,7 +207,7 @@ def test_pictures_appear_as_training_goes(tiny):
 
 
 def test_the_host_does_not_wait_for_each_step(tiny, monkeypatch):
-    """Between two looks at the metrics nothing is fetched, whatever the number of steps."""
+    """Metrics are fetched at log steps only, whatever the number of steps."""
     fetched = []
     get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(1) or get(tree))

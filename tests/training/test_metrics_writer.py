@@ -1,4 +1,4 @@
-"""What a run logs: whole on the disk after every line, by the process's own thread, and closed whatever happens."""
+"""Metrics are on disk after every line, written by the calling thread, and files are closed on errors."""
 
 import errno
 import gc
@@ -18,7 +18,7 @@ def events(folder):
     """The events of each file of a run, oldest first: records of a length, its checksum, the bytes, their checksum."""
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
-        assert ".tfevents." in path.name  # by which TensorBoard knows them
+        assert ".tfevents." in path.name  # the pattern that TensorBoard looks for
         data = path.read_bytes()
         found.append([])
         while data:
@@ -54,7 +54,7 @@ def test_a_line_is_in_both_files_once_it_is_written(folder):
             assert [json.loads(line) for line in lines] == [{"step": i, **LINE} for i in range(1, step + 1)]
 
 
-def test_a_resumed_run_takes_back_what_it_repeats(folder):
+def test_a_resumed_run_removes_the_lines_that_it_repeats(folder):
     for start in (0, 2):
         with MetricsWriter(folder, start, 10) as writer:
             for step in range(start + 1, 5):
@@ -64,7 +64,7 @@ def test_a_resumed_run_takes_back_what_it_repeats(folder):
     old, new = events(folder)
     assert not any(event.HasField("session_log") for event in old)
     (begins,) = (event for event in new if event.HasField("session_log"))
-    # TensorBoard then leaves out all events of that step and of later ones that it read before
+    # TensorBoard then drops earlier events of this and later steps
     assert (begins.step, begins.session_log.status) == (3, SessionLog.START)
     assert [step for step, values in scalars(new) if values] == [3, 4]
 
@@ -90,6 +90,6 @@ def test_a_full_disk_is_one_error_and_everything_is_closed(folder, monkeypatch, 
         writer.write(1, LINE)
     assert error.value.errno == errno.ENOSPC
     assert full.closed
-    files[which].close()  # which was taken out
+    files[which].close()  # which was replaced
     assert all(file.closed for file in files.values())
-    gc.collect()  # a file that is closed when it is cleared away could raise here
+    gc.collect()  # closing a file during garbage collection could raise here

@@ -1,4 +1,4 @@
-"""Several real processes on this machine that train one run together."""
+"""Several processes on this machine that train one run together."""
 
 import contextlib
 import json
@@ -28,10 +28,10 @@ def free_port():
 
 
 @contextlib.contextmanager
-def started(number, workdir, *options, devices=1, told=None):
-    """`number` processes of the stand-in experiment with so many devices each; killed at the end, if they still go.
+def started(number, workdir, *options, devices=1, environment=None):
+    """Start `number` processes of the test experiment with this many devices each; they are killed at the end.
 
-    `told(place)` is what the environment says to each of the others; by default what a user would say by hand.
+    `environment(place)` returns the variables of a process; by default those that a user sets by hand.
     """
     address = f"localhost:{free_port()}"
 
@@ -40,7 +40,7 @@ def started(number, workdir, *options, devices=1, told=None):
             "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number), "JAX_PROCESS_ID": str(place)
         }  # fmt: skip
 
-    told = told or by_hand
+    environment = environment or by_hand
     command = [
         sys.executable,
         "-m",
@@ -55,7 +55,7 @@ def started(number, workdir, *options, devices=1, told=None):
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": HERE}
     all_ = [
         subprocess.Popen(
-            [*command, *options], env={**os.environ, **shared, **(told(place) if number > 1 else {})}, **pipe
+            [*command, *options], env={**os.environ, **shared, **(environment(place) if number > 1 else {})}, **pipe
         )
         for place in range(number)
     ]
@@ -69,16 +69,16 @@ def started(number, workdir, *options, devices=1, told=None):
 
 
 def ended(processes):
-    """What they said and their exit codes, once all have ended."""
-    told = [process.communicate(timeout=120)[0] for process in processes]
-    return told, [process.returncode for process in processes]
+    """The outputs and exit codes of all processes."""
+    output = [process.communicate(timeout=120)[0] for process in processes]
+    return output, [process.returncode for process in processes]
 
 
-def run_to_end(number, workdir, *options, devices=1, told=None):
-    with started(number, workdir, *options, devices=devices, told=told) as processes:
-        told, codes = ended(processes)
-    assert codes == [0] * number, told
-    return told
+def run_to_end(number, workdir, *options, devices=1, environment=None):
+    with started(number, workdir, *options, devices=devices, environment=environment) as processes:
+        output, codes = ended(processes)
+    assert codes == [0] * number, output
+    return output
 
 
 def wait_for_step(workdir, step):
@@ -104,31 +104,31 @@ def bits_per_dim(workdir):
     return json.loads((workdir / "tiny/report.json").read_text())["test"]["bits_per_dim"]
 
 
-def test_two_processes_make_the_bits_of_one_and_one_of_them_speaks(tiny, tmp_path):
-    told = run_to_end(2, tmp_path / "two", "--flip")
+def test_two_processes_make_the_bits_of_one_and_only_the_first_prints(tiny, tmp_path):
+    output = run_to_end(2, tmp_path / "two", "--flip")
     train(tiny(2, workdir=str(tmp_path / "one"), num_samples=0, flip=True))
     assert last_notes(tmp_path / "two") == last_notes(tmp_path / "one")
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
-    assert "2 x cpu" in told[0]
-    assert "bits per dim" in told[0]
-    assert [line for line in told[1].splitlines() if not ("Gloo" in line or "connects to the others" in line)] == []
+    assert "2 x cpu" in output[0]
+    assert "bits per dim" in output[0]
+    assert [line for line in output[1].splitlines() if not ("Gloo" in line or "connects to the others" in line)] == []
 
 
 @pytest.mark.slow
-def test_when_one_is_killed_the_other_ends_and_any_number_goes_on(tiny, tmp_path):
-    """At once in a step; where it waits for the other to save a checkpoint together, after a minute of silence."""
+def test_if_one_is_killed_the_other_exits_and_any_number_resumes(tiny, tmp_path):
+    """Immediately during a step; after the heartbeat timeout if it waits to save a checkpoint."""
     with started(2, tmp_path / "parts", *ENDLESS) as processes:
         wait_for_step(tmp_path / "parts", 40)
         processes[1].kill()
         begin = time.monotonic()
-        told, codes = ended(processes)
+        output, codes = ended(processes)
     assert time.monotonic() - begin < 100
     assert codes[0] != 0
     assert codes[1] == -signal.SIGKILL
-    if codes[0] == 1:  # otherwise XLA has ended it, with its own words
-        assert "Process 0 of 2 lost its connection" in told[0]
-        assert "restart all processes" in told[0]
-        assert "Traceback" not in told[0]
+    if codes[0] == 1:  # otherwise XLA ended it with its own message
+        assert "Process 0 of 2 lost its connection" in output[0]
+        assert "restart all processes" in output[0]
+        assert "Traceback" not in output[0]
     steps = str(last_notes(tmp_path / "parts")["step"] + 17)
     assert "Resuming from step" in run_to_end(1, tmp_path / "parts", "--steps", steps, devices=2)[0]
     train(tiny(2, workdir=str(tmp_path / "whole"), num_samples=0, steps=int(steps)))
@@ -139,8 +139,8 @@ def test_when_one_is_killed_the_other_ends_and_any_number_goes_on(tiny, tmp_path
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_as_two_and_as_one(tmp_path):
-    """To rounding: four devices add in another order than two."""
+def test_four_processes_resume_as_two_and_as_one(tmp_path):
+    """Up to rounding: four devices add in another order than two."""
     for number, steps in ((4, "20"), (2, "40"), (1, "60"), (4, "80")):
         run_to_end(number, tmp_path / "many", "--steps", steps, "--shard")
     run_to_end(1, tmp_path / "one", "--steps", "80")
@@ -156,16 +156,16 @@ def test_a_signal_to_any_of_four_stops_all_at_one_step(tmp_path, place):
     with started(4, tmp_path, *ENDLESS) as processes:
         wait_for_step(tmp_path, 20)
         processes[place].send_signal(signal.SIGTERM)
-        told, codes = ended(processes)
-    assert codes == [128 + signal.SIGTERM] * 4, told
+        output, codes = ended(processes)
+    assert codes == [128 + signal.SIGTERM] * 4, output
     step = last_notes(tmp_path)["step"]
-    assert all(f"Stopped and saved at step {step}. The same command resumes from there." in text for text in told)
-    assert not any("Traceback" in text for text in told)
+    assert all(f"Stopped and saved at step {step}. The same command resumes from there." in text for text in output)
+    assert not any("Traceback" in text for text in output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 2])
-def test_one_of_four_killed_ends_all_and_they_go_on_to_the_same_bits(tmp_path, place):
+def test_killing_one_of_four_ends_all_and_they_resume_to_the_same_bits(tmp_path, place):
     with started(4, tmp_path / "parts", *ENDLESS, "--shard") as processes:
         wait_for_step(tmp_path / "parts", 60)
         processes[place].kill()
@@ -179,7 +179,7 @@ def test_one_of_four_killed_ends_all_and_they_go_on_to_the_same_bits(tmp_path, p
 
 
 @pytest.mark.slow
-def test_what_slurm_says_is_enough(tmp_path):
+def test_the_variables_of_slurm_are_enough(tmp_path):
     """The variables that srun gives to each task of a step; the address follows from them."""
 
     def by_slurm(place):
@@ -187,15 +187,15 @@ def test_what_slurm_says_is_enough(tmp_path):
         return step | {"SLURM_NTASKS": "2", "SLURM_PROCID": str(place), "SLURM_LOCALID": str(place)}
 
     job = os.getpid()
-    told = run_to_end(2, tmp_path, "--steps", "10", told=by_slurm)
-    assert "2 x cpu" in told[0]
-    assert "bits per dim" not in told[1]
+    output = run_to_end(2, tmp_path, "--steps", "10", environment=by_slurm)
+    assert "2 x cpu" in output[0]
+    assert "bits per dim" not in output[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["notes", 0, 1])
-def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, damage):
-    """Also where only one process reads the part that is damaged."""
+def test_a_damaged_checkpoint_is_skipped_by_all(tmp_path, damage):
+    """Also if only one process reads the damaged part."""
     run_to_end(2, tmp_path, "--steps", "40", "--shard")
     newest = tmp_path / "tiny/checkpoints/40"
     if damage == "notes":
@@ -205,9 +205,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, damage):
         arrays = (newest / f"state/ocdbt.process_{damage}/d").iterdir()
         largest = max(arrays, key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    told = run_to_end(2, tmp_path, "--steps", "45", "--shard")
-    assert "The checkpoint of step 40 cannot be read" in told[0]
-    assert "Resuming from step 30 of 45." in told[0]
+    output = run_to_end(2, tmp_path, "--steps", "45", "--shard")
+    assert "The checkpoint of step 40 cannot be read" in output[0]
+    assert "Resuming from step 30 of 45." in output[0]
 
 
 @pytest.mark.slow
@@ -215,14 +215,14 @@ def test_a_second_job_in_the_folder_is_refused_and_the_first_unharmed(tmp_path):
     with started(2, tmp_path, *ENDLESS) as first:
         wait_for_step(tmp_path, 20)
         with started(2, tmp_path, *ENDLESS) as second:
-            told, codes = ended(second)
+            output, codes = ended(second)
         assert codes == [1, 1]
-        assert "Another run is using" in told[0]
-        assert "The first process of this job failed; see its message." in told[1]
+        assert "Another run is using" in output[0]
+        assert "The first process of this job failed; see its message." in output[1]
         assert [process.poll() for process in first] == [None, None]
 
 
-def test_what_processes_are_told_by():
+def test_the_variables_that_declare_several_processes():
     assert not is_multiprocess({})
     assert not is_multiprocess(
         {"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost", "JAX_NUM_PROCESSES": "1"}
@@ -233,7 +233,7 @@ def test_what_processes_are_told_by():
     assert is_multiprocess({"VDM_JAX_DISTRIBUTED": "1"})
 
 
-def test_alone_the_first_acts_and_its_error_is_raised():
+def test_a_single_process_is_the_first_and_raises_its_error():
     assert is_first_process()
     acted = []
     on_first_process(lambda: acted.append(1))
@@ -247,7 +247,7 @@ def test_alone_the_first_acts_and_its_error_is_raised():
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_find_each_other_say_so(tmp_path):
+def test_processes_that_cannot_connect_print_a_message(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "JAX_NUM_PROCESSES": "2"}
     command = [sys.executable, "-m", "vdm_jax.training", "experiments/tiny.py", "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -257,7 +257,7 @@ def test_processes_that_do_not_find_each_other_say_so(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_shares_of_a_batch_do_not_change_what_is_done_to_it():
+def test_augmentation_does_not_depend_on_the_rows_of_a_process():
     from vdm_jax.training.data import batches, sources
     from vdm_jax.training.data.augmentation import augmentations
 

@@ -36,10 +36,10 @@ def test_recipes_are_found_from_a_folder_with_experiments_of_its_own(tmp_path):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/__init__.py").touch()
     (tmp_path / "experiments/ddpm_digits.py").write_text("raise RuntimeError('not this one')")
-    code, told = call(["-m", "vdm_jax", "train"], tmp_path)
+    code, output = call(["-m", "vdm_jax", "train"], tmp_path)
     assert code == 1
     names = [path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"]
-    assert ", ".join(sorted(names)) in told
+    assert ", ".join(sorted(names)) in output
     program = "from vdm_jax.training.registry import find; print(find('ddpm_digits_cond').num_samples)"
     assert call(["-c", program], tmp_path) == (0, "100\n")
 
@@ -71,16 +71,16 @@ def test_the_path_of_a_recipe_of_the_project_is_its_name():
 
 def test_a_recipe_by_path_trains_samples_and_evaluates(command, tmp_path):
     recipe, folder = str(TINY), tmp_path / "tiny"
-    code, told = command(training.main, recipe, "--steps", "4")
-    assert code == 0, told
+    code, output = command(training.main, recipe, "--steps", "4")
+    assert code == 0, output
     assert json.loads((folder / "config.json").read_text())["experiment"] == "tiny"
     (folder / "samples.png").unlink()
-    code, told = command(sample.main, recipe, "--num-samples", "2")
-    assert code == 0, told
+    code, output = command(sample.main, recipe, "--num-samples", "2")
+    assert code == 0, output
     assert (folder / "samples.png").exists()
-    code, told = command(evaluate.main, recipe, "--quality", "0")
-    assert code == 0, told
-    assert str(folder / "report.json") in told
+    code, output = command(evaluate.main, recipe, "--quality", "0")
+    assert code == 0, output
+    assert str(folder / "report.json") in output
 
 
 def test_paths_of_no_recipe_are_one_message(tmp_path):
@@ -101,9 +101,9 @@ def test_paths_of_no_recipe_are_one_message(tmp_path):
 
 def test_the_command_names_what_it_has(capsys, tmp_path):
     entry.main(["--help"], "vdm-jax")
-    told = capsys.readouterr().out
-    assert "usage: vdm-jax COMMAND" in told
-    assert all(f"  {name} " in told for name in ("train", "sample", "evaluate", "compare", "import"))
+    output = capsys.readouterr().out
+    assert "usage: vdm-jax COMMAND" in output
+    assert all(f"  {name} " in output for name in ("train", "sample", "evaluate", "compare", "import"))
     with pytest.raises(SystemExit, match="unknown command 'trian'"):
         entry.main(["trian"], "vdm-jax")
     with pytest.raises(SystemExit, match="usage: python -m vdm_jax COMMAND"):

@@ -30,7 +30,7 @@ def test_every_test_example_once_and_in_order(tiny):
     assert values["error"].shape == (360,)
 
 
-def test_filling_up_the_last_block_changes_no_number(tiny, monkeypatch):
+def test_padding_the_last_block_changes_no_number(tiny, monkeypatch):
     run = tiny(eval_batch_size=104)  # 360 = 3 x 104 + 48
     params = initial_state(run).ema
     values = evaluate_examples(run, params, KEY)["error"]
@@ -55,7 +55,7 @@ def test_devices_do_not_matter_and_the_result_repeats(tiny):
     np.testing.assert_allclose(evaluate_examples(eight, initial_state(eight).ema, KEY)["error"], values, rtol=1e-5)
 
 
-def test_only_some_examples_where_asked(tiny):
+def test_eval_examples_limits_the_examples(tiny):
     run = tiny(eval_examples=110)
     values = evaluate_examples(run, initial_state(run).ema, KEY)
     assert (values["label"] == run.data.test.take(np.arange(110))["label"]).all()
@@ -107,11 +107,11 @@ def test_histogram_by_hand():
     assert histogram_bits_per_dim(Dataset(spec, train_set, test)) == pytest.approx(expected)
 
 
-def test_histogram_of_the_digits_is_the_known_one():
+def test_the_histogram_of_the_digits():
     assert histogram_bits_per_dim(sources.load("digits")) == pytest.approx(2.42, abs=0.005)
 
 
-def test_report_holds_what_it_promises(tiny):
+def test_the_report_is_complete(tiny):
     run = tiny(8, steps=10)
     result = write_report(run, train(run))
     assert (result["steps"], result["n_examples"], result["parameters"]) == (10, 360, 10 * 16 + 16 * 64 + 1)

@@ -1,4 +1,4 @@
-"""Sample quality: of samples that are real images, or none; the classifier that sees them; files of weights."""
+"""Sample quality of test images and of noise; the classifier for features; files of weights."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ class Labelled(NamedTuple):
 
 
 def _look_up(images):
-    """The label of the test image that is nearest."""
+    """The label of the nearest test image."""
     real = jnp.asarray(TEST["image"], jnp.float32).reshape(360, -1)
     seen = images.reshape(len(images), -1).astype(jnp.float32)
     return LABELS[jnp.argmin(jnp.sum((seen[:, None] - real[None]) ** 2, axis=-1), axis=1)]
@@ -61,7 +61,7 @@ def noise_images(params, key, n):
 
 
 def real_images(params, key, n):
-    """Test images without end, from one after the other: block by block they are all of them."""
+    """Random test images."""
     index = jax.random.randint(key, (n,), 0, 360)
     return SampleBatch(jnp.asarray(TEST["image"])[index])
 
@@ -88,7 +88,7 @@ def test_samples_that_are_the_test_images(tiny):
 
 
 @pytest.mark.slow
-def test_samples_that_are_draws_of_the_test_images_or_noise(tiny):
+def test_samples_that_are_random_test_images_or_noise(tiny):
     run = tiny(1, eval_batch_size=104)
     good = measured(drawing(run, real_images), samples=250)
     noise = measured(drawing(run, noise_images), samples=250)
@@ -100,7 +100,7 @@ def test_samples_that_are_draws_of_the_test_images_or_noise(tiny):
     assert noise["kernel"]["mean"] > 10 * noise["kernel"]["standard_error"]
 
 
-def test_blocks_draw_other_noise_and_the_same_every_time(tiny):
+def test_blocks_have_different_noise_and_repeat(tiny):
     run = drawing(tiny(1, eval_batch_size=104), real_images)
     params = initial_state(run).ema
     images, labels = sample_quality.sample_in_blocks(run, params, 250)
@@ -113,7 +113,7 @@ def test_blocks_draw_other_noise_and_the_same_every_time(tiny):
 
 
 def test_the_share_of_labels_the_classifier_agrees_with(tiny):
-    # Of every five images the first has a wrong label.
+    # The first of every five images has a wrong label.
     def sample(params, key, n):
         index = jnp.arange(n)
         label = jnp.where(index % 5 == 0, LABELS[index] + 1, LABELS[index]) % 10
@@ -163,7 +163,7 @@ def test_the_report_gets_the_quality(tiny, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_quality_is_put_off_where_it_would_take_longer_than_the_training(tiny, monkeypatch, capsys):
+def test_quality_is_skipped_if_it_takes_longer_than_training(tiny, monkeypatch, capsys):
     # 100 images a second in training are 300 passes: 30,000 passes for each of 40 images take 4,000 seconds
     run = drawing(tiny(1, eval_examples=40), real_images)
     slow = run._replace(experiment=run.experiment._replace(cost=Cost(sample=30_000)))
@@ -175,7 +175,7 @@ def test_quality_is_put_off_where_it_would_take_longer_than_the_training(tiny, m
     assert "quality" in filled(slow, monkeypatch, capsys, training_images_per_second=None)[0]
 
 
-def test_quality_is_put_off_where_it_cannot_be_measured(tiny):
+def test_quality_is_skipped_if_it_cannot_be_measured(tiny):
     saved = Saved(initial_state(tiny(1)), {"seconds": 1.0, "training_images_per_second": None}, [])
     assert (
         sample_quality.reason_to_skip(tiny(1, eval_examples=19), saved) == "it needs 20 test images, and there are 19"
@@ -203,11 +203,12 @@ def test_a_classifier_is_trained_once_and_then_read(tmp_path, monkeypatch):
     again = features.train_classifier(DIGITS, folder, SMALL)
     assert not trained
     np.testing.assert_array_equal(again(TEST["image"])[0], found)
-    features.train_classifier(DIGITS, folder, dataclasses.replace(SMALL, steps=5))  # other options: another classifier
+    others = dataclasses.replace(SMALL, steps=5)  # need another classifier
+    features.train_classifier(DIGITS, folder, others)
     assert trained == [5]
 
 
-def test_what_features_a_run_is_judged_by(tiny, monkeypatch):
+def test_the_extractor_of_a_run(tiny, monkeypatch):
     run = tiny(1)
     points = run._replace(data=run.data._replace(spec=DataSpec("moons", (2,), 0, 0, 10, 10)))
     x = np.random.RandomState(0).standard_normal((30, 2)).astype(np.float32)

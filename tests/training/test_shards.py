@@ -17,9 +17,9 @@ NAME, SIDE = "tiny_set", 8
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A prepared set where TFDS looks for it."""
+    """A prepared set in TFDS_DATA_DIR."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(loop.batching, "images_per_second", lambda *_, **__: 1.0)  # or it would find the damage first
+    monkeypatch.setattr(loop.batching, "images_per_second", lambda *_, **__: 1.0)  # it would meet the damage first
     return shards.write(tmp_path / "tfds", NAME, train=64, test=16, side=SIDE)
 
 
@@ -38,7 +38,7 @@ def cut(path):
 
 def bit_flipped(path):
     broken = bytearray(path.read_bytes())
-    broken[len(broken) // 2] ^= 4  # where the second block begins
+    broken[len(broken) // 2] ^= 4  # start of the second block
     path.write_bytes(broken)
 
 
@@ -108,7 +108,7 @@ def test_a_description_runs_no_code(folder, module, legacy):
 
 @pytest.mark.slow
 def test_damage_found_in_training_loses_nothing(folder, tiny):
-    """The run ends with the message; once the file is whole again, it goes on to the same bits."""
+    """The run ends with the message, and resumes to the same bits once the file is restored."""
     options = {"data": NAME, "steps": 6, "batch_size": 8, "eval_batch_size": 8, "checkpoint_every": 1, "keep": 9}
     whole = loop.train(tiny(**options, workdir=str(folder.parent / "whole")))
     order = batches.ShuffledBatches(64, 8, tiny(**options).config.seed)

@@ -8,7 +8,7 @@ from vdm_jax.training.runtime.signals import stop_requests
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("heard")
-def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
+def test_a_signal_is_recorded_and_its_duplicate_ignored(signum):
     before = signal.getsignal(signum)
     with stop_requests() as request:
         assert request.signum == 0
@@ -20,7 +20,7 @@ def test_a_signal_is_noted_and_its_echo_is_not_another(signum):
 
 
 @pytest.mark.usefixtures("heard")
-def test_a_later_signal_acts_as_it_always_does(monkeypatch):
+def test_a_later_signal_has_its_default_effect(monkeypatch):
     now = iter([10.0, 10.5, 11.5])
     monkeypatch.setattr(signals.time, "monotonic", lambda: next(now))
     with stop_requests() as request:

@@ -12,7 +12,7 @@ from vdm_jax.training.state import moving_average
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def weights(number, decay, first=0):
-    """What each set of parameters weighs in the average after so many updates, the initial ones first.
+    """The weight of each set of parameters in the average after this many updates, the initial ones first.
 
     The parameters of update i are the i-th unit vector, so that the average is the vector of weights.
     """
@@ -26,7 +26,7 @@ def weights(number, decay, first=0):
 
 def test_late_in_a_run_the_average_has_the_plain_geometric_weights():
     for decay in (0.8, 0.99, 0.9999):
-        late = math.ceil((10 * decay - 1) / (1 - decay))  # from here on (1 + n) / (10 + n) is larger than the decay
+        late = math.ceil((10 * decay - 1) / (1 - decay))  # (1 + n) / (10 + n) exceeds the decay from here on
         expected = np.append(decay**11, (1 - decay) * decay ** np.arange(11.0)[::-1])
         for first in (late, 1_000_000, 2**31 - 1 - 11):
             np.testing.assert_allclose(weights(11, decay, first), expected, rtol=2e-6)
@@ -47,7 +47,7 @@ def test_while_the_decay_warms_up_the_weights_are_ratios_of_binomial_coefficient
 
 
 def test_after_400_updates_at_a_large_decay_the_initial_parameters_weigh_nothing():
-    assert 0.9999**400 > 0.96  # of the plain average
+    assert 0.9999**400 > 0.96  # of the average without warm-up
     assert float(weights(400, 0.9999)[0]) < 1e-17
     late = np.asarray(weights(400, 0.9999), np.float64)
     assert late @ np.arange(401.0) == pytest.approx(400 - 400 / 10, rel=1e-3)  # the mean age is a tenth of the run
@@ -66,7 +66,7 @@ def test_zero_decay_is_the_parameters_themselves():
         assert float(moving_average(jnp.float32(5.0), jnp.float32(0.5), 0.0, n)) == 0.5
 
 
-def test_streams_of_keys_never_meet():
+def test_streams_of_keys_are_distinct():
     def descendants(key):
         folded = [jax.random.fold_in(key, i) for i in range(20)]
         return [key, *folded, *jax.random.split(key, 20)]

@@ -71,13 +71,13 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(devices):
     np.testing.assert_allclose(parts[0], exact, rtol=1e-5)
 
 
-def test_micro_batches_draw_different_noise():
+def test_micro_batches_have_different_noise():
     def loss(params, key, batch, step):
         return params * jax.random.normal(key), {"square": jnp.square(jax.random.normal(key))}
 
     batch = {"image": jnp.zeros((4, 1))}
     grads, metrics = accumulated_gradient(loss, 4)(jnp.float32(1.0), jax.random.key(0), batch, jnp.asarray(0))
-    assert float(metrics["square"]) > float(grads) ** 2 * 1.01  # equal, were all four draws the same
+    assert float(metrics["square"]) > float(grads) ** 2 * 1.01  # equal if all four had the same noise
 
 
 def test_one_update_by_hand():
@@ -101,7 +101,7 @@ def test_one_update_by_hand():
     assert float(new.ema) == pytest.approx(0.75 * (2 / 11 * 0.54 + 9 / 11 * 1.08) + 0.25 * 1.464)
 
 
-def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():
+def test_the_noise_of_an_update_depends_on_seed_and_step():
     experiment = Experiment(
         lambda key: jnp.zeros(()),
         lambda params, key, batch, step: (params * 0.0, {"noise": jax.random.normal(key)}),
@@ -122,17 +122,17 @@ def test_every_update_draws_fresh_noise_that_the_seed_and_step_fix():
     assert len({*noise(0), *noise(1)}) == 6
 
 
-def test_the_loss_is_told_the_number_of_updates_made():
+def test_the_loss_gets_the_number_of_updates_made():
     experiment = Experiment(
         lambda key: jnp.zeros(()), lambda params, key, batch, step: (params, {"at": step}), None, None
     )
     mesh, sgd = make_mesh(1), optax.sgd(0.1)
     step = make_step(experiment, sgd, mesh, seed=0, ema_decay=0.0)
-    current, told = jax.device_put(state.create(experiment, sgd, 0), replicated(mesh)), []
+    current, output = jax.device_put(state.create(experiment, sgd, 0), replicated(mesh)), []
     for _ in range(3):
         current, metrics = step(current, {"image": jnp.zeros((1, 1))})
-        told.append(int(metrics["at"]))
-    assert told == [0, 1, 2]
+        output.append(int(metrics["at"]))
+    assert output == [0, 1, 2]
 
 
 def test_the_old_state_is_given_back_to_the_device(tiny):

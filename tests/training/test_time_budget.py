@@ -1,4 +1,4 @@
-"""A report that would outlast its training is put off, and said so."""
+"""A report that would take longer than training is left to the user, with a message."""
 
 import jax.numpy as jnp
 import pytest
@@ -18,9 +18,9 @@ def saved(images_per_second, seconds):
     ("rate", "seconds", "late"),
     [
         (1000.0, 10.0, False),  # 360 images x 900 passes at 3,000 passes a second: 108 s
-        (300.0, 10.0, True),  # 360 s, past the five minutes always granted
-        (300.0, 400.0, False),  # but no longer than the training was
-        (None, 10.0, False),  # nothing was trained just now: no speed to go by
+        (300.0, 10.0, True),  # 360 s, above the five minutes that are always allowed
+        (300.0, 400.0, False),  # but shorter than training
+        (None, 10.0, False),  # no training in this process: the speed is unknown
     ],
 )
 def test_the_report_may_take_as_long_as_the_training(tiny, rate, seconds, late):

@@ -1,4 +1,4 @@
-"""The stand-in, of which every compiled program is kept, however little time it took."""
+"""The test experiment with every compiled program in the cache, however short its compilation."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""The stand-in experiment of tests/training."""
+"""The test experiment of tests/training."""
 
 from tests.training.experiments.tiny import CONFIG
 

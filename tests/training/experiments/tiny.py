@@ -1,4 +1,4 @@
-"""A stand-in experiment: each pixel is Gaussian with a mean that an MLP reads off the label; trains in seconds."""
+"""A small test experiment: each pixel is Gaussian with a mean that an MLP predicts from the label."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ class Widths:
 
 @dataclasses.dataclass(frozen=True)
 class Config(TrainConfig):
-    """The stand-in's options."""
+    """Options of the test experiment."""
 
     steps: int = 40
     log_every: int = 5
@@ -29,13 +29,13 @@ class Config(TrainConfig):
     batch_size: int = 32
     ema_decay: float = 0.9
     widths: Widths = Widths()
-    """Its nested options."""
+    """Nested options."""
     scales: tuple[int, ...] = (1, 2)
-    """A tuple, which JSON turns into a list."""
+    """A tuple, which is a list in JSON."""
     poison: int = 0
-    """Make the loss NaN in batches that hold this many zeros of the first label."""
+    """Make the loss NaN in batches with this many examples of label 0."""
     side: int = 8
-    """Image side that the model expects."""
+    """Side of the images that the model accepts."""
 
     def build(self, data):
         if data.shape[:2] != (self.side, self.side):
