@@ -1,9 +1,9 @@
 """Every coefficient and kernel in float32, compiled, against 50-digit arithmetic: `make accuracy`.
 
-The truths are written from the definitions in the sources (products of 1 - beta, ratios of alpha and sigma), never from
-the library's own rearrangements. Errors are relative; those of the log-SNR, of an exploding log sigma and of a
-decoder's log mass, which come as near to zero as one likes, are relative to at least 1. Where the truth is 0 or
-infinite (clean data, or no signal) the value must be exactly that.
+The reference values are computed from the definitions in the sources (products of 1 - beta, ratios of alpha and
+sigma), not from the library's rearrangements. Errors are relative; those of the log-SNR, of an exploding log sigma and
+of a decoder's log mass, which can be close to zero, are relative to at least 1. If the reference is 0 or infinite
+(clean data, or no signal), the value must equal it.
 """
 
 import itertools
@@ -31,11 +31,11 @@ mpmath.mp.dps = 50
 
 
 class Check(NamedTuple):
-    """Values of one quantity, their truths, and where each was taken; errors are relative to max(floor, |truth|)."""
+    """Values of one quantity, their references and places; errors are relative to max(floor, |reference|)."""
 
     quantity: str
     values: np.ndarray
-    truths: list
+    references: list
     places: list[str]
     floor: float = 0.0
 
@@ -65,7 +65,7 @@ def ratio(s: Noise, t: Noise) -> mpf:
     return mpf(0) if s.sigma == 0 else t.snr / s.snr
 
 
-# -- truths of one level and of one step ------------------------------------------------------------------------------
+# -- reference values of a level and of a step ------------------------------------------------------------------------
 
 
 def level_values(level: NoiseLevel) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def level_values(level: NoiseLevel) -> dict[str, Any]:
     }
 
 
-def level_truths(noise: Noise) -> dict[str, mpf]:
+def level_references(noise: Noise) -> dict[str, mpf]:
     alpha, sigma = noise
     log_alpha, log_sigma = _log(alpha), _log(sigma)
     return {
@@ -122,11 +122,11 @@ def step_values(step: Step) -> dict[str, Any]:
     }
 
 
-def step_truths(s: Noise, t: Noise) -> dict[str, mpf]:
+def step_references(s: Noise, t: Noise) -> dict[str, mpf]:
     (alpha_s, sigma_s), (alpha_t, sigma_t) = s, t
     variance = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2  # FWD-3, as printed
     c_1, c_2 = alpha_t / alpha_s * sigma_s**2 / sigma_t**2, alpha_s * variance / sigma_t**2
-    spread = sigma_s**2 * variance / sigma_t**2  # beta_t (1 - abar_{t-1}) / (1 - abar_t)
+    variance_s = sigma_s**2 * variance / sigma_t**2  # beta_t (1 - abar_{t-1}) / (1 - abar_t)
     back = mpmath.inf if alpha_t == 0 else alpha_s / alpha_t
     kl_x_0 = mpmath.inf if sigma_s == 0 else (s.snr - t.snr) / 2
     power = alpha_t**2 + sigma_t**2
@@ -139,10 +139,10 @@ def step_truths(s: Noise, t: Noise) -> dict[str, mpf]:
         "transition: variance": variance,
         "posterior: c_1": c_1,
         "posterior: c_2": c_2,
-        "posterior: sigma": mpmath.sqrt(spread),
+        "posterior: sigma": mpmath.sqrt(variance_s),
         "posterior: of x_t": c_1,
         "posterior: of x_0": c_2,
-        "posterior: variance": spread,
+        "posterior: variance": variance_s,
         "posterior by eps: of x_t": back,
         "posterior by eps: of eps": -back * variance / sigma_t,
         "posterior by score: of x_t": back,
@@ -155,11 +155,13 @@ def _log(x: mpf) -> mpf:
     return mpmath.log(x) if x > 0 else -mpmath.inf
 
 
-def compare(values: dict[str, Any], truths: Iterable[dict[str, mpf]], places: list[str]) -> Iterator[Check]:
-    truths = list(truths)
+def compare(values: dict[str, Any], references: Iterable[dict[str, mpf]], places: list[str]) -> Iterator[Check]:
+    references = list(references)
     for quantity, value in values.items():
         floor = 1.0 if quantity in (LOG_SNR, LOG_SIGMA) else 0.0
-        yield Check(quantity, np.asarray(value, np.float64), [truth[quantity] for truth in truths], places, floor)
+        yield Check(
+            quantity, np.asarray(value, np.float64), [reference[quantity] for reference in references], places, floor
+        )
 
 
 # -- log-SNRs given exactly -------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ LOG_SNRS = np.unique(np.concatenate([np.linspace(-20, 20, 161), [1e-6, -1e-6, 0.
 
 def exact_levels() -> Iterator[Check]:
     values = jax.jit(lambda x: level_values(level_from_log_snr(x)))(LOG_SNRS)
-    yield from compare(values, map(level_truths, map(of_log_snr, LOG_SNRS)), [f"log SNR {x:g}" for x in LOG_SNRS])
+    yield from compare(values, map(level_references, map(of_log_snr, LOG_SNRS)), [f"log SNR {x:g}" for x in LOG_SNRS])
 
 
 def exact_steps(density: int = 21) -> Iterator[Check]:
@@ -179,26 +181,26 @@ def exact_steps(density: int = 21) -> Iterator[Check]:
     pairs = [(s, t) for s, t in pairs if t < s]
     s, t = (np.array(side, np.float32) for side in zip(*pairs, strict=True))
     values = jax.jit(lambda s, t: step_values(step_from_log_snr(s, t)))(s, t)
-    truths = [step_truths(of_log_snr(a), of_log_snr(b)) for a, b in pairs]
-    yield from compare(values, truths, [f"log SNR {a:g} -> {b:.9g}" for a, b in pairs])
+    references = [step_references(of_log_snr(a), of_log_snr(b)) for a, b in pairs]
+    yield from compare(values, references, [f"log SNR {a:g} -> {b:.9g}" for a, b in pairs])
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
+# -- discrete schedules -----------------------------------------------------------------------------------------------
 
 
 def linear_ends(num_steps: int) -> tuple[float, float]:
-    """The first and last beta: T beta is kept, but for tables too short for it, which take Ho et al.'s numbers."""
+    """The first and last beta: T beta is constant, except for short schedules, which use Ho et al.'s numbers."""
     return (1e-4, 0.02) if num_steps < 100 else (0.1 / num_steps, 20.0 / num_steps)
 
 
-def linear_truth(num_steps: int) -> Callable[[int], Noise]:
+def linear_reference(num_steps: int) -> Callable[[int], Noise]:
     abar = [mpf(1)]
     for beta in np.linspace(*linear_ends(num_steps), num_steps):
         abar.append(abar[-1] * (1 - mpf(float(beta))))
     return lambda t: preserving(abar[t])
 
 
-def clipped_truth(abar: Callable[[mpf], mpf], num_steps: int) -> Callable[[int], Noise]:
+def clipped_reference(abar: Callable[[mpf], mpf], num_steps: int) -> Callable[[int], Noise]:
     """A schedule that ends without signal: its last beta is 0.999."""
 
     def noise(t: int) -> Noise:
@@ -220,7 +222,7 @@ def sigmoid_abar(t: mpf) -> mpf:
 
 
 def from_first(noise: Callable[[mpf], Noise], num_steps: int) -> Callable[[int], Noise]:
-    """A schedule that begins with noise: level 1 is its t = 0, level T its t = 1, level 0 clean."""
+    """A schedule with noise at t = 0: level 1 is at t = 0, level T at t = 1, level 0 is clean."""
     return lambda t: Noise(mpf(1), mpf(0)) if t == 0 else noise(mpf(t - 1) / (num_steps - 1))
 
 
@@ -232,65 +234,65 @@ def exploding_noise(t: mpf) -> Noise:
     return Noise(mpf(1), mpf(0.01) * (50 / mpf(0.01)) ** t)
 
 
-def table_cases(num_steps: int) -> dict[str, tuple[discrete_schedules.TabulatedSchedule, Callable[[int], Noise]]]:
+def discrete_cases(num_steps: int) -> dict[str, tuple[discrete_schedules.TabulatedSchedule, Callable[[int], Noise]]]:
     linear = discrete_schedules.linear_betas(num_steps, *linear_ends(num_steps))
-    tabulate = discrete_schedules.discretize
+    discretize = discrete_schedules.discretize
     wide = schedules.LinearLogSNR(20.0, -20.0)
-    exploding = tabulate(schedules.VarianceExploding(), num_steps)
+    exploding = discretize(schedules.VarianceExploding(), num_steps)
     return {
-        "linear": (linear, linear_truth(num_steps)),
-        "cosine": (tabulate(schedules.Cosine(), num_steps), clipped_truth(cosine_abar, num_steps)),
-        "sigmoid": (tabulate(schedules.Sigmoid(), num_steps), clipped_truth(sigmoid_abar, num_steps)),
-        "log SNR": (tabulate(wide, num_steps), from_first(log_snr_noise, num_steps)),
+        "linear": (linear, linear_reference(num_steps)),
+        "cosine": (discretize(schedules.Cosine(), num_steps), clipped_reference(cosine_abar, num_steps)),
+        "sigmoid": (discretize(schedules.Sigmoid(), num_steps), clipped_reference(sigmoid_abar, num_steps)),
+        "log SNR": (discretize(wide, num_steps), from_first(log_snr_noise, num_steps)),
         "exploding": (exploding, from_first(exploding_noise, num_steps)),
     }
 
 
-def table_steps(num_steps: int, count: int) -> np.ndarray:
+def steps_to_check(num_steps: int, count: int) -> np.ndarray:
     """Both ends, a logarithmic and a random selection of step numbers."""
     ends = np.concatenate([np.arange(min(count, num_steps + 1)), num_steps - np.arange(min(count, num_steps))])
     spaced = np.geomspace(1, num_steps, 2 * count).astype(int)
     return np.unique(np.concatenate([ends, spaced, np.random.RandomState(0).randint(0, num_steps + 1, count)]))
 
 
-def of_tables(num_steps: int, count: int = 12) -> Iterator[Check]:
-    for name, (schedule, truth) in table_cases(num_steps).items():
-        t = table_steps(num_steps, count)
+def of_discrete_schedules(num_steps: int, count: int = 12) -> Iterator[Check]:
+    for name, (schedule, reference) in discrete_cases(num_steps).items():
+        t = steps_to_check(num_steps, count)
         place = f"{name}, T = {num_steps:,}"
         values = jax.jit(lambda t, schedule=schedule: level_values(schedule(t)))(t)
-        yield from compare(values, [level_truths(truth(int(i))) for i in t], [f"{place}, t = {i}" for i in t])
+        yield from compare(values, [level_references(reference(int(i))) for i in t], [f"{place}, t = {i}" for i in t])
         later = t[t > 0]
         rng = np.random.RandomState(1)
         pairs = [(i - 1, i) for i in later] + [(rng.randint(0, i), i) for i in later]
         s, t = (np.array(side, np.int32) for side in zip(*pairs, strict=True))
         values = jax.jit(lambda s, t, schedule=schedule: step_values(schedule.step(s, t)))(s, t)
-        truths = [step_truths(truth(int(a)), truth(int(b))) for a, b in pairs]
-        yield from compare(values, truths, [f"{place}, {a} -> {b}" for a, b in pairs])
+        references = [step_references(reference(int(a)), reference(int(b))) for a, b in pairs]
+        yield from compare(values, references, [f"{place}, {a} -> {b}" for a, b in pairs])
         if name != "exploding":
-            yield from of_betas(schedule, truth, later, place)
-        yield from of_strided(schedule, truth, place)
+            yield from of_betas(schedule, reference, later, place)
+        yield from of_subsequence(schedule, reference, place)
 
 
 def of_betas(
-    schedule: discrete_schedules.TabulatedSchedule, truth: Callable[[int], Noise], t: np.ndarray, place: str
+    schedule: discrete_schedules.TabulatedSchedule, reference: Callable[[int], Noise], t: np.ndarray, place: str
 ) -> Iterator[Check]:
-    one_step = [1 - (truth(int(i)).alpha / truth(int(i) - 1).alpha) ** 2 for i in t]
+    one_step = [1 - (reference(int(i)).alpha / reference(int(i) - 1).alpha) ** 2 for i in t]
     beta = np.asarray(jax.jit(discrete_schedules.to_betas)(schedule).beta)[t - 1]
     yield Check("beta_t", beta, one_step, [f"{place}, t = {i}" for i in t])
     deviation = np.asarray(jax.jit(discrete_schedules.to_standard_deviations)(schedule).beta)[t - 1]
     yield Check("beta_t (deviation)", deviation, list(map(mpmath.sqrt, one_step)), [f"{place}, t = {i}" for i in t])
 
 
-def of_strided(
-    schedule: discrete_schedules.TabulatedSchedule, truth: Callable[[int], Noise], place: str
+def of_subsequence(
+    schedule: discrete_schedules.TabulatedSchedule, reference: Callable[[int], Noise], place: str
 ) -> Iterator[Check]:
     steps = discrete_schedules.uniform_steps(schedule.num_steps, min(7, schedule.num_steps))
     few = schedule.subsequence(steps)
     t = np.arange(1, few.num_steps + 1)
     values = jax.jit(lambda t: step_values(few.step(t - 1, t)))(t)
-    truths = [step_truths(truth(int(a)), truth(int(b))) for a, b in itertools.pairwise(steps)]
+    references = [step_references(reference(int(a)), reference(int(b))) for a, b in itertools.pairwise(steps)]
     places = [f"{place}, subsequence {a} -> {b}" for a, b in itertools.pairwise(steps)]
-    yield from compare(values, truths, places)
+    yield from compare(values, references, places)
 
 
 # -- continuous schedules ---------------------------------------------------------------------------------------------
@@ -317,18 +319,18 @@ def continuous() -> Iterator[Check]:
     near, far = np.nextafter(inner, np.float32(1)), (inner + rng.rand(inner.size) * (1 - inner)).astype(np.float32)
     s = np.concatenate([inner, inner, 0 * inner, inner]).astype(np.float32)
     u = np.concatenate([near, far, inner, 0 * inner + 1]).astype(np.float32)
-    for name, (schedule, truth) in CONTINUOUS.items():
-        noises = {float(i): truth(mpf(float(i))) for i in np.concatenate([s, t, u])}
+    for name, (schedule, reference) in CONTINUOUS.items():
+        noises = {float(i): reference(mpf(float(i))) for i in np.concatenate([s, t, u])}
         values = jax.jit(lambda t, schedule=schedule: level_values(schedule(t)))(t)
-        truths = [level_truths(noises[float(i)]) for i in t]
+        references = [level_references(noises[float(i)]) for i in t]
         if name == "exploding":  # its log sigma passes through zero
             values[LOG_SIGMA] = values.pop("log sigma")
-            truths = [{**truth, LOG_SIGMA: truth["log sigma"]} for truth in truths]
-        yield from compare(values, truths, [f"continuous {name}, t = {i:.9g}" for i in t])
+            references = [{**reference, LOG_SIGMA: reference["log sigma"]} for reference in references]
+        yield from compare(values, references, [f"continuous {name}, t = {i:.9g}" for i in t])
         values = jax.jit(lambda s, u, schedule=schedule: step_values(schedule.step(s, u)))(s, u)
         pairs = [(float(a), float(b)) for a, b in zip(s, u, strict=True)]
-        truths = [step_truths(noises[a], noises[b]) for a, b in pairs]
-        yield from compare(values, truths, [f"continuous {name}, {a:.9g} -> {b:.9g}" for a, b in pairs])
+        references = [step_references(noises[a], noises[b]) for a, b in pairs]
+        yield from compare(values, references, [f"continuous {name}, {a:.9g} -> {b:.9g}" for a, b in pairs])
 
 
 # -- divergences, conversions, decoders, bits -------------------------------------------------------------------------
@@ -336,28 +338,28 @@ def continuous() -> Iterator[Check]:
 
 def divergences() -> Iterator[Check]:
     y = np.concatenate([s * 10.0 ** np.arange(-12, 1.5, 0.5) for s in (1, -1)] + [[20.0, -20.0]]).astype(np.float32)
-    truths = [(mpmath.exp(mpf(float(v))) - 1 - mpf(float(v))) / 2 for v in y]
-    yield Check("KL of variances", np.asarray(jax.jit(variance_kl)(y)), truths, [f"log ratio {v:.3g}" for v in y])
+    references = [(mpmath.exp(mpf(float(v))) - 1 - mpf(float(v))) / 2 for v in y]
+    yield Check("KL of variances", np.asarray(jax.jit(variance_kl)(y)), references, [f"log ratio {v:.3g}" for v in y])
     for x_0 in (0.0, 0.5, 1.0):
         values = jax.jit(jax.vmap(lambda x, lam: elbo.prior_kl(x, level_from_log_snr(lam))))(
             np.full_like(LOG_SNRS, x_0), LOG_SNRS
         )
-        truths = []
+        references = []
         for log_snr in LOG_SNRS:
             alpha, sigma = of_log_snr(log_snr)
-            truths.append(((alpha * mpf(x_0)) ** 2 + sigma**2 - 1 - 2 * mpmath.log(sigma)) / 2)
-        yield Check("prior KL", np.asarray(values), truths, [f"x_0 = {x_0}, log SNR {v:g}" for v in LOG_SNRS])
+            references.append(((alpha * mpf(x_0)) ** 2 + sigma**2 - 1 - 2 * mpmath.log(sigma)) / 2)
+        yield Check("prior KL", np.asarray(values), references, [f"x_0 = {x_0}, log SNR {v:g}" for v in LOG_SNRS])
     p = [(0.3, 1.0), (0.0, 1e-6), (1.0, 1 + 2**-20), (-2.0, 30.0)]
     q = [(0.3, 1.0 + 2**-12), (0.0, 2.0), (1.0, 1.0), (3.0, 1e-3)]
     for (m, v), (n, w) in [(a, b) for a in p for b in q]:
         m, v, n, w = np.array([m, v, n, w], np.float32)
         value = jax.jit(lambda *a: kl(Normal(a[0], var=a[1]), Normal(a[2], var=a[3])))(m, v, n, w)
         r, d = mpf(float(v)) / mpf(float(w)), mpf(float(m)) - mpf(float(n))
-        truth = (d**2 / mpf(float(w)) + r - 1 - mpmath.log(r)) / 2
-        yield Check("KL of normals", np.asarray([value]), [truth], [f"N({m}, {v}) || N({n}, {w})"])
+        reference = (d**2 / mpf(float(w)) + r - 1 - mpmath.log(r)) / 2
+        yield Check("KL of normals", np.asarray([value]), [reference], [f"N({m}, {v}) || N({n}, {w})"])
 
 
-def conversion_truths(source: str, target: str, noise: Noise) -> tuple[mpf, mpf]:
+def conversion_references(source: str, target: str, noise: Noise) -> tuple[mpf, mpf]:
     """The coefficients of x_t and of the prediction, by solving the two defining linear equations."""
     alpha, sigma = noise
     rows = {"x_0": (1, 0), "eps": (0, 1), "v": (-sigma, alpha), "score": (0, -1 / sigma)}  # of (x_0, eps)
@@ -378,15 +380,15 @@ def conversions() -> Iterator[Check]:
                 return parameterization.convert(value, x_t, level_from_log_snr(lam), source, target)
 
             convert = jax.jit(jax.vmap(convert))
-            truths = [conversion_truths(source, target, of_log_snr(lam)) for lam in lams]
+            references = [conversion_references(source, target, of_log_snr(lam)) for lam in lams]
             places = [f"{source} -> {target}, log SNR {lam:g}" for lam in lams]
             of_x_t, of_value = convert(zero, one, lams), convert(one, zero, lams)
-            yield Check("conversion: of x_t", np.asarray(of_x_t), [_tiny_is_zero(a) for a, _ in truths], places)
-            yield Check("conversion: of prediction", np.asarray(of_value), [b for _, b in truths], places)
+            yield Check("conversion: of x_t", np.asarray(of_x_t), [_tiny_is_zero(a) for a, _ in references], places)
+            yield Check("conversion: of prediction", np.asarray(of_value), [b for _, b in references], places)
 
 
 def _tiny_is_zero(x: mpf) -> mpf:
-    return mpf(0) if abs(x) < mpf(10) ** -40 else x  # what 50 digits leave of an exact zero
+    return mpf(0) if abs(x) < mpf(10) ** -40 else x  # an exact zero in 50 digits
 
 
 def mass(mean: mpf, scale: mpf, k: int, levels: int) -> mpf:
@@ -405,7 +407,7 @@ MEANS = (0.0, 0.3, -0.97, 1.0, 1.4)
 
 
 @partial(jax.jit, static_argnames="levels")
-def discretised(mean, scale, levels: int):
+def discretized(mean, scale, levels: int):
     return DiscretizedGaussian(mean, scale=scale, levels=levels).log_masses()
 
 
@@ -413,13 +415,13 @@ def decoders() -> Iterator[Check]:
     for levels, scale in DECODERS:
         for mean in MEANS:
             m, s = np.float32(mean), np.float32(scale)
-            log_masses = np.asarray(discretised(m, s, levels), np.float64)
+            log_masses = np.asarray(discretized(m, s, levels), np.float64)
             ks = np.unique(np.linspace(0, levels - 1, 17).astype(int))
             with mpmath.workdps(400):  # the far tails' masses differ from 1 or 0 by far less than 1e-50
-                truths = [mpmath.log(mass(mpf(float(m)), mpf(float(s)), int(k), levels)) for k in ks]
+                references = [mpmath.log(mass(mpf(float(m)), mpf(float(s)), int(k), levels)) for k in ks]
             place = f"{levels} levels, scale {scale:g}, mean {mean:g}"
             places = [f"{place}, value {k}" for k in ks]
-            yield Check("decoder: log mass (of at least 1)", log_masses[ks], truths, places, 1.0)
+            yield Check("decoder: log mass (of at least 1)", log_masses[ks], references, places, 1.0)
             yield Check("decoder: sum of masses", np.array([np.exp(log_masses).sum()]), [mpf(1)], [place])
     yield from categorical()
 
@@ -433,16 +435,16 @@ def categorical() -> Iterator[Check]:
             alpha, sigma = of_log_snr(lam)
             grid = [mpf(2 * k - levels + 1) / (levels - 1) for k in range(levels)]
             weights = [mpmath.exp(-((mpf(float(z[0])) - alpha * v) ** 2) / (2 * sigma**2)) for v in grid]
-            truths = [w / sum(weights) for w in weights]
-            likely = [k for k in range(levels) if truths[k] > 0.01]
+            references = [w / sum(weights) for w in weights]
+            likely = [k for k in range(levels) if references[k] > 0.01]
             place = f"{levels} levels, log SNR {log_snr:g}, z = {z[0]:g}"
             places = [f"{place}, value {k}" for k in likely]
-            yield Check("categorical: mass", masses[likely], [truths[k] for k in likely], places)
+            yield Check("categorical: mass", masses[likely], [references[k] for k in likely], places)
             yield Check("categorical: sum of masses", np.array([masses.sum()]), [mpf(1)], [place])
 
 
-def beside_edges(rng: np.random.RandomState, edge: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Means as adverse as float32 has them: the numbers next to an edge, or some scales from it, or anywhere."""
+def near_edges(rng: np.random.RandomState, edge: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Adverse means in float32: the numbers next to an edge, some scales from it, or anywhere."""
     near = edge.astype(np.float32)
     aside = np.nextafter(near, rng.choice(np.float32([-9, 9]), edge.size))
     some = edge + scale * rng.randn(edge.size)
@@ -451,27 +453,27 @@ def beside_edges(rng: np.random.RandomState, edge: np.ndarray, scale: np.ndarray
 
 
 def edges(levels: int, count: int = 60) -> Iterator[Check]:
-    """Decoders far narrower than a bin, on its edges: their log mass is all in the difference of mean and edge."""
+    """Decoders far narrower than a bin, on its edges: their log mass depends on the difference of mean and edge."""
     rng = np.random.RandomState(levels)
     k = np.append(rng.randint(0, levels, count), [0, levels - 1] * 5)
     edge = (2 * k + rng.choice([-1, 1], k.size) - (levels - 1)) / (levels - 1)
     scale = np.float32(10.0 ** rng.uniform(-6, 1, k.size))
-    rows = beside_edges(rng, edge, scale), scale, k
+    rows = near_edges(rng, edge, scale), scale, k
 
     def log_mass(mean, scale, k):
         return DiscretizedGaussian(mean, scale=scale, levels=levels).log_prob(normalize(k, levels))
 
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass, (0, 1))))(*rows)
     rows = list(zip(*rows, strict=True))
-    truths = [mpmath.log(mass(mpf(float(m)), mpf(float(s)), int(i), levels)) for m, s, i in rows]
+    references = [mpmath.log(mass(mpf(float(m)), mpf(float(s)), int(i), levels)) for m, s, i in rows]
     places = [f"{levels} levels, mean {m}, scale {s}, value {i}" for m, s, i in rows]
-    yield Check("decoder: log mass at an edge (of at least 1)", np.asarray(values), truths, places, 1.0)
+    yield Check("decoder: log mass at an edge (of at least 1)", np.asarray(values), references, places, 1.0)
     yield finite("decoder: gradient at an edge", np.stack(slopes), places * 2)
     yield from mixture_edges(rng, levels, count)
 
 
 def mixture_edges(rng: np.random.RandomState, levels: int, count: int) -> Iterator[Check]:
-    """One logistic, its three channels in a row: the edges are less the regression on the channels before."""
+    """One logistic with three channels: the edges are shifted by the regression on the earlier channels."""
     k = rng.randint(0, levels, (count, 3))
     log_scale = rng.uniform(-70.0, 2.3, (count, 3)).astype(np.float32)
     coefficient = np.tanh(rng.randn(count, 3)).astype(np.float32)
@@ -479,7 +481,7 @@ def mixture_edges(rng: np.random.RandomState, levels: int, count: int) -> Iterat
     edge = value + rng.choice([-1, 1], k.shape) / (levels - 1)
     for c, j, pair in ((1, 0, 0), (2, 0, 1), (2, 1, 2)):
         edge[:, c] -= coefficient[:, pair] * value[:, j]
-    mean = beside_edges(rng, edge.ravel(), np.exp(log_scale).ravel()).reshape(k.shape)
+    mean = near_edges(rng, edge.ravel(), np.exp(log_scale).ravel()).reshape(k.shape)
 
     def log_mass(mean, log_scale, coefficient, k):
         distribution = LogisticMixture(jnp.zeros(1), mean[:, None], log_scale[:, None], levels, coefficient[:, None])
@@ -488,13 +490,13 @@ def mixture_edges(rng: np.random.RandomState, levels: int, count: int) -> Iterat
     rows = mean, log_scale, coefficient, k
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(log_mass, (0, 1, 2))))(*rows)
     rows = list(zip(*rows, strict=True))
-    truths = [logistic_truth(*row, levels) for row in rows]
+    references = [logistic_reference(*row, levels) for row in rows]
     places = [f"{levels} levels, mean {m}, log scale {s}, values {i}" for m, s, _, i in rows]
-    yield Check("mixture: log mass at an edge (of at least 1)", np.asarray(values), truths, places, 1.0)
+    yield Check("mixture: log mass at an edge (of at least 1)", np.asarray(values), references, places, 1.0)
     yield finite("mixture: gradient at an edge", np.stack(slopes), [p for p in places for _ in range(3)] * 3)
 
 
-def logistic_truth(mean, log_scale, coefficient, k, levels: int) -> mpf:
+def logistic_reference(mean, log_scale, coefficient, k, levels: int) -> mpf:
     """The log mass of a pixel of three channels under one logistic."""
     n, total = levels - 1, mpf(0)
     x = [mpf(2 * int(i) - n) / n for i in k]
@@ -515,15 +517,15 @@ def logistic(x: mpf) -> mpf:
 def bits() -> Iterator[Check]:
     nats = np.float32([1e-3, 1.0, 5000.0])
     values = jax.jit(lambda n: elbo.bits_per_dim(n, 3072))(nats)
-    truths = [mpf(float(n)) / 3072 / mpmath.log(2) for n in nats]
-    yield Check("bits per dimension", np.asarray(values), truths, [f"{n:g} nats" for n in nats])
+    references = [mpf(float(n)) / 3072 / mpmath.log(2) for n in nats]
+    yield Check("bits per dimension", np.asarray(values), references, [f"{n:g} nats" for n in nats])
 
 
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
 def gradients() -> Iterator[Check]:
-    """Gradients must be numbers: of every kernel by the log-SNRs, of schedules by t, of decoders by the mean."""
+    """Gradients must be finite: of kernels by the log-SNRs, of schedules by t, of decoders by the mean."""
     s, t = np.float32([20.0, 3.0, -19.9, 0.001]), np.float32([-20.0, 2.999999, -20.0, 0.0])
 
     def total(s, t):
@@ -536,7 +538,7 @@ def gradients() -> Iterator[Check]:
     for name, (schedule, _) in CONTINUOUS.items():
         grads = jax.jit(jax.vmap(jax.grad(lambda t, schedule=schedule: schedule(t).log_snr)))(times)
         yield finite("gradient by t", np.asarray(grads), [f"{name}, t = {t:g}" for t in times])
-    slopes = jax.jit(jax.vmap(jax.jacrev(discretised), (0, None, None)), static_argnums=2)
+    slopes = jax.jit(jax.vmap(jax.jacrev(discretized), (0, None, None)), static_argnums=2)
     means = np.float32([*MEANS, 40.0])
     for levels, scale in DECODERS:
         grads = np.asarray(slopes(means, np.float32(scale), levels))
@@ -546,15 +548,15 @@ def gradients() -> Iterator[Check]:
 
 def finite(quantity: str, values: np.ndarray, places: list[str]) -> Check:
     values = np.where(np.isfinite(values), 1.0, np.nan).ravel()
-    return Check(quantity + " (is a number)", values, [mpf(1)] * values.size, places)
+    return Check(quantity + " (is finite)", values, [mpf(1)] * values.size, places)
 
 
-# -- the table --------------------------------------------------------------------------------------------------------
+# -- the report -------------------------------------------------------------------------------------------------------
 
 SOURCES: dict[str, Callable[[], Iterator[Check]]] = {
     "exact levels": exact_levels,
     "exact steps": exact_steps,
-    **{f"tables of {n} steps": (lambda n=n: of_tables(n)) for n in (10, 1_000, 4_000, 100_000)},
+    **{f"discrete schedules of {n} steps": (lambda n=n: of_discrete_schedules(n)) for n in (10, 1_000, 4_000, 100_000)},
     "continuous schedules": continuous,
     "divergences": divergences,
     "conversions": conversions,
@@ -565,24 +567,24 @@ SOURCES: dict[str, Callable[[], Iterator[Check]]] = {
 }
 
 
-def error(value: float, truth: mpf, floor: float) -> float:
-    """The relative error; infinite for a NaN, or where the truth is 0 or infinite and the value is not."""
+def error(value: float, reference: mpf, floor: float) -> float:
+    """The relative error; infinite for a NaN, or if the reference is 0 or infinite and the value is not."""
     if np.isnan(value):
         return np.inf
-    if mpmath.isinf(truth) or max(abs(truth), floor) == 0:
-        return 0.0 if value == float(truth) else np.inf
-    return float(abs(mpf(float(value)) - truth) / max(abs(truth), mpf(floor)))
+    if mpmath.isinf(reference) or max(abs(reference), floor) == 0:
+        return 0.0 if value == float(reference) else np.inf
+    return float(abs(mpf(float(value)) - reference) / max(abs(reference), mpf(floor)))
 
 
 def worst(check: Check) -> tuple[float, str]:
     """The largest error of a check and its place."""
-    errors = [error(v, t, check.floor) for v, t in zip(check.values.ravel(), check.truths, strict=True)]
+    errors = [error(v, t, check.floor) for v, t in zip(check.values.ravel(), check.references, strict=True)]
     i = int(np.argmax(errors))
     return errors[i], check.places[i]
 
 
 def main() -> None:
-    """Print the table; exit with 1 if anything is past the limit."""
+    """Print the report; exit with 1 if an error exceeds the limit."""
     found: dict[str, tuple[float, str]] = {}
     for source in SOURCES.values():
         for check in source():

@@ -1,4 +1,4 @@
-"""The table of `make accuracy`, quantity by quantity, and that it would notice."""
+"""The checks of `make accuracy`, and tests that they detect errors."""
 
 import mpmath
 import numpy as np
@@ -7,8 +7,12 @@ from mpmath import mpf
 
 from tests import accuracy
 
-# Those of 4000 steps and of 256 bins stand for them from day to day.
-LONG = ("tables of 1000 steps", "tables of 100000 steps", *(f"edges of {n} bins" for n in (2, 3, 17, 65536)))
+# Schedules of 4000 steps and 256 bins represent these in fast runs.
+LONG = (
+    "discrete schedules of 1000 steps",
+    "discrete schedules of 100000 steps",
+    *(f"edges of {n} bins" for n in (2, 3, 17, 65536)),
+)
 
 
 @pytest.mark.parametrize("source", [pytest.param(s, marks=[pytest.mark.slow] * (s in LONG)) for s in accuracy.SOURCES])
@@ -19,23 +23,23 @@ def test_float32_is_right_to_1e_6(source):
 
 
 @pytest.mark.parametrize(
-    ("value", "truth", "floor", "expected"),
+    ("value", "reference", "floor", "expected"),
     [
         (1.0 + 3e-6, mpf(1), 0.0, 3e-6),
-        (3e-6, mpf(0), 1.0, 3e-6),  # relative to the floor where the truth is below it
-        (1e-30, mpf(0), 0.0, np.inf),  # zero means zero
+        (3e-6, mpf(0), 1.0, 3e-6),  # relative to the floor if the reference is below it
+        (1e-30, mpf(0), 0.0, np.inf),  # zero must be exact
         (np.nan, mpf(1), 0.0, np.inf),
         (3e38, mpmath.inf, 0.0, np.inf),
         (np.inf, mpmath.inf, 0.0, 0.0),
     ],
 )
-def test_errors_are_measured(value, truth, floor, expected):
-    np.testing.assert_allclose(accuracy.error(value, truth, floor), expected, rtol=1e-9)
+def test_errors_are_measured(value, reference, floor, expected):
+    np.testing.assert_allclose(accuracy.error(value, reference, floor), expected, rtol=1e-9)
 
 
 def test_a_float32_cumulative_product_would_fail():
-    # What the field does, and why tables are made in float64: 1 - abar_t is off by up to 2e-4.
+    # A cumulative product in float32, as in many libraries: 1 - abar_t is off by up to 2e-4.
     abar = np.cumprod(np.float32(1) - np.linspace(1e-4, 0.02, 1000).astype(np.float32))
-    truth = accuracy.linear_truth(1000)
-    errors = [accuracy.error(np.sqrt(1 - abar[t - 1]), truth(t).sigma, 0.0) for t in (1, 2, 5)]
+    reference = accuracy.linear_reference(1000)
+    errors = [accuracy.error(np.sqrt(1 - abar[t - 1]), reference(t).sigma, 0.0) for t in (1, 2, 5)]
     assert max(errors) > 20 * accuracy.LIMIT

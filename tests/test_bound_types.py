@@ -38,7 +38,7 @@ from vdm_jax.noise_levels import level_from_log_snr
 
 @pytest.fixture(autouse=True)
 def _without_checks_of_annotations(monkeypatch):
-    """As for a user, who has none."""
+    """Without the run-time type checker, as for a user."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -292,7 +292,7 @@ DRAWN_IN_FLOAT64 = {  # samples of a normal distribution whose mean is float64 a
 
 
 @pytest.mark.parametrize("name", WITH_TABLE)
-def test_float32_data_with_a_table_in_float64(name):
+def test_float32_data_with_a_schedule_in_float64(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         result = jax.eval_shape(WITH_TABLE[name], _as(jnp.float32, X), _as(jnp.float64, TABLE))
     assert {leaf.dtype for leaf in floats(result)} <= {np.dtype(np.float32), np.dtype(np.float64)}
@@ -300,7 +300,7 @@ def test_float32_data_with_a_table_in_float64(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_TABLE)
-def test_a_table_in_float64_gives_the_numbers_of_one_in_float32(name):
+def test_a_schedule_in_float64_gives_the_numbers_of_one_in_float32(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         double, single = (
             WITH_TABLE[name](_as(jnp.float32, X), _as(dtype, TABLE)) for dtype in (jnp.float64, jnp.float32)

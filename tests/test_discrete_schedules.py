@@ -1,4 +1,4 @@
-"""Tables: published numbers, level 0 clean, the three conventions, exact sub-schedules, the errors."""
+"""Discrete schedules: published numbers, level 0 clean, the three conventions, exact subsequences, the errors."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_level_zero_is_exactly_clean():
         assert float(schedule.step(0, 1).one_minus_ratio) == 1.0
 
 
-def test_a_table_of_t_steps_has_levels_zero_to_t():
+def test_a_schedule_of_t_steps_has_levels_zero_to_t():
     schedule = linear_betas(7, 0.01, 0.2)
     assert schedule.num_steps == 7
     assert schedule(jnp.arange(8)).alpha.shape == (8,)
@@ -73,7 +73,7 @@ def test_levels_fall_and_fields_agree():
         np.testing.assert_allclose(schedule.log_snr[1:], np.log(levels.snr), rtol=1e-9, atol=1e-12)
 
 
-def test_published_numbers_of_the_linear_table():
+def test_published_numbers_of_linear_betas():
     schedule = linear_betas()
     assert float(schedule(1000).alpha) ** 2 == pytest.approx(
         4.0358e-05, rel=1e-5
@@ -109,15 +109,15 @@ def test_step_drop_is_exact_between_any_two_levels():
 
 def test_step_drop_keeps_its_digits_in_float32():
     s, t = jnp.asarray([1, 499, 998, 999]), jnp.asarray([2, 500, 999, 1000])
-    truth = linear_betas().step(s, t).log_snr_drop
+    expected = linear_betas().step(s, t).log_snr_drop
     with jax.enable_x64(False):  # the difference of two float32 log-SNRs has four digits here
         drop = linear_betas().step(s.astype(jnp.int32), t.astype(jnp.int32)).log_snr_drop
         assert drop.dtype == jnp.float32
-    np.testing.assert_allclose(drop, truth, rtol=3e-7)
+    np.testing.assert_allclose(drop, expected, rtol=3e-7)
 
 
 @parametrize("continuous", [LinearBeta(), Sigmoid(), Cosine()], ids=repr)
-def test_tabulated_is_the_continuous_one_at_i_over_t(continuous):
+def test_discretize_evaluates_the_schedule_at_i_over_t(continuous):
     schedule, last = discretize(continuous, 16), 15  # the last step of a schedule without signal is clipped
     steps = jnp.arange(1, last + 1)
     for ours, theirs in zip(schedule(steps)[:4], continuous(steps / 16)[:4], strict=True):
@@ -128,14 +128,14 @@ def test_tabulated_is_the_continuous_one_at_i_over_t(continuous):
 
 
 @parametrize("continuous", [LinearLogSNR(), VarianceExploding()], ids=repr)
-def test_tabulated_schedule_that_begins_noisy_gets_a_clean_level(continuous):
+def test_discretize_adds_a_clean_level_to_a_schedule_with_noise_at_0(continuous):
     schedule = discretize(continuous, 9)
     for ours, theirs in zip(schedule(jnp.arange(1, 10))[:4], continuous(jnp.linspace(0.0, 1.0, 9))[:4], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
 
 
 @parametrize("num_steps", [4, 100, 1000])
-def test_cosine_table_is_nichol_and_dhariwals(num_steps):
+def test_discrete_cosine_is_nichol_and_dhariwals(num_steps):
     def f(t):
         return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
 
@@ -144,7 +144,7 @@ def test_cosine_table_is_nichol_and_dhariwals(num_steps):
     betas = to_betas(discretize(Cosine(), num_steps)).beta
     np.testing.assert_allclose(betas, printed, rtol=1e-9)
     assert float(betas[-1]) == pytest.approx(0.999, rel=1e-12)  # the clip is at work
-    # and the same table, built from the printed betas
+    # and the same schedule, built from the published betas
     theirs = from_betas(printed)
     np.testing.assert_allclose(discretize(Cosine(), num_steps).levels.alpha, theirs.levels.alpha, rtol=1e-9)
 
@@ -174,7 +174,7 @@ def test_max_beta_clips_every_step():
     np.testing.assert_allclose(betas, np.minimum(free, 0.5), rtol=1e-12)
 
 
-def test_linear_table_and_its_continuous_limit():
+def test_linear_betas_and_their_continuous_limit():
     # With T beta kept, Ho's discrete product tends to the integral; the error falls like 1 / T.
     errors = []
     for num_steps in (100, 1000, 10_000):
@@ -192,8 +192,8 @@ def test_three_conventions_give_the_same_kernels():
     for other in (from_standard_deviations(np.sqrt(BETAS)), from_gammas(np.log((1 - abar) / abar))):
         np.testing.assert_allclose(other.levels.alpha, schedule.levels.alpha, rtol=1e-13)
         np.testing.assert_allclose(other.levels.sigma, schedule.levels.sigma, rtol=1e-13)
-        drop, truth = (t.step(jnp.arange(1, 5), jnp.arange(2, 6)).log_snr_drop for t in (other, schedule))
-        np.testing.assert_allclose(drop, truth, rtol=1e-12)
+        drop, expected = (t.step(jnp.arange(1, 5), jnp.arange(2, 6)).log_snr_drop for t in (other, schedule))
+        np.testing.assert_allclose(drop, expected, rtol=1e-12)
 
 
 def test_conventions_round_trip():
@@ -211,13 +211,13 @@ def test_conventions_round_trip():
         np.testing.assert_allclose(again.levels.log_alpha, schedule.levels.log_alpha, rtol=1e-9)
 
 
-def test_strided_levels_are_the_same_levels():
+def test_a_subsequence_has_the_same_levels():
     schedule = linear_betas(1000)
     steps = np.array([0, 3, 10, 500, 1000])
     short = schedule.subsequence(steps)
     assert short.num_steps == 4
     for ours, theirs in zip(short(jnp.arange(5)), schedule(jnp.asarray(steps)), strict=True):
-        assert np.array_equal(ours, theirs)  # t included: what a network is told
+        assert np.array_equal(ours, theirs)  # t included, the network's conditioning
     ours, theirs = (
         short.step(jnp.arange(4), jnp.arange(1, 5)),
         schedule.step(jnp.asarray(steps[:-1]), jnp.asarray(steps[1:])),
@@ -225,7 +225,7 @@ def test_strided_levels_are_the_same_levels():
     np.testing.assert_array_equal(ours.log_snr_drop, theirs.log_snr_drop)
 
 
-def test_strided_composes():
+def test_subsequences_compose():
     schedule = linear_betas(1000)
     twice = schedule.subsequence(np.arange(0, 1001, 10)).subsequence(np.arange(0, 101, 25))
     for ours, theirs in zip(
@@ -235,7 +235,7 @@ def test_strided_composes():
 
 
 @parametrize("num_steps,count", [(10, 10), (10, 3), (1000, 7), (1000, 999), (5, 1)])
-def test_even_steps(num_steps, count):
+def test_uniform_steps(num_steps, count):
     steps = uniform_steps(num_steps, count)
     assert len(steps) == count + 1
     assert steps[0] == 0
@@ -247,24 +247,24 @@ def test_even_steps(num_steps, count):
 
 
 @parametrize("count", [0, 11])
-def test_even_steps_refuses(count):
+def test_uniform_steps_refuses_a_wrong_count(count):
     with pytest.raises(ValueError, match=rf"count is {count}.*1\.\.10 steps"):
         uniform_steps(10, count)
 
 
 @parametrize("steps", [[1, 2], [0], [0, 3, 3], [0, 5, 2], [[0, 1]]])
-def test_strided_refuses_what_does_not_rise_from_zero(steps):
+def test_a_subsequence_must_increase_from_zero(steps):
     with pytest.raises(ValueError, match=r"steps is \[.*increasing.*start at 0"):
         linear_betas(10).subsequence(np.array(steps))
 
 
-def test_strided_refuses_to_leave_the_table():
+def test_a_subsequence_must_stay_in_the_schedule():
     with pytest.raises(ValueError, match=r"out of range.*steps 0\.\.10"):
         linear_betas(10).subsequence(np.array([0, 11]))
 
 
 @parametrize("continuous", [LinearLogSNR(7.0, -5.0), VarianceExploding()])
-def test_grid_is_the_table_of_its_schedule(continuous):
+def test_discretized_schedule_has_the_levels_of_discretize(continuous):
     grid, schedule, t = DiscretizedSchedule(continuous, 9), discretize(continuous, 9), jnp.arange(10)
     assert grid.num_steps == 9
     for field in ("alpha", "sigma", "log_alpha", "log_sigma"):
@@ -275,18 +275,18 @@ def test_grid_is_the_table_of_its_schedule(continuous):
     assert np.isinf(steps[0].log_snr_drop[0])
 
 
-def test_grid_refuses_what_a_table_refuses():
+def test_discretized_schedule_checks_its_steps():
     grid = DiscretizedSchedule(LinearLogSNR(), 10)
     with pytest.raises(ValueError, match=r"t = 11 is out of range.*steps 0\.\.10"):
         grid(11)
     with pytest.raises(TypeError):
         grid.step(0, jnp.asarray(1.0))
     assert np.all(np.isnan(np.stack(jax.jit(lambda t: grid(t))(11))))
-    with pytest.raises(ValueError, match="num_steps is 1.*at least 2"):
+    with pytest.raises(ValueError, match=r"num_steps is 1.*at least 2"):
         DiscretizedSchedule(LinearLogSNR(), 1)
 
 
-def test_a_table_of_one_step_is_one_noise_level():
+def test_a_schedule_of_one_step_is_one_noise_level():
     for schedule in (from_betas([0.3]), linear_betas(1, 0.3, 0.3), from_gammas([np.log(0.3 / 0.7)])):
         np.testing.assert_allclose(schedule(1).alpha ** 2, 0.7, rtol=1e-14)
         np.testing.assert_allclose(np.stack(to_betas(schedule)).ravel(), [0.3, 0.7, 0.7], rtol=1e-14)
@@ -306,7 +306,7 @@ def test_one_step_is_too_few_for_a_continuous_schedule_and_for_two_betas():
     tables = jax.tree.map(lambda *fields: jnp.stack(fields), *[from_betas([beta, 0.3]) for beta in (0.1, 0.2)])
     levels = jax.vmap(lambda schedule: InterpolatedSchedule(schedule)(jnp.zeros(())))(
         tables
-    )  # two tables are not one step
+    )  # two stacked schedules are not a schedule of one step
     np.testing.assert_allclose(levels.sigma**2, [0.1, 0.2], rtol=1e-14)
     with pytest.raises(ValueError, match=r"beta_1 is 0\.1 and beta_T is 0\.2"):
         linear_betas(1, 0.1, 0.2)
@@ -315,7 +315,7 @@ def test_one_step_is_too_few_for_a_continuous_schedule_and_for_two_betas():
             from_gammas([gamma])
 
 
-def test_interpolated_goes_through_the_levels_of_its_table():
+def test_interpolated_schedule_goes_through_the_levels():
     schedule = linear_betas(20, 0.001, 0.3)
     line = InterpolatedSchedule(schedule)
     t = jnp.linspace(0.0, 1.0, 20)
@@ -358,13 +358,13 @@ def test_step_number_must_be_an_integer():
 
 @parametrize("betas", [[], [0.1, 1.0], [0.0, 0.1], [[0.1]], [0.1, np.nan], [-0.1]])
 def test_from_betas_refuses(betas):
-    with pytest.raises(ValueError, match="betas .*(strictly between 0 and 1|one variance for each step)"):
+    with pytest.raises(ValueError, match=r"betas .*(strictly between 0 and 1|one variance for each step)"):
         from_betas(np.array(betas))
 
 
 @parametrize("gammas", [[], [1.0, 0.5], [0.0, 0.0], [[1.0]], [np.nan, 1.0]])
 def test_from_gammas_refuses(gammas):
-    with pytest.raises(ValueError, match="gammas .*(increasing|one gamma for each step)"):
+    with pytest.raises(ValueError, match=r"gammas .*(increasing|one gamma for each step)"):
         from_gammas(np.array(gammas))
 
 
@@ -384,10 +384,10 @@ def test_too_much_noise_in_the_last_step_alone():
             from_betas(betas)
 
 
-def test_tabulate_needs_enough_steps():
-    with pytest.raises(ValueError, match="num_steps is 0.*at least 1"):
+def test_discretize_needs_enough_steps():
+    with pytest.raises(ValueError, match=r"num_steps is 0.*at least 1"):
         discretize(Cosine(), 0)
-    with pytest.raises(ValueError, match="num_steps is 1.*at least 2"):
+    with pytest.raises(ValueError, match=r"num_steps is 1.*at least 2"):
         discretize(LinearLogSNR(), 1)
     assert discretize(Cosine(), 1).num_steps == 1
     ends = discretize(LinearLogSNR(), 2)(jnp.arange(1, 3))
@@ -399,7 +399,7 @@ def test_tabulate_needs_enough_steps():
 
 @parametrize("count", [1, 2, 5, 17, 100, 900, 1000])
 @parametrize("steps", [log_snr_uniform_steps, karras_steps])
-def test_steps_by_level_rise_from_clean_data_through_the_first_level_to_the_last(steps, count):
+def test_log_snr_uniform_steps_increase_from_clean_data_to_the_last_level(steps, count):
     for schedule in (linear_betas(1000), discretize(Cosine(), 1000)):
         found = steps(schedule, count)
         assert found.dtype == np.int32
@@ -410,34 +410,34 @@ def test_steps_by_level_rise_from_clean_data_through_the_first_level_to_the_last
         assert schedule.subsequence(found).num_steps == count
 
 
-def test_steps_by_level_are_as_even_as_the_levels_allow():
-    # no place is further from where it should be than half the widest gap of the table there
+def test_log_snr_uniform_steps_are_as_even_as_the_levels_allow():
+    # no step is farther from its target than half the widest gap of the schedule there
     schedule = linear_betas(1000)
     log_snr = np.asarray(schedule.log_snr)
     found = log_snr_uniform_steps(schedule, 12)
     wanted = np.linspace(log_snr[1], log_snr[-1], 12)
     gaps = np.abs(np.diff(log_snr[1:]))
     assert np.all(np.abs(log_snr[found[1:]] - wanted) <= 0.5 * gaps.max())
-    # where the table is even itself, every second, third, fourth level
+    # for an evenly spaced schedule: every second, third, fourth level
     even = discretize(LinearLogSNR(6.0, -6.0), 13)
     for every in (1, 2, 3, 4, 6):
         np.testing.assert_array_equal(log_snr_uniform_steps(even, 12 // every + 1), [0, *range(1, 14, every)])
 
 
 @parametrize("rho", [1.0, 3.0, 7.0])
-def test_karras_s_places(rho):
-    # sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, in a table fine enough
+def test_karras_steps_have_the_published_spacing(rho):
+    # sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, with many levels
     schedule = discretize(VarianceExploding(0.002, 80.0), 20_000)
     ours = np.asarray(schedule(jnp.asarray(karras_steps(schedule, 18, rho)[:0:-1])).sigma)
-    truth = [(80.0 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho for i in range(18)]
-    np.testing.assert_allclose(ours, truth, rtol=2e-3 if rho > 1 else 5e-4 * 80.0)
+    expected = [(80.0 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho for i in range(18)]
+    np.testing.assert_allclose(ours, expected, rtol=2e-3 if rho > 1 else 5e-4 * 80.0)
     # as the power falls the places go where the noise is: at 1 they are even in sigma, at 1000 in its logarithm
     if rho == 1.0:
-        assert np.std(np.diff(ours)) < 0.02  # the table's own levels are 0.04 apart at the end
+        assert np.std(np.diff(ours)) < 0.02  # the levels of the schedule are 0.04 apart at the end
         assert np.max(np.abs(karras_steps(schedule, 18, 1e5) - log_snr_uniform_steps(schedule, 18))) <= 1
 
 
-def test_a_wrong_number_of_steps_by_level():
+def test_a_wrong_number_of_log_snr_uniform_steps_is_refused():
     schedule = linear_betas(10)
     for steps in (log_snr_uniform_steps, karras_steps):
         for count in (-1, 0, 11):

@@ -1,4 +1,4 @@
-"""The bound's parts as functions: agreement with `gaussian.kl`, what they are given, edge cases, errors.
+"""The bound's parts as functions: agreement with `gaussian.kl`, their arguments, edge cases, errors.
 
 The theorems are in `derivations/test_elbo.py`.
 """
@@ -19,7 +19,7 @@ from vdm_jax.gaussian import Normal, kl
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, VarianceExploding
 
 TABLE = linear_betas(8, 0.01, 0.5)
-MAKE_TABLE = {  # to be called with x64 enabled, for float64 tables
+MAKE_SCHEDULE = {  # to be called with x64 enabled, for float64 schedules
     "preserving": lambda: linear_betas(8, 0.01, 0.5),
     "exploding": lambda: discretize(VarianceExploding(0.1, 5.0), 8),
 }
@@ -47,7 +47,7 @@ def _bound(prediction_type="eps", schedule=TABLE, key=0, batch=4, **options):
 def test_prior_kl_is_the_kl_of_the_last_marginal():
     with jax.enable_x64(True):
         x_0 = jnp.asarray([[0.3, -1.0], [0.9, 0.0]])
-        preserving, exploding = (make() for make in MAKE_TABLE.values())
+        preserving, exploding = (make() for make in MAKE_SCHEDULE.values())
         for schedule, mean, var in [(preserving, 0.0, 1.0), (exploding, 0.0, 25.0), (preserving, -0.4, 3.7)]:
             level = schedule(schedule.num_steps)
             exact = kl(forward.marginal(x_0, level), Normal(jnp.full_like(x_0, mean), var=jnp.asarray(var)))
@@ -73,12 +73,12 @@ def test_a_prior_that_is_not_a_scalar_normal_is_refused(prior, error, message):
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)
-@pytest.mark.parametrize("continuous", MAKE_TABLE)
-def test_the_bound_does_not_depend_on_how_the_prediction_is_put(prediction_type, continuous):
+@pytest.mark.parametrize("continuous", MAKE_SCHEDULE)
+def test_the_bound_does_not_depend_on_the_prediction_type(prediction_type, continuous):
     with jax.enable_x64(True):
-        schedule = MAKE_TABLE[continuous]()
-        for ours, truth in zip(_bound(prediction_type, schedule), _bound("x_0", schedule), strict=True):
-            np.testing.assert_allclose(ours, truth, rtol=1e-9)
+        schedule = MAKE_SCHEDULE[continuous]()
+        for ours, expected in zip(_bound(prediction_type, schedule), _bound("x_0", schedule), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-9)
 
 
 def test_total_is_the_sum():
@@ -105,7 +105,7 @@ def test_as_many_terms_as_steps_visits_each_once():
         assert np.array_equal(ours, theirs)
 
 
-def test_a_table_of_one_step_has_no_diffusion_term():
+def test_a_schedule_of_one_step_has_no_diffusion_term():
     for terms in (None, 1, 5):
         bound = _bound(schedule=TABLE.subsequence(np.array([0, 8])), terms=terms)
         assert np.array_equal(bound.diffusion, np.zeros(4))
@@ -114,9 +114,7 @@ def test_a_table_of_one_step_has_no_diffusion_term():
 
 @pytest.mark.parametrize("terms", [0, -1])
 def test_bound_refuses_no_terms(terms):
-    with pytest.raises(
-        ValueError, match=f"terms is {terms}.*at least one.*None"
-    ):
+    with pytest.raises(ValueError, match=f"terms is {terms}.*at least one.*None"):
         _bound(terms=terms)
 
 
@@ -132,7 +130,7 @@ def test_reconstruction_is_the_decoders_at_step_one():
             return jnp.sum(self.mean) + 0.0 * jnp.sum(x)
 
     x_0 = jnp.linspace(-1.0, 1.0, 3)[:, None]
-    told = elbo.bound(
+    with_x_hat = elbo.bound(
         lambda x, _: 0.5 * x,
         jax.random.key(0),
         x_0,
@@ -140,10 +138,10 @@ def test_reconstruction_is_the_decoders_at_step_one():
         lambda h, z, lv: Told(h - z, var=lv.t),
         prediction_type="x_0",
     )
-    seen = elbo.bound(
+    with_x_1 = elbo.bound(
         lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, var=lv.t), prediction_type="x_0"
     )
-    np.testing.assert_allclose(told.reconstruction, -seen.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
+    np.testing.assert_allclose(with_x_hat.reconstruction, -with_x_1.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
     times = elbo.bound(
         lambda x, _: x,
         jax.random.key(0),
@@ -152,7 +150,7 @@ def test_reconstruction_is_the_decoders_at_step_one():
         lambda h, z, lv: Told(jnp.reshape(lv.t, (1,)), var=lv.t),
         prediction_type="x_0",
     )
-    np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the level told is that of step 1
+    np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the decoder's level is that of step 1
 
 
 def test_gradients_are_finite():
@@ -214,14 +212,13 @@ def test_a_continuous_bound_that_makes_no_sense_is_refused(schedule, options, me
 
 @pytest.mark.slow
 def test_continuous_bound_has_the_terms_of_its_ends():
-    # prior and decoder of levels t_0 and 1, as a table of two steps through them has them
-    for schedule, t_0, log_var in ((LinearLogSNR(4.0, -3.0), 0.0, 0.0), (VarianceExploding(0.1, 5.0), 0.5, 3.2)):
-        ours = _continuous(schedule, t_0=t_0, terms=4, prior=Normal(0.0, var=float(np.exp(log_var))))
+    # prior and decoder are those of the levels t_0 and 1
+    for schedule, t_0, var in ((LinearLogSNR(4.0, -3.0), 0.0, 1.0), (VarianceExploding(0.1, 5.0), 0.5, 25.0)):
+        prior = Normal(0.0, var=var)
+        ours = _continuous(schedule, t_0=t_0, terms=4, prior=prior)
         x_0 = WORLD.sample(jax.random.key(9), (4, 3))
-        truth = jax.vmap(lambda x, s=schedule, v=log_var: elbo.prior_kl(x, s(1.0), Normal(0.0, var=float(np.exp(v)))))(
-            x_0
-        )
-        np.testing.assert_allclose(ours.prior, truth, rtol=1e-6)
+        expected = jax.vmap(lambda x, s=schedule, p=prior: elbo.prior_kl(x, s(1.0), p))(x_0)
+        np.testing.assert_allclose(ours.prior, expected, rtol=1e-6)
         level = schedule(jnp.full(4, t_0))
         far = elbo.continuous_bound(
             lambda x, lv: 0.0 * x,
@@ -231,8 +228,8 @@ def test_continuous_bound_has_the_terms_of_its_ends():
             lambda h, z, lv: Normal(0 * h, var=lv.sigma),
             t_0=t_0,
         ).reconstruction
-        truth = -jax.vmap(lambda x, s: Normal(0 * x, var=s).log_prob(x))(x_0, level.sigma)
-        np.testing.assert_allclose(far, truth, rtol=1e-6)
+        expected = -jax.vmap(lambda x, s: Normal(0 * x, var=s).log_prob(x))(x_0, level.sigma)
+        np.testing.assert_allclose(far, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)

@@ -67,12 +67,12 @@ def test_a_sampled_chain_has_the_marginal_of_every_level():
     for t in range(1, 5):
         distribution = forward.transition(x, TABLE.step(t - 1, t))
         x = Normal(distribution.mean, var=distribution.var).sample(jax.random.key(t))
-        truth = forward.marginal(jnp.asarray(1.5), TABLE(t))
-        assert_moments(x, truth.mean, truth.var)
+        expected = forward.marginal(jnp.asarray(1.5), TABLE(t))
+        assert_moments(x, expected.mean, expected.var)
 
 
 def test_a_sampled_pair_regresses_as_the_posterior_says():
-    # x_s and x_t drawn forward from x_0: the posterior's mean is off by noise of its variance, blind to x_t.
+    # x_s and x_t sampled forward from x_0: x_s deviates from the posterior mean by independent noise of its variance.
     step, x_0 = TABLE.step(2, 4), jnp.asarray(0.8)
     key_s, key_t = jax.random.split(jax.random.key(5))
     marginal = forward.marginal(x_0, step.s)
@@ -95,6 +95,6 @@ def test_bridge_is_bayes_rule_and_ends_in_the_posterior():
             assert float(forward.bridge(x_r, x_t, first, second).log_prob(x_s)) == pytest.approx(float(bayes), rel=1e-9)
         schedule = linear_betas(10, 0.1, 0.5)
         ours = forward.bridge(x_r, x_t, schedule.step(0, 4), schedule.step(4, 7))
-        truth = forward.posterior(x_t, x_r, schedule.step(4, 7))
-        np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-11)
-        assert float(ours.var) == pytest.approx(float(truth.var), rel=1e-12)
+        expected = forward.posterior(x_t, x_r, schedule.step(4, 7))
+        np.testing.assert_allclose(ours.mean, expected.mean, rtol=1e-11)
+        assert float(ours.var) == pytest.approx(float(expected.var), rel=1e-12)

@@ -1,4 +1,4 @@
-"""The normal law: its density, entropy and divergence against numerical integration, scipy and 50 digits."""
+"""The normal distribution: its density, entropy and divergence against numerical integration, scipy and 50 digits."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_sample_of_a_scalar_variance_has_the_shape_of_the_mean():
 
 
 def test_sample_has_the_distribution_function():
-    # moments alone are blind to a law that has none: a test of them measures its own spread
+    # a test of moments alone passes for a distribution without moments, since it measures its own standard error
     p = Normal(jnp.full((20_000,), 0.3), var=jnp.asarray(4.0))
     assert stats.kstest(p.sample(jax.random.key(2)), stats.norm(0.3, 2.0).cdf).pvalue > 1e-3
 
@@ -73,9 +73,9 @@ def test_sums_are_in_float32_where_the_numbers_have_fewer_digits():
 def test_log_prob_and_entropy_sum_over_dimensions():
     with jax.enable_x64(True):
         x = np.array([0.2, 0.1, -3.0])
-        truth = stats.norm(MEAN, np.sqrt(VAR))
-        assert float(_normal(MEAN, VAR).log_prob(jnp.asarray(x))) == pytest.approx(truth.logpdf(x).sum(), rel=1e-13)
-        assert float(_normal(MEAN, VAR).entropy()) == pytest.approx(truth.entropy().sum(), rel=1e-13)
+        expected = stats.norm(MEAN, np.sqrt(VAR))
+        assert float(_normal(MEAN, VAR).log_prob(jnp.asarray(x))) == pytest.approx(expected.logpdf(x).sum(), rel=1e-13)
+        assert float(_normal(MEAN, VAR).entropy()) == pytest.approx(expected.entropy().sum(), rel=1e-13)
         # one variance for all dimensions counts once for each
         assert float(_normal(MEAN, 4.0).entropy()) == pytest.approx(3 * stats.norm(0, 2).entropy(), rel=1e-13)
         assert float(_normal(MEAN, 4.0).log_prob(jnp.asarray(x))) == pytest.approx(
@@ -91,8 +91,8 @@ def test_kl_is_the_integral(mean_p, var_p, mean_q, var_q):
     with jax.enable_x64(True):
         grid = np.linspace(mean_p - 12 * np.sqrt(var_p), mean_p + 12 * np.sqrt(var_p), 4001)
         p, q = stats.norm(mean_p, np.sqrt(var_p)), stats.norm(mean_q, np.sqrt(var_q))
-        truth = integrate.trapezoid(p.pdf(grid) * (p.logpdf(grid) - q.logpdf(grid)), grid)
-        assert float(kl(_normal(mean_p, var_p), _normal(mean_q, var_q))) == pytest.approx(truth, rel=1e-11)
+        expected = integrate.trapezoid(p.pdf(grid) * (p.logpdf(grid) - q.logpdf(grid)), grid)
+        assert float(kl(_normal(mean_p, var_p), _normal(mean_q, var_q))) == pytest.approx(expected, rel=1e-11)
 
 
 def test_kl_sums_over_dimensions_with_scalar_or_own_variances():
@@ -119,9 +119,9 @@ def test_kl_of_tiny_differences(tiny):
         assert float(kl(_normal(tiny, 1.0), base)) == pytest.approx(tiny**2 / 2, rel=1e-14)
         for var in (1.0, 0.7):  # 0.7 (1 + tiny) / 0.7 is rounded, 0.7 (1 + tiny) - 0.7 is not
             ratio = mpmath.mpf(var * (1.0 + tiny)) / mpmath.mpf(var)
-            truth = (ratio - 1 - mpmath.log(ratio)) / 2
+            expected = (ratio - 1 - mpmath.log(ratio)) / 2
             p, q = _normal(0.0, var * (1.0 + tiny)), _normal(0.0, var)
-            assert float(kl(p, q)) == pytest.approx(float(truth), rel=1e-13, abs=0)
+            assert float(kl(p, q)) == pytest.approx(float(expected), rel=1e-13, abs=0)
 
 
 YS = [-60.0, -3.0, -1.4, -0.6, -0.5, -0.499, -1e-5, 0.0, 1e-10, 0.1, 0.499, 0.5, 0.51, 1.4, 5.0, 30.0]
@@ -130,11 +130,11 @@ YS = [-60.0, -3.0, -1.4, -0.6, -0.5, -0.499, -1e-5, 0.0, 1e-10, 0.1, 0.499, 0.5,
 @pytest.mark.parametrize("y", YS)
 def test_variance_kl_is_the_kl_of_two_variances(y):
     with jax.enable_x64(True), mpmath.workdps(50):
-        truth = float((mpmath.exp(y) - 1 - mpmath.mpf(y)) / 2)
-        assert float(variance_kl(jnp.asarray(y))) == pytest.approx(truth, rel=1e-14, abs=0)
+        expected = float((mpmath.exp(y) - 1 - mpmath.mpf(y)) / 2)
+        assert float(variance_kl(jnp.asarray(y))) == pytest.approx(expected, rel=1e-14, abs=0)
         if abs(y) > 1e-3:  # below, rounding e^y itself moves y
             p = _normal(2.0, np.exp(y))
-            assert float(kl(p, _normal(2.0, 1.0))) == pytest.approx(truth, rel=1e-12)
+            assert float(kl(p, _normal(2.0, 1.0))) == pytest.approx(expected, rel=1e-12)
 
 
 def test_kl_of_monte_carlo():

@@ -1,4 +1,4 @@
-"""Decoders: masses against numerical integration and Bayes' rule, edges, tails, draws."""
+"""Decoders: masses against numerical integration and Bayes' rule, edges, tails, samples."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def _discretized(mean, scale, levels):
 
 
 @parametrize("levels", LEVELS)
-def test_units_round_trip(levels):
+def test_normalize_and_denormalize_are_inverse(levels):
     values = jnp.arange(levels)
     unit = normalize(values, levels)
     assert float(unit[0]) == -1.0
@@ -96,7 +96,7 @@ DECODERS = {
 @parametrize("decoder", DECODERS)
 def test_decoders_take_values_on_their_grid_only(decoder):
     log_prob = DECODERS[decoder]
-    traced = jax.jit(jax.value_and_grad(log_prob))  # no check can see x
+    traced = jax.jit(jax.value_and_grad(log_prob))  # x is traced and cannot be checked
     for value in (0.1, -1.01, 200.0, float("nan")):
         x = jnp.asarray([0.5, value])
         with pytest.raises(ValueError, match=rf"1 of 2 numbers .* 17 values.*such as {value}"):
@@ -109,7 +109,7 @@ def test_decoders_take_values_on_their_grid_only(decoder):
 
 
 @parametrize("distribution", [Normal, DiscretizedGaussian, TruncatedNormal])
-def test_a_width_is_given_by_name(distribution):
+def test_the_scale_is_a_keyword(distribution):
     # A standard deviation in one, a variance in the other: by position, one would pass for the other.
     with pytest.raises(TypeError, match="positional argument"):
         distribution(*[jnp.ones(2)] * (4 if distribution is TruncatedNormal else 3 - (distribution is Normal)))
@@ -133,7 +133,7 @@ def test_distributions_are_pytrees(make):
     np.testing.assert_allclose(together, each, rtol=1e-6)
 
 
-def test_integers_become_unit_and_nothing_else_does():
+def test_normalize_takes_integers_only():
     for bad, error in (
         (np.linspace(0.0, 255.0, 5), TypeError),
         (np.float32([0.0, 1.0]), TypeError),
@@ -163,7 +163,7 @@ def test_decoders_compute_in_float32_where_their_parameters_have_fewer_digits():
         assert float(ours) == float(wide.log_prob(given))
 
 
-def test_samples_of_laws_that_are_not_numbers_are_not_numbers():
+def test_samples_of_distributions_with_nan_parameters_are_nan():
     bad, key, level = jnp.asarray([0.0, jnp.nan]), jax.random.key(0), level_from_log_snr(jnp.float32(0.0))
     for distribution in (
         DiscretizedGaussian(bad, scale=jnp.float32(0.1), levels=17),
@@ -204,7 +204,7 @@ def test_discretized_mass_is_the_integral_over_the_bin(mean, scale, levels):
 
 
 def test_discretized_edge_bins_are_open():
-    # far outside, all mass is in the nearest edge; a closed bin would hold almost none
+    # far outside, all mass is in the nearest edge; a closed bin would have almost no mass
     for mean, edge in [(-4.0, 0), (4.0, -1)]:
         masses = np.exp(_discretized([mean], 0.1, 17).log_masses()[0])
         assert masses[edge] == pytest.approx(1.0, abs=1e-6)
@@ -237,7 +237,7 @@ def test_discretized_log_prob_picks_and_sums_the_masses():
 
 
 @parametrize("distance", [2.0, *(pytest.param(far, marks=pytest.mark.slow) for far in (10.0, 40.0)), 100.0])
-def test_discretized_gradient_lives_in_the_tails(distance):
+def test_discretized_gradient_does_not_vanish_in_the_tails(distance):
     with jax.enable_x64(True), mpmath.workdps(60):
         scale, levels = 0.1, 17
         x, mean = normalize(jnp.asarray(4), levels), -0.5 + distance * scale
@@ -249,13 +249,13 @@ def test_discretized_gradient_lives_in_the_tails(distance):
 
         value, slope = jax.value_and_grad(log_prob)(jnp.asarray(mean))
 
-        def truth(mean):
+        def expected(mean):
             a, b = ((mpmath.mpf(-0.5) + k * mpmath.mpf(1) / 16 - mean) / mpmath.mpf(scale) for k in (-1, 1))
             return mpmath.log(mpmath.ncdf(b) - mpmath.ncdf(a))
 
-        assert float(value) == pytest.approx(float(truth(mpmath.mpf(mean))), rel=1e-9)
+        assert float(value) == pytest.approx(float(expected(mpmath.mpf(mean))), rel=1e-9)
         h = mpmath.mpf(10) ** -25
-        numeric = (truth(mpmath.mpf(mean) + h) - truth(mpmath.mpf(mean) - h)) / (2 * h)
+        numeric = (expected(mpmath.mpf(mean) + h) - expected(mpmath.mpf(mean) - h)) / (2 * h)
         assert float(slope) == pytest.approx(float(numeric), rel=1e-8)
         assert abs(float(slope)) > 1.0
 
@@ -269,8 +269,8 @@ def test_discretized_gradient_of_the_open_edge():
             def log_prob(mean):
                 return DiscretizedGaussian(mean, scale=jnp.asarray(0.1), levels=17).log_prob(jnp.asarray([-1.0]))
 
-            truth = -np.exp(stats.norm.logpdf(distance) - stats.norm.logcdf(-distance)) / 0.1
-            assert float(jax.grad(log_prob)(mean)[0]) == pytest.approx(truth, rel=1e-9)
+            expected = -np.exp(stats.norm.logpdf(distance) - stats.norm.logcdf(-distance)) / 0.1
+            assert float(jax.grad(log_prob)(mean)[0]) == pytest.approx(expected, rel=1e-9)
 
 
 @parametrize("decoder", ["discretized", "categorical"])
@@ -304,11 +304,11 @@ def test_categorical_is_bayes_rule_under_a_uniform_prior():
         distribution = Categorical(jnp.asarray(z), level, levels)
         np.testing.assert_allclose(np.exp(distribution.log_masses()), bayes, rtol=1e-11)
         x = jnp.asarray(grid[[3, 8, 16]])
-        truth = np.log(bayes[0, 3] * bayes[1, 8] * bayes[2, 16])
-        assert float(distribution.log_prob(x)) == pytest.approx(truth, rel=1e-12)
+        expected = np.log(bayes[0, 3] * bayes[1, 8] * bayes[2, 16])
+        assert float(distribution.log_prob(x)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_categorical_gradient_lives_in_the_tails():
+def test_categorical_gradient_does_not_vanish_in_the_tails():
     # far from z the log-odds of a value are a parabola: their slope in z is alpha (x - x') / sigma^2
     with jax.enable_x64(True):
         level = level_from_log_snr(jnp.asarray(10.0))
@@ -321,7 +321,7 @@ def test_categorical_gradient_lives_in_the_tails():
 
 
 def test_distance_from_a_value_keeps_its_digits_in_float32():
-    # A narrow law beside its pixel's value, asked for the next bin: its log-mass is the squared distance, magnified.
+    # A narrow distribution next to a pixel's value, evaluated at the next bin: the log-mass is a squared distance.
     # Operation by operation, since a compiler that fuses a product with a sum hides what a plain product loses.
     random = np.random.RandomState(0)
     index = random.randint(1, 254, 200)
@@ -333,13 +333,13 @@ def test_distance_from_a_value_keeps_its_digits_in_float32():
         return distribution._log_mass(jnp.asarray(index + 1))
 
     with jax.enable_x64(True):
-        truth = log_mass(jnp.float64)
+        expected = log_mass(jnp.float64)
     with jax.enable_x64(False), jax.disable_jit():
-        np.testing.assert_allclose(log_mass(jnp.float32), truth, rtol=2e-6, atol=1e-9)
+        np.testing.assert_allclose(log_mass(jnp.float32), expected, rtol=2e-6, atol=1e-9)
 
 
-def test_gradients_of_a_wide_law_are_the_densitys():
-    # bins far narrower than the law: d/dscale log N, whatever the branches that are not taken would give
+def test_gradients_of_a_wide_distribution_are_those_of_the_density():
+    # bins far narrower than the distribution: d/dscale log N, independent of the branches not taken
     for scale in (1e2, 1e5, 1e8):
         x, mean = normalize(jnp.asarray([60, 128]), 256), jnp.asarray([0.3, -0.4])
         by_mean, by_scale = jax.grad(
@@ -355,13 +355,13 @@ def test_bernoulli_against_fifty_digits():
     signs = np.asarray([-1.0, 1.0])
     ours = np.asarray([[Bernoulli(logit[None]).log_prob(jnp.full(1, sign)) for sign in signs] for logit in logits])
     with mpmath.workdps(50):
-        truth = [[float(-mpmath.log(1 + mpmath.exp(-sign * float(logit)))) for sign in signs] for logit in logits]
-    np.testing.assert_allclose(ours, truth, rtol=1e-6)
-    np.testing.assert_allclose(Bernoulli(logits).log_masses(), truth, rtol=1e-6)
-    np.testing.assert_allclose(Bernoulli(logits).mean(), np.exp(truth) @ signs, rtol=1e-5)
+        expected = [[float(-mpmath.log(1 + mpmath.exp(-sign * float(logit)))) for sign in signs] for logit in logits]
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    np.testing.assert_allclose(Bernoulli(logits).log_masses(), expected, rtol=1e-6)
+    np.testing.assert_allclose(Bernoulli(logits).mean(), np.exp(expected) @ signs, rtol=1e-5)
     # d/dlogit log sigmoid(x logit) = x sigmoid(-x logit), in both tails
     slopes = jax.grad(lambda logits: Bernoulli(logits).log_prob(jnp.ones(8)))(logits)
-    np.testing.assert_allclose(slopes, np.exp(np.asarray(truth)[:, 0]), rtol=2e-6)
+    np.testing.assert_allclose(slopes, np.exp(np.asarray(expected)[:, 0]), rtol=2e-6)
 
 
 def test_bernoulli_is_the_other_decoders_at_two_levels():
@@ -379,7 +379,7 @@ def test_bernoulli_takes_binary_data_only(value):
     x, distribution = jnp.asarray([1.0, value]), Bernoulli(jnp.asarray([0.3, -0.2]))
     with pytest.raises(ValueError, match=r"-1 and 1.*normalize\(values, 2\)"):
         distribution.log_prob(x)
-    log_prob = jax.jit(lambda logits, x: Bernoulli(logits).log_prob(x))  # nobody can look at x
+    log_prob = jax.jit(lambda logits, x: Bernoulli(logits).log_prob(x))  # x is traced and cannot be checked
     assert np.isnan(log_prob(distribution.logits, x))
     assert np.isnan(jax.grad(log_prob)(distribution.logits, x)[1])
     binary = normalize(jnp.asarray([1, 0]), 2)
@@ -459,7 +459,7 @@ def test_mixture_without_coefficients_has_independent_channels():
     without = LogisticMixture(jnp.asarray(logits), jnp.asarray(means), jnp.asarray(log_scales), 17).log_prob(x)
     zero = _mixture(logits, means, log_scales, 0.0 * coefficients, 17).log_prob(x)
     assert float(without) == float(zero)
-    with pytest.raises(ValueError, match="coefficients.* 1 .*3 channels.* 3"):
+    with pytest.raises(ValueError, match=r"coefficients.* 1 .*3 channels.* 3"):
         _mixture(logits, means, log_scales, coefficients[:1], 17).log_prob(x)
 
 
@@ -467,12 +467,12 @@ def test_mixture_of_one_is_a_difference_of_distribution_functions():
     with jax.enable_x64(True):
         mean, scale, levels = 0.3, 0.35, 9
         edges = np.concatenate([[-np.inf], np.linspace(-1, 1, levels)[:-1] + 1 / (levels - 1), [np.inf]])
-        truth = np.diff(stats.logistic(mean, scale).cdf(edges))
+        expected = np.diff(stats.logistic(mean, scale).cdf(edges))
         distribution = _mixture(
             np.zeros(1), np.full((1, 1), mean), np.full((1, 1), np.log(scale)), np.zeros((0, 1)), levels
         )
         ours = jax.vmap(distribution.log_prob)(normalize(jnp.arange(levels)[:, None], levels))
-        np.testing.assert_allclose(np.exp(ours), truth, rtol=1e-12)
+        np.testing.assert_allclose(np.exp(ours), expected, rtol=1e-12)
 
 
 def test_mixture_against_fifty_digits_in_float32():
@@ -490,9 +490,9 @@ def test_mixture_against_fifty_digits_in_float32():
         parameters[1][30:, c] = near.astype(np.float32)
     ours = jax.vmap(lambda x, *p: _mixture(*p, levels).log_prob(x))(normalize(jnp.asarray(index), levels), *parameters)
     with mpmath.workdps(50):
-        truth = [float(_mixture_truth(*(a[i] for a in parameters), levels, index[i])) for i in range(60)]
-    assert min(truth) < -1e4
-    np.testing.assert_allclose(ours, truth, rtol=1e-6)
+        expected = [float(_mixture_truth(*(a[i] for a in parameters), levels, index[i])) for i in range(60)]
+    assert min(expected) < -1e4
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 def test_mixture_gradients_against_fifty_digits():
@@ -505,14 +505,14 @@ def test_mixture_gradients_against_fifty_digits():
     with mpmath.workdps(50):
         h = mpmath.mpf(10) ** -20
 
-        def truth(which, place, step):
+        def expected(which, place, step):
             moved = [array.astype(object) for array in parameters]
             moved[which][place] = mpmath.mpf(float(moved[which][place])) + step
             return _mixture_truth(*moved, levels, index)
 
         for which, slope in enumerate(slopes):
             for place in np.ndindex(slope.shape):
-                numeric = float((truth(which, place, h) - truth(which, place, -h)) / (2 * h))
+                numeric = float((expected(which, place, h) - expected(which, place, -h)) / (2 * h))
                 assert float(slope[place]) == pytest.approx(numeric, rel=1e-5, abs=1e-6), (which, place)
 
 
@@ -527,7 +527,7 @@ def test_mixture_is_finite_with_its_gradients(mean, log_scale):
     parameters = (jnp.zeros(1), jnp.full((3, 1), mean), jnp.full((3, 1), log_scale), jnp.full((3, 1), 0.1))
     value, slopes = jax.jit(jax.value_and_grad(log_prob, argnums=(1, 2, 3)))(*parameters)
     assert all(np.all(np.isfinite(number)) for number in (value, *slopes))
-    # Moved towards the value in the middle the law is better: the sign is right however far it is.
+    # Moving the distribution towards the middle value improves it: the gradient has this sign at any distance.
     assert np.all(np.sign(slopes[0][1]) == np.sign(x[1] - mean - 0.1 * x[0])) or log_scale == 70.0
 
 

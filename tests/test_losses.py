@@ -1,4 +1,4 @@
-"""Training losses: the parts returned, the steps drawn any way, and one prediction seen through four kinds."""
+"""Training losses: their parts, every way to sample the steps, and one prediction as four prediction types."""
 
 from functools import partial
 
@@ -31,12 +31,12 @@ def test_parts_of_a_loss():
     np.testing.assert_allclose(simple, loss.squared_error, rtol=1e-6)
     assert np.array_equal(loss.importance, np.ones(500))
     np.testing.assert_array_equal(loss.term, loss.loss)
-    drawn = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES)
-    np.testing.assert_array_equal(drawn.term, drawn.squared_error)
-    np.testing.assert_array_equal(drawn.loss, drawn.squared_error * drawn.importance)
+    sampled = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES)
+    np.testing.assert_array_equal(sampled.term, sampled.squared_error)
+    np.testing.assert_array_equal(sampled.loss, sampled.squared_error * sampled.importance)
 
 
-def test_a_true_prediction_costs_nothing():
+def test_the_loss_of_an_exact_prediction_is_zero():
     # data that are one point: the exact denoiser knows the noise
     point = GaussianWorld(0.7, 0.0)
     for prediction_type in ("x_0", "eps", "v", "score"):
@@ -50,7 +50,7 @@ def test_a_true_prediction_costs_nothing():
         assert np.max(loss) < 1e-6
 
 
-def test_one_prediction_through_four_kinds():
+def test_one_prediction_as_four_prediction_types():
     # the same errors in other units: eps = -(alpha / sigma) x_0, score = -eps / sigma, v = eps / alpha at fixed x_t
     with jax.enable_x64(True):
         schedule, x_0 = linear_betas(8, 0.01, 0.5), jnp.asarray(np.asarray(X_0, np.float64))
@@ -77,12 +77,12 @@ def test_ddpm_loss_is_the_bound_with_one_term():
         assert np.array_equal(a, b)
     standard = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder).prior
     last, prior = TABLE(TABLE.num_steps), Normal(jnp.zeros(X_0.shape[1:]), var=jnp.asarray(1.0))
-    truth = jax.vmap(lambda x: kl(forward.marginal(x, last), prior))(X_0)
-    np.testing.assert_allclose(standard, truth, rtol=1e-5)
+    expected = jax.vmap(lambda x: kl(forward.marginal(x, last), prior))(X_0)
+    np.testing.assert_allclose(standard, expected, rtol=1e-5)
 
 
 def test_gradient_reaches_the_denoiser():
-    # L(w) of w * (exact eps) is a parabola; its minimum lies at w = 1 in expectation, so the slopes have opposite signs
+    # L(w) of w * (exact eps) is a parabola; its minimum is at w = 1 in expectation, so the slopes have opposite signs
     def loss(w):
         scaled = jax.tree_util.Partial(lambda w, x, level: w * denoiser(GaussianWorld(0.0, 1.0))(x, level), w)
         x_0 = jax.random.normal(jax.random.key(5), (5000, 1))
@@ -101,24 +101,24 @@ def test_the_bounds_weight_is_infinite_at_the_decoders_step_only():
 def test_importance_changes_the_steps_and_not_the_mean(how):
     # the mean of all terms, here in closed form: E ||eps - eps_hat||^2 = SNR D (Var[x_0 | x_t] + shift^2)
     level = TABLE(jnp.arange(1, 9))
-    truth = float(jnp.mean(level.snr * 2 * (WORLD.var_x_0(level) + 0.3**2)))
+    expected = float(jnp.mean(level.snr * 2 * (WORLD.var_x_0(level) + 0.3**2)))
     x_0 = WORLD.sample(jax.random.key(8), (300, 64, 2))
     for probabilities in (None, PROBABILITIES):
 
-        def draw(k, x, p=probabilities):
-            drawn = losses.denoising_loss(NET, k, x, TABLE, time_sampling=how, probabilities=p)
-            return drawn, drawn.loss.mean()
+        def sample(k, x, p=probabilities):
+            sampled = losses.denoising_loss(NET, k, x, TABLE, time_sampling=how, probabilities=p)
+            return sampled, sampled.loss.mean()
 
-        drawn, mean = jax.vmap(draw)(jax.random.split(jax.random.key(4), 300), x_0)
-        assert_mean(mean, truth, resolution=0.2)  # batches are independent, the examples of one are not
-        share = np.bincount(np.asarray(drawn.t).ravel(), minlength=9)[1:] / drawn.t.size
-        asked = np.full(8, 0.125) if probabilities is None else np.asarray(PROBABILITIES)
-        np.testing.assert_allclose(share, asked, atol=0.012)
-        np.testing.assert_allclose(drawn.importance, (1 / (8 * asked))[np.asarray(drawn.t) - 1], rtol=1e-5)
+        sampled, mean = jax.vmap(sample)(jax.random.split(jax.random.key(4), 300), x_0)
+        assert_mean(mean, expected, resolution=0.2)  # batches are independent, the examples of one are not
+        share = np.bincount(np.asarray(sampled.t).ravel(), minlength=9)[1:] / sampled.t.size
+        wanted = np.full(8, 0.125) if probabilities is None else np.asarray(PROBABILITIES)
+        np.testing.assert_allclose(share, wanted, atol=0.012)
+        np.testing.assert_allclose(sampled.importance, (1 / (8 * wanted))[np.asarray(sampled.t) - 1], rtol=1e-5)
 
 
-def test_arrangements_lessen_the_variance_of_a_batch():
-    # t ||eps||^2 grows steadily with t, and in many dimensions that is nearly all there is
+def test_low_discrepancy_and_antithetic_reduce_the_variance_of_a_batch():
+    # t ||eps||^2 grows steadily with t, and in many dimensions this dominates
     x_0 = jnp.zeros((16, 400))
 
     def variance(how):
@@ -147,7 +147,7 @@ def test_low_discrepancy_timesteps_are_those_of_time_sampling():
     assert np.array_equal(loss.t, t)
 
 
-def test_probabilities_of_another_table_are_refused():
+def test_probabilities_of_another_number_of_steps_are_refused():
     with pytest.raises(ValueError, match=r"probabilities has shape \(7,\).*\(8,\)"):
         losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES[1:])
     negative = PROBABILITIES.at[0].set(-0.1)

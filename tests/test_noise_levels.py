@@ -26,10 +26,10 @@ def test_logarithms_are_those_of_the_scales():
         for i, lam in enumerate(LOG_SNR):
             alpha = mpmath.sqrt(1 / (1 + mpmath.exp(-mpmath.mpf(lam))))
             sigma = mpmath.sqrt(1 - alpha**2)
-            for ours, truth in [(level.alpha, alpha), (level.sigma, sigma)]:
-                assert float(ours[i]) == pytest.approx(float(truth), rel=1e-15)
-            for ours, truth in [(level.log_alpha, mpmath.log(alpha)), (level.log_sigma, mpmath.log(sigma))]:
-                assert float(ours[i]) == pytest.approx(float(truth), rel=1e-14)
+            for ours, expected in [(level.alpha, alpha), (level.sigma, sigma)]:
+                assert float(ours[i]) == pytest.approx(float(expected), rel=1e-15)
+            for ours, expected in [(level.log_alpha, mpmath.log(alpha)), (level.log_sigma, mpmath.log(sigma))]:
+                assert float(ours[i]) == pytest.approx(float(expected), rel=1e-14)
 
 
 def test_a_level_remembers_its_time():
@@ -63,8 +63,8 @@ def test_ratio_keeps_its_digits_in_float32(log_snr_s, log_snr_t):
     # of a large drop the rounding alone, 40 x 6e-8, would show: there the ratio is one of scales
     s, t = np.float32(log_snr_s), np.float32(log_snr_t)
     step = step_from_log_snr(jnp.asarray(s), jnp.asarray(t))
-    truth = float(mpmath.exp(mpmath.mpf(float(t)) - mpmath.mpf(float(s))))
-    assert float(step.snr_ratio) == pytest.approx(truth, rel=5e-7, abs=0)
+    expected = float(mpmath.exp(mpmath.mpf(float(t)) - mpmath.mpf(float(s))))
+    assert float(step.snr_ratio) == pytest.approx(expected, rel=5e-7, abs=0)
 
 
 def test_ratios_of_consecutive_steps_multiply():

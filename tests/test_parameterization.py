@@ -64,7 +64,7 @@ def test_v_and_eps_need_no_noise():
     assert np.array_equal(to_eps(EPS, X_0, clean, "v"), EPS)
 
 
-def test_unknown_kind():
+def test_unknown_prediction_type_is_refused():
     # unwrapped, since the tests' run-time type checker would speak first
     message = "prediction_type 'noise'.*'x_0', 'eps', 'v' or 'score'"
     for function in (to_x_0, to_eps, to_v):

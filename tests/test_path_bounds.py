@@ -49,8 +49,8 @@ def test_consistency_bound_in_another_prior():
     arguments = denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder
     near, far = (path_bounds.consistency_bound(*arguments, prior=p).prior for p in (NARROW, WIDE))
     level = schedule(5)
-    truth = elbo.prior_kl(x_0[0], level, WIDE) - elbo.prior_kl(x_0[0], level, NARROW)
-    assert_mean(far - near, truth)
+    expected = elbo.prior_kl(x_0[0], level, WIDE) - elbo.prior_kl(x_0[0], level, NARROW)
+    assert_mean(far - near, expected)
 
 
 def test_one_path_is_the_joint_ratio_and_more_are_their_mean():
@@ -76,7 +76,7 @@ def test_another_prior_reaches_the_importance_bound():
     assert np.all(far > near + 5)
 
 
-def test_no_path_is_refused():
+def test_zero_paths_are_refused():
     x_0, schedule = jnp.full((4, 1), 0.7), discretize(Cosine(), 5)
-    with pytest.raises(ValueError, match="samples is 0.*at least one"):
+    with pytest.raises(ValueError, match=r"samples is 0.*at least one"):
         path_bounds.importance_weighted_bound(denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, samples=0)

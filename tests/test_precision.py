@@ -24,7 +24,7 @@ BEST = {
     for prediction_type in ("x_0", "eps", "v", "score")
 }
 POINTS = jnp.broadcast_to(POINT, (2, *POINT.shape))
-# Public functions which the table of `test_transforms` has elsewhere.
+# Public functions that `test_transforms` tests elsewhere.
 MORE = {
     "closed_form.OptimalDenoiser": (
         lambda x, lam: [net(x, level_from_log_snr(lam)) for net in BEST.values()],
@@ -105,12 +105,12 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_a_product_at_default_precision_is_found_wherever_it_hides(name):
+def test_a_product_at_default_precision_is_found_in_any_transformation(name):
     assert imprecise(HIDDEN[name], jnp.ones((3, 3)))
 
 
 def test_networks_keep_their_own_precision():
-    # none is forced upon the network that an equation evaluates
+    # an equation does not change the precision of the network that it evaluates
     def network(w, x_t, level):
         del level
         return x_t @ w

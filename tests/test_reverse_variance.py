@@ -1,6 +1,6 @@
 """Learned and analytic variances as functions: float32 accuracy, keys and shapes, clean s, what is refused.
 
-Their truths are in `derivations/test_variance.py`.
+Their expected_values are in `derivations/test_variance.py`.
 """
 
 import chex
@@ -59,9 +59,9 @@ def test_float32_keeps_six_digits():
     numbers = [number.astype(np.float32) for number in numbers]
     ours = _everything(_steps(jnp.float32), [jnp.asarray(n) for n in numbers])
     with jax.enable_x64(True):
-        truth = _everything(_steps(jnp.float64), [jnp.asarray(n, jnp.float64) for n in numbers])
+        expected = _everything(_steps(jnp.float64), [jnp.asarray(n, jnp.float64) for n in numbers])
     for name in ours:
-        for mine, exact in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(truth[name]), strict=True):
+        for mine, exact in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(expected[name]), strict=True):
             worst = np.max(np.abs(np.asarray(mine, np.float64) / np.asarray(exact) - 1))
             assert worst < 1e-6, (name, worst)
 
@@ -70,11 +70,11 @@ def test_where_s_is_clean():
     step, f = TABLE.step(0, 1), jnp.asarray([-0.3, 0.4, 1.0])
     assert np.array_equal(reverse_variance.interpolated_variance(f, step), np.zeros(3))
     assert np.array_equal(reverse_variance.variance_fraction(jnp.asarray([0.1, 2.0]), step), np.zeros(2))
-    # the analytic variance there is that of a normal decoder: all that is left of x_0
+    # the analytic variance there is that of a normal decoder: the remaining variance of x_0
     assert float(reverse_variance.optimal_variance(jnp.asarray(0.3), step)) == pytest.approx(0.3)
     bounds = reverse_variance.variance_bounds(step)
     assert (float(bounds.lower), float(bounds.upper)) == pytest.approx((0.0, 1 / float(step.t.snr)))
-    # and nothing has a gradient that is no number
+    # and no gradient is NaN
     for function in (
         reverse_variance.interpolated_variance,
         lambda f, s: reverse_variance.variance_fraction(f + 1.0, s),
@@ -93,7 +93,7 @@ def test_a_second_moment_above_one_counts_as_one():
         assert float(var) == pytest.approx(float(forward.posterior_variance(step)))
 
 
-def test_per_dimension_power_averages_to_the_power():
+def test_per_dimension_second_moments_average_to_the_second_moment():
     arguments = denoiser(WORLD), jax.random.key(0), X_0, TABLE
     each, whole = (
         reverse_variance.eps_second_moment(*arguments, per_dim=True),
@@ -110,7 +110,7 @@ def test_fresh_noise_at_every_step():
     assert len(np.unique(np.round(power / TABLE(jnp.arange(1, 9)).sigma ** 2, 4))) == 8
 
 
-def test_a_step_drawn_by_the_caller():
+def test_steps_given_by_the_caller():
     t, weight = jnp.asarray([1, 8, 3, 2]), jnp.asarray([0.5, 1.0, 2.0, 4.0])
     options = {"t": t, "importance": weight}
     vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, **options)
@@ -129,40 +129,40 @@ def test_a_step_drawn_by_the_caller():
         x_t = level.alpha * X_0[i] + level.sigma * eps[i]
         x_hat = WORLD.x_hat(x_t, level) + 0.1
         if i == 0:
-            truth = -Normal(x_hat, var=level.sigma**2 * np.exp(0.3)).log_prob(X_0[i])
+            expected = -Normal(x_hat, var=level.sigma**2 * np.exp(0.3)).log_prob(X_0[i])
         else:
             step = TABLE.step(int(t[i]) - 1, int(t[i]))
             ratio = 0.3 * jnp.log((step.t.sigma / step.s.sigma) ** 2)
-            truth = reverse_variance.reverse_step_kl(X_0[i], x_hat, ratio, step, "x_0")
-        assert float(vlb.vlb[i]) == pytest.approx(8 * float(truth), rel=1e-3)
+            expected = reverse_variance.reverse_step_kl(X_0[i], x_hat, ratio, step, "x_0")
+        assert float(vlb.vlb[i]) == pytest.approx(8 * float(expected), rel=1e-3)
 
 
-def test_a_step_outside_is_no_number():
+def test_a_step_outside_gives_nan():
     t = jnp.asarray([0, -1, 9, 2])
     vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, t=t).vlb
     assert np.array_equal(np.isnan(vlb), [True, True, True, False])
 
 
 @pytest.mark.parametrize("time_sampling", ["independent", "low_discrepancy"])
-def test_hybrid_draws_as_the_simple_loss_does(time_sampling):
+def test_hybrid_loss_samples_the_steps_of_the_simple_loss(time_sampling):
     ours = reverse_variance.hybrid_loss(
         Partial(_model, 0.3), jax.random.key(5), X_0, TABLE, _decoder, time_sampling=time_sampling
     )
-    truth = losses.denoising_loss(
+    expected = losses.denoising_loss(
         denoiser(WORLD, shift=0.1), jax.random.key(5), X_0, TABLE, time_sampling=time_sampling
     )
-    assert np.array_equal(ours.t, truth.t)
-    np.testing.assert_allclose(ours.squared_error, truth.squared_error, rtol=1e-5)
+    assert np.array_equal(ours.t, expected.t)
+    np.testing.assert_allclose(ours.squared_error, expected.squared_error, rtol=1e-5)
     assert np.array_equal(ours.importance, np.ones(4))
 
 
-def test_a_table_of_one_step():
+def test_a_schedule_of_one_step_is_refused():
     schedule = TABLE.subsequence(np.array([0, 8]))
     bound = reverse_variance.learned_variance_bound(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
     assert np.array_equal(bound.diffusion, np.zeros(4))
     assert np.all(np.isfinite(bound.total))
     for loss in (reverse_variance.vlb_loss, reverse_variance.hybrid_loss):
-        with pytest.raises(ValueError, match="num_steps=1.*num_steps=2"):
+        with pytest.raises(ValueError, match=r"num_steps=1.*num_steps=2"):
             loss(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
 
 
@@ -175,7 +175,7 @@ def test_bound_refuses_no_terms(terms):
 
 
 def test_gradients_are_finite_at_the_noisiest_step():
-    # hardly any signal is left at T: x_hat of a network is off by thousands where the decoder does not look
+    # almost no signal is left at T: x_hat is off by thousands there, and the decoder must not use it
     schedule = discretize(Cosine(), 6)
     decoder, t = reverse_variance.InterpolatedDecoder(schedule, 17), jnp.arange(1, 7)
 

@@ -184,7 +184,7 @@ def test_time_out_of_range(schedule, t):
 
 
 def test_integer_time_is_refused():
-    with pytest.raises(TypeError, match="t has dtype int.*discretize"):
+    with pytest.raises(TypeError, match=r"t has dtype int.*discretize"):
         Cosine()(1)
     with pytest.raises(TypeError, match="discretize"):
         jax.jit(Cosine())(jnp.arange(3))

@@ -1,4 +1,4 @@
-"""How times are drawn, as functions: arrangement, rounding, refusals. Theorems: `derivations/test_times.py`."""
+"""Sampling times: structure, rounding, errors. The derivations are tested in `derivations/test_times.py`."""
 
 import inspect
 from typing import Any
@@ -20,7 +20,7 @@ def _many(function, count=20_000, seed=0):
     return np.asarray(jax.vmap(function)(jax.random.split(jax.random.key(seed), count)), np.float64)
 
 
-def test_numbers_are_arranged_as_said():
+def test_time_sampling_has_the_stated_structure():
     for key in jax.random.split(jax.random.key(1), 20):
         u = np.sort(time_sampling.uniform_times(key, 8, "low_discrepancy"))
         np.testing.assert_allclose(np.diff(u), 1 / 8, atol=2e-7)
@@ -32,7 +32,7 @@ def test_numbers_are_arranged_as_said():
     assert abs(np.corrcoef(independent.T)[0, 1]) < 0.03
 
 
-def test_no_number_is_one_after_rounding(monkeypatch):
+def test_times_stay_below_one_after_rounding(monkeypatch):
     # the largest and the smallest number that the generator can give
     largest = np.float32(1 - 2.0**-23)
     for value in (0.0, largest):
@@ -42,17 +42,15 @@ def test_no_number_is_one_after_rounding(monkeypatch):
                 u = np.asarray(time_sampling.uniform_times(jax.random.key(0), batch, how))
                 assert np.all((u >= 0) & (u < 1))
                 assert np.all(time_sampling.to_timesteps(jnp.asarray(u), 7) <= 7)
-        drawn = time_sampling.importance_sample(jnp.asarray(value), SKEWED)
-        assert int(drawn.bin) == (1 if value == 0 else 6)
-        assert 0 <= float(drawn.time) < 1
+        sampled = time_sampling.importance_sample(jnp.asarray(value), SKEWED)
+        assert int(sampled.bin) == (1 if value == 0 else 6)
+        assert 0 <= float(sampled.time) < 1
 
 
-def test_unknown_arrangement():
+def test_unknown_time_sampling_is_refused():
     how: Any = "even"
     uniforms = inspect.unwrap(time_sampling.uniform_times)  # past the check of annotations, which only tests have
-    with pytest.raises(
-        ValueError, match="time_sampling 'even'.*'low_discrepancy'"
-    ):
+    with pytest.raises(ValueError, match=r"time_sampling 'even'.*'low_discrepancy'"):
         uniforms(jax.random.key(0), 3, how)
 
 
@@ -66,8 +64,8 @@ def test_steps_are_uniform_on_one_to_t(how):
         assert stats.chisquare(np.bincount(t[:, slot], minlength=8)[1:]).pvalue > 1e-4
 
 
-def test_spread_steps_cover_evenly():
-    # 21 steps over T = 7: three of each, whatever the key; independent draws are hardly ever so even
+def test_low_discrepancy_steps_cover_evenly():
+    # 21 steps over T = 7: three of each for every key; independent samples are rarely so even
     for key in jax.random.split(jax.random.key(1), 20):
         counts = np.bincount(time_sampling.sample_timesteps(key, 21, 7, time_sampling="low_discrepancy"), minlength=8)[
             1:
@@ -78,12 +76,12 @@ def test_spread_steps_cover_evenly():
         _many(lambda k, o=options: time_sampling.sample_timesteps(k, 16, 1000, **o).mean(), 500, seed=2)
         for options in ({"time_sampling": "low_discrepancy"}, {"time_sampling": "independent"}, {})
     )
-    assert even.var() < loose.var() / 10  # in truth by B = 16
+    assert even.var() < loose.var() / 10  # by B = 16 in expectation
     assert np.array_equal(loose, unasked)
 
 
-def test_steps_are_the_bits_they_always_were():
-    # drawn by the formula that stood here before there were arrangements: trained runs must go on
+def test_steps_keep_their_bits():
+    # the first formula of independent steps: training runs must resume with the same bits
     key = jax.random.key(3)
     even = (jax.random.uniform(key) + jnp.arange(11) / 11) % 1.0
     np.testing.assert_array_equal(
@@ -93,36 +91,36 @@ def test_steps_are_the_bits_they_always_were():
     np.testing.assert_array_equal(time_sampling.sample_timesteps(key, 11, 9), 1 + np.floor(np.asarray(loose * 9)))
 
 
-def test_bins_are_drawn_as_often_as_asked():
+def test_bins_are_sampled_with_their_probabilities():
     u = jnp.asarray(np.random.RandomState(0).uniform(size=100_000), jnp.float32)
-    drawn = time_sampling.importance_sample(u, SKEWED)
-    counts = np.bincount(np.asarray(drawn.bin), minlength=8)
+    sampled = time_sampling.importance_sample(u, SKEWED)
+    counts = np.bincount(np.asarray(sampled.bin), minlength=8)
     seen = np.asarray(SKEWED) > 0
     assert np.all(counts[~seen] == 0)
     assert stats.chisquare(counts[seen], np.asarray(SKEWED, np.float64)[seen] / SKEWED.sum() * 1e5).pvalue > 1e-3
     # times lie in their bins, uniformly
-    assert np.array_equal(np.floor(np.asarray(drawn.time) * 8), drawn.bin)
-    part = np.asarray(drawn.time * 8) % 1.0
+    assert np.array_equal(np.floor(np.asarray(sampled.time) * 8), sampled.bin)
+    part = np.asarray(sampled.time * 8) % 1.0
     for k in np.flatnonzero(counts > 1000):
-        assert stats.kstest(part[np.asarray(drawn.bin) == k], "uniform").pvalue > 1e-3
+        assert stats.kstest(part[np.asarray(sampled.bin) == k], "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("values", [[0.5, -0.1], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
-def test_what_is_no_probability_is_refused(values):
+def test_invalid_probabilities_are_refused(values):
     p = jnp.asarray(values)
-    with pytest.raises(ValueError, match="probabilities .*finite.*got"):
+    with pytest.raises(ValueError, match=r"probabilities .*finite.*got"):
         time_sampling.importance_sample(jnp.asarray(0.3), p)
     assert np.isnan(jax.jit(time_sampling.importance_sample)(jnp.asarray(0.3), p).weight)
 
 
 def test_second_moments_keep_the_last_of_each_step():
-    # against a list for each step, in the order the losses came in; batches with more of a step than there is room for
-    draws = np.random.RandomState(0)
+    # against a list per step, in the order of the losses; some batches have more of a step than the history keeps
+    random = np.random.RandomState(0)
     seen = {t: [] for t in range(1, 5)}
     moments = time_sampling.LossSecondMoments.init(4, history=3)
     update = jax.jit(lambda m, t, x: m.update(t, x))
     for batch in (1, 9, 2, 30, 5, 3):
-        t, x = draws.randint(0, 6, batch), draws.uniform(0.1, 2.0, batch)  # 0 and 5 are no steps
+        t, x = random.randint(0, 6, batch), random.uniform(0.1, 2.0, batch)  # 0 and 5 are outside 1..T
         for step, loss in zip(t, x, strict=True):
             if step in seen:
                 seen[step].append(np.float32(loss))
@@ -143,13 +141,13 @@ def test_second_moments_in_float64():
         t = jnp.arange(12) % 3 + 1
         moments = time_sampling.LossSecondMoments.init(3, history=4).update(t, 0.1 * t.astype(float))
         assert_close(moments.probabilities(0.0), np.arange(1, 4) / 6, rtol=1e-15)
-        drawn = time_sampling.importance_sample(
+        sampled = time_sampling.importance_sample(
             time_sampling.uniform_times(jax.random.key(0), 5), jnp.ones(3, jnp.float32)
         )
-        assert drawn.time.dtype == drawn.weight.dtype == np.float64  # of u
+        assert sampled.time.dtype == sampled.weight.dtype == np.float64  # of u
 
 
-def test_second_moments_of_nothing_and_of_much():
+def test_second_moments_of_zero_and_of_large_losses():
     t = jnp.repeat(jnp.arange(1, 4), 10)
     nothing = time_sampling.LossSecondMoments.init(3).update(t, jnp.zeros(30))
     assert np.array_equal(nothing.probabilities(), np.full(3, np.float32(1 / 3)))

@@ -22,7 +22,7 @@ def _decoder(x_hat, x_1, level):
     return Normal(x_hat, var=level.sigma**2)
 
 
-def test_parameterisations_agree():
+def test_prediction_types_agree():
     losses = [
         vdm.vdm_loss(
             denoiser(WORLD, prediction_type, 0.1),

@@ -19,7 +19,7 @@ from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR,
 WEIGHTS = {
     "likelihood": (weightings.likelihood, lambda x: 1),
     "cosine": (weightings.cosine, lambda x: mp.sech(x / 2)),
-    "velocity": (weightings.v_prediction, lambda x: mp.e ** (-x / 2)),
+    "v_prediction": (weightings.v_prediction, lambda x: mp.e ** (-x / 2)),
     "edm": (weightings.edm, lambda x: mp.npdf(x, mp.mpf("2.4"), mp.mpf("2.4")) * (mp.e**-x + mp.mpf("0.25"))),
     "edm of others": (
         partial(weightings.edm, mean=-0.4, std=1.0, sigma_data=1.0),
@@ -36,14 +36,14 @@ LOG_SNR = np.r_[np.linspace(-20, 20, 161), np.random.RandomState(0).uniform(-20,
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_are_exact_in_float32(name):
-    ours, truth = WEIGHTS[name]
+    ours, expected = WEIGHTS[name]
     with mp.workdps(50):
-        truth = np.array([float(truth(mp.mpf(float(x)))) for x in LOG_SNR])
-    error = np.abs(np.asarray(jax.jit(ours)(jnp.asarray(LOG_SNR)), np.float64) / truth - 1)
+        expected = np.array([float(expected(mp.mpf(float(x)))) for x in LOG_SNR])
+    error = np.abs(np.asarray(jax.jit(ours)(jnp.asarray(LOG_SNR)), np.float64) / expected - 1)
     print(f"{name}: {error.max():.1e}")
     assert error.max() < 5e-7
     with jax.enable_x64(True):
-        assert_close(ours(jnp.asarray(LOG_SNR, jnp.float64)), truth, rtol=2e-14)
+        assert_close(ours(jnp.asarray(LOG_SNR, jnp.float64)), expected, rtol=2e-14)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -68,10 +68,10 @@ def test_the_slopes_at_zero():
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_which_weights_fall(name):
-    # as the table says: only likelihood, velocity and sigmoid never rise with the log-SNR
+    # as in the module's table: only likelihood, v_prediction and sigmoid never increase with the log-SNR
     with jax.enable_x64(True):
         rises = np.diff(WEIGHTS[name][0](jnp.linspace(-20.0, 20.0, 4001)))
-    falls = name.split()[0] in ("likelihood", "velocity", "sigmoid")
+    falls = name.split()[0] in ("likelihood", "v_prediction", "sigmoid")
     assert np.all(rises <= 0) == falls
 
 
@@ -138,14 +138,14 @@ def _error(log_snr):
     [(LinearLogSNR(6.0, -6.0), "eps"), (VarianceExploding(0.05, 20.0), "x_0"), (Cosine(), "v")],
 )
 def test_the_estimate_is_the_integral_over_the_log_snr(schedule, prediction_type):
-    # whatever the schedule and kind: 1/2 int w E ||eps - eps_hat||^2 dlambda between the ends, by the trapezoidal rule
+    # for every schedule and prediction type: 1/2 int w E ||eps - eps_hat||^2 dlambda by the trapezoidal rule
     start = 0.05 if isinstance(schedule, Cosine) else 0.0
     high, low = float(schedule.log_snr(start)), max(float(schedule.log_snr(1.0)), -40.0)
     grid = np.linspace(low, high, 20_001)
     for name in ("likelihood", "cosine", "edm", "sigmoid"):
         weight = WEIGHTS[name][0]
         with jax.enable_x64(True):
-            truth = np.trapezoid(0.5 * np.asarray(weight(jnp.asarray(grid))) * _error(grid), grid)
+            expected = np.trapezoid(0.5 * np.asarray(weight(jnp.asarray(grid))) * _error(grid), grid)
         estimate = partial(
             weightings.weighted_bound,
             NETS[prediction_type],
@@ -155,12 +155,12 @@ def test_the_estimate_is_the_integral_over_the_log_snr(schedule, prediction_type
             t_0=start,
         )
         ours, many = estimate(jax.random.key(1), X_0), estimate(jax.random.key(1), X_0[:5000], terms=8)
-        assert_mean(ours, truth, resolution=0.03 * truth)
-        assert_mean(many, truth, resolution=0.02 * truth)
+        assert_mean(ours, expected, resolution=0.03 * expected)
+        assert_mean(many, expected, resolution=0.02 * expected)
         assert np.var(many) < np.var(ours) / 4
 
 
-def test_the_estimate_of_a_table_weighs_its_terms():
+def test_the_estimate_of_a_discrete_schedule_weights_its_terms():
     # sum_t w(lambda_t) KL_t, every term visited: with w = 1 the bound's diffusion term
     schedule = discretize(LinearLogSNR(6.0, -6.0), 12)
     step = schedule.step(jnp.arange(1, 12), jnp.arange(2, 13))

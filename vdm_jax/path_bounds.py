@@ -103,8 +103,9 @@ def joint_log_ratio(
 ) -> PerExample:
     """log p(x_{0:T}) - log q(x_{1:T} | x_0) along one path x_1..x_T sampled from q (ELBO-1).
 
-    Its expectation is a lower bound on log p(x_0), minus that of `elbo.bound`. Which of the two estimates has less
-    variance depends on the model: this one equals log p(x_0) on every path if the model is the true reverse process.
+    Its expectation is a lower bound on log p(x_0): the negative of the expectation of `elbo.bound`. Which of the two
+    has less variance depends on the model; this one equals log p(x_0) on every path if the model is the true reverse
+    process.
 
     Args and errors as in `elbo.bound`. Returns shape (B,), nats.
 
