@@ -20,7 +20,7 @@ from mpmath import mpf
 
 from vdm_jax import discrete_schedules, elbo, forward, parameterization, schedules
 from vdm_jax.gaussian import Normal, kl, variance_kl
-from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, LogisticMixture, normalize
+from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, DiscretizedLogisticMixture, normalize
 from vdm_jax.noise_levels import NoiseLevel, Step, level_from_log_snr, step_from_log_snr
 
 LIMIT = 1e-6
@@ -484,7 +484,9 @@ def mixture_edges(rng: np.random.RandomState, levels: int, count: int) -> Iterat
     mean = near_edges(rng, edge.ravel(), np.exp(log_scale).ravel()).reshape(k.shape)
 
     def log_mass(mean, log_scale, coefficient, k):
-        distribution = LogisticMixture(jnp.zeros(1), mean[:, None], log_scale[:, None], levels, coefficient[:, None])
+        distribution = DiscretizedLogisticMixture(
+            jnp.zeros(1), mean[:, None], log_scale[:, None], levels, coefficient[:, None]
+        )
         return distribution.log_prob(normalize(k, levels))
 
     rows = mean, log_scale, coefficient, k

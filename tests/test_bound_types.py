@@ -125,7 +125,7 @@ DENOISERS: dict[str, Callable[..., Any]] = {
     "weightings.weighted_bound": lambda net, k, x: weightings.weighted_bound(
         net, k, x, SCHEDULE, weightings.sigmoid, terms=2
     ),
-    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(
+    "score_matching.denoising_at_level": lambda net, k, x: score_matching.denoising_at_level(
         net, k, x, LEVEL, prediction_type="eps"
     ),
     "dequantization.latent_dequantization_bound": lambda net, k, x: dequantization.latent_dequantization_bound(
@@ -151,7 +151,7 @@ SCORES: dict[str, Callable[..., Any]] = {
     "tweedie.posterior_variance": lambda s, k, x: tweedie.posterior_variance(s, k, x, LEVEL, probes=2),
     "energy.line_integral": lambda s, k, x: energy.line_integral(s, x, x[::-1], nodes=3),
     "divergence.value_and_divergence": lambda s, k, x: divergence.value_and_divergence(
-        s, x, divergence.directions(k, x, "gaussian", 2)
+        s, x, divergence.hutchinson_probes(k, x, "gaussian", 2)
     ),
 }
 ENERGIES: dict[str, Callable[..., Any]] = {
@@ -244,7 +244,7 @@ def test_samples_within_a_bin_of_bfloat16_data_stay_within_the_true_bin(distribu
 def test_an_exact_trace_of_bfloat16_data_is_summed_in_float32():
     # the Jacobian of -x is -1 on its diagonal, 1024 times; a sum in bfloat16 stays at 256
     x = jnp.zeros((2, 1024), jnp.bfloat16)
-    _, trace = divergence.value_and_divergence(lambda x: -x, x, divergence.directions(None, x, "exact"))
+    _, trace = divergence.value_and_divergence(lambda x: -x, x, divergence.hutchinson_probes(None, x, "exact"))
     np.testing.assert_array_equal(trace, [-1024.0, -1024.0])
 
 
@@ -277,7 +277,9 @@ WITH_TABLE = {
     "reverse_variance.eps_second_moment": lambda x, t: reverse_variance.eps_second_moment(
         Partial(denoiser, same, P), KEY, x, t
     ),
-    "score_matching.denoising_at": lambda x, t: score_matching.denoising_at(Partial(denoiser, same, P), KEY, x, t(2)),
+    "score_matching.denoising_at_level": lambda x, t: score_matching.denoising_at_level(
+        Partial(denoiser, same, P), KEY, x, t(2)
+    ),
     "tweedie.posterior_variance": lambda x, t: tweedie.posterior_variance(Partial(field, same, P), KEY, x, t(2)),
     "dequantization.latent_dequantization_bound": lambda x, t: dequantization.latent_dequantization_bound(
         Partial(numbers, same, P), Partial(denoiser, same, P), KEY, x, t(2), decoder
@@ -332,7 +334,7 @@ def test_numbers_of_numpy_are_taken_without_a_warning():
             time_sampling.importance_sample(u, np.array([0.25, 0.75]))[::2],
             sure.sure_threshold(x, np.float64(0.5)),
             (tweedie.poisson_base(x), tweedie.normal_base(x, np.float64(0.5)), tweedie.gamma_base(x, np.float64(2.0))),
-            weightings.uniform_time(x, SCHEDULE),
+            weightings.uniform_in_time(x, SCHEDULE),
             (distribution(x[0], 9).sample(KEY), distribution(x[0], 9).log_prob(x[0])),
             (_truncated(x[0]).sample(KEY), _truncated(x[0]).log_prob(x[0])),
         )
@@ -359,7 +361,7 @@ def test_bfloat16_times_are_float32():
         jnp.asarray([0.25, 0.5]), jnp.asarray([0.3, 0.7], jnp.bfloat16).astype(jnp.float32)
     )
     jax.tree.map(np.testing.assert_array_equal, drawn, exact)
-    assert weightings.uniform_time(jnp.ones(2, jnp.bfloat16), SCHEDULE).dtype == np.float32
+    assert weightings.uniform_in_time(jnp.ones(2, jnp.bfloat16), SCHEDULE).dtype == np.float32
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -431,7 +433,7 @@ SHAPES = {
     "weight returned shape (2, 1)": lambda: weightings.weighted_bound(
         NET, KEY, X, SCHEDULE, lambda lam: lam[:, :1], terms=2
     ),
-    "weight returned shape (3,)": lambda: score_matching.denoising_at(
+    "weight returned shape (3,)": lambda: score_matching.denoising_at_level(
         NET, KEY, X, LEVEL, weight=lambda lv: lv.alpha[1:]
     ),
     "probabilities has shape (2,): it must be (3,)": lambda: losses.denoising_loss(
@@ -518,9 +520,9 @@ def test_an_array_in_the_place_of_a_distribution_is_refused(name, call):
 
 @pytest.mark.slow
 def test_a_constant_weight_is_one_for_all():
-    ours = score_matching.denoising_at(NET, KEY, X, LEVEL, weight=lambda level: jnp.float32(2.0))
+    ours = score_matching.denoising_at_level(NET, KEY, X, LEVEL, weight=lambda level: jnp.float32(2.0))
     np.testing.assert_allclose(
-        ours, score_matching.denoising_at(NET, KEY, X, LEVEL, weight=lambda level: 2.0 * jnp.ones(4))
+        ours, score_matching.denoising_at_level(NET, KEY, X, LEVEL, weight=lambda level: 2.0 * jnp.ones(4))
     )
 
 
@@ -557,7 +559,7 @@ def test_the_remedy_for_a_schedule_that_begins_clean():
 @pytest.mark.parametrize(
     ("level", "what", "call"),
     [
-        (CLEAN, "sigma", lambda level: score_matching.denoising_at(NET, KEY, X, level)),
+        (CLEAN, "sigma", lambda level: score_matching.denoising_at_level(NET, KEY, X, level)),
         (CLEAN, "sigma", lambda level: dequantization.latent_dequantization_bound(ENERGY, NET, KEY, X, level, decoder)),
         (NO_SIGNAL, "alpha", lambda level: tweedie.posterior_mean(SCORE, X, level)),
         (NO_SIGNAL, "alpha", lambda level: tweedie.covariance_operator(SCORE, X, level)),

@@ -70,8 +70,8 @@ def test_score_matching_at_a_level_is_half_the_eps_loss(name):
     x_0, levels = draws(LAW, KEY, 6), level_from_log_snr(jnp.linspace(-4.0, 4.0, 6))
     eps_loss = elbo.denoising_error(DENOISERS[name], KEY, x_0, levels, "eps")
     score = Partial(as_score, DENOISERS[name])
-    np.testing.assert_allclose(score_matching.denoising_at(score, KEY, x_0, levels), 0.5 * eps_loss, rtol=1e-4)
-    flat = score_matching.denoising_at(score, KEY, x_0, levels, weight=lambda level: jnp.ones_like(level.sigma))
+    np.testing.assert_allclose(score_matching.denoising_at_level(score, KEY, x_0, levels), 0.5 * eps_loss, rtol=1e-4)
+    flat = score_matching.denoising_at_level(score, KEY, x_0, levels, weight=lambda level: jnp.ones_like(level.sigma))
     score_loss = elbo.denoising_error(score, KEY, x_0, levels, "score")
     np.testing.assert_allclose(flat, 0.5 * score_loss, rtol=1e-4)
 
@@ -84,7 +84,7 @@ def test_twice_score_matching_over_the_levels_is_ddpm_s_simple_loss():
     simple = losses.simple_loss(net, KEY, x_0, schedule)
     steps = jnp.arange(many) % 3 + 1
     score = Partial(as_score, net)
-    matched = score_matching.denoising_at(score, jax.random.key(1), x_0, schedule(steps))
+    matched = score_matching.denoising_at_level(score, jax.random.key(1), x_0, schedule(steps))
     assert_mean(np.asarray(simple, np.float64) - 2.0 * np.asarray(matched, np.float64), 0.0, resolution=0.02)
 
 
@@ -94,9 +94,9 @@ def test_likelihood_weighs_score_matching_by_the_diffusion():
     schedule, slope = LinearLogSNR(6.0, -8.0), -14.0
     x_0 = draws(LAW, KEY, 6)
     levels = jax.vmap(schedule)(jnp.linspace(0.1, 0.9, 6))
-    rate = jax.vmap(lambda level: elbo.diffusion_rate(level, jnp.float32(slope), "eps"))(levels)
+    rate = jax.vmap(lambda level: elbo.continuous_diffusion_weight(level, jnp.float32(slope), "eps"))(levels)
     bound = rate * elbo.denoising_error(BEST, KEY, x_0, levels, "eps")
-    matched = score_matching.denoising_at(
+    matched = score_matching.denoising_at_level(
         BEST, KEY, x_0, levels, prediction_type="eps", weight=lambda level: -slope * level.sigma**2
     )
     np.testing.assert_allclose(matched, bound, rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vdm_jax.divergence import check_trace, directions, value_and_divergence
+from vdm_jax.divergence import check_trace, hutchinson_probes, value_and_divergence
 
 SHAPES = [(), (3,), (2, 3, 1)]
 DRAWN = ["rademacher", "gaussian", "sphere"]
@@ -34,7 +34,7 @@ def mixing(x):
 def test_by_hand(shape, dtype, rtol):
     with jax.enable_x64(dtype == jnp.float64):
         x = batch(shape, dtype)
-        value, divergence = value_and_divergence(mixing, x, directions(None, x, "exact"))
+        value, divergence = value_and_divergence(mixing, x, hutchinson_probes(None, x, "exact"))
         assert value.dtype == divergence.dtype == dtype
         flat = np.asarray(x, np.float64).reshape(5, -1)
         np.testing.assert_allclose(divergence, np.trace(matrix(flat.shape[1])) + 3 * (flat**2).sum(1), rtol=rtol)
@@ -44,7 +44,7 @@ def test_by_hand(shape, dtype, rtol):
 @pytest.mark.slow
 @pytest.mark.parametrize("trace", DRAWN)
 def test_directions_follow_their_law(trace):
-    v = directions(KEY, batch((2, 3), count=400), trace, probes=5)
+    v = hutchinson_probes(KEY, batch((2, 3), count=400), trace, probes=5)
     assert v.shape == (5, 400, 2, 3)
     assert len(np.unique(np.asarray(v).reshape(2000, 6), axis=0)) == (64 if trace == "rademacher" else 2000)
     v = np.asarray(v, np.float64).reshape(-1, 6)
@@ -59,16 +59,16 @@ def test_directions_follow_their_law(trace):
 
 
 def test_exact_directions_are_complete():
-    v = np.asarray(directions(None, batch((2, 3)), "exact")).reshape(6, 5, 6)
+    v = np.asarray(hutchinson_probes(None, batch((2, 3)), "exact")).reshape(6, 5, 6)
     np.testing.assert_allclose(np.einsum("kbi,kbj->bij", v, v) / 6, np.broadcast_to(np.eye(6), (5, 6, 6)), atol=1e-6)
 
 
 @pytest.mark.slow
 def test_signs_are_exact_where_the_jacobian_is_diagonal():
     x = batch((2, 3))
-    exact = value_and_divergence(jnp.sin, x, directions(None, x, "exact"))[1]
-    np.testing.assert_allclose(value_and_divergence(jnp.sin, x, directions(KEY, x))[1], exact, rtol=1e-5)
-    gaussian = value_and_divergence(jnp.sin, x, directions(KEY, x, "gaussian"))[1]
+    exact = value_and_divergence(jnp.sin, x, hutchinson_probes(None, x, "exact"))[1]
+    np.testing.assert_allclose(value_and_divergence(jnp.sin, x, hutchinson_probes(KEY, x))[1], exact, rtol=1e-5)
+    gaussian = value_and_divergence(jnp.sin, x, hutchinson_probes(KEY, x, "gaussian"))[1]
     assert np.all(np.abs(gaussian - exact) > 1e-3)
 
 
@@ -76,10 +76,10 @@ def test_signs_are_exact_where_the_jacobian_is_diagonal():
 @pytest.mark.parametrize("trace", DRAWN)
 def test_directions_do_not_depend_on_neighbours(trace):
     x = batch((3,))
-    v = directions(KEY, x, trace, probes=2)
-    np.testing.assert_array_equal(directions(KEY, x[:1], trace, probes=2), v[:, :1])
-    np.testing.assert_array_equal(directions(KEY, x, trace, probes=2), v)
-    assert not np.array_equal(directions(jax.random.key(1), x, trace, probes=2), v)
+    v = hutchinson_probes(KEY, x, trace, probes=2)
+    np.testing.assert_array_equal(hutchinson_probes(KEY, x[:1], trace, probes=2), v[:, :1])
+    np.testing.assert_array_equal(hutchinson_probes(KEY, x, trace, probes=2), v)
+    assert not np.array_equal(hutchinson_probes(jax.random.key(1), x, trace, probes=2), v)
 
 
 def test_the_field_runs_once():
@@ -91,7 +91,7 @@ def test_the_field_runs_once():
         return jnp.sin(x)
 
     x = batch((3,))
-    jax.block_until_ready(value_and_divergence(counted, x, directions(KEY, x, probes=7)))
+    jax.block_until_ready(value_and_divergence(counted, x, hutchinson_probes(KEY, x, probes=7)))
     jax.effects_barrier()
     assert (len(traces), len(calls)) == (1, 1)
 
@@ -100,16 +100,16 @@ def test_refusals():
     x = batch((3,))
     # unwrapped, since the tests' run-time type checker would speak first
     for function in (
-        lambda: inspect.unwrap(directions)(KEY, x, "all"),
+        lambda: inspect.unwrap(hutchinson_probes)(KEY, x, "all"),
         lambda: inspect.unwrap(check_trace)("all", 1),
     ):
         with pytest.raises(ValueError, match="unknown trace 'all': choose 'exact', 'rademacher', 'gaussian' or 'sph"):
             function()
     for trace in ("exact", *DRAWN):
         with pytest.raises(ValueError, match="probes is 0: "):
-            directions(KEY, x, trace, probes=0)
+            hutchinson_probes(KEY, x, trace, probes=0)
     for trace in DRAWN:
         with pytest.raises(ValueError, match=f"key is None and trace is {trace!r}: pass a key, or trace='ex"):
-            directions(None, x, trace)
+            hutchinson_probes(None, x, trace)
     with pytest.raises(ValueError, match=r"field returned shape \(5, 2\) for x_t of shape \(5, 3\)"):
-        value_and_divergence(lambda x: x[:, :2], x, directions(KEY, x))
+        value_and_divergence(lambda x: x[:, :2], x, hutchinson_probes(KEY, x))

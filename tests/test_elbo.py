@@ -238,7 +238,7 @@ def test_rate_is_the_weight_of_a_short_step(schedule, prediction_type):
     # also where variance is not preserved: the error of the limit falls with the step
     with jax.enable_x64(True):
         t, errors = jnp.asarray(0.6), []
-        rate = elbo.diffusion_rate(schedule(t), jax.grad(schedule.log_snr)(t), prediction_type)
+        rate = elbo.continuous_diffusion_weight(schedule(t), jax.grad(schedule.log_snr)(t), prediction_type)
         for length in (1e-3, 1e-4):
             weight = elbo.diffusion_weight(schedule.step(t - length, t), prediction_type) / length
             errors.append(abs(float(weight / rate) - 1))

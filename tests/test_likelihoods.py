@@ -16,7 +16,7 @@ from vdm_jax.likelihoods import (
     Bernoulli,
     Categorical,
     DiscretizedGaussian,
-    LogisticMixture,
+    DiscretizedLogisticMixture,
     denormalize,
     normalize,
     on_grid,
@@ -81,7 +81,7 @@ Z = jnp.asarray([0.3, -0.2])
 DECODERS = {
     "discretized": lambda p, x: DiscretizedGaussian(p, scale=jnp.float32(0.1), levels=17).log_prob(x),
     "categorical": lambda p, x: Categorical(p, level_from_log_snr(jnp.float32(3.0)), 17).log_prob(x),
-    "mixture": lambda p, x: LogisticMixture(
+    "mixture": lambda p, x: DiscretizedLogisticMixture(
         jnp.zeros((2, 3)), p[:, None, None] * jnp.ones((2, 1, 3)), jnp.zeros((2, 1, 3)), 17
     ).log_prob(x[:, None]),
     "uniform": lambda p, x: p.sum() + Uniform(x, 17).log_prob(Z),
@@ -150,14 +150,14 @@ def test_normalize_takes_integers_only():
 def test_decoders_compute_in_float32_where_their_parameters_have_fewer_digits():
     x, z = normalize(jnp.asarray([100, 128]), 256), jnp.asarray([-0.2, 0.01], jnp.bfloat16)
     level = level_from_log_snr(jnp.float32(6.0))
-    mixture = LogisticMixture(z[:, None] * 0.0, z[:, None, None], z[:, None, None] - 3.0, 256)
+    mixture = DiscretizedLogisticMixture(z[:, None] * 0.0, z[:, None, None], z[:, None, None] - 3.0, 256)
     for distribution in (
         DiscretizedGaussian(z, scale=jnp.asarray(0.05, jnp.bfloat16), levels=256),
         Categorical(z, level, 256),
         mixture,
     ):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if hasattr(leaf, "astype") else leaf, distribution)
-        given = x[:, None] if isinstance(distribution, LogisticMixture) else x
+        given = x[:, None] if isinstance(distribution, DiscretizedLogisticMixture) else x
         ours = distribution.log_prob(given.astype(jnp.bfloat16))
         assert ours.dtype == jnp.float32
         assert float(ours) == float(wide.log_prob(given))
@@ -169,7 +169,7 @@ def test_samples_of_distributions_with_nan_parameters_are_nan():
         DiscretizedGaussian(bad, scale=jnp.float32(0.1), levels=17),
         Categorical(bad, level, 17),
         Bernoulli(bad),
-        LogisticMixture(jnp.zeros((2, 1)), bad[:, None, None], jnp.zeros((2, 1, 1)), 17),
+        DiscretizedLogisticMixture(jnp.zeros((2, 1)), bad[:, None, None], jnp.zeros((2, 1, 1)), 17),
     ):
         assert np.array_equal(np.isnan(distribution.sample(key).ravel()), [False, True])
 
@@ -369,7 +369,7 @@ def test_bernoulli_is_the_other_decoders_at_two_levels():
         z, level, x = jnp.asarray([-0.8, 0.3, 1.4]), level_from_log_snr(jnp.asarray(0.7)), jnp.asarray([1.0, 1.0, -1.0])
         by_z = Bernoulli(2.0 * level.alpha * z / level.sigma**2).log_prob(x)
         assert float(by_z) == pytest.approx(float(Categorical(z, level, 2).log_prob(x)), rel=1e-12)
-        mixture = LogisticMixture(jnp.zeros((3, 1)), z[:, None, None], jnp.full((3, 1, 1), np.log(0.4)), 2)
+        mixture = DiscretizedLogisticMixture(jnp.zeros((3, 1)), z[:, None, None], jnp.full((3, 1, 1), np.log(0.4)), 2)
         logistic = mixture.log_prob(x[:, None])
         assert float(Bernoulli(z / 0.4).log_prob(x)) == pytest.approx(float(logistic), rel=1e-12)
 
@@ -407,7 +407,7 @@ def _mixture_parameters(seed, channels, components, pixels=()):
 
 def _mixture(logits, means, log_scales, coefficients, levels):
     logits, means, log_scales, coefficients = map(jnp.asarray, (logits, means, log_scales, coefficients))
-    return LogisticMixture(logits, means, log_scales, levels, coefficients)
+    return DiscretizedLogisticMixture(logits, means, log_scales, levels, coefficients)
 
 
 def _sigmoid(x):
@@ -456,7 +456,9 @@ def test_mixture_masses_sum_to_one(channels, levels):
 def test_mixture_without_coefficients_has_independent_channels():
     logits, means, log_scales, coefficients = _mixture_parameters(0, 3, 2)
     x = normalize(jnp.asarray([3, 0, 16]), 17)
-    without = LogisticMixture(jnp.asarray(logits), jnp.asarray(means), jnp.asarray(log_scales), 17).log_prob(x)
+    without = DiscretizedLogisticMixture(jnp.asarray(logits), jnp.asarray(means), jnp.asarray(log_scales), 17).log_prob(
+        x
+    )
     zero = _mixture(logits, means, log_scales, 0.0 * coefficients, 17).log_prob(x)
     assert float(without) == float(zero)
     with pytest.raises(ValueError, match=r"coefficients.* 1 .*3 channels.* 3"):

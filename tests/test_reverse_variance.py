@@ -46,9 +46,9 @@ def _everything(steps, numbers):
             target, prediction, ratio, steps
         ),
         "optimal_variance": jax.vmap(reverse_variance.optimal_variance)(error, steps),
-        "analytic_variance": jax.vmap(lambda s: reverse_variance.analytic_variance(jnp.asarray(0.75, target.dtype), s))(
-            steps
-        ),
+        "analytic_dpm_variance": jax.vmap(
+            lambda s: reverse_variance.analytic_dpm_variance(jnp.asarray(0.75, target.dtype), s)
+        )(steps),
         "variance_bounds": jax.vmap(lambda s: reverse_variance.variance_bounds(s, 1.0))(steps),
     }
 
@@ -89,7 +89,7 @@ def test_a_second_moment_above_one_counts_as_one():
     # an estimate may exceed what it estimates
     step = TABLE.step(3, 4)
     for power in (1.0, 1.3):
-        var = reverse_variance.analytic_variance(jnp.asarray(power), step)
+        var = reverse_variance.analytic_dpm_variance(jnp.asarray(power), step)
         assert float(var) == pytest.approx(float(forward.posterior_variance(step)))
 
 

@@ -154,7 +154,7 @@ def test_a_single_clean_point_leaves_nothing_to_learn(shape):
     normal = score_matching.denoising(lambda y: (x - y) / 0.3, KEY, x, noise)
     logistic = score_matching.denoising(lambda y: -jnp.tanh(0.5 * (y - x)), KEY, x, Logistic)
     at_level = [
-        score_matching.denoising_at(
+        score_matching.denoising_at_level(
             Partial(partial(_of_point, prediction_type), point),
             KEY,
             x,
@@ -184,15 +184,15 @@ def test_a_score_of_zero_costs_the_noise():
     # 1/2 E ||eps||^2 / var, whatever x is
     x = jnp.broadcast_to(batch((2, 2))[:1], (20_000, 2, 2))
     assert_mean(score_matching.denoising(jnp.zeros_like, KEY, x, noise), 2.0 / 0.3, resolution=0.05)
-    loss = score_matching.denoising_at(lambda x_t, level: jnp.zeros_like(x_t), KEY, x, LEVEL)
+    loss = score_matching.denoising_at_level(lambda x_t, level: jnp.zeros_like(x_t), KEY, x, LEVEL)
     assert_mean(loss, 2.0, resolution=0.02)
 
 
 @pytest.mark.slow
 def test_a_weight_multiplies_the_loss():
     x = batch((3,))
-    plain = score_matching.denoising_at(NET, KEY, x, LEVEL)
-    weighted = score_matching.denoising_at(NET, KEY, x, LEVEL, weight=lambda level: 3.0 * level.alpha)
+    plain = score_matching.denoising_at_level(NET, KEY, x, LEVEL)
+    weighted = score_matching.denoising_at_level(NET, KEY, x, LEVEL, weight=lambda level: 3.0 * level.alpha)
     np.testing.assert_allclose(weighted, plain * (3.0 * LEVEL.alpha / LEVEL.sigma**2), rtol=1e-6)
 
 
@@ -200,11 +200,11 @@ def test_a_weight_multiplies_the_loss():
 def test_each_example_has_its_own_level():
     x = batch((2, 3))
     levels = level_from_log_snr(jnp.linspace(-3.0, 3.0, 5))
-    together = score_matching.denoising_at(NET, KEY, x, levels)
+    together = score_matching.denoising_at_level(NET, KEY, x, levels)
     for i in range(5):
         one = jax.tree.map(lambda field, i=i: field[i], levels)
-        np.testing.assert_allclose(score_matching.denoising_at(NET, KEY, x, one)[i], together[i], rtol=1e-6)
-    assert score_matching.denoising_at(NET, KEY, batch(()), LEVEL).shape == (5,)
+        np.testing.assert_allclose(score_matching.denoising_at_level(NET, KEY, x, one)[i], together[i], rtol=1e-6)
+    assert score_matching.denoising_at_level(NET, KEY, batch(()), LEVEL).shape == (5,)
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_keys():
         lambda key: score_matching.sliced(mixing, key, x, trace="gaussian"),
         lambda key: score_matching.finite_difference(quartic, key, x, 0.1, trace="gaussian"),
         lambda key: score_matching.denoising(mixing, key, x, noise),
-        lambda key: score_matching.denoising_at(NET, key, x, LEVEL),
+        lambda key: score_matching.denoising_at_level(NET, key, x, LEVEL),
     ):
         np.testing.assert_array_equal(loss(KEY), loss(KEY))
         assert np.all(loss(KEY) != loss(jax.random.key(1)))
@@ -240,7 +240,7 @@ def test_the_score_runs_once():
         lambda: score_matching.implicit(counted, x),
         lambda: score_matching.sliced(counted, KEY, x, probes=4),
         lambda: score_matching.denoising(counted, KEY, x, noise),
-        lambda: score_matching.denoising_at(counted, KEY, x, LEVEL),
+        lambda: score_matching.denoising_at_level(counted, KEY, x, LEVEL),
     ):
         calls.clear()
         jax.block_until_ready(loss())
@@ -267,4 +267,4 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         score_matching.finite_difference(quartic, KEY, x, 0.1, trace="all")
     with pytest.raises(ValueError, match="prediction_type 'noise'"):
-        score_matching.denoising_at(NET, KEY, x, LEVEL, prediction_type="noise")
+        score_matching.denoising_at_level(NET, KEY, x, LEVEL, prediction_type="noise")

@@ -43,8 +43,8 @@ FUNCTIONS = {
     "tweedie.cumulants": lambda p, k, x: jax.vmap(
         lambda x: tweedie.cumulants(lambda x: p * jnp.sum(jnp.log(x)), tweedie.poisson_base, x, 2)
     )(x**2 + 1.0),
-    "weightings.uniform_time": lambda p, k, x: weightings.uniform_time(x, SCHEDULE),
-    "weightings.uniform_time, learned": lambda p, k, x: weightings.uniform_time(x, learned(p)),
+    "weightings.uniform_in_time": lambda p, k, x: weightings.uniform_in_time(x, SCHEDULE),
+    "weightings.uniform_in_time, learned": lambda p, k, x: weightings.uniform_in_time(x, learned(p)),
     "information.optimal_bound": lambda p, k, x: information.optimal_bound(LAW, TABLE, prior=Normal(p, var=jnp.exp(p))),
 }
 ONE_STEP = TABLE.subsequence([0, 3])  # its bound has no diffusion term, and scans over nothing
@@ -53,8 +53,11 @@ FUNCTIONS["path_bounds.consistency_bound of one step"] = lambda p, k, x: path_bo
     Partial(denoiser, same, p), k, x, ONE_STEP, decoder
 )
 FAST = {  # those that once failed in one form or another
-    "elbo.continuous_bound", "elbo.diffusion_curve, continuous", "vdm.vdm_loss", "path_bounds.importance_weighted_bound",
-}  # fmt: skip
+    "elbo.continuous_bound",
+    "elbo.diffusion_curve, continuous",
+    "vdm.vdm_loss",
+    "path_bounds.importance_weighted_bound",
+}
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
 
 
@@ -100,7 +103,7 @@ DIFFERENTIATED = {
     ),
     "vdm.vdm_loss": lambda p, x: vdm.vdm_loss(Partial(denoiser, same, p), KEY, x, SCHEDULE, decoder).total,
     "vdm.vdm_loss, learned": lambda p, x: vdm.vdm_loss(NET, KEY, x, learned(p), decoder).total,
-    "weightings.uniform_time": lambda p, x: weightings.uniform_time(x, learned(p)),
+    "weightings.uniform_in_time": lambda p, x: weightings.uniform_in_time(x, learned(p)),
     **{
         name: lambda p, x, f=FUNCTIONS[name]: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(f(p, KEY, x)))
         for name in (

@@ -22,13 +22,13 @@ def _many(function, count=20_000, seed=0):
 
 def test_time_sampling_has_the_stated_structure():
     for key in jax.random.split(jax.random.key(1), 20):
-        u = np.sort(time_sampling.uniform_times(key, 8, "low_discrepancy"))
+        u = np.sort(time_sampling.sample_times(key, 8, "low_discrepancy"))
         np.testing.assert_allclose(np.diff(u), 1 / 8, atol=2e-7)
         for batch in (6, 7):
-            u = np.asarray(time_sampling.uniform_times(key, batch, "antithetic"))
+            u = np.asarray(time_sampling.sample_times(key, batch, "antithetic"))
             half = (batch + 1) // 2
             np.testing.assert_array_equal(u[: batch - half] + u[half:], 1.0)  # a half of an odd batch is left over
-    independent = _many(lambda k: time_sampling.uniform_times(k, 2))
+    independent = _many(lambda k: time_sampling.sample_times(k, 2))
     assert abs(np.corrcoef(independent.T)[0, 1]) < 0.03
 
 
@@ -39,7 +39,7 @@ def test_times_stay_below_one_after_rounding(monkeypatch):
         monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), v=value: jnp.full(shape, v, jnp.float32))
         for how in HOWS:
             for batch in (1, 3, 1000):
-                u = np.asarray(time_sampling.uniform_times(jax.random.key(0), batch, how))
+                u = np.asarray(time_sampling.sample_times(jax.random.key(0), batch, how))
                 assert np.all((u >= 0) & (u < 1))
                 assert np.all(time_sampling.to_timesteps(jnp.asarray(u), 7) <= 7)
         sampled = time_sampling.importance_sample(jnp.asarray(value), SKEWED)
@@ -49,7 +49,7 @@ def test_times_stay_below_one_after_rounding(monkeypatch):
 
 def test_unknown_time_sampling_is_refused():
     how: Any = "even"
-    uniforms = inspect.unwrap(time_sampling.uniform_times)  # past the check of annotations, which only tests have
+    uniforms = inspect.unwrap(time_sampling.sample_times)  # past the check of annotations, which only tests have
     with pytest.raises(ValueError, match=r"time_sampling 'even'.*'low_discrepancy'"):
         uniforms(jax.random.key(0), 3, how)
 
@@ -142,7 +142,7 @@ def test_second_moments_in_float64():
         moments = time_sampling.LossSecondMoments.init(3, history=4).update(t, 0.1 * t.astype(float))
         assert_close(moments.probabilities(0.0), np.arange(1, 4) / 6, rtol=1e-15)
         sampled = time_sampling.importance_sample(
-            time_sampling.uniform_times(jax.random.key(0), 5), jnp.ones(3, jnp.float32)
+            time_sampling.sample_times(jax.random.key(0), 5), jnp.ones(3, jnp.float32)
         )
         assert sampled.time.dtype == sampled.weight.dtype == np.float64  # of u
 

@@ -237,8 +237,8 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         ),
         (X, DRAWN),
     ),
-    "likelihoods.LogisticMixture": (
-        lambda w, m, s, c, x: likelihoods.LogisticMixture(w, m, s, 17, c).log_prob(jax.lax.stop_gradient(x)),
+    "likelihoods.DiscretizedLogisticMixture": (
+        lambda w, m, s, c, x: likelihoods.DiscretizedLogisticMixture(w, m, s, 17, c).log_prob(jax.lax.stop_gradient(x)),
         (numbers(13, 3, 2), numbers(14, 3, 2, 2), numbers(15, 3, 2, 2), numbers(16, 3, 1, 2), DRAWN),
     ),
     "autoencoder.nearest_distance": (
@@ -282,9 +282,10 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         ],
         (X, Y, HIGH, LOW),
     ),
-    "elbo.diffusion_rate": (
+    "elbo.continuous_diffusion_weight": (
         lambda lam: [
-            elbo.diffusion_rate(level_from_log_snr(lam), -2.0 * lam, prediction_type) for prediction_type in KINDS
+            elbo.continuous_diffusion_weight(level_from_log_snr(lam), -2.0 * lam, prediction_type)
+            for prediction_type in KINDS
         ],
         (P,),
     ),
@@ -373,8 +374,8 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         at(lambda e, step: reverse_variance.optimal_variance(e, step), pair=True),
         (VAR, HIGH, LOW),
     ),
-    "reverse_variance.analytic_variance": (
-        at(lambda e, step: reverse_variance.analytic_variance(0.4 * e, step), pair=True),
+    "reverse_variance.analytic_dpm_variance": (
+        at(lambda e, step: reverse_variance.analytic_dpm_variance(0.4 * e, step), pair=True),
         (VAR, HIGH, LOW),
     ),
     "reverse_variance.variance_bounds": (
@@ -386,9 +387,9 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         for name in ("likelihood", "cosine", "v_prediction", "edm", "p2", "min_snr", "sigmoid")
     },
     "schedules.time_from_log_snr": (lambda lam: schedules.time_from_log_snr(lam, schedules.Cosine()), (P,)),
-    "weightings.uniform_time": (lambda lam: weightings.uniform_time(lam, schedules.Cosine()), (P,)),
-    "weightings.elbo_mixture": (
-        lambda t: weightings.elbo_mixture(weightings.sigmoid, CONTINUOUS, t),
+    "weightings.uniform_in_time": (lambda lam: weightings.uniform_in_time(lam, schedules.Cosine()), (P,)),
+    "weightings.as_elbo_mixture": (
+        lambda t: weightings.as_elbo_mixture(weightings.sigmoid, CONTINUOUS, t),
         (numbers(7, low=0.1, high=0.9),),
     ),
     "time_sampling.geometric_variance_proposal": (
@@ -568,7 +569,7 @@ ASKING: dict[str, Any] = {
     "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, table(x), 0.5 * x, x, resamplings=2).x_0,
     "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
     "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
-    "score_matching.denoising_at": lambda net, k, x: score_matching.denoising_at(
+    "score_matching.denoising_at_level": lambda net, k, x: score_matching.denoising_at_level(
         net, k, x, _levels_of(x), prediction_type="v"
     ),
     "sure.sure": lambda net, k, x: sure.sure(_score(net, x), k, x, 0.4, trace="sphere"),
@@ -663,17 +664,17 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
     "likelihoods.sample_more": (
         lambda k, m, w: (
             likelihoods.Bernoulli(m).sample(k),
-            likelihoods.LogisticMixture(w, jnp.stack([m, -m], -1), jnp.stack([-m, m], -1), 17).sample(k),
+            likelihoods.DiscretizedLogisticMixture(w, jnp.stack([m, -m], -1), jnp.stack([-m, m], -1), 17).sample(k),
         ),
         (KEYS, X, numbers(13, 3, 2)),
     ),
-    "vae.score_function_surrogate": (lambda c, q: vae.score_function_surrogate(c, q), (P, VAR)),
+    "vae.reinforce_surrogate": (lambda c, q: vae.reinforce_surrogate(c, q), (P, VAR)),
     "hvae.collapse_diagnostics": (lambda k, p, x: hvae.collapse_diagnostics(_ladder(p), k, x), (KEYS, P, BATCH)),
     "hvae.kl_warm_up": (lambda t: hvae.kl_warm_up(t, 4), (STEPS,)),
-    "time_sampling.uniform_times": (
-        lambda k: [time_sampling.uniform_times(k, 5, how) for how in ("independent", "low_discrepancy", "antithetic")],
-        (KEYS,),
-    ),
+    "time_sampling.sample_times": (lambda k: time_sampling.sample_times(k, 5), (KEYS,)),
+    "time_sampling.independent_times": (lambda k: time_sampling.independent_times(k, 5), (KEYS,)),
+    "time_sampling.low_discrepancy_times": (lambda k: time_sampling.low_discrepancy_times(k, 5), (KEYS,)),
+    "time_sampling.antithetic_times": (lambda k: time_sampling.antithetic_times(k, 5), (KEYS,)),
     "time_sampling.importance_sample": (
         time_sampling.importance_sample,
         (numbers(7, low=0.1, high=0.9), numbers(8, 4, low=0.1)),
@@ -683,8 +684,10 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         lambda t, p: time_sampling.LossSecondMoments.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
         (STEPS, P),
     ),
-    "divergence.directions": (
-        lambda k, x: [divergence.directions(k, x, how, 2) for how in ("exact", "rademacher", "gaussian", "sphere")],
+    "divergence.hutchinson_probes": (
+        lambda k, x: [
+            divergence.hutchinson_probes(k, x, how, 2) for how in ("exact", "rademacher", "gaussian", "sphere")
+        ],
         (KEYS, BATCH),
     ),
     "sure.sure_threshold.threshold": (lambda y: sure.sure_threshold(y, 0.5)[0], (X,)),
@@ -755,10 +758,10 @@ ROWS = {
 HEAVY = {
     *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.euler", "samplers.heun", "samplers.dpmpp_2m",
     "samplers.dpmpp_2m_sde", "samplers.predictor_corrector", "samplers.repaint", "guidance.ClassifierGuidance",
-    "guidance.ReconstructionGuidance", "information.mmse", "likelihoods.sample", "likelihoods.LogisticMixture",
-    "vae.variational_em", "hvae.sample", "hvae.importance_weighted_bound", "hvae.bottom_up",
-    "hvae.collapse_diagnostics", "likelihoods.sample_more", "vae.kl_decomposition", "hvae.reconstruct",
-    "vae.aggregated_posterior_log_prob", "linear_gaussian.LinearGaussianModel",
+    "guidance.ReconstructionGuidance", "information.mmse", "likelihoods.sample",
+    "likelihoods.DiscretizedLogisticMixture", "vae.variational_em", "hvae.sample", "hvae.importance_weighted_bound",
+    "hvae.bottom_up", "hvae.collapse_diagnostics", "likelihoods.sample_more", "vae.kl_decomposition",
+    "hvae.reconstruct", "vae.aggregated_posterior_log_prob", "linear_gaussian.LinearGaussianModel",
     "linear_gaussian.maximum_likelihood_decoder", "linear_gaussian.probabilistic_pca", "vae.kl_to_prior",
     "path_bounds.consistency_bound", "path_bounds.importance_weighted_bound", "weightings.weighted_bound",
     "reverse_variance.eps_second_moment", "dequantization.dequantized_bound",
@@ -767,11 +770,11 @@ HEAVY = {
     "path_bounds.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
     "langevin.annealed_langevin", "langevin.langevin_corrector", "langevin.mala", "langevin.ula",
     "energy.contrastive_divergence", "energy.log_density", "energy.score", "score_matching.sliced",
-    "score_matching.finite_difference", "score_matching.denoising", "score_matching.denoising_at", "sure.sure",
+    "score_matching.finite_difference", "score_matching.denoising", "score_matching.denoising_at_level", "sure.sure",
     "sure.sure_threshold", "tweedie.posterior_covariance", "tweedie.posterior_variance", "tweedie.cumulants",
     "tweedie.normal_base", "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean",
     "sure.sure_threshold.threshold", "parameterization.ScoreFromDenoiser", "divergence.value_and_divergence",
-    "divergence.directions", "langevin.langevin_kernel",
+    "divergence.hutchinson_probes", "langevin.langevin_kernel",
 }  # fmt: skip
 
 

@@ -49,8 +49,8 @@ def test_gradients_agree_in_expectation_with_either_kl():
 
 def test_score_function_has_the_value_of_its_cost():
     cost, log_q = jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0])
-    np.testing.assert_array_equal(vae.score_function_surrogate(cost, log_q), cost)
-    gradient = jax.grad(lambda log_q: vae.score_function_surrogate(cost, log_q).sum())(log_q)
+    np.testing.assert_array_equal(vae.reinforce_surrogate(cost, log_q), cost)
+    gradient = jax.grad(lambda log_q: vae.reinforce_surrogate(cost, log_q).sum())(log_q)
     np.testing.assert_array_equal(gradient, cost)
 
 

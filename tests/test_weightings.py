@@ -83,26 +83,28 @@ def test_which_weights_fall(name):
 def test_uniform_time_is_the_density_of_a_uniform_time(schedule):
     log_snr = jax.jit(schedule.log_snr)
     slope, curve = jax.jit(jax.vmap(jax.grad(log_snr))), jax.jit(jax.vmap(jax.grad(jax.grad(log_snr))))
-    rise = jax.jit(jax.vmap(jax.grad(lambda x: weightings.uniform_time(x, schedule))))
+    rise = jax.jit(jax.vmap(jax.grad(lambda x: weightings.uniform_in_time(x, schedule))))
     with jax.enable_x64(True):
         t = jnp.linspace(0.001, 0.999, 201)
-        assert_close(weightings.uniform_time(log_snr(t), schedule) * -slope(t), np.ones(201), rtol=1e-9)
+        assert_close(weightings.uniform_in_time(log_snr(t), schedule) * -slope(t), np.ones(201), rtol=1e-9)
         # its slope, by the inverse function: dp/dlambda = lambda'' / lambda'^3
         np.testing.assert_allclose(rise(log_snr(t)), curve(t) / slope(t) ** 3, rtol=1e-6, atol=1e-12)
         # nothing comes from beyond the ends
         last = float(log_snr(jnp.asarray(1.0)))
         beyond = jnp.full(201, last - 0.1 if np.isfinite(last) else -200.0)
-        assert not np.any(weightings.uniform_time(beyond, schedule))
+        assert not np.any(weightings.uniform_in_time(beyond, schedule))
         assert not np.any(rise(beyond))
     t = jnp.linspace(0.1, 0.9, 81)
-    np.testing.assert_allclose(weightings.uniform_time(log_snr(t), schedule), -1 / slope(t), rtol=2e-5)  # float32
+    np.testing.assert_allclose(weightings.uniform_in_time(log_snr(t), schedule), -1 / slope(t), rtol=2e-5)  # float32
 
 
 def test_uniform_time_of_a_schedule_without_offset_is_the_closed_form():
     with jax.enable_x64(True):
         log_snr = jnp.linspace(-20.0, 20.0, 101)
-        assert_close(weightings.uniform_time(log_snr, Cosine(0.0)), weightings.cosine(log_snr) / (2 * np.pi), rtol=1e-9)
-        flat = weightings.uniform_time(jnp.linspace(-6.9, 8.9, 50), LinearLogSNR(9.0, -7.0))
+        assert_close(
+            weightings.uniform_in_time(log_snr, Cosine(0.0)), weightings.cosine(log_snr) / (2 * np.pi), rtol=1e-9
+        )
+        flat = weightings.uniform_in_time(jnp.linspace(-6.9, 8.9, 50), LinearLogSNR(9.0, -7.0))
         assert_close(flat, np.full(50, 1 / 16), rtol=1e-12)
 
 
@@ -112,7 +114,7 @@ def test_uniform_time_has_the_gradient_of_the_schedule():
 
         def total(ends):
             rise = Partial(lambda s, t: t - s + 0.5 * (t**3 - s**3))
-            return weightings.uniform_time(log_snr, LearnedSchedule(ends[0], ends[1], rise)).sum()
+            return weightings.uniform_in_time(log_snr, LearnedSchedule(ends[0], ends[1], rise)).sum()
 
         secants = [(total(ends.at[i].add(h)) - total(ends.at[i].add(-h))) / (2 * h) for i in range(2)]
         np.testing.assert_allclose(jax.grad(total)(ends), secants, rtol=1e-6)

@@ -34,7 +34,7 @@ Variational autoencoders (VAE-1 .. VAE-12)
                                                              kl_monte_carlo
     q(z|x) of an encoder, checked .......................... vae.encode, check_posterior
     reparameterization z = mu + sigma eps .................. vae.reparameterized_sample
-    score-function (REINFORCE) gradient .................... vae.score_function_surrogate
+    score-function (REINFORCE) gradient .................... vae.reinforce_surrogate
     importance-weighted bound (IWAE) ....................... vae.importance_weighted_bound, importance_weighted_average
     ELBO surgery: KL = I(x; z) + KL(q(z) || p(z)) .......... vae.kl_decomposition, aggregated_posterior_log_prob
     optimal decoder mean E_q(x|z)[x], blur ................. vae.optimal_mean_decoder
@@ -65,7 +65,7 @@ Parameterizations of the network output (PAR-1, PAR-2)
 Decoders p(x|z_0) and quantized data (ELBO-5)
     discretized Gaussian (Ho et al.) ....................... likelihoods.DiscretizedGaussian
     categorical (Kingma et al., VDM-2) ..................... likelihoods.Categorical
-    Bernoulli, mixture of discretized logistics ............ likelihoods.Bernoulli, LogisticMixture
+    Bernoulli, mixture of discretized logistics ............ likelihoods.Bernoulli, DiscretizedLogisticMixture
     log-probability of an interval under N(0, 1) ........... likelihoods.log_interval_probability
     integers 0..levels-1 <-> [-1, 1] ....................... likelihoods.normalize, denormalize
     check that x is on the grid of values .................. likelihoods.on_grid
@@ -76,7 +76,7 @@ Variational bound of diffusion models (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
     prior term KL(q(x_T | x_0) || p(x_T)) .................. elbo.prior_kl
     reconstruction term -E log p(x_0 | x_1) ................ elbo.reconstruction_nll, decoder_log_prob
     diffusion term KL(q(x_s | x_t, x_0) || p(x_s | x_t)) ... elbo.diffusion_kl, denoising_error
-    weights of the diffusion term, discrete, continuous .... elbo.diffusion_weight, diffusion_rate
+    weights of the diffusion term, discrete, continuous .... elbo.diffusion_weight, continuous_diffusion_weight
     diffusion term by log-SNR .............................. elbo.diffusion_curve
     bits per dimension ..................................... elbo.bits_per_dim
     consistency terms along whole paths .................... path_bounds.consistency_bound
@@ -85,21 +85,22 @@ Training losses (ELBO-10, ELBO-11, SAM-1)
     L_simple, weighted denoising loss, DDPM loss ........... losses.simple_loss, denoising_loss, ddpm_loss
     VDM loss with a learned schedule (VDM-1) ............... vdm.vdm_loss
 Time sampling (TIME-1 .. TIME-3)
-    independent, low-discrepancy, antithetic times ......... time_sampling.uniform_times
+    independent, low-discrepancy, antithetic times ......... time_sampling.independent_times, low_discrepancy_times,
+                                                             antithetic_times, sample_times
     discrete timesteps ..................................... time_sampling.to_timesteps, sample_timesteps
     importance sampling of timesteps ....................... time_sampling.importance_sample, LossSecondMoments,
                                                              timestep_proposal, geometric_variance_proposal
 Loss weightings (WEIGHT-1, WEIGHT-2)
     1/2 int w(lambda) E ||eps - eps_hat||^2 dlambda ........ weightings.weighted_bound
     weightings of the literature ........................... weightings.likelihood, cosine, v_prediction, edm, p2,
-                                                             min_snr, sigmoid, uniform_time
-    monotonic weighting as a mixture of ELBOs .............. weightings.elbo_mixture
+                                                             min_snr, sigmoid, uniform_in_time
+    monotonic weighting as a mixture of ELBOs .............. weightings.as_elbo_mixture
 Variance of the reverse process (VAR-1 .. VAR-4)
     learned reverse variance (improved DDPM) ............... reverse_variance.interpolated_variance, variance_fraction,
                                                              evaluate_variance
     its KL and bound ....................................... reverse_variance.reverse_step_kl, learned_variance_bound
     L_vlb, L_hybrid ........................................ reverse_variance.vlb_loss, hybrid_loss
-    optimal variance (Analytic-DPM) and its bounds ......... reverse_variance.optimal_variance, analytic_variance,
+    optimal variance (Analytic-DPM) and its bounds ......... reverse_variance.optimal_variance, analytic_dpm_variance,
                                                              eps_second_moment, variance_bounds
 Energy-based models (EBM-1 .. EBM-4)
     log p = -E - log Z, partition function ................. energy.log_density, log_partition
@@ -108,8 +109,9 @@ Energy-based models (EBM-1 .. EBM-4)
 Score matching (SM-1 .. SM-5)
     explicit: 1/2 ||s - grad log p||^2 ..................... score_matching.explicit
     implicit: 1/2 ||s||^2 + div s; sliced .................. score_matching.implicit, sliced, finite_difference
-    denoising score matching ............................... score_matching.denoising, denoising_at
-    divergence of a field; Hutchinson trace estimator ...... divergence.value_and_divergence, directions, check_trace
+    denoising score matching ............................... score_matching.denoising, denoising_at_level
+    divergence of a field; Hutchinson trace estimator ...... divergence.value_and_divergence, hutchinson_probes,
+                                                             check_trace
 Langevin dynamics (LAN-1 .. LAN-3)
     x + eta grad log p + sqrt(2 eta) xi: ULA ............... langevin.ula, langevin_kernel
     Metropolis-adjusted Langevin algorithm (MALA) .......... langevin.mala

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 from vdm_jax.compilation import varying_like
 from vdm_jax.types import Batch, Key, PerExample, Score, at_least_float32, evaluate, per_example
 
-__all__ = ["Trace", "check_trace", "directions", "value_and_divergence"]
+__all__ = ["Trace", "check_trace", "hutchinson_probes", "value_and_divergence"]
 
 Trace = Literal["exact", "rademacher", "gaussian", "sphere"]  # how the trace is computed
 _Directions = Float[Array, "k b *x"]
 
 
-def directions(key: Key | None, x: Batch, trace: Trace = "rademacher", probes: int = 1) -> _Directions:
+def hutchinson_probes(key: Key | None, x: Batch, trace: Trace = "rademacher", probes: int = 1) -> _Directions:
     """The directions v of the estimate v^T J v, with E v v^T = I.
 
     `rademacher`, random signs, has the smallest variance, which is zero if J is diagonal; `sphere` is uniform on the
@@ -59,7 +59,7 @@ def directions(key: Key | None, x: Batch, trace: Trace = "rademacher", probes: i
 
 
 def check_trace(trace: str, probes: int) -> None:
-    """Check the arguments of `directions`.
+    """Check the arguments of `hutchinson_probes`.
 
     Raises:
         ValueError: unknown trace, or probes below 1.
@@ -76,7 +76,7 @@ def value_and_divergence(field: Score, x: Batch, directions: _Directions) -> tup
     Args:
         field: f, (B, *x) -> (B, *x), for each example independently; evaluated and linearized once for all directions.
         x: shape (B, *x).
-        directions: as returned by `directions`.
+        directions: as returned by `hutchinson_probes`.
 
     Returns:
         Shapes (B, *x) and (B,).

@@ -47,11 +47,11 @@ __all__ = [
     "bits_per_dim",
     "bound",
     "continuous_bound",
+    "continuous_diffusion_weight",
     "decoder_log_prob",
     "denoising_error",
     "diffusion_curve",
     "diffusion_kl",
-    "diffusion_rate",
     "diffusion_weight",
     "prior_kl",
     "reconstruction_nll",
@@ -125,7 +125,7 @@ def diffusion_weight(step: Step, prediction_type: PredictionType) -> Real:
     raise unknown_prediction_type(prediction_type)
 
 
-def diffusion_rate(level: NoiseLevel, log_snr_slope: Real, prediction_type: PredictionType) -> Real:
+def continuous_diffusion_weight(level: NoiseLevel, log_snr_slope: Real, prediction_type: PredictionType) -> Real:
     """`diffusion_weight` per unit of time, in the limit s -> t (ELBO-12).
 
         eps: -lambda'(t) / 2; times SNR for x_0, times sigma^2 for score, times alpha^2 for v (alpha^2 + sigma^2 = 1)
@@ -448,7 +448,7 @@ def _continuous_terms(denoiser, key, x_0, schedule, prediction_type, terms, t_0)
         t = t_0 + (1.0 - t_0) * (start + index.astype(start.dtype)) / terms
         level, slope = schedule(t), jax.vmap(jax.grad(schedule.log_snr))(t)
         error = denoising_error(denoiser, jax.random.fold_in(key_eps, index), x_0, level, prediction_type)
-        rate = jax.vmap(partial(diffusion_rate, prediction_type=prediction_type))(level, slope)
+        rate = jax.vmap(partial(continuous_diffusion_weight, prediction_type=prediction_type))(level, slope)
         return None, DiffusionCurve(level.log_snr, share * rate * error)
 
     return scan(visit, None, jnp.arange(terms))[1]

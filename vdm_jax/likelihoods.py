@@ -24,8 +24,8 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiscretizedGaussian",
+    "DiscretizedLogisticMixture",
     "Likelihood",
-    "LogisticMixture",
     "denormalize",
     "evaluate_log_prob",
     "log_interval_probability",
@@ -283,7 +283,7 @@ class Bernoulli(NamedTuple):
         return jnp.where(jnp.isnan(self.logits), jnp.nan, jnp.where(one, 1.0, -1.0)).astype(self.logits.dtype)
 
 
-class LogisticMixture(NamedTuple):
+class DiscretizedLogisticMixture(NamedTuple):
     """PixelCNN++'s decoder: a mixture of K discretized logistics per pixel, autoregressive over its channels.
 
         P(x) = sum_k pi_k prod_c integral of Logistic(m_ck, s_ck) over the bin of x_c,   pi = softmax(logits)

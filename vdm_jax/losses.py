@@ -18,7 +18,7 @@ from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.elbo import DiffusionBound, DiffusionDecoder, bound, denoising_error
 from vdm_jax.gaussian import STANDARD_NORMAL, Prior
 from vdm_jax.noise_levels import Step
-from vdm_jax.time_sampling import TimeSampling, importance_sample, to_timesteps, uniform_times
+from vdm_jax.time_sampling import TimeSampling, importance_sample, sample_times, to_timesteps
 from vdm_jax.types import Batch, Denoiser, Key, PerExample, PredictionType, Real, check_weights
 
 __all__ = [
@@ -79,7 +79,7 @@ def denoising_loss(
         prediction_type: what the denoiser predicts: "x_0", "eps", "v" or "score".
         weight: w_t as a function of the scalar `Step` from t - 1 to t; None is 1. `elbo.diffusion_weight` is the weight
             of the bound, for t >= 2.
-        time_sampling: how the timesteps of a batch are sampled, as in `time_sampling.uniform_times`.
+        time_sampling: how the timesteps of a batch are sampled, as in `time_sampling.sample_times`.
         probabilities: p_t of each step 1..T, shape (T,), as in `time_sampling.importance_sample`; None is uniform.
 
     Returns:
@@ -96,7 +96,7 @@ def denoising_loss(
             f"probabilities has shape {probabilities.shape}: it must be ({schedule.num_steps},), one for each step"
         )
     key_t, key_eps = jax.random.split(key)
-    u = uniform_times(key_t, x_0.shape[0], time_sampling)
+    u = sample_times(key_t, x_0.shape[0], time_sampling)
     if probabilities is None:
         t, importance = to_timesteps(u, schedule.num_steps), jnp.ones_like(u)
     else:

@@ -19,7 +19,7 @@ from jax.core import Tracer, eval_context, eval_jaxpr
 from jaxtyping import Array, Int
 
 from vdm_jax.compilation import compiled, varying_like
-from vdm_jax.divergence import Trace, check_trace, directions, value_and_divergence
+from vdm_jax.divergence import Trace, check_trace, hutchinson_probes, value_and_divergence
 from vdm_jax.gaussian import STANDARD_NORMAL, Prior
 from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch
 from vdm_jax.parameterization import to_eps, to_x_0
@@ -136,7 +136,7 @@ def log_likelihood(
         schedule: a continuous schedule with noise at t_0. `Cosine` has no signal at t = 1 and needs x_0 or v
             predictions; `Sigmoid`, whose derivative is not finite at t = 1, is not supported.
         prediction_type: what the denoiser predicts.
-        trace: how the divergence is computed, as in `divergence.directions`.
+        trace: how the divergence is computed, as in `divergence.hutchinson_probes`.
         probes: number of v for each example, over which the mean is taken.
         t_0: the time of x.
         prior: p(x_T), with scalar fields, as in `elbo.prior_kl`.
@@ -155,7 +155,7 @@ def log_likelihood(
     """
     check_trace(trace, probes)
     start = x.astype(at_least_float32(x.dtype))
-    dims, probing = x[0].size, directions(key, start, trace, probes)
+    dims, probing = x[0].size, hutchinson_probes(key, start, trace, probes)
 
     def velocity(parts, t, state):
         denoiser, schedule, probing = parts

@@ -2,7 +2,7 @@
 
 Learned (Nichol & Dhariwal): the network returns, for every dimension, a position between the posterior's variance and
 the forward step's. `learned_variance_bound` is the bound of such a model; `hybrid_loss` and `vlb_loss` train it.
-Analytic (Bao et al.): `analytic_variance` is the closed form of the optimal variance for a given mean, in terms of
+Analytic (Bao et al.): `analytic_dpm_variance` is the closed form of the optimal variance for a given mean, in terms of
 `eps_second_moment`, an average over data. `reverse_step_kl` is the bound's diffusion term for any variance.
 """
 
@@ -46,7 +46,7 @@ __all__ = [
     "VarianceDecoder",
     "VarianceDenoiser",
     "VariationalLoss",
-    "analytic_variance",
+    "analytic_dpm_variance",
     "eps_second_moment",
     "evaluate_variance",
     "hybrid_loss",
@@ -427,7 +427,7 @@ def optimal_variance(error: Real, step: Step) -> Real:
     return forward.posterior_variance(step) + forward.posterior_coefficients(step).c_2 ** 2 * error
 
 
-def analytic_variance(eps_second_moment: Real, step: Step) -> Real:
+def analytic_dpm_variance(eps_second_moment: Real, step: Step) -> Real:
     """The optimal isotropic variance of the reverse step, from the second moment of the optimal eps_hat (VAR-3).
 
         sigma*^2 = sigma_q^2 + c_2^2 (sigma_t / alpha_t)^2 (1 - E||eps_hat||^2 / D)
@@ -446,7 +446,7 @@ def analytic_variance(eps_second_moment: Real, step: Step) -> Real:
 
 
 class VarianceBounds(NamedTuple):
-    """A lower and an upper bound on `analytic_variance` for any data."""
+    """A lower and an upper bound on `analytic_dpm_variance` for any data."""
 
     lower: Real
     upper: Real

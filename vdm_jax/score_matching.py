@@ -5,7 +5,7 @@
     sliced            1/2 ||s||^2 + v^T J v, or with 1/2 (v^T s)^2           one forward pass                   (SM-3)
     finite_difference the same for an energy, by differences                 no derivative with respect to x
     denoising         1/2 ||s(y) - grad_y log q(y|x)||^2, y ~ q(y|x)         no derivative of s                 (SM-4)
-    denoising_at      the same for Gaussian noise at any level               with a weight                      (SM-5)
+    denoising_at_level  the same for Gaussian noise at any level             with a weight                      (SM-5)
 
 The first three have the same expectation up to a constant that does not depend on s, and so has the fourth in the limit
 of small differences. The last two have it for the distribution of y. `score` takes and returns a batch and treats each
@@ -22,7 +22,7 @@ from jax.core import Tracer
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled
-from vdm_jax.divergence import Trace, directions, value_and_divergence
+from vdm_jax.divergence import Trace, hutchinson_probes, value_and_divergence
 from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch, check_positive
 from vdm_jax.parameterization import to_eps
 from vdm_jax.types import (
@@ -44,7 +44,7 @@ from vdm_jax.types import (
     per_example,
 )
 
-__all__ = ["denoising", "denoising_at", "explicit", "finite_difference", "implicit", "sliced"]
+__all__ = ["denoising", "denoising_at_level", "explicit", "finite_difference", "implicit", "sliced"]
 
 
 @compiled()
@@ -94,7 +94,7 @@ def sliced(
         score: (B, *x) -> (B, *x).
         key: for v.
         x: samples of p, shape (B, *x).
-        trace: distribution of v, as in `divergence.directions`.
+        trace: distribution of v, as in `divergence.hutchinson_probes`.
         probes: number of directions for each example, over which the mean is taken.
         reduced: use ||s||^2 (variance-reduced SSM) instead of (v^T s)^2.
 
@@ -110,7 +110,7 @@ def sliced(
 
 
 def _sliced(score, key, x, trace, probes, reduced) -> PerExample:
-    v = directions(key, x, trace, probes)
+    v = hutchinson_probes(key, x, trace, probes)
     s, trace_of_jacobian = value_and_divergence(score, x, v)
     square = per_example(s**2) if reduced else jnp.square(jax.vmap(lambda v: per_example(v * s))(v)).mean(0)
     return 0.5 * square + trace_of_jacobian
@@ -160,7 +160,7 @@ def finite_difference(
             - (forward_value - 2 * center + backward_value) / size**2
         )
 
-    return jax.lax.map(loss, directions(key, x, trace, probes)).mean(0)
+    return jax.lax.map(loss, hutchinson_probes(key, x, trace, probes)).mean(0)
 
 
 @compiled()
@@ -204,7 +204,7 @@ def _check_level(level: NoiseLevel) -> None:
 
 
 @compiled(check=_check_level)
-def denoising_at(
+def denoising_at_level(
     denoiser: Denoiser,
     key: Key,
     x_0: Batch,

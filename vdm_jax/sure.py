@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.compilation import compiled
-from vdm_jax.divergence import Trace, directions, value_and_divergence
+from vdm_jax.divergence import Trace, hutchinson_probes, value_and_divergence
 from vdm_jax.types import Batch, Key, PerExample, Real, Scalar, Score, X, at_least_float32, per_example
 
 __all__ = ["soft_threshold", "sure", "sure_threshold"]
@@ -27,7 +27,7 @@ def sure(
         key: for the directions; may be None if trace is `exact`.
         y: noisy data, shape (B, *x).
         sigma: standard deviation of the noise, a scalar.
-        trace: how the divergence is computed, as in `divergence.directions`.
+        trace: how the divergence is computed, as in `divergence.hutchinson_probes`.
         probes: number of random directions.
 
     Returns:
@@ -40,7 +40,7 @@ def sure(
         "Monte-Carlo SURE" (the estimated divergence).
     """
     sigma = jnp.asarray(sigma, at_least_float32(y.dtype))
-    x_hat, div = value_and_divergence(denoiser, y, directions(key, y, trace, probes))
+    x_hat, div = value_and_divergence(denoiser, y, hutchinson_probes(key, y, trace, probes))
     return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - y[0].size)
 
 

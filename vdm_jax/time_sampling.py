@@ -2,7 +2,7 @@
 
     (1/T) sum_t L_t = E_{t ~ p} L_t / (T p_t),   with the least variance for  p_t ~ sqrt(E L_t^2)            (TIME-2)
 
-`uniform_times` samples numbers u in [0, 1). `to_timesteps` converts them to steps, and `importance_sample` to steps or
+`sample_times` samples numbers u in [0, 1). `to_timesteps` converts them to steps, and `importance_sample` to steps or
 times of any density. `LossSecondMoments` estimates p from the losses; `timestep_proposal` and
 `geometric_variance_proposal` are closed forms of it.
 """
@@ -23,48 +23,65 @@ __all__ = [
     "LossSecondMoments",
     "TimeSampling",
     "WeightedTime",
+    "antithetic_times",
     "geometric_variance_proposal",
     "importance_sample",
+    "independent_times",
+    "low_discrepancy_times",
+    "sample_times",
     "sample_timesteps",
     "timestep_proposal",
     "to_timesteps",
-    "uniform_times",
 ]
 
 TimeSampling = Literal["independent", "low_discrepancy", "antithetic"]
 
 
-def uniform_times(key: Key, batch: int, time_sampling: TimeSampling = "independent") -> Float[Array, " b"]:
-    """Numbers u in [0, 1), each uniform, sampled jointly in one of three ways (TIME-1).
+def independent_times(key: Key, batch: int) -> Float[Array, " b"]:
+    """B independent numbers u, uniform on [0, 1) (TIME-1)."""
+    return jax.random.uniform(key, (batch,))
 
-        independent: all independent
-        low_discrepancy: u_i = (u_0 + i / B) mod 1, evenly spaced from one random start
-        antithetic: pairs u and 1 - u, B/2 places apart; in an odd batch the middle one has no partner
+
+def low_discrepancy_times(key: Key, batch: int) -> Float[Array, " b"]:
+    """u_i = (u_0 + i / B) mod 1, evenly spaced from one random start; each is uniform on [0, 1) (TIME-1).
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, appendix I.1.
+    """
+    return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+
+
+def antithetic_times(key: Key, batch: int) -> Float[Array, " b"]:
+    """Pairs u and 1 - u, B/2 places apart; in an odd batch the middle one has no partner (TIME-1)."""
+    u = jax.random.uniform(key, ((batch + 1) // 2,))
+    return jnp.concatenate([u, (1.0 - u) % 1.0])[:batch]  # 0 is its own partner, since 1 is outside
+
+
+_SAMPLERS = {
+    "independent": independent_times,
+    "low_discrepancy": low_discrepancy_times,
+    "antithetic": antithetic_times,
+}
+
+
+def sample_times(key: Key, batch: int, time_sampling: TimeSampling = "independent") -> Float[Array, " b"]:
+    """Numbers u in [0, 1), each uniform, sampled jointly in one of three ways (TIME-1).
 
     Args:
         key: for the numbers.
         batch: B, how many.
-        time_sampling: one of the three names.
+        time_sampling: "independent", "low_discrepancy" or "antithetic", as in the three functions above.
 
     Returns:
         Shape (B,), below 1 also after rounding.
 
     Raises:
         ValueError: unknown time_sampling.
-
-    Source: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (low discrepancy).
     """
-    match time_sampling:
-        case "independent":
-            return jax.random.uniform(key, (batch,))
-        case "low_discrepancy":
-            return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
-        case "antithetic":
-            u = jax.random.uniform(key, ((batch + 1) // 2,))
-            return jnp.concatenate([u, (1.0 - u) % 1.0])[:batch]  # 0 is its own partner, since 1 is outside
-    raise ValueError(
-        f"unknown time_sampling {time_sampling!r}: choose 'independent', 'low_discrepancy' or 'antithetic'"
-    )
+    if time_sampling not in _SAMPLERS:
+        raise ValueError(
+            f"unknown time_sampling {time_sampling!r}: choose 'independent', 'low_discrepancy' or 'antithetic'"
+        )
+    return _SAMPLERS[time_sampling](key, batch)
 
 
 def to_timesteps(u: Real, num_steps: int) -> Int[Array, "..."]:
@@ -81,11 +98,11 @@ def sample_timesteps(
         key: for the steps.
         batch: how many.
         num_steps: T.
-        time_sampling: as in `uniform_times`. "low_discrepancy" reduces the variance of the mean over a batch.
+        time_sampling: as in `sample_times`. "low_discrepancy" reduces the variance of the mean over a batch.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (low discrepancy).
     """
-    return to_timesteps(uniform_times(key, batch, time_sampling), num_steps)
+    return to_timesteps(sample_times(key, batch, time_sampling), num_steps)
 
 
 class WeightedTime(NamedTuple):
@@ -110,12 +127,12 @@ def importance_sample(u: Real, probabilities: Float[Array, " K"]) -> WeightedTim
     Elementwise, in the dtype of u, at least float32. Evenly spaced u give stratified samples of the density.
 
     Args:
-        u: in [0, 1), any shape, from `uniform_times`.
+        u: in [0, 1), any shape, from `sample_times`.
         probabilities: p of each of K bins, nonnegative; they are divided by their sum. A bin with p = 0 is never
             sampled.
 
     Returns:
-        `WeightedTime`. The c_k are rounded to the grid of `uniform_times`, multiples of 2^-23 in float32. The weight is
+        `WeightedTime`. The c_k are rounded to the grid of `sample_times`, multiples of 2^-23 in float32. The weight is
         computed from the rounded ones, so it is unbiased and close to 1 / (K p). A bin with p far below 2^-23 is never
         sampled.
 

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from vdm_jax.compilation import compiled, varying_like
-from vdm_jax.divergence import Trace, directions
+from vdm_jax.divergence import Trace, hutchinson_probes
 from vdm_jax.gaussian import LOG_2PI
 from vdm_jax.noise_levels import NoiseLevel, check_positive
 from vdm_jax.parameterization import to_x_0
@@ -110,7 +110,7 @@ def posterior_variance(
     Args:
         score, x_t, level: as in `covariance_operator`.
         key: for v.
-        trace, probes: as in `divergence.directions`.
+        trace, probes: as in `divergence.hutchinson_probes`.
 
     Returns:
         Shape (B, *x).
@@ -120,7 +120,7 @@ def posterior_variance(
 
     Source: Bekas et al. 2007, "An estimator for the diagonal of a matrix".
     """
-    v = directions(key, x_t, trace, probes)
+    v = hutchinson_probes(key, x_t, trace, probes)
     times = covariance_operator(score, varying_like(x_t, v), level)
     return jax.lax.map(lambda v: v * times(v), v).mean(0)
 

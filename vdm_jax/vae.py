@@ -40,8 +40,8 @@ __all__ = [
     "optimal_mean_decoder",
     "output_nll",
     "reconstruction_nll",
+    "reinforce_surrogate",
     "reparameterized_sample",
-    "score_function_surrogate",
     "variational_em",
 ]
 
@@ -159,7 +159,7 @@ def check_posterior(q: Any, batch: int, name: str) -> Normal:
     return Normal(q.mean.astype(at_least_float32(q.mean.dtype)), var=q.var.astype(at_least_float32(q.var.dtype)))
 
 
-def score_function_surrogate(cost: Real, log_q: Real) -> Real:
+def reinforce_surrogate(cost: Real, log_q: Real) -> Real:
     """The value of `cost`, with the score-function (REINFORCE) gradient: cost grad log q + grad cost (VAE-5).
 
     Its expectation over z ~ q is grad E[cost]. Use it if cost is not differentiable with respect to z; its variance is
@@ -215,8 +215,8 @@ def bound(
     divergence = jax.vmap(kl_monte_carlo)(q, z) if sampled_kl else jax.vmap(kl_to_prior)(q)
     if gradient == "score_function":
         log_q = jax.vmap(Normal.log_prob)(q, z)
-        cost = score_function_surrogate(cost, log_q)
-        divergence = score_function_surrogate(divergence, log_q) if sampled_kl else divergence
+        cost = reinforce_surrogate(cost, log_q)
+        divergence = reinforce_surrogate(divergence, log_q) if sampled_kl else divergence
     return VAEBound(cost, divergence)
 
 

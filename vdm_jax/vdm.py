@@ -11,8 +11,8 @@ from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.elbo import (
     DiffusionBound,
     DiffusionDecoder,
+    continuous_diffusion_weight,
     denoising_error,
-    diffusion_rate,
     diffusion_weight,
     prior_kl,
     reconstruction_nll,
@@ -20,7 +20,7 @@ from vdm_jax.elbo import (
 from vdm_jax.gaussian import STANDARD_NORMAL, Prior
 from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.schedules import LearnedSchedule, Schedule, check_noise_at_start
-from vdm_jax.time_sampling import uniform_times
+from vdm_jax.time_sampling import sample_times
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType, at_least_float32
 
 __all__ = [
@@ -84,11 +84,11 @@ def vdm_loss(
         raise ValueError(f"num_steps is {num_steps}: the bound needs at least one step, or None for T -> infinity")
     key_t, key_eps, key_0 = jax.random.split(key, 3)
     t = varying_like(
-        uniform_times(key_t, x_0.shape[0], "low_discrepancy").astype(at_least_float32(x_0.dtype)), x_0, denoiser
+        sample_times(key_t, x_0.shape[0], "low_discrepancy").astype(at_least_float32(x_0.dtype)), x_0, denoiser
     )
     if num_steps is None:
         level, slope, loss_channel = _level_and_slope(schedule, t, schedule_objective)
-        weight = jax.vmap(partial(diffusion_rate, prediction_type=prediction_type))(level, slope)
+        weight = jax.vmap(partial(continuous_diffusion_weight, prediction_type=prediction_type))(level, slope)
         diffusion = weight * denoising_error(denoiser, key_eps, x_0, level, prediction_type)
         diffusion = _send_loss_backward(diffusion, loss_channel, x_0[0].size)
     else:

@@ -11,7 +11,7 @@ The loss of each source, as published, is c L_w:
 
     function        w(lambda)                                       published loss                            c    falls
     likelihood      1                                               the bound's diffusion term                1    yes
-    uniform_time    p(lambda) = -dt/dlambda                         E_t ||eps - eps_hat||^2, any schedule     2
+    uniform_in_time p(lambda) = -dt/dlambda                         E_t ||eps - eps_hat||^2, any schedule     2
     cosine          sech(lambda / 2)                                the same, cosine schedule                 1/pi no
     v_prediction    e^(-lambda / 2)                                 E_t ||v - v_hat||^2, cosine schedule      2/pi yes
                                                                     E_t ||u - u_hat||^2, flow matching        1
@@ -50,14 +50,14 @@ from vdm_jax.types import (
 
 __all__ = [
     "Weight",
+    "as_elbo_mixture",
     "cosine",
     "edm",
-    "elbo_mixture",
     "likelihood",
     "min_snr",
     "p2",
     "sigmoid",
-    "uniform_time",
+    "uniform_in_time",
     "v_prediction",
     "weighted_bound",
 ]
@@ -150,7 +150,7 @@ def sigmoid(log_snr: Real, bias: float = 2.0) -> Real:
 
 
 @compiled()
-def uniform_time(log_snr: Real, schedule: ContinuousSchedule) -> Real:
+def uniform_in_time(log_snr: Real, schedule: ContinuousSchedule) -> Real:
     """p(lambda) = -dt/dlambda: the density of lambda at a uniform time, and half the weight of L_simple.
 
     t comes from `schedules.time_from_log_snr`. Where few floating-point numbers t share an interval of lambda (near
@@ -200,7 +200,7 @@ def weighted_bound(
     return jnp.sum(check_weights(weight(curve.log_snr), curve.nats.shape) * curve.nats, axis=0)
 
 
-def elbo_mixture(weight: Weight, schedule: ContinuousSchedule, t: Scalar) -> Scalar:
+def as_elbo_mixture(weight: Weight, schedule: ContinuousSchedule, t: Scalar) -> Scalar:
     """w'(t) = d/dt w(lambda(t)): the weight in L_w of the bound L(t) of data noised to t (WEIGHT-2).
 
     It is nonnegative if w decreases in lambda. Then L_w is, up to a factor and a constant, the expected bound of data

@@ -586,7 +586,7 @@ def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
     with jax.enable_x64(True):
         for value in (-3, 0, 2):
             truth = float(rate.subs({lam: value, slope: -7}))
-            ours = elbo.diffusion_rate(
+            ours = elbo.continuous_diffusion_weight(
                 level_from_log_snr(jnp.asarray(float(value))), jnp.asarray(-7.0), prediction_type
             )
             assert_close(ours, truth, rtol=1e-12)

@@ -140,9 +140,12 @@ def test_LIK_2_only_the_schedule_s_ends_matter():
         best = closed_form.OptimalDenoiser(_mixture())
         x = jax.random.normal(jax.random.key(0), (16, 2))
         ask = partial(
-            probability_flow.log_likelihood, lambda x_t, level: 0.8 * best(x_t, level), jax.random.key(1), trace="exact",
+            probability_flow.log_likelihood,
+            lambda x_t, level: 0.8 * best(x_t, level),
+            jax.random.key(1),
+            trace="exact",
             tolerance=1e-9,
-        )  # fmt: skip
+        )
         even = ask(x, LinearLogSNR(5.0, -8.0))
         other = ask(x, LearnedSchedule(-5.0, 8.0, Partial(lambda s, t: t**3 - s**3 + (t - s) / 4)))
         assert_close(other.log_prob, even.log_prob, rtol=0, atol=1e-7)

@@ -566,7 +566,7 @@ def test_SM_5_is_half_the_noise_loss(prediction_type):
     @jax.jit
     def claims():
         ours = partial(
-            score_matching.denoising_at,
+            score_matching.denoising_at_level,
             denoiser(_law(), prediction_type, shift=0.2),
             key,
             x_0,
@@ -598,7 +598,7 @@ def test_SM_5_is_SM_4_with_normal_noise():
 
     plain = score_matching.denoising(_bent, key, jnp.concatenate([x_0, eps, scales], 1), noise)
     for weight, factor in ((lambda level: jnp.ones_like(level.sigma), 1.0), (None, levels.sigma**2)):
-        ours = score_matching.denoising_at(lambda x_t, level: _bent(x_t), key, x_0, levels, weight=weight)
+        ours = score_matching.denoising_at_level(lambda x_t, level: _bent(x_t), key, x_0, levels, weight=weight)
         assert_close(ours, factor * plain, rtol=1e-11)
 
 
@@ -611,8 +611,8 @@ def test_SM_5_at_the_exact_denoiser_is_the_least_error():
 
     @jax.jit
     def claims(level):
-        ours = score_matching.denoising_at(exactly, jax.random.key(22), x_0, level, prediction_type="eps")
-        blind = score_matching.denoising_at(lambda x, level: jnp.zeros_like(x), jax.random.key(23), x_0, level)
+        ours = score_matching.denoising_at_level(exactly, jax.random.key(22), x_0, level, prediction_type="eps")
+        blind = score_matching.denoising_at_level(lambda x, level: jnp.zeros_like(x), jax.random.key(23), x_0, level)
         return ours, blind, level.snr * information.mmse(distribution, level).value / 2
 
     for i in (1, 3, 6):
@@ -629,7 +629,7 @@ def test_SM_5_over_a_table_is_the_simple_loss():
     @jax.jit
     def claims():
         simple = losses.simple_loss(spoiled, jax.random.key(25), x_0, schedule, time_sampling="low_discrepancy")
-        return simple, score_matching.denoising_at(
+        return simple, score_matching.denoising_at_level(
             spoiled, jax.random.key(26), x_0, jax.vmap(schedule)(steps), prediction_type="eps"
         )
 

@@ -27,7 +27,7 @@ def _many(function, count=20_000, seed=0):
 @pytest.mark.parametrize("how", HOWS)
 def test_TIME_1_each_number_is_uniform(how):
     # slot by slot over many keys, by Kolmogorov and Smirnov's distance
-    u = _many(lambda k: time_sampling.uniform_times(k, 5, how))
+    u = _many(lambda k: time_sampling.sample_times(k, 5, how))
     assert u.min() >= 0
     assert u.max() < 1
     for slot in range(5):
@@ -90,7 +90,7 @@ def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
     p = jnp.linspace(2.0, 0.5, 32)
 
     def mean(how, warped, key):
-        u = time_sampling.uniform_times(key, 16, how)
+        u = time_sampling.sample_times(key, 16, how)
         drawn = time_sampling.importance_sample(u, p)
         return jnp.mean(drawn.weight * _integrand(drawn.time) if warped else _integrand(u))
 

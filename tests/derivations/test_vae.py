@@ -378,7 +378,7 @@ def test_VAE_5_score_function_needs_no_slope():
             return jnp.sum(z > 0, dtype=m.dtype) + 0.0 * z.sum()
         z = jax.lax.stop_gradient(z)
         cost = (z[:, 0] > 0).astype(m.dtype)
-        return vae.score_function_surrogate(cost, jax.vmap(Normal.log_prob)(q, z)).sum()
+        return vae.reinforce_surrogate(cost, jax.vmap(Normal.log_prob)(q, z)).sum()
 
     assert_mean(jax.grad(total)(distribution.mean, "score_function"), stats.norm.pdf(mean), resolution=0.01)
     with refuted():

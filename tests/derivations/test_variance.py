@@ -63,7 +63,7 @@ def _steps(schedule):
 @jax.jit
 def _best_variances(distribution, schedule):
     return jax.lax.map(
-        lambda step: reverse_variance.analytic_variance(_power(distribution, step.t), step), _steps(schedule)
+        lambda step: reverse_variance.analytic_dpm_variance(_power(distribution, step.t), step), _steps(schedule)
     )
 
 
@@ -323,12 +323,12 @@ def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(continuous):
 
             # one number: E||eps_hat||^2 / D = sigma^2 tr M^-1 / D, M the covariance of x_t; and one for each dimension
             inverse = np.linalg.inv(a**2 * covariance + g**2 * np.eye(3))
-            each = reverse_variance.analytic_variance(jnp.asarray(g**2 * np.diag(inverse)), step)
+            each = reverse_variance.analytic_dpm_variance(jnp.asarray(g**2 * np.diag(inverse)), step)
             assert_close(each, kernel(distribution).variance, rtol=1e-12)
-            alike = reverse_variance.analytic_variance(jnp.asarray(g**2 * np.trace(inverse) / 3), step)
+            alike = reverse_variance.analytic_dpm_variance(jnp.asarray(g**2 * np.trace(inverse) / 3), step)
             assert_close(alike, kernel(distribution).variance.mean(), rtol=1e-12)
             power = jnp.asarray(g**2 / (a**2 * 0.5 + g**2))
-            assert_close(reverse_variance.analytic_variance(power, step), kernel(round_law).variance[0], rtol=1e-12)
+            assert_close(reverse_variance.analytic_dpm_variance(power, step), kernel(round_law).variance[0], rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -338,7 +338,7 @@ def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
         for t in (2, 3, 4):
             step = schedule.step(t - 1, t)
             noisy, power = closed_form.marginal(distribution, step.t), _power(distribution, step.t)
-            best = reverse_variance.analytic_variance(power, step)
+            best = reverse_variance.analytic_dpm_variance(power, step)
             spread = information.quadrature(
                 lambda x, s=step: closed_form.reverse_transition(distribution, x, s).variance[0], noisy
             ).value
@@ -435,11 +435,13 @@ def test_VAR_3_one_point_and_standard_normal_data_are_the_extremes():
         for t in range(2, 7):
             step = schedule.step(t - 1, t)
             assert_close(
-                reverse_variance.analytic_variance(jnp.asarray(1.0), step), forward.posterior_variance(step), rtol=1e-14
+                reverse_variance.analytic_dpm_variance(jnp.asarray(1.0), step),
+                forward.posterior_variance(step),
+                rtol=1e-14,
             )
             beta = 0.1 + 0.1 * (t - 1)
             assert_close(
-                reverse_variance.analytic_variance(step.t.sigma**2, step), beta, rtol=1e-12
+                reverse_variance.analytic_dpm_variance(step.t.sigma**2, step), beta, rtol=1e-12
             )  # eps_hat = sigma x_t
 
 
@@ -522,7 +524,7 @@ def test_VAR_4_bounds_hold_and_are_reached(continuous):
         assert_close(_best_variances(closed_form.gaussian([0.0], [[1e12]]), schedule), free.upper, rtol=1e-9)
         # data at the two ends of [-1, 1], hidden in noise: half the width squared, which is less than sigma / alpha
         noisy = discretize(LinearLogSNR(-9.0, -16.0), 2).step(1, 2)
-        ends = reverse_variance.analytic_variance(_power(closed_form.empirical([[-1.0], [1.0]]), noisy.t), noisy)
+        ends = reverse_variance.analytic_dpm_variance(_power(closed_form.empirical([[-1.0], [1.0]]), noisy.t), noisy)
         top = reverse_variance.variance_bounds(noisy, 1.0)
         assert_close((ends - top.lower) / (top.upper - top.lower), 1.0, rtol=1e-5)
         assert float(top.upper) < 0.9 * float(reverse_variance.variance_bounds(noisy).upper)

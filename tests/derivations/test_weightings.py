@@ -70,7 +70,7 @@ def test_WEIGHT_1_simple_loss_of_the_cosine_schedule():
     with jax.enable_x64(True):
         simple = _cosine_t(_eps_error)
         assert_close(simple, _weighted(weightings.cosine) / np.pi, rtol=1e-12)
-        assert_close(simple, _weighted(lambda x: 2 * weightings.uniform_time(x, Cosine(0.0))), rtol=1e-7)
+        assert_close(simple, _weighted(lambda x: 2 * weightings.uniform_in_time(x, Cosine(0.0))), rtol=1e-7)
         with refuted():
             assert_close(simple, _weighted(weightings.v_prediction) / np.pi, rtol=1e-2)
 
@@ -85,7 +85,7 @@ def test_WEIGHT_1_simple_loss_of_any_schedule(schedule):
         high, low = (min(max(float(schedule(jnp.asarray(t)).log_snr), -50.0), 50.0) for t in (0.0, 1.0))
         nodes, weights = np.polynomial.legendre.leggauss(1500)
         grid = 0.5 * (high + low) + 0.5 * (high - low) * nodes
-        density = np.asarray(weightings.uniform_time(jnp.asarray(grid), schedule))
+        density = np.asarray(weightings.uniform_in_time(jnp.asarray(grid), schedule))
         error = np.exp(grid) * _x_hat_error(1.0, np.exp(-grid / 2))
         ours = 0.5 * (0.5 * (high - low)) * weights @ (2 * density * error)
         assert_close(ours, simple, rtol=1e-6)
@@ -211,7 +211,7 @@ def test_WEIGHT_2_a_weighted_loss_is_a_mixture_of_bounds(name):
         first, last = (SCHEDULE(jnp.asarray(end)) for end in (0.0, 1.0))
         prior = information.optimal_bound_limit(distribution, first, last).prior.value
         bound = jax.lax.map(shared, level) - shared(last) + prior
-        rate = jax.vmap(lambda time: weightings.elbo_mixture(weight, SCHEDULE, time))(t)
+        rate = jax.vmap(lambda time: weightings.as_elbo_mixture(weight, SCHEDULE, time))(t)
         w_0, w_1 = weight(first.log_snr), weight(last.log_snr)
         ours = w_0 * (shared(first) - shared(last) + prior) + share @ np.asarray(rate * bound) - w_1 * prior
         assert_close(ours, loss, rtol=1e-9)
@@ -233,7 +233,7 @@ def test_WEIGHT_2_any_model_and_both_estimators():
 
     times = jnp.asarray([*nodes, 0.0], jnp.float32)
     bounds = jax.lax.map(lambda both: bound(*both), (times, jax.random.split(jax.random.key(5), 15)))
-    rate = jax.vmap(lambda time: weightings.elbo_mixture(weightings.sigmoid, SCHEDULE, time))(times[:-1])
+    rate = jax.vmap(lambda time: weightings.as_elbo_mixture(weightings.sigmoid, SCHEDULE, time))(times[:-1])
     first, last = (float(weightings.sigmoid(SCHEDULE.log_snr(end))) for end in (0.0, 1.0))
     ours = first * bounds[-1] + (share * np.asarray(rate)) @ np.asarray(bounds[:-1])
     loss = weightings.weighted_bound(net, jax.random.key(6), x_0, SCHEDULE, weightings.sigmoid, terms=8)
@@ -251,7 +251,7 @@ def _decoder(x_hat, x_1, level):
 def test_WEIGHT_2_where_the_weight_falls_every_bound_counts():
     t = jnp.linspace(0.0, 1.0, 401)
     for name, weight in WEIGHTS.items():
-        rate = np.asarray(jax.jit(jax.vmap(lambda time, w=weight: weightings.elbo_mixture(w, SCHEDULE, time)))(t))
+        rate = np.asarray(jax.jit(jax.vmap(lambda time, w=weight: weightings.as_elbo_mixture(w, SCHEDULE, time)))(t))
         assert np.all(rate >= 0) == (name in FALLING)
         # edm's rises with the log-SNR up to its peak: data more noisy than that count negatively, others positively
         if name == "edm":

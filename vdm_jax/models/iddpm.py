@@ -104,7 +104,7 @@ class _Functions:
 
     def vlb(self, model, key, x_0):
         key_t, key = jax.random.split(key)
-        times = time_sampling.uniform_times(key_t, x_0.shape[0], self.config.time_sampling)
+        times = time_sampling.sample_times(key_t, x_0.shape[0], self.config.time_sampling)
         timestep = time_sampling.importance_sample(times, _timestep_probabilities(self.schedule))
         terms = reverse_variance.vlb_loss(
             model,

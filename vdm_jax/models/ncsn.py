@@ -69,7 +69,7 @@ class _Functions:
     def errors(self, params, key, x, t):
         """Denoising score matching at levels t, per dimension; shape (B,)."""
         denoiser, prediction_type = Partial(self.predict, params), self.config.prediction_type
-        losses = score_matching.denoising_at(denoiser, key, x, self.schedule(t), prediction_type=prediction_type)
+        losses = score_matching.denoising_at_level(denoiser, key, x, self.schedule(t), prediction_type=prediction_type)
         return losses / self.num_dims
 
     def loss(self, params, key, batch, step):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vdm_jax import likelihoods
 from vdm_jax.gaussian import Normal
-from vdm_jax.likelihoods import Bernoulli, DiscretizedGaussian, Likelihood, LogisticMixture
+from vdm_jax.likelihoods import Bernoulli, DiscretizedGaussian, DiscretizedLogisticMixture, Likelihood
 
 __all__ = ["PixelLikelihood"]
 
@@ -96,7 +96,7 @@ class PixelLikelihood:
         mean, scale = jnp.split(output, 2, axis=-1)
         return mean, MIN_SCALE + jax.nn.softplus(scale)
 
-    def _mixture(self, output, levels: int) -> LogisticMixture:
+    def _mixture(self, output, levels: int) -> DiscretizedLogisticMixture:
         # features = K (1 + 2 C + C (C - 1) / 2): solve for the number of channels C
         count = output.shape[-1] // self.components
         channels = next(c for c in range(1, count + 1) if 1 + 2 * c + c * (c - 1) // 2 == count)
@@ -104,10 +104,12 @@ class PixelLikelihood:
         logits, means, scales, coefficients = jnp.split(parts, (1, 1 + channels, 1 + 2 * channels), axis=-2)
         # Salimans et al. bound the log scales by -7 for 256 values; this is the same in units of half a bin
         lowest = -7.0 + jnp.log(255.0 / (levels - 1)) if levels > 2 else jnp.asarray(-2.0)
-        return LogisticMixture(logits[..., 0, :], means, jnp.maximum(scales, lowest), levels, jnp.tanh(coefficients))
+        return DiscretizedLogisticMixture(
+            logits[..., 0, :], means, jnp.maximum(scales, lowest), levels, jnp.tanh(coefficients)
+        )
 
 
-def _mean_of_mixture(distribution: LogisticMixture) -> jax.Array:
+def _mean_of_mixture(distribution: DiscretizedLogisticMixture) -> jax.Array:
     weights, coefficients, x, pair = jax.nn.softmax(distribution.logits), jnp.asarray(distribution.coefficients), [], 0
     for c in range(distribution.means.shape[-2]):
         mean = distribution.means[..., c, :]

@@ -48,7 +48,7 @@ class Score2D(planes.PlaneModel):
     def score_matching_loss(self, denoiser, key, x, level):
         """Score matching of noisy points, each at its level, times sigma^2; shape (B,)."""
         if self.objective == "denoising":
-            return score_matching.denoising_at(denoiser, key, x, level, prediction_type="eps")
+            return score_matching.denoising_at_level(denoiser, key, x, level, prediction_type="eps")
         key_eps, key_v = jax.random.split(key)
         x_t = x + level.sigma[:, None] * jax.random.normal(key_eps, x.shape)
 

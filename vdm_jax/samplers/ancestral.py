@@ -39,7 +39,7 @@ def ancestral(
 
         "fixed_small"   the posterior's, optimal if the data are a single point
         "fixed_large"   beta_t of the forward step, optimal for data from N(0, I)
-        an array        a value for every step, such as `reverse_variance.analytic_variance`
+        an array        a value for every step, such as `reverse_variance.analytic_dpm_variance`
 
     Args:
         denoiser: predicts `prediction_type`; evaluated once a step, on the whole batch.
