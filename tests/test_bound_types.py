@@ -441,7 +441,7 @@ SHAPES = {
     ),
     "probabilities has shape (2, 1)": lambda: time_sampling.importance_sample(P, jnp.ones((2, 1))),
     "probabilities has shape (0,)": lambda: time_sampling.importance_sample(P, jnp.ones(0)),
-    "t has shape (3,) and losses (3, 1)": lambda: time_sampling.LossSecondMoments.init(4).update(
+    "t has shape (3,) and losses (3, 1)": lambda: time_sampling.LossSecondMomentSampler.init(4).update(
         jnp.asarray([1, 2, 3]), jnp.ones((3, 1))
     ),
     "t has shape (3,): it must be (4,)": lambda: reverse_variance.vlb_loss(

@@ -11,7 +11,7 @@ import pytest
 from vdm_jax import autoencoder, closed_form, hvae, information, linear_gaussian, schedules
 from vdm_jax.gaussian import Normal
 from vdm_jax.noise_levels import level_from_log_snr
-from vdm_jax.time_sampling import LossSecondMoments
+from vdm_jax.time_sampling import LossSecondMomentSampler
 
 parametrize = pytest.mark.parametrize
 
@@ -133,6 +133,6 @@ def test_probabilistic_pca_of_data_alike_in_all_directions_finds_noise_alone(k):
 
 
 def test_steps_without_loss_have_a_gradient():
-    moments = LossSecondMoments(jnp.asarray([[0.0, 0.0], [1.0, 1.0]]), jnp.asarray([2, 2], jnp.int32))
+    moments = LossSecondMomentSampler(jnp.asarray([[0.0, 0.0], [1.0, 1.0]]), jnp.asarray([2, 2], jnp.int32))
     slopes = jax.jacrev(lambda losses: moments._replace(losses=losses).probabilities())(moments.losses)
     assert np.all(np.isfinite(slopes))

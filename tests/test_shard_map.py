@@ -36,8 +36,8 @@ FUNCTIONS = {
     "time_sampling.importance_sample": lambda p, k, x: time_sampling.importance_sample(
         jnp.abs(x[:, 0]) / 2, jnp.asarray([0.2, 0.8]) + 0 * p
     ),
-    "time_sampling.LossSecondMoments": lambda p, k, x: (
-        time_sampling.LossSecondMoments.init(3, 2).update(jnp.arange(4) % 3 + 1, x[:, 0]).probabilities()
+    "time_sampling.LossSecondMomentSampler": lambda p, k, x: (
+        time_sampling.LossSecondMomentSampler.init(3, 2).update(jnp.arange(4) % 3 + 1, x[:, 0]).probabilities()
     ),
     "sure.sure_threshold": lambda p, k, x: jax.vmap(lambda y: sure.sure_threshold(y, p))(x),
     "tweedie.cumulants": lambda p, k, x: jax.vmap(

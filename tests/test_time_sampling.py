@@ -117,7 +117,7 @@ def test_second_moments_keep_the_last_of_each_step():
     # against a list per step, in the order of the losses; some batches have more of a step than the history keeps
     random = np.random.RandomState(0)
     seen = {t: [] for t in range(1, 5)}
-    moments = time_sampling.LossSecondMoments.init(4, history=3)
+    moments = time_sampling.LossSecondMomentSampler.init(4, history=3)
     update = jax.jit(lambda m, t, x: m.update(t, x))
     for batch in (1, 9, 2, 30, 5, 3):
         t, x = random.randint(0, 6, batch), random.uniform(0.1, 2.0, batch)  # 0 and 5 are outside 1..T
@@ -139,7 +139,7 @@ def test_second_moments_keep_the_last_of_each_step():
 def test_second_moments_in_float64():
     with jax.enable_x64(True):
         t = jnp.arange(12) % 3 + 1
-        moments = time_sampling.LossSecondMoments.init(3, history=4).update(t, 0.1 * t.astype(float))
+        moments = time_sampling.LossSecondMomentSampler.init(3, history=4).update(t, 0.1 * t.astype(float))
         assert_close(moments.probabilities(0.0), np.arange(1, 4) / 6, rtol=1e-15)
         sampled = time_sampling.importance_sample(
             time_sampling.sample_times(jax.random.key(0), 5), jnp.ones(3, jnp.float32)
@@ -149,7 +149,7 @@ def test_second_moments_in_float64():
 
 def test_second_moments_of_zero_and_of_large_losses():
     t = jnp.repeat(jnp.arange(1, 4), 10)
-    nothing = time_sampling.LossSecondMoments.init(3).update(t, jnp.zeros(30))
+    nothing = time_sampling.LossSecondMomentSampler.init(3).update(t, jnp.zeros(30))
     assert np.array_equal(nothing.probabilities(), np.full(3, np.float32(1 / 3)))
-    much = time_sampling.LossSecondMoments.init(3).update(t, 1e25 * t.astype(jnp.float32))  # squares overflow
+    much = time_sampling.LossSecondMomentSampler.init(3).update(t, 1e25 * t.astype(jnp.float32))  # squares overflow
     np.testing.assert_allclose(much.probabilities(0.0), np.arange(1, 4) / 6, rtol=1e-6)

@@ -680,8 +680,8 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         (numbers(7, low=0.1, high=0.9), numbers(8, 4, low=0.1)),
     ),
     "time_sampling.to_timesteps": (lambda p: time_sampling.to_timesteps(jnp.abs(p), 7), (P,)),
-    "time_sampling.LossSecondMoments": (
-        lambda t, p: time_sampling.LossSecondMoments.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
+    "time_sampling.LossSecondMomentSampler": (
+        lambda t, p: time_sampling.LossSecondMomentSampler.init(9, 1).update(t[None], jnp.abs(p)[None]).probabilities(),
         (STEPS, P),
     ),
     "divergence.hutchinson_probes": (

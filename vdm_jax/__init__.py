@@ -88,7 +88,7 @@ Time sampling (TIME-1 .. TIME-3)
     independent, low-discrepancy, antithetic times ......... time_sampling.independent_times, low_discrepancy_times,
                                                              antithetic_times, sample_times
     discrete timesteps ..................................... time_sampling.to_timesteps, sample_timesteps
-    importance sampling of timesteps ....................... time_sampling.importance_sample, LossSecondMoments,
+    importance sampling of timesteps ....................... time_sampling.importance_sample, LossSecondMomentSampler,
                                                              timestep_proposal, geometric_variance_proposal
 Loss weightings (WEIGHT-1, WEIGHT-2)
     1/2 int w(lambda) E ||eps - eps_hat||^2 dlambda ........ weightings.weighted_bound

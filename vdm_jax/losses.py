@@ -46,7 +46,7 @@ class DenoisingLoss(NamedTuple):
 
     @property
     def term(self) -> PerExample:
-        """L_t = weight * squared_error, the input of `time_sampling.LossSecondMoments`."""
+        """L_t = weight * squared_error, the input of `time_sampling.LossSecondMomentSampler`."""
         return self.weight * self.squared_error
 
     @property

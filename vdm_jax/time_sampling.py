@@ -3,7 +3,7 @@
     (1/T) sum_t L_t = E_{t ~ p} L_t / (T p_t),   with the least variance for  p_t ~ sqrt(E L_t^2)            (TIME-2)
 
 `sample_times` samples numbers u in [0, 1). `to_timesteps` converts them to steps, and `importance_sample` to steps or
-times of any density. `LossSecondMoments` estimates p from the losses; `timestep_proposal` and
+times of any density. `LossSecondMomentSampler` estimates p from the losses; `timestep_proposal` and
 `geometric_variance_proposal` are closed forms of it.
 """
 
@@ -20,7 +20,7 @@ from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.types import Key, PerExample, Real, at_least_float32
 
 __all__ = [
-    "LossSecondMoments",
+    "LossSecondMomentSampler",
     "TimeSampling",
     "WeightedTime",
     "antithetic_times",
@@ -157,7 +157,7 @@ def importance_sample(u: Real, probabilities: Float[Array, " K"]) -> WeightedTim
     return WeightedTime(jnp.minimum(time, 1.0 - jnp.finfo(dtype).epsneg), index, weight)
 
 
-class LossSecondMoments(NamedTuple):
+class LossSecondMomentSampler(NamedTuple):
     """The last losses of each step, from which p_t ~ sqrt(E L_t^2) is estimated (TIME-2).
 
     An immutable pytree: `moments = moments.update(t, losses)`.
@@ -171,14 +171,14 @@ class LossSecondMoments(NamedTuple):
     counts: Int[Array, " T"]
 
     @classmethod
-    def init(cls, num_steps: int, history: int = 10) -> "LossSecondMoments":
+    def init(cls, num_steps: int, history: int = 10) -> "LossSecondMomentSampler":
         """An empty history of H losses for each of T steps.
 
         Source: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3.
         """
         return cls(jnp.zeros((num_steps, history)), jnp.zeros(num_steps, jnp.int32))
 
-    def update(self, t: Int[Array, " b"], losses: PerExample) -> "LossSecondMoments":
+    def update(self, t: Int[Array, " b"], losses: PerExample) -> "LossSecondMomentSampler":
         """Add the losses of a batch in order; each step keeps its last H.
 
         Args:
@@ -197,7 +197,7 @@ class LossSecondMoments(NamedTuple):
         slot = (self.counts.at[row].get(mode="fill", fill_value=0) + before) % history
         row_kept = jnp.where(after < history, row, self.counts.size)  # drop what this batch itself overwrites
         noted = self.losses.at[row_kept, slot].set(losses.astype(self.losses.dtype), mode="drop")
-        return LossSecondMoments(noted, self.counts.at[row].add(1, mode="drop"))
+        return LossSecondMomentSampler(noted, self.counts.at[row].add(1, mode="drop"))
 
     def probabilities(self, uniform: float = 1e-3) -> Float[Array, " T"]:
         """p_t ~ sqrt(mean of L_t^2) mixed with the uniform distribution; uniform until every step has H losses.

@@ -151,7 +151,7 @@ def _loss(key, batch, **options):
 def test_TIME_2_second_moments_come_near_the_best_proposal():
     first, root = _moments()
     best, even = root.mean() ** 2, _second_moment(np.full(50, 1 / 50), root)
-    moments = time_sampling.LossSecondMoments.init(50)
+    moments = time_sampling.LossSecondMomentSampler.init(50)
     for i in range(12):
         p = moments.probabilities()
         loss = _loss(jax.random.key(i), 1000, probabilities=p)
