@@ -112,7 +112,7 @@ def test_a_fixed_schedule_has_no_parameters_and_t_steps_are_trained():
     ("options", "message"),
     [
         ({"gamma_0": 5.0}, r"--gamma-0 5.0 .* --gamma-1"),
-        ({"sampling": Sampling(steps=1)}, "--sampling.steps 1 must be at least 2"),
+        ({"sampling": Sampling(steps=1)}, "sampling steps must be at least 2 .* got 1"),
         ({"eval_terms": 0}, "--eval-terms 0 must be at least 1"),
         ({"schedule_features": -1}, "--schedule-features -1 must be at least 0"),
     ],
@@ -334,16 +334,16 @@ def test_every_sampler_with_every_spacing(sampler):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dataclasses.replace(LABELLED, sampling=Sampling(label=10)), "--sampling.label 10: .* 10 classes"),
-        (dataclasses.replace(LABELLED, sampling=Sampling(steps=5)), "--sampling.steps 5: .* 4 steps"),
-        (dataclasses.replace(ddpm_digits.CONFIG, sampling=Sampling(label=1)), "--sampling.label 1: .* no labels"),
+        (dataclasses.replace(LABELLED, sampling=Sampling(label=10)), r"label 10 .* 10 classes \(0\.\.9\)"),
+        (dataclasses.replace(LABELLED, sampling=Sampling(steps=5)), r"sampling steps must be in 1\.\.4.* got 5"),
+        (dataclasses.replace(ddpm_digits.CONFIG, sampling=Sampling(label=1)), "label 1 .* unconditional: omit it"),
         (
             dataclasses.replace(ddpm_digits.CONFIG, sampling=Sampling(guidance_scale=2.0)),
-            "--sampling.guidance-scale 2 .* to 1",
+            "guidance scale 2 .* use 1",
         ),
         (
             dataclasses.replace(LABELLED, network=dataclasses.replace(SMALL, num_classes=4)),
-            "--network.num-classes 4: .* 10",
+            "--network.num-classes 4 .* 10 classes: set it to 10, or to 0",
         ),
         (dataclasses.replace(LABELLED, label_dropout=1.0), "--label-dropout 1 must be in"),
     ],

@@ -250,14 +250,14 @@ def test_a_recipe_s_function_that_cannot_work_is_named(opened, part, function, m
     [
         ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "--sampling.eta 1.5"),
         ("ddpm_digits", {"sampling": Sampling("ddim", steps=2, eta=1.5)}, "eta is 1.5: it must be in"),
-        ("ddpm_digits", {"noise_schedule": "linear", "num_steps": 1}, "--num-steps 1 must be at least 2"),
+        ("ddpm_digits", {"noise_schedule": "linear", "num_steps": 1}, "--num-steps must be at least 2, got 1"),
         (
             "ddpm_digits",
             {"noise_schedule": "linear", "num_steps": 20},
-            "--noise-schedule linear .* --num-steps to 21",
+            "--noise-schedule linear .* --num-steps of at least 21",
         ),
-        ("iddpm_cifar", {"num_steps": 1}, "--num-steps 1 must be at least 2"),
-        ("ddpm_digits_cond", {"label_dropout": 0.0}, "--sampling.guidance-scale 2 .* --label-dropout"),
+        ("iddpm_cifar", {"num_steps": 1}, "--num-steps must be at least 2, got 1"),
+        ("ddpm_digits_cond", {"label_dropout": 0.0}, "guidance scale 2 .* --label-dropout"),
         ("ddpm_digits", {"network": UNetConfig(channels=32, out_channels=3)}, "--network.out-channels 3"),
     ],
 )

@@ -110,7 +110,7 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
 @pytest.mark.parametrize(
     ("name", "option", "value", "message"),
     [
-        ("ddpm_digits", "num_steps", 0, "--num-steps 0 must be at least 2"),
+        ("ddpm_digits", "num_steps", 0, "--num-steps must be at least 2, got 0"),
         ("ddpm_digits", "num_steps", 10**9, "--num-steps must be below 1000001"),
         ("ddpm_digits", "network.channels", 0, "--network.channels must be at least 1"),
         ("ddpm_digits", "network.groups", 0, "--network.groups must be at least 1"),
@@ -136,12 +136,12 @@ def test_any_number_for_an_option(tmp_path, option, drawn):
         ("ddpm_digits", "workdir", "a\0b", "--workdir must be a valid folder name"),
         ("ddpm_digits", "workdir", "y" * 256, "--workdir must be a valid folder name"),
         ("vdm_digits", "gamma_0", float("nan"), "--gamma-0 must be at least -80"),
-        ("vdm_digits", "network.num_classes", 10, "--network.num-classes .* take no labels"),
-        ("sure_denoise_digits", "network.num_classes", 10, "--network.num-classes .* take no labels"),
+        ("vdm_digits", "network.num_classes", 10, "class conditioning .* set --network.num-classes 0"),
+        ("sure_denoise_digits", "network.num_classes", 10, "class conditioning .* set --network.num-classes 0"),
         ("ncsn_digits", "sampling.rate", 0.0, "--sampling.rate must be positive"),
         ("ncsn_digits", "noise_scales.sigma_min", 1e-308, r"both within 1e-6\.\.1e6"),
         ("ebm_2d", "network.width", 7, "--network.width 7 must be even"),
-        ("score_2d", "network.num_classes", 2, "--network.num-classes .* take no labels"),
+        ("score_2d", "network.num_classes", 2, "class conditioning .* set --network.num-classes 0"),
         ("score_2d", "num_levels", 0, "--num-levels must be at least 2"),
     ],
 )

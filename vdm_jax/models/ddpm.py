@@ -34,7 +34,7 @@ class DDPM(TrainConfig):
     """A denoising diffusion probabilistic model."""
 
     network: UNetConfig = field(default_factory=UNetConfig)
-    """The denoiser."""
+    """Options of the denoising network."""
     prediction_type: Literal["eps", "x_0", "v"] = "eps"
     """Quantity that the network predicts."""
     noise_schedule: Literal["linear", "cosine", "sigmoid", "log_snr"] = "linear"
@@ -49,13 +49,13 @@ class DDPM(TrainConfig):
     """How the timesteps of a batch are sampled; low_discrepancy has the least variance."""
     label_dropout: float = 0.1
     """Probability that a label is dropped in training (class-conditional networks only). Classifier-free guidance and
-    the likelihood report, which is about P(x), need it above 0."""
+    the likelihood report, which evaluates the unconditional P(x), need it above 0."""
     sampling: Sampling = field(default_factory=Sampling)
     """Sampling options."""
     eval_terms: int = 0
     """Diffusion terms of the bound evaluated for each test image, at evenly spaced timesteps; 0 evaluates all."""
     snapshots: int = 9
-    """Rows of the trajectory figure above the finished samples."""
+    """Intermediate states shown in the trajectory figure, one per row."""
     likelihood_report: LikelihoodReport = field(default_factory=LikelihoodReport)
     """Options of the likelihood report of `make eval`."""
 
@@ -66,7 +66,7 @@ class DDPM(TrainConfig):
         return _Functions(self, data).experiment()
 
     def check(self, data: DataSpec) -> None:
-        """Refuse invalid options.
+        """Reject invalid options.
 
         Raises:
             ValueError: names the option and its remedy.
@@ -74,24 +74,24 @@ class DDPM(TrainConfig):
         classes = self.network.num_classes
         if self.num_steps < 2:
             raise ValueError(
-                f"--num-steps {self.num_steps} must be at least 2: a single step is the decoder, without a denoiser"
+                f"--num-steps must be at least 2, got {self.num_steps}: with T = 1 the bound has no diffusion terms"
             )
         if self.noise_schedule == "linear" and self.num_steps <= 20:
             raise ValueError(
-                f"--noise-schedule linear has a last beta of 20 / {self.num_steps}, which must be below 1: "
-                "set --num-steps to 21 or more"
+                "--noise-schedule linear needs --num-steps of at least 21: its final beta is 20 / num_steps = "
+                f"20 / {self.num_steps}, which must be below 1"
             )
         self.sampling.check(self.num_steps, classes)
         if classes not in (0, data.num_classes):
             raise ValueError(
-                f"--network.num-classes {classes}: {data.name} has {data.num_classes} classes; "
-                "set 0 for an unconditional model"
+                f"--network.num-classes {classes} does not match {data.name}, which has {data.num_classes} classes: "
+                f"set it to {data.num_classes}, or to 0 for an unconditional model"
             )
         if not 0.0 <= self.label_dropout < 1.0:
             raise ValueError(f"--label-dropout {self.label_dropout:g} must be in [0, 1)")
         if classes and not self.label_dropout and self.sampling.guidance_scale != 1.0:
             raise ValueError(
-                f"--sampling.guidance-scale {self.sampling.guidance_scale:g} needs an unconditional prediction, which "
+                f"guidance scale {self.sampling.guidance_scale:g} needs an unconditional prediction, which "
                 "--label-dropout 0 does not train: set the guidance scale to 1, or --label-dropout to 0.1"
             )
 

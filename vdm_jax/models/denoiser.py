@@ -51,7 +51,10 @@ class ImageDenoiser(TrainConfig):
         if self.probes < 1:
             raise ValueError(f"--probes {self.probes} must be at least 1")
         if self.network.num_classes:
-            raise ValueError(f"--network.num-classes {self.network.num_classes}: denoisers take no labels; set it to 0")
+            raise ValueError(
+                f"--network.num-classes {self.network.num_classes}: class conditioning is not implemented for "
+                "ImageDenoiser recipes; set --network.num-classes 0"
+            )
         if self.fresh_noise and self.objective == "sure":
             raise ValueError(
                 "--fresh-noise gives --objective sure many noisy versions of each image, which reveal the clean one: "

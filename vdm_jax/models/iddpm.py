@@ -40,8 +40,8 @@ class IDDPM(DDPM):
         self.check(data)
         if self.network.num_classes:
             raise ValueError(
-                f"--network.num-classes {self.network.num_classes}: models with a learned variance take no labels; "
-                "set it to 0"
+                f"--network.num-classes {self.network.num_classes}: class conditioning is not implemented for IDDPM "
+                "recipes; set --network.num-classes 0"
             )
         return _Functions(self, data).experiment()
 

@@ -1,4 +1,4 @@
-"""Shared by all VAEs, of one latent or many levels: the options, the loss, sampling, evaluation, the figures."""
+"""Shared by all VAEs, of one latent or many layers: the options, the loss, sampling, evaluation, the figures."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,19 +16,19 @@ from vdm_jax.training.experiment import DataSpec, Experiment, LikelihoodCurve, L
 
 __all__ = ["LatentVariableFunctions", "LatentVariableModel"]
 
-MAX_LEVEL_ROWS = 8  # with more levels than this, their KLs are in the likelihood curve alone
+MAX_LEVEL_ROWS = 8  # with more layers than this, their KLs are in the likelihood curve alone
 
 
 @dataclass(frozen=True)
 class LatentVariableModel(TrainConfig):
-    """Options of a variational autoencoder with any number of levels."""
+    """Options of a variational autoencoder with any number of layers."""
 
     likelihood: PixelLikelihood = field(default_factory=PixelLikelihood)
     """The distribution p(x|z) of an image given its latents."""
     kl_warmup_steps: int = 0
     """Updates over which the weight of the KL terms grows from 0 to 1."""
     free_nats: float = 0.0
-    """Free bits: nats per image below which the KL of a level is not penalized."""
+    """Free bits: nats per image below which the KL of a layer is not penalized."""
     temperature: float = 1.0
     """Factor of the latents' standard deviations in sampling."""
     importance_samples: int = 1000
@@ -106,14 +106,14 @@ class LatentVariableFunctions:
         return {
             "reconstruction": LikelihoodRow("-E log P(x|z)", lambda *args: self.bound(*args).reconstruction),
             **self.kl_rows(),
-            "bound": LikelihoodRow("-log P(x) <= ELBO", lambda *args: self.bound(*args).total),
+            "bound": LikelihoodRow("-log P(x) <= -ELBO", lambda *args: self.bound(*args).total),
             f"bound, K = {samples:,}": LikelihoodRow(
                 "-log P(x) <= importance-weighted bound of K samples", self.importance_weighted_bound, samples
             ),
         }
 
     def kl_rows(self) -> dict[str, LikelihoodRow]:
-        """The KL of all levels, and of each one where they are few."""
+        """The KL of all layers, and of each layer if there are few."""
 
         def kl_of_level(i, *args):
             return self.bound(*args).kl[i]
@@ -121,23 +121,23 @@ class LatentVariableFunctions:
         count = self.num_levels
         if count == 1:
             return {"kl": LikelihoodRow("E KL(q(z|x) || p(z))", partial(kl_of_level, 0))}
-        rows = {"kl": LikelihoodRow("sum over all levels", lambda *args: self.bound(*args).kl.sum(0))}
+        rows = {"kl": LikelihoodRow("sum over all layers", lambda *args: self.bound(*args).kl.sum(0))}
         for i in range(count if count <= MAX_LEVEL_ROWS else 0):
             description = f"E KL(q(z_{count - i}|z above, x) || p)"
             rows[f"kl, z_{count - i}"] = LikelihoodRow(description, partial(kl_of_level, i))
         return rows
 
     def level_curve(self) -> LikelihoodCurve:
-        """The KL of every level."""
+        """The KL of every layer."""
 
         def points(params, key, batch):
             kl = self.bound(params, key, batch).kl.T
             return {"x": jnp.broadcast_to(jnp.arange(1.0, self.num_levels + 1), kl.shape), "y": kl}
 
-        return LikelihoodCurve("level, from the top", "KL of the level, nats", points)
+        return LikelihoodCurve("layer, from the top", "KL of the layer, nats", points)
 
     def reconstructions(self, params, key, batch):
-        """Rows: the images, then reconstructions from the top levels: the top one alone, more, all."""
+        """Rows: the images, then reconstructions from the upper layers: the top one only, more, all."""
         x = self.x(batch)
         kept = np.unique(np.linspace(1, self.num_levels, min(self.num_levels, 4)).astype(int))
         rows = [self.mean_images(hvae.reconstruct(self.hierarchy(params), key, x, keep=int(k))) for k in kept]

@@ -82,7 +82,7 @@ def likelihood_rows(
             discrete = DiscretizedSchedule(schedule, num_steps + 1)
             return elbo.bound(denoiser, key, x_0, discrete, decoder, prediction_type=prediction_type, terms=terms).total
 
-        return row(f"-log P(x) <= ELBO of T = {num_steps:,} steps", nats, 1 + terms)
+        return row(f"-log P(x) <= -ELBO with T = {num_steps:,} steps", nats, 1 + terms)
 
     def importance_weighted(denoiser, schedule, key, x_0):
         discrete, samples = DiscretizedSchedule(schedule, options.importance_steps + 1), options.importance_samples
@@ -99,7 +99,7 @@ def likelihood_rows(
         "reconstruction": row("-E log P(x|z_0)", term("reconstruction"), 1),
         "diffusion": row("T -> infinity: 1/2 int gamma' E|eps - eps_hat|^2 dt", term("diffusion"), options.terms),
         **{f"bound, T = {num_steps:,}": discrete_bound(num_steps) for num_steps in options.steps},
-        "bound, T = inf": row("-log P(x) <= ELBO, continuous time", term("total"), cost),
+        "bound, T = inf": row("-log P(x) <= -ELBO in continuous time", term("total"), cost),
         f"bound, K = {options.importance_samples}, T = {options.importance_steps}": row(
             "-log P(x) <= importance-weighted bound of K paths",
             importance_weighted,
@@ -147,9 +147,9 @@ def _ode_rows(row, decoder, data, prediction_type, options) -> dict[str, Likelih
 
     cost = options.ode_cost(data)
     return {
-        "ode, uniform": row("-log P(x) <= E log q(y|x)/p(y), y uniform in the bin of x", uniform, cost),
+        "ode, uniform": row("-log P(x) <= E log[q(y|x) / p(y)], y uniform in the bin of x", uniform, cost),
         "ode, truncated normal": row("the same, y ~ N(x, (sigma_0/alpha_0)^2) truncated to the bin", truncated, cost),
-        "ode, variational": row("-log P(x) <= E log q(z_0|x)/(p(z_0) P(x|z_0))", variational, cost),
+        "ode, variational": row("-log P(x) <= E log[q(z_0|x) / (p(z_0) P(x|z_0))]", variational, cost),
     }
 
 

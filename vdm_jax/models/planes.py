@@ -27,7 +27,7 @@ class PlaneModel(TrainConfig):
 
 
 def check_network(config: MLPConfig) -> None:
-    """Refuse a network that cannot take unlabeled points in the plane.
+    """Reject a network that cannot take unlabeled points in the plane.
 
     Raises:
         ValueError: names the option and its remedy.
@@ -35,7 +35,10 @@ def check_network(config: MLPConfig) -> None:
     if config.width < 4 or config.width % 2:
         raise ValueError(f"--network.width {config.width} must be even, and 4 or more")
     if config.num_classes:
-        raise ValueError(f"--network.num-classes {config.num_classes}: models of points take no labels, set it to 0")
+        raise ValueError(
+            f"--network.num-classes {config.num_classes}: class conditioning is not implemented for recipes of points "
+            "in the plane; set --network.num-classes 0"
+        )
 
 
 def data_distribution(data: DataSpec) -> closed_form.Mixture:

@@ -27,37 +27,39 @@ class Sampling:
     steps: int = 0
     """Number of sampling steps; 0 takes every step of the model."""
     spacing: Literal["uniform", "log_snr", "karras"] = "uniform"
-    """Spacing of the steps: uniform in t, uniform in the log-SNR, or as in Karras et al., densest at little noise."""
+    """Spacing of the steps: uniform in t, uniform in the log-SNR, or as in Karras et al., densest at low noise
+    levels."""
     variance: Literal["fixed_small", "fixed_large"] = "fixed_small"
     """Variance of an ancestral step: the posterior variance (fixed_small) or beta_t (fixed_large)."""
     eta: float = 0.0
-    """Noise scale of ddim: 0 is deterministic, 1 ancestral."""
+    """DDIM stochasticity eta: 0 is deterministic, 1 is ancestral sampling."""
     s_churn: float = 0.0
-    """Noise added in each step of euler and heun (S_churn of Karras et al.)."""
+    """Amount of noise added before each step of euler and heun (S_churn of Karras et al.)."""
     tolerance: float = 1e-4
     """Error tolerance of the adaptive sampler, absolute and relative."""
     label: int | None = None
     """Sample this class only (class-conditional models); by default every class in turn."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance scale: 0 is unconditional, 1 conditional, above 1 stronger."""
+    """Classifier-free guidance scale: 0 is unconditional, 1 conditional, above 1 strengthens the conditioning."""
 
     def check(self, num_steps: int, num_classes: int = 0) -> None:
-        """Refuse options that a model with this many steps and classes cannot satisfy.
+        """Reject options that a model with this many steps and classes cannot satisfy.
 
         Raises:
             ValueError: names the option and its remedy.
         """
         if not 0 <= self.steps <= num_steps:
-            raise ValueError(
-                f"--sampling.steps {self.steps}: this model has {num_steps} steps; set 1..{num_steps}, or 0 for all"
-            )
+            raise ValueError(f"the number of sampling steps must be in 1..{num_steps}, or 0 for all; got {self.steps}")
         if self.label is not None and not 0 <= self.label < num_classes:
-            known = f"has {num_classes} classes (0..{num_classes - 1})" if num_classes else "has no labels: omit it"
-            raise ValueError(f"--sampling.label {self.label}: this model {known}")
+            if not num_classes:
+                raise ValueError(f"label {self.label} was given, but the model is unconditional: omit it")
+            raise ValueError(
+                f"label {self.label} is out of range: the model has {num_classes} classes (0..{num_classes - 1})"
+            )
         if self.guidance_scale != 1.0 and not num_classes:
             raise ValueError(
-                f"--sampling.guidance-scale {self.guidance_scale:g} needs a class-conditional model such as "
-                "ddpm_digits_cond; set it to 1 for this one"
+                f"guidance scale {self.guidance_scale:g} needs a class-conditional model, such as ddpm_digits_cond; "
+                "use 1 for an unconditional model"
             )
 
     def subsequence(self, schedule: TabulatedSchedule) -> TabulatedSchedule:

@@ -50,7 +50,7 @@ class VAE(LatentVariableModel):
 
 
 class _Functions(LatentVariableFunctions):
-    """init and the hierarchy of one level; the rest is `LatentVariableFunctions`."""
+    """init and the hierarchy of one layer; the rest is `LatentVariableFunctions`."""
 
     def __init__(self, config: VAE, data: DataSpec):
         super().__init__(config, data, num_levels=1)

@@ -33,7 +33,7 @@ class VDM(TrainConfig):
     """A variational diffusion model."""
 
     network: UNetConfig = field(default_factory=UNetConfig)
-    """The denoiser."""
+    """Options of the denoising network."""
     head: Literal["eps", "v", "categorical"] = "eps"
     """Output of the network: eps (minus x_t), v, or a logit for every value of every pixel. The logits are combined
     with the Gaussian likelihood of x_t, and x_hat is the mean of the result: for images with few gray levels."""
@@ -52,7 +52,7 @@ class VDM(TrainConfig):
     eval_terms: int = 128
     """Diffusion terms of the bound evaluated for each test image, at evenly spaced times."""
     snapshots: int = 9
-    """Rows of the trajectory figure above the finished samples."""
+    """Intermediate states shown in the trajectory figure, one per row."""
     likelihood_report: LikelihoodReport = field(default_factory=LikelihoodReport)
     """Options of the likelihood report of `make eval`."""
 
@@ -63,7 +63,7 @@ class VDM(TrainConfig):
         return _Functions(self, data).experiment()
 
     def check(self) -> None:
-        """Refuse invalid options.
+        """Reject invalid options.
 
         Raises:
             ValueError: names the option and its remedy.
@@ -75,15 +75,16 @@ class VDM(TrainConfig):
                 raise ValueError(f"--{option.replace('_', '-')} {getattr(self, option)} must be at least {least}")
         if self.network.num_classes:
             raise ValueError(
-                f"--network.num-classes {self.network.num_classes}: variational diffusion models take no labels; "
-                "set it to 0"
+                f"--network.num-classes {self.network.num_classes}: class conditioning is not implemented for VDM "
+                "recipes; set --network.num-classes 0"
             )
         if self.sampling.steps < 2:
-            raise ValueError(f"--sampling.steps {self.sampling.steps} must be at least 2 in continuous time")
+            raise ValueError(
+                f"the number of sampling steps must be at least 2 in continuous time, got {self.sampling.steps}"
+            )
         if self.sampling.spacing != "uniform":
             raise ValueError(
-                f"--sampling.spacing {self.sampling.spacing}: set uniform; a continuous-time model takes any number "
-                "of steps, so there is no subsequence to select"
+                f"spacing {self.sampling.spacing} is not supported for continuous-time models: use uniform"
             )
         self.sampling.check(self.sampling.steps)
 
