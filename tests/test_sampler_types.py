@@ -128,7 +128,7 @@ def test_a_key_is_needed_for_noise_alone():
         (samplers.heun, {"s_churn": 1.0}),
         (samplers.dpmpp_2m_sde, {}),
     ):
-        with pytest.raises(ValueError, match="key is None"):
+        with pytest.raises(ValueError, match="key must not be None"):
             function(NET, None, X, schedule, **options)
 
 

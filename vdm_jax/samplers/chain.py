@@ -115,7 +115,7 @@ def check_key(key: Key | None) -> Key:
         ValueError: the key is None.
     """
     if key is None:
-        raise ValueError("key is None, but this sampler adds noise: pass a key, such as jax.random.key(0)")
+        raise ValueError("key must not be None, since this sampler adds noise: pass a key, such as jax.random.key(0)")
     return key
 
 
@@ -185,4 +185,4 @@ def check_snapshots(snapshots: int, schedule: DiscreteSchedule) -> None:
         ValueError: not in 0..T.
     """
     if not 0 <= snapshots <= schedule.num_steps:
-        raise ValueError(f"snapshots is {snapshots}: it must be in 0..{schedule.num_steps}, the number of steps")
+        raise ValueError(f"snapshots must be in 0..{schedule.num_steps}, the number of steps; got {snapshots}")

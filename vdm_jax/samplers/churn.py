@@ -36,9 +36,9 @@ class Churn(NamedTuple):
             ValueError: s_churn below 0, or above 0 without a key.
         """
         if not self.s_churn >= 0.0:
-            raise ValueError(f"s_churn is {self.s_churn}: it must be at least 0")
+            raise ValueError(f"s_churn must be at least 0, got {self.s_churn}")
         if self.s_churn > 0.0 and key is None:
-            raise ValueError(f"key is None and s_churn is {self.s_churn}: pass a key, or s_churn=0.0")
+            raise ValueError("key must not be None when s_churn > 0: pass a key, or s_churn=0.0")
 
 
 def add_noise(

@@ -16,9 +16,9 @@ def _check(
 ) -> None:
     warn_of_amplification(schedule, prediction_type, clip)
     if not isinstance(eta, Tracer) and not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}: it must be in [0, 1]; 0 is deterministic, 1 is ancestral sampling")
+        raise ValueError(f"eta must be in [0, 1], got {eta} (0 is deterministic, 1 is ancestral)")
     if key is None and (isinstance(eta, Tracer) or eta > 0.0):
-        raise ValueError(f"key is None and eta is {eta}: pass a key, or eta=0.0 to sample without noise")
+        raise ValueError("key must not be None when eta > 0: pass a key, or eta=0.0 for deterministic sampling")
 
 
 @compiled(static=("clip", "snapshots"), check=_check)

@@ -15,7 +15,7 @@ __all__ = ["predictor_corrector"]
 def _check(schedule: DiscreteSchedule, prediction_type: PredictionType, clip: float | None, snr: Real | float) -> None:
     warn_of_amplification(schedule, prediction_type, clip)
     if not isinstance(snr, Tracer) and not snr > 0.0:
-        raise ValueError(f"snr is {snr}: it must be positive")
+        raise ValueError(f"snr must be positive, got {snr}")
 
 
 @compiled(static=("corrector_steps", "clip", "snapshots"), check=_check)
@@ -53,7 +53,7 @@ def predictor_corrector(
     Source: Song et al. 2021, arXiv:2011.13456, section 4.2.
     """
     if corrector_steps < 1:
-        raise ValueError(f"corrector_steps is {corrector_steps}: it must be at least 1, or use `ancestral`")
+        raise ValueError(f"corrector_steps must be at least 1, got {corrector_steps}; for no corrector use `ancestral`")
     check_snapshots(snapshots, schedule)
     key_predictor, key_corrector = jax.random.split(key)
 

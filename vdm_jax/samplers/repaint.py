@@ -55,7 +55,7 @@ def repaint(
     if not known.shape == mask.shape == x_T.shape:
         raise ValueError(f"x_T {x_T.shape}, known {known.shape} and mask {mask.shape} must have the same shape")
     if resamplings < 1:
-        raise ValueError(f"resamplings is {resamplings}: it must be at least 1")
+        raise ValueError(f"resamplings must be at least 1, got {resamplings}")
     check_snapshots(snapshots, schedule)
     key_x, key_known, key_back = jax.random.split(key, 3)
 
