@@ -5,7 +5,7 @@ ARGS  ?=
 ACCEL ?= $(or $(patsubst .venv/.ready-%,%,$(firstword $(wildcard $(foreach accel,cuda13 cuda12 tpu cpu,.venv/.ready-$(accel))))),$(shell sh .ci/accelerator))
 ACCEL := $(ACCEL)
 WEIGHTS ?=
-# experiments of `make compare`, with numbers of steps that take the same time
+# recipes of `make compare`, with numbers of steps that take the same time
 COMPARE ?= ae_digits:5000 dae_digits:5000 vae_digits:4800 hvae_digits:2300 ddpm_digits:2700 vdm_digits:1900
 
 comma := ,
@@ -25,20 +25,20 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 	@echo 'EXP=name or path of a recipe (default $(EXP)), ARGS="--steps 500 ...", ACCEL=cpu, cuda13, cuda12 or tpu (default: detected); options: make train ARGS=--help'
 
-train: $(base) ## train an experiment, or resume it; then evaluate and sample
+train: $(base) ## train a recipe, or resume its run; then evaluate and sample
 	@$(cli) train $(EXP) $(ARGS)
 
-sample: $(base) ## sample from the newest checkpoint
+sample: $(base) ## sample from the latest checkpoint of a run
 	@$(cli) sample $(EXP) $(ARGS)
 
-eval: $(base) ## evaluate the newest checkpoint on the test set
+eval: $(base) ## evaluate the latest checkpoint of a run on the test set
 	@$(cli) evaluate $(EXP) $(ARGS)
 
-compare: $(base) ## train several experiments and compare them in a table and a figure: COMPARE="NAME:STEPS ..."
+compare: $(base) ## train several recipes and compare them in a table and a figure: COMPARE="RECIPE:STEPS ..."
 	@$(cli) compare $(COMPARE) $(ARGS)
 
 import: $(base) ## import the weights of a diffusers folder as a run: WEIGHTS=...; export a run: ARGS="--export FOLDER"
-	@$(cli) import $(WEIGHTS) --experiment $(EXP) $(ARGS)
+	@$(cli) import $(WEIGHTS) --recipe $(EXP) $(ARGS)
 
 test: $(tools) ## run the tests, except slow ones
 	@$(python) -m pytest -q -n auto -m "not slow" $(ARGS)

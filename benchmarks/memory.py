@@ -1,6 +1,6 @@
 """Peak memory of a training step by batch size, by the compiler's own analysis: nothing runs.
 
-    python -m benchmarks.memory [EXPERIMENT ...]        # ddpm_cifar and vdm_cifar
+    python -m benchmarks.memory [RECIPE ...]        # ddpm_cifar and vdm_cifar
 
 Bytes of one device: the state (parameters, average, optimiser), the batch, and what the step keeps for a while. The
 figures are those of the backend at hand; a GPU's compiler orders and fuses differently, so run it there.

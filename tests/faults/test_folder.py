@@ -44,7 +44,7 @@ def test_other_options_are_refused_and_shown_and_nothing_is_changed(tmp_path, wh
     assert process.end() == 1
     assert_one_message(
         process.output(),
-        r"(?s)was made with other options \(then -> now\):\n  --learning-rate: 0\.001 -> 0\.5\n"
+        r"(?s)options differ from those of the run in .* \(saved -> now\):\n  --learning-rate: 0\.001 -> 0\.5\n"
         r"  --widths: {'hidden': 16} -> {'hidden': 8}\n.*--fresh",
     )
     lock = tmp_path / "run/tiny/lock"

@@ -56,7 +56,7 @@ def call(monkeypatch, capsys, tmp_path):
 def imported(call, tmp_path, pretrained):
     """A run of ddpm_digits with the weights in it."""
     interop.save(tmp_path / "theirs", pretrained)
-    code, output = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    code, output = call(import_weights.main, tmp_path / "theirs", "--recipe", "ddpm_digits")
     assert code == 0, output
     assert "Next: `vdm-jax sample ddpm_digits` and `vdm-jax evaluate ddpm_digits`" in output
     return tmp_path / "runs" / "ddpm_digits"
@@ -78,10 +78,10 @@ def test_an_imported_run_has_the_weights_and_exports_them_again(call, tmp_path, 
     assert int(saved.state.step) == 0
     assert saved.notes["source"] == str(tmp_path / "theirs")
     assert_same_bits(jax.device_get((saved.state.params, saved.state.ema)), (pretrained.params, pretrained.params))
-    code, output = call(import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    code, output = call(import_weights.main, tmp_path / "theirs", "--recipe", "ddpm_digits")
     assert code == 1
     assert "There is a run in" in output
-    code, output = call(import_weights.main, "--export", tmp_path / "ours", "--experiment", "ddpm_digits")
+    code, output = call(import_weights.main, "--export", tmp_path / "ours", "--recipe", "ddpm_digits")
     assert code == 0, output
     files = [path.relative_to(tmp_path / "theirs") for path in (tmp_path / "theirs").rglob("*.*")]
     assert len(files) == 5
@@ -114,7 +114,7 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
 
 @pytest.mark.slow
 def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
-    arguments = (import_weights.main, tmp_path / "theirs", "--experiment", "ddpm_digits")
+    arguments = (import_weights.main, tmp_path / "theirs", "--recipe", "ddpm_digits")
     before = (imported / "config.json").stat().st_mtime_ns
     code, output = call(*arguments)
     assert code == 1
@@ -131,11 +131,11 @@ def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
     [
         ((), "Give either WEIGHTS to import or --export FOLDER to write"),
         (("nowhere",), "nowhere does not exist"),
-        (("nowhere", "--experiment", "ddpm_digit"), "Did you mean ddpm_digits?"),
-        (("theirs", "--experiment", "ae_digits"), "not a DDPM with vdm_jax's U-Net"),
-        (("rgb", "--experiment", "ddpm_digits"), "The weights are for images of 4x4x3, but digits has"),
-        (("betas", "--experiment", "ddpm_digits"), "betas (scaled_linear, 0.0001 to 0.02, T = 1000)"),
-        (("--export", "new", "--experiment", "ddpm_digits"), "There is no run in"),
+        (("nowhere", "--recipe", "ddpm_digit"), "Did you mean ddpm_digits?"),
+        (("theirs", "--recipe", "ae_digits"), "not a DDPM with vdm_jax's U-Net"),
+        (("rgb", "--recipe", "ddpm_digits"), "The weights are for images of 4x4x3, but digits has"),
+        (("betas", "--recipe", "ddpm_digits"), "betas (scaled_linear, 0.0001 to 0.02, T = 1000)"),
+        (("--export", "new", "--recipe", "ddpm_digits"), "There is no run in"),
     ],
 )
 def test_invalid_imports_are_refused(call, tmp_path, pretrained, arguments, message):

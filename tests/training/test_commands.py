@@ -123,18 +123,18 @@ def test_train_evaluate_sample_finish(command, tmp_path):
     assert "tiny: 3 steps" in output
 
 
-def test_unknown_experiment_lists_all_and_the_nearest(command):
+def test_unknown_recipe_lists_all_and_the_nearest(command):
     for main in (training.main, sample.main, evaluate.main):
         code, output = command(main, "tinny")
         assert code == 1
-        assert "Unknown experiment 'tinny'. Did you mean tiny?" in output
-        assert "Experiments: tiny;" in output
+        assert "Unknown recipe 'tinny'. Did you mean tiny?" in output
+        assert "Recipes: tiny," in output
 
 
-def test_no_experiment_shows_the_usage(command):
+def test_no_recipe_shows_the_usage(command):
     code, output = command(training.main, workdir=False)
     assert code == 1
-    assert "usage: vdm-jax train EXPERIMENT" in output
+    assert "usage: vdm-jax train RECIPE" in output
     assert "tiny" in output
     code, _ = command(training.main, "--help", workdir=False)
     assert code == 0
@@ -162,7 +162,7 @@ def test_help_shows_every_option_with_its_meaning(command):
     output = " ".join(output.replace("│", " ").split())
     for text in (
         "--batch-size",
-        "Images in an update",
+        "Global batch size",
         "--widths.hidden",
         "--scales",
         "--fresh",

@@ -14,7 +14,7 @@ def test_json_round_trip_keeps_nested_options_and_tuples():
 
 
 def test_options_that_are_gone_are_named():
-    with pytest.raises(UserError, match="no longer exist: depth"):
+    with pytest.raises(UserError, match="unknown options: depth"):
         from_json(CONFIG, {**to_json(CONFIG), "depth": 3})
 
 

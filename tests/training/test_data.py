@@ -145,7 +145,7 @@ def test_a_set_without_images_of_one_size_is_refused(monkeypatch):
     for image in ({}, {"image": types.SimpleNamespace(shape=(None, None, 3))}):
         builder = types.SimpleNamespace(name="odd", info=types.SimpleNamespace(features=image))
         monkeypatch.setattr(tfds_images, "_builder", lambda name, builder=builder: builder)
-        with pytest.raises(UserError, match="'odd' does not hold images of one size"):
+        with pytest.raises(UserError, match="'odd' does not contain images of a fixed size"):
             sources.load("odd")
 
 

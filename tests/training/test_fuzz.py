@@ -175,7 +175,7 @@ def test_stored_options_of_another_kind_are_named():
         ({"widths": {"hidden": 1.5}}, "--widths.hidden must be a whole number"),
         ({"scales": [[1]]}, "--scales must be a list"),
         ({"scales": json.loads("[" * 990 + "]" * 990)}, "--scales must be a list"),
-        ({"widths": {"depth": 3}}, "no longer exist: widths.depth"),
+        ({"widths": {"depth": 3}}, "unknown options: widths.depth"),
     ]:
         with pytest.raises(UserError, match=message):
             from_json(TINY, values)
@@ -260,7 +260,7 @@ def test_any_name_for_an_experiment(name):
     """Only recipes of the project and Python files are imported."""
     assume((name not in registry.recipe_names() and Path(name).suffix != ".py") or name in BAD_NAMES)
     before = set(sys.modules)
-    assert re.match("Unknown experiment|There is no recipe file|The recipe file", outcome(lambda: registry.find(name)))
+    assert re.match("Unknown recipe|There is no recipe file|The recipe file", outcome(lambda: registry.find(name)))
     assert set(sys.modules) == before
 
 

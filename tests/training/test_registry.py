@@ -112,7 +112,7 @@ def test_the_command_names_what_it_has(capsys, tmp_path):
         ("python -m vdm_jax sample", ["-m", "vdm_jax", "sample"]),
         ("python -m vdm_jax.training", ["-m", "vdm_jax.training"]),
     ]:
-        assert f"usage: {program} EXPERIMENT" in call(arguments, tmp_path)[1]
+        assert f"usage: {program} RECIPE" in call(arguments, tmp_path)[1]
 
 
 def test_messages_name_the_command_as_the_user_types_it(monkeypatch):

@@ -1,4 +1,4 @@
-"""The options of an experiment from a pretrained network, and the reverse.
+"""The options of a recipe from a pretrained network, and the reverse.
 
 The options are any dataclass with the fields network (a UNetConfig), prediction_type, noise_schedule, num_steps and
 sampling (with a variance and steps), as `vdm_jax.models.ddpm.DDPM` has them.
@@ -20,13 +20,13 @@ FIELDS = ("network", "prediction_type", "noise_schedule", "num_steps", "sampling
 
 
 def apply_pretrained(config: Any, pretrained: Pretrained) -> Any:
-    """An experiment's options with the network of `pretrained`, and with its scheduler if it has one.
+    """A recipe's options with the network of `pretrained`, and with its scheduler if it has one.
 
     Raises:
-        ValueError: the experiment is not a DDPM with this U-Net, or its options cannot express the noise schedule.
+        ValueError: the recipe is not a DDPM with this U-Net, or its options cannot express the noise schedule.
     """
     _check(config)
-    network = replace(pretrained.network, dtype=config.network.dtype)  # the arithmetic is the experiment's choice
+    network = replace(pretrained.network, dtype=config.network.dtype)  # the arithmetic is the recipe's choice
     scheduler = pretrained.scheduler
     if scheduler is None:
         return replace(config, network=network)
@@ -42,7 +42,7 @@ def apply_pretrained(config: Any, pretrained: Pretrained) -> Any:
     wanted, got = scheduler.discrete_schedule().log_snr, changed.discrete_schedule().log_snr
     if not np.allclose(wanted[1:], got[1:], rtol=0.0, atol=1e-5):
         raise ValueError(
-            f"The options of an experiment cannot express this scheduler's betas ({scheduler.beta_schedule}, "
+            f"The options of a recipe cannot express this scheduler's betas ({scheduler.beta_schedule}, "
             f"{scheduler.beta_start} to {scheduler.beta_end}, T = {scheduler.num_steps}): supported are linear from "
             "0.1 / T to 20 / T, and squaredcos_cap_v2. From Python, use "
             "vdm_jax.interop.load(...).scheduler.discrete_schedule(), which supports every schedule."
@@ -51,10 +51,10 @@ def apply_pretrained(config: Any, pretrained: Pretrained) -> Any:
 
 
 def network_and_scheduler(config: Any) -> tuple[UNetConfig, Scheduler]:
-    """The network and the scheduler of an experiment's options: a named beta schedule, or the betas themselves.
+    """The network and the scheduler of a recipe's options: a named beta schedule, or the betas themselves.
 
     Raises:
-        ValueError: the experiment is not a DDPM with this U-Net.
+        ValueError: the recipe is not a DDPM with this U-Net.
     """
     _check(config)
     options = {"prediction_type": config.prediction_type, "variance": config.sampling.variance}
@@ -71,6 +71,4 @@ def network_and_scheduler(config: Any) -> tuple[UNetConfig, Scheduler]:
 def _check(config: Any) -> None:
     missing = [name for name in FIELDS if not hasattr(config, name)]
     if missing or not isinstance(config.network, UNetConfig) or not is_dataclass(config.sampling):
-        raise ValueError(
-            "This experiment is not a DDPM with vdm_jax's U-Net: use one such as ddpm_cifar or ddpm_mnist."
-        )
+        raise ValueError("This recipe is not a DDPM with vdm_jax's U-Net: use one such as ddpm_cifar or ddpm_mnist.")

@@ -4,7 +4,7 @@ The training loop knows nothing of diffusion: a model hands it an `experiment.Ex
 to report beside them, and the loop makes a run folder with metrics, checkpoints, plots and a report.
 
     experiment        Experiment, SampleBatch: the interface between a model and the loop
-    config            TrainConfig, the options that all experiments share, to and from JSON
+    config            TrainConfig, the options that all recipes share, to and from JSON
     validation        types and limits of options
     registry          recipes by name or path
     run               Run: a recipe with its data, model, devices and folder

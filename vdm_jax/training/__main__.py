@@ -1,4 +1,4 @@
-"""`python -m vdm_jax.training EXPERIMENT` is `vdm-jax train EXPERIMENT`."""
+"""`python -m vdm_jax.training RECIPE` is `vdm-jax train RECIPE`."""
 
 import sys
 

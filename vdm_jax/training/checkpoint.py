@@ -138,7 +138,7 @@ class Checkpoints:
         reason = next(iter(unreadable.values()), "damaged").strip().splitlines() or ["unknown reason"]
         raise UserError(
             f"No checkpoint in {self.folder} can be read (step {max(unreadable or aside)}: {reason[0][:300]}). If the "
-            "model's code has changed, use the version that made them; otherwise start over with --fresh."
+            "model's code has changed, use the version that wrote the checkpoints; otherwise start over with --fresh."
         )
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The options that all experiments share, and their conversion to and from JSON."""
+"""The options that all recipes share, and their conversion to and from JSON."""
 
 import dataclasses
 import json
@@ -27,9 +27,9 @@ class TrainConfig:
     steps: int = 3000
     """Number of parameter updates."""
     batch_size: int = 64
-    """Images in an update, over all devices."""
+    """Global batch size: examples per update, summed over all devices."""
     eval_batch_size: int = 120
-    """Images evaluated at once, over all devices."""
+    """Global evaluation batch size, summed over all devices."""
     eval_examples: int = 0
     """Evaluate only this many test images, for a quick look; 0 evaluates the whole test set."""
     learning_rate: float = 1e-3
@@ -41,9 +41,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 selects Adam."""
     b1: float = 0.9
-    """Adam's decay rate of the gradient average."""
+    """Adam's beta_1: decay rate of the first-moment estimate."""
     b2: float = 0.999
-    """Adam's decay rate of the squared-gradient average."""
+    """Adam's beta_2: decay rate of the second-moment estimate."""
     grad_clip: float = 1.0
     """Clip the gradient to this global norm; 0 disables clipping."""
     grad_skip: float = 0.0
@@ -53,8 +53,9 @@ class TrainConfig:
     parameters themselves. The decay is warmed up: update n = 0, 1, ... uses min(ema_decay, (1 + n) / (10 + n)), so that
     a short run does not report its initial parameters."""
     accumulate: int = 1
-    """Micro-batches in an update, whose gradients are averaged; divides the memory for activations by this number. Each
-    has its own noise and dropout, so that changing it changes a run as another seed would."""
+    """Gradient accumulation: number of micro-batches per update, whose gradients are averaged; divides the memory for
+    activations by this number. Each micro-batch has its own noise and dropout, so changing it has the same effect as
+    changing the seed."""
     shard: bool = False
     """Shard parameters, EMA and optimizer state over the devices, for models too large for one device."""
     flip: bool = False
@@ -66,17 +67,17 @@ class TrainConfig:
     seed: int = 0
     """Random seed of the initial parameters, the order of the data and the noise."""
     log_every: int = 100
-    """Steps between log lines of metrics."""
+    """Training steps between log lines of metrics."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    """Training steps between checkpoints."""
     keep: int = 2
-    """Newest checkpoints to keep, besides the one with the lowest loss."""
+    """Number of recent checkpoints to keep, in addition to the one with the lowest loss."""
     picture_every: int = 1000
-    """Steps between sample grids; 0 writes none during training."""
+    """Training steps between sample grids; 0 writes no grids during training."""
     num_samples: int = 64
     """Images in a sample grid; 0 disables sampling."""
     workdir: str = "runs"
-    """Folder of all runs; each experiment has a folder of its name in it."""
+    """Folder of all runs; each run is stored in a subfolder named after its recipe."""
 
     points: ClassVar[bool] = False  # whether it models points in the plane instead of images
 
@@ -132,15 +133,15 @@ def from_json(default: C, values: Any) -> C:
         values: the result of `to_json`.
 
     Raises:
-        UserError: the run has options that no longer exist, or values of the wrong type.
+        UserError: the run has unknown options, or values of the wrong type.
     """
     gone: list[str] = []
     faults: list[str] = []
     restored = _like(default, values, "", gone, faults)
     if gone:
         raise UserError(
-            f"This run has options that no longer exist: {', '.join(sorted(gone))}. Use the code version that made it, "
-            "or start over with --fresh."
+            f"The run's config.json contains unknown options: {', '.join(sorted(gone))}. Use the version of vdm_jax "
+            "that created the run, or start over with --fresh."
         )
     if faults:
         raise UserError(
@@ -185,8 +186,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("it is not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read ({str(error)[:200]}). Copy it again, or start over with --fresh, which deletes the "
-            "run."
+            f"Cannot read {path} ({str(error)[:200]}). Restore it from a backup, or start over with --fresh, which "
+            "deletes the run."
         ) from error
     return value
 

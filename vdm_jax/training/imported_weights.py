@@ -23,7 +23,7 @@ def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path
 
     Args:
         run: the run to create.
-        params: arrays with the structure of the experiment's `init`.
+        params: arrays with the structure of the recipe's `init`.
         source: where they come from, for the checkpoint's notes.
         fresh: delete an existing run first.
 
@@ -31,7 +31,7 @@ def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path
         the run's folder.
 
     Raises:
-        UserError: the run exists already, or the parameters do not fit the experiment.
+        UserError: the run exists already, or the parameters do not fit the recipe.
     """
     _check(run, params)
     if fresh:
@@ -67,8 +67,8 @@ def _check(run: Run, params: Params) -> None:
     if names:
         lines = "\n  ".join(f"{name}: {got.get(name)}, not {wanted.get(name)}" for name in names[:SHOWN])
         raise UserError(
-            f"{len(names)} parameters differ from those of the experiment {run.name}, such as:\n  {lines}\n"
-            "Use --experiment with the same network."
+            f"{len(names)} parameters differ from those of the recipe {run.name}, such as:\n  {lines}\n"
+            "Use a --recipe with the same network."
         )
 
 

@@ -124,12 +124,12 @@ def check_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any]
         return
     lines, beyond = options.differences(notes["config"], stored), notes["step"] > run.config.steps
     if beyond:
-        lines += [f"--steps: {notes['step']} made -> {run.config.steps} requested"]
+        lines += [f"--steps: {run.config.steps} requested, but the run has already reached step {notes['step']}"]
     else:
         lines += learning_rate_jump(run, notes)
     if not lines:
         return
-    what = f"The run in {run.folder} was made with other options (then -> now):\n  " + "\n  ".join(lines)
+    what = f"The options differ from those of the run in {run.folder} (saved -> now):\n  " + "\n  ".join(lines)
     if changed and not beyond:
         print(what, flush=True)
         return

@@ -75,8 +75,8 @@ def find(recipe: str) -> TrainConfig:
             near = difflib.get_close_matches(recipe[:100], known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"Unknown experiment {recipe[:100]!r}.{hint}\nExperiments: {', '.join(known)}; or the path of a recipe "
-                "file, such as ./mine.py."
+                f"Unknown recipe {recipe[:100]!r}.{hint}\nRecipes: {', '.join(known)}, or the path of a recipe file, "
+                "such as ./mine.py."
             )
     try:
         module = load(path)

@@ -1,4 +1,4 @@
-"""A run: an experiment with its options, data, devices and folder."""
+"""A run: a recipe with its options, data, devices and folder."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     try:
         experiment = config.build(data.spec)
     except Exception as error:  # building a model may raise any error
-        what = f"The experiment {name} cannot be built for {config.data}: {registry.describe_error(error, recipe)}"
+        what = f"The recipe {name} cannot be built for {config.data}: {registry.describe_error(error, recipe)}"
         raise UserError(what + registry.changed_options_hint(recipe, config)) from error
     experiment = experiment._replace(
         init=jax.jit(experiment.init, inline=True)
@@ -65,7 +65,7 @@ def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
 
 
 def check_data_kind(name: str, config: TrainConfig, data: Dataset) -> None:
-    """Check that an experiment for images has images, and one for points has points.
+    """Check that a recipe for images has images, and a recipe for points has points.
 
     Raises:
         UserError: lists the data sets that fit.
@@ -75,7 +75,7 @@ def check_data_kind(name: str, config: TrainConfig, data: Dataset) -> None:
             ", ".join(PLANES) if config.points else "digits, mnist, fashion_mnist, cifar10, or an image set of TFDS"
         )
         kind = "points in the plane" if config.points else "images"
-        raise UserError(f"--data {config.data}: the experiment {name} needs {kind}. Use --data {suitable}.")
+        raise UserError(f"--data {config.data}: the recipe {name} needs {kind}. Use --data {suitable}.")
     if config.points and (config.flip or config.rotate or config.swap_channels):
         raise UserError("--flip, --rotate and --swap-channels apply to images, not to points: remove them.")
     if config.rotate and data.spec.shape[0] != data.spec.shape[1]:

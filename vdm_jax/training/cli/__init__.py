@@ -2,9 +2,9 @@
 
 main            `vdm-jax`, which selects a command
 common          what the commands share
-train           train an experiment, or resume it; then evaluate and sample
-sample          sample from the newest checkpoint
-evaluate        evaluate the newest checkpoint on the test set
+train           train a recipe, or resume its run; then evaluate and sample
+sample          sample from the latest checkpoint of a run
+evaluate        evaluate the latest checkpoint of a run on the test set
 compare         train several recipes and compare them
 import_weights  weights of a diffusers folder as a run, and back
 """

@@ -1,4 +1,4 @@
-"""What the commands share: error handling, the experiment's name, the type of a flag."""
+"""What the commands share: error handling, the recipe argument, the type of a flag."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ def recipe_argument(arguments: Sequence[str], program: str) -> str:
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
     message = (
-        f"usage: {program} EXPERIMENT [options]\n`{program} EXPERIMENT --help` shows the options.\n"
-        f"Experiments: {', '.join(registry.recipe_names())}; or the path of a recipe file, such as ./mine.py."
+        f"usage: {program} RECIPE [options]\n`{program} RECIPE --help` shows the options.\n"
+        f"Recipes: {', '.join(registry.recipe_names())}, or the path of a recipe file, such as ./mine.py."
     )
     if list(arguments[:1]) in (["-h"], ["--help"]):
         print(message)

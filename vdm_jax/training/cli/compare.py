@@ -1,6 +1,6 @@
-"""`vdm-jax compare EXPERIMENT:STEPS ... [options]`: train several experiments and compare them.
+"""`vdm-jax compare RECIPE:STEPS ... [options]`: train several recipes and compare them.
 
-Choose numbers of steps that take the same time. Finished runs are not trained again, stopped runs are resumed.
+Choose numbers of steps that take the same time. Finished runs are not repeated, stopped runs are resumed.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ FRESH = "Delete these runs and start over."
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Train experiments in turn, each for its number of steps, and compare them. Finished parts are kept.
+    """Train recipes in turn, each for its number of steps, and compare them. Finished runs are not repeated.
 
     Writes comparison.md, comparison.png and comparison.json to the folder of these runs, which is separate from other
     runs.
     """
 
-    experiments: tuple[str, ...]
-    """Experiments with their numbers of steps, EXPERIMENT:STEPS, in the order of the table."""
+    recipes: tuple[str, ...]
+    """Recipes with their numbers of steps, RECIPE:STEPS, in the order of the table."""
     workdir: str = "runs/compare"
     """Folder of these runs."""
     eval_examples: int = 0
@@ -42,7 +42,7 @@ class Options:
 def main(arguments: Sequence[str], program: str = "vdm-jax compare") -> None:
     """The command."""
     options = tyro.cli(Options, args=arguments, prog=program, config=(tyro.conf.PositionalRequiredArgs,))
-    items = options.experiments
+    items = options.recipes
     runs = [comparison.open_comparison_run(item, options.workdir, options.eval_examples) for item in items]
     comparison.check_comparable(runs)
     for run in runs if options.fresh else ():

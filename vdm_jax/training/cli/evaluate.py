@@ -1,4 +1,4 @@
-"""`vdm-jax evaluate EXPERIMENT [options]`: evaluate a run's newest checkpoint on the test set."""
+"""`vdm-jax evaluate RECIPE [options]`: evaluate a run's latest checkpoint on the test set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Evaluate the averaged parameters of a run's newest checkpoint on the test set: loss terms, likelihood report and
+    """Evaluate the EMA parameters of a run's latest checkpoint on the test set: loss terms, likelihood report and
     sample quality.
 
     Writes report.json after every row of the likelihood report, and likelihood.png. The options of the rows are those
@@ -22,12 +22,12 @@ class Options:
     """
 
     eval_batch_size: int | None = None
-    """Images evaluated at once; the run's own number by default."""
+    """Global evaluation batch size; defaults to the run's setting."""
     eval_examples: int | None = None
-    """Evaluate only this many test images; 0 evaluates all; the run's own number by default."""
+    """Evaluate only this many test images; 0 evaluates all; defaults to the run's setting."""
     rows: tuple[str, ...] | None = None
     """Rows of the likelihood report to evaluate, by prefixes of their names ("bound" selects every bound); all by
-    default, no rows with "none"."""
+    default; "none" selects no rows."""
     quality: int | None = None
     """Number of samples whose quality is measured; 0 skips it. By default one for each evaluated test image, if that
     takes no longer than the training did; none if --rows is given."""

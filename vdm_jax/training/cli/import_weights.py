@@ -1,4 +1,4 @@
-"""`vdm-jax import WEIGHTS --experiment NAME`: the weights of a diffusers folder as a run, and back with --export."""
+"""`vdm-jax import WEIGHTS --recipe NAME`: the weights of a diffusers folder as a run, and back with --export."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ FRESH = "Delete an existing run."
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Create a run whose checkpoint holds the weights of a diffusers model, to sample from it and to evaluate it; or,
-    with --export, write the averaged parameters of a run's newest checkpoint as a folder that diffusers loads.
+    with --export, write the EMA parameters of a run's latest checkpoint as a folder that diffusers loads.
 
     Only .safetensors and JSON files are read.
     """
 
     weights: tyro.conf.Positional[str] = ""
     """Folder of a UNet2DModel or a DDPMPipeline, or a .safetensors file."""
-    experiment: str = "ddpm_cifar"
-    """Experiment for the data and for all options that the weights do not determine."""
+    recipe: str = "ddpm_cifar"
+    """Recipe for the data and for all options that the weights do not determine."""
     config: str | None = None
     """The network's config.json, if it is not beside the weights."""
     export: str | None = None
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str], program: str = "vdm-jax import") -> None:
 
 def import_weights(options: Options) -> None:
     """Create a run from a diffusers folder."""
-    name = options.experiment
+    name = options.recipe
     recipe, pretrained = registry.find(name), load(options.weights, options.config)
     run = open_run(name, dataclasses.replace(apply_pretrained(recipe, pretrained), workdir=options.workdir))
     if run.data.spec.shape != pretrained.shape:
         wanted, there = ("x".join(map(str, shape)) for shape in (pretrained.shape, run.data.spec.shape))
         raise UserError(
-            f"The weights are for images of {wanted}, but {run.data.spec.name} has {there}: use another --experiment."
+            f"The weights are for images of {wanted}, but {run.data.spec.name} has {there}: use another --recipe."
         )
     folder = imported_weights.start(run, pretrained.params, options.weights, fresh=options.fresh)
     if pretrained.scheduler is None:
@@ -72,8 +72,8 @@ def import_weights(options: Options) -> None:
 
 
 def export_weights(options: Options) -> None:
-    """Write a run's averaged parameters as a diffusers folder."""
-    name = options.experiment
+    """Write a run's EMA parameters as a diffusers folder."""
+    name = options.recipe
     run = open_run(name, dataclasses.replace(stored_config(name, options.workdir), workdir=options.workdir))
     network, scheduler = network_and_scheduler(run.config)
     params = jax.device_get(on_one_device(newest_checkpoint(run).state.ema))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from vdm_jax.training.runtime import environment
 
 COMMANDS = {
-    "train": "train an experiment, or resume it; then evaluate and sample",
-    "sample": "sample from the newest checkpoint of a run",
-    "evaluate": "evaluate the newest checkpoint of a run on the test set",
-    "compare": "train several experiments and compare them: EXPERIMENT:STEPS ...",
+    "train": "train a recipe, or resume its run; then evaluate and sample",
+    "sample": "sample from the latest checkpoint of a run",
+    "evaluate": "evaluate the latest checkpoint of a run on the test set",
+    "compare": "train several recipes and compare them: RECIPE:STEPS ...",
     "import": "import the weights of a diffusers folder as a run, or export a run",
 }
 
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "vdm-jax") -> No
         start(first, rest, f"{program} {first}")
         return
     width = max(map(len, COMMANDS))
-    usage = f"usage: {program} COMMAND EXPERIMENT [options]\n\n"
+    usage = f"usage: {program} COMMAND RECIPE [options]\n\n"
     usage += "".join(f"  {name:{width}}  {what}\n" for name, what in COMMANDS.items())
-    usage += f"\n`{program} COMMAND --help` shows more, `{program} COMMAND EXPERIMENT --help` all options."
+    usage += f"\n`{program} COMMAND --help` shows more, `{program} COMMAND RECIPE --help` all options."
     if first in ("-h", "--help"):
         print(usage)
         return

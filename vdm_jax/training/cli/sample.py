@@ -1,4 +1,4 @@
-"""`vdm-jax sample EXPERIMENT [options]`: sample with the averaged parameters of a run's newest checkpoint."""
+"""`vdm-jax sample RECIPE [options]`: sample from the EMA parameters of a run's latest checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Sample with the averaged parameters of a run's newest checkpoint; writes samples.png and trajectory.png.
+    """Sample from the EMA parameters of a run's latest checkpoint; writes samples.png and trajectory.png.
 
     The sampling options default to those of the run, and depend on the kind of model.
     """
 
     num_samples: int | None = None
-    """Images in the grid; the run's own number by default."""
+    """Images in the grid; defaults to the run's setting."""
     seed: int | None = None
-    """Random seed; the run's own by default."""
+    """Random seed; defaults to the run's setting."""
     workdir: str = "runs"
     """Folder of all runs."""
 

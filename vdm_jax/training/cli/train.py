@@ -1,4 +1,4 @@
-"""`vdm-jax train EXPERIMENT [options]`: train, then evaluate and sample."""
+"""`vdm-jax train RECIPE [options]`: train, then evaluate and sample."""
 
 import dataclasses
 from collections.abc import Sequence

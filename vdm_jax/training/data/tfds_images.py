@@ -29,7 +29,7 @@ def open_set(name: str) -> tuple[tuple[int, int, int], int, "Records", "Records"
         the image shape, the number of classes (0 without labels), the training records, the test records.
 
     Raises:
-        UserError: the set is unknown, damaged or unavailable, or does not hold images of one size.
+        UserError: the set is unknown, damaged or unavailable, or does not contain images of a fixed size.
     """
     if not NAME.fullmatch(name):  # TFDS downloads code for other names, such as "huggingface:..."
         raise _unknown(name, PLANES)
@@ -93,7 +93,8 @@ class Records:
 def _damaged(what: str, folder: Any, error: Exception) -> UserError:
     return UserError(
         f"{what} cannot be read from {folder}: {_first_line(error)}.\n"
-        "  A file is missing or damaged. Delete that folder and prepare the data set again, or copy it again.\n"
+        "  A file is missing or damaged. Delete that folder and prepare the data set again, or restore it from a "
+        "backup.\n"
         "  Saved checkpoints are kept; the same command then resumes the run."
     )
 
@@ -125,7 +126,7 @@ def _refuse_code(name: str) -> None:
         if strange:
             raise UserError(
                 f"{path} names the class {strange[0][:100]!r}, which is not part of TensorFlow Datasets: reading the "
-                "set would run foreign code. Prepare the data set again from a source you trust."
+                "data set would execute untrusted code. Prepare it again from a source that you trust."
             )
 
 
@@ -151,7 +152,7 @@ def _builder(name: str) -> Any:
     except Exception as error:  # an unknown version or config, or a damaged description
         raise UserError(
             f"The data set {name!r} cannot be opened: {_first_line(error)}.\n  Use another version or config of it, or "
-            "name neither. If its files are damaged, prepare it again or copy it again."
+            "name neither. If its files are damaged, prepare it again or restore it from a backup."
         ) from error
 
 
@@ -159,7 +160,9 @@ def _features(builder: Any) -> tuple[tuple[int, int, int], int]:
     features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
     shape = getattr(features.get("image"), "shape", None)
     if shape is None or len(shape) != 3 or None in shape:
-        raise UserError(f"The data set {builder.name!r} does not hold images of one size; choose another --data.")
+        raise UserError(
+            f"The data set {builder.name!r} does not contain images of a fixed size; choose another --data."
+        )
     return tuple(shape), getattr(features.get("label"), "num_classes", None) or 0
 
 

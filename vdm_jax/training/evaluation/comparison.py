@@ -72,9 +72,11 @@ def check_comparable(runs: list[Run]) -> None:
     if not runs:
         raise UserError("Give at least one RECIPE:STEPS, such as vae_digits:2000.")
     if len(names := {run.data.spec.name for run in runs}) > 1:
-        raise UserError(f"The recipes have different data sets, {', '.join(sorted(names))}: use recipes of one.")
+        raise UserError(
+            f"The recipes use different data sets ({', '.join(sorted(names))}): compare recipes with the same data set."
+        )
     if not runs[0].data.spec.levels:
-        raise UserError(f"The recipes are for points, {names.pop()}: use recipes for images.")
+        raise UserError(f"compare supports image recipes only; {names.pop()} is a 2-D point data set.")
 
 
 def train_and_evaluate(run: Run) -> Comparison:

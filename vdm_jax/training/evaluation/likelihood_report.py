@@ -36,7 +36,7 @@ def select_rows(experiment: Experiment, prefixes: tuple[str, ...] | None) -> dic
         return {}
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in rows):
-            known = "".join(f"\n  {name}" for name in rows) or " (this experiment has no rows)"
+            known = "".join(f"\n  {name}" for name in rows) or " (this recipe has no rows)"
             raise UserError(f"--rows {prefix!r}: no row of the likelihood report starts with this. Rows:{known}")
     return {name: row for name, row in rows.items() if name.startswith(prefixes)}
 
