@@ -116,5 +116,5 @@ def test_data_without_a_posterior_are_refused():
         return [hvae.Latent(z, None, p)], z
 
     assert hvae.sample_decoder_output(generator, jax.random.key(0), 3).shape == (3, 2)
-    with pytest.raises(ValueError, match="q = None for a level"):
+    with pytest.raises(ValueError, match="q = None for a layer"):
         hvae.bound(generator, _likelihood, jax.random.key(0), X)

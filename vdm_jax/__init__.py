@@ -1,7 +1,7 @@
-"""Diffusion models as variational inference, in JAX: every equation a pure function, from autoencoders to diffusion.
+"""Diffusion models as variational inference, in JAX: each equation is implemented as a pure, tested function.
 
-Index of equations: what it is and the function that computes it; chapters name the entries of the catalog
-`docs/derivations.md`, which lists the test of each.
+Index: each line gives an equation and the function that computes it. Labels in parentheses refer to the entries of
+`docs/derivations.md`, which lists the tests of each.
 
 Noise levels and schedules (FWD-6, FWD-7)
     alpha, sigma, log-SNR at time t ........................ noise_levels.NoiseLevel, level_from_log_snr
@@ -29,7 +29,7 @@ Autoencoders (AE-1 .. AE-3)
     distance to the nearest training example ............... autoencoder.nearest_distance
     PCA, the optimal linear autoencoder .................... linear_gaussian.PrincipalComponents, principal_components
 Variational autoencoders (VAE-1 .. VAE-12)
-    ELBO: -E log p(x|z) + KL(q(z|x) || p(z)) ............... vae.bound, VAEBound
+    negative ELBO: -E log p(x|z) + KL(q(z|x) || p(z)) ...... vae.bound, VAEBound
     reconstruction and KL terms ............................ vae.reconstruction_nll, output_nll, kl_to_prior,
                                                              kl_monte_carlo
     q(z|x) of an encoder, checked .......................... vae.encode, check_posterior
@@ -43,12 +43,12 @@ Variational autoencoders (VAE-1 .. VAE-12)
     probabilistic PCA, linear VAE .......................... linear_gaussian.probabilistic_pca, LinearGaussianModel
 Hierarchical VAEs (HVAE-1 .. HVAE-5)
     top-down (ladder) and bottom-up inference .............. hvae.top_down, bottom_up, Hierarchy
-    ELBO with a KL for every level ......................... hvae.bound, HierarchicalBound
+    negative ELBO with one KL term per latent layer ........ hvae.bound, HierarchicalBound
     importance-weighted bound .............................. hvae.importance_weighted_bound
     free bits, KL annealing ................................ hvae.free_bits_objective, kl_warm_up
     posterior collapse: KL, active units, information ...... hvae.collapse_diagnostics
     sampling ............................................... hvae.sample, sample_decoder_output
-    reconstruction from the upper levels ................... hvae.reconstruct
+    reconstruction from the upper layers ................... hvae.reconstruct
 Forward process (FWD-1 .. FWD-5)
     marginal q(x_t | x_0) .................................. forward.marginal
     noisy example x_t = alpha x_0 + sigma eps .............. forward.add_noise
@@ -71,8 +71,8 @@ Decoders p(x|z_0) and quantized data (ELBO-5)
     check that x is on the grid of values .................. likelihoods.on_grid
     checked log p(x) of a returned distribution ............ likelihoods.evaluate_log_prob
 Variational bound of diffusion models (ELBO-1 .. ELBO-10, ELBO-12, ELBO-13)
-    ELBO with T steps ...................................... elbo.bound, DiffusionBound, assemble_bound
-    ELBO in continuous time, T -> infinity ................. elbo.continuous_bound
+    negative ELBO with T steps ............................. elbo.bound, DiffusionBound, assemble_bound
+    negative ELBO in continuous time, T -> infinity ........ elbo.continuous_bound
     prior term KL(q(x_T | x_0) || p(x_T)) .................. elbo.prior_kl
     reconstruction term -E log p(x_0 | x_1) ................ elbo.reconstruction_nll, decoder_log_prob
     diffusion term KL(q(x_s | x_t, x_0) || p(x_s | x_t)) ... elbo.diffusion_kl, denoising_error

@@ -4,11 +4,11 @@
     q(z_1 | x) prod_{i=2..L} q(z_i | z_{i-1})                   inference, from the bottom up               (HVAE-2)
     q(z_L | x) prod_{i=2..L} q(z_{i-1} | z_i, x)                or from the top down (ladder VAE)
 
-A model is a `Hierarchy`: a callable that computes its levels in one pass and calls `choose` for every latent. Sampling
-all latents from q is inference, sampling them from p is generation, and sampling the upper levels from q and the lower
+A model is a `Hierarchy`: a callable that computes its layers in one pass and calls `choose` for every latent. Sampling
+all latents from q is inference, sampling them from p is generation, and sampling the upper layers from q and the lower
 ones from p is reconstruction. `top_down` and `bottom_up` build a hierarchy from a list of conditionals, each of which
-depends on the adjacent level only; a deep network whose levels share a state implements the protocol itself. With one
-level the model is a VAE; with fixed linear-Gaussian levels of the data's size it is a diffusion model (HVAE-5). All
+depends on the adjacent layer only; a deep network whose layers share a state implements the protocol itself. With one
+layer the model is a VAE; with fixed linear-Gaussian layers of the data's size it is a diffusion model (HVAE-5). All
 terms are in nats and are minimized.
 """
 
@@ -53,14 +53,14 @@ __all__ = [
 
 
 class Latent(NamedTuple):
-    """The latent variable of one level, with its two distributions.
+    """The latent variable of one layer, with its two distributions.
 
     Fields:
         z: the latent, shape (B, *z).
         q: its approximate posterior, fields (B, *z); None if the hierarchy is evaluated without data.
         p: its conditional prior, fields (B, *z).
-        upward: z was sampled before the level above, on which p depends. The KL is then estimated by log q(z) / p(z):
-            the closed form KL(q || p) is not an unbiased estimate if p depends on z through the level above.
+        upward: z was sampled before the layer above, on which p depends. The KL is then estimated by log q(z) / p(z):
+            the closed form KL(q || p) is not an unbiased estimate if p depends on z through the layer above.
     """
 
     z: Latents
@@ -71,7 +71,7 @@ class Latent(NamedTuple):
 
 @runtime_checkable
 class ChooseLatent(Protocol):
-    """`choose(i, q, p)`: the latent of level i, shape (B, *z), counted from 0 in the order of choosing.
+    """`choose(i, q, p)`: the latent of layer i, shape (B, *z), counted from 0 in the order of choosing.
 
     q is None without data; p is None in bottom-up inference, where it is computed later.
     """
@@ -94,7 +94,7 @@ class HierarchicalBound(NamedTuple):
 
     Fields:
         reconstruction: -log p(x|z_1), shape (B,).
-        kl: one row for each level, in the order of the latents, shape (L, B).
+        kl: one row for each layer, in the order of the latents, shape (L, B).
     """
 
     reconstruction: PerExample
@@ -122,7 +122,7 @@ def top_down(
         decoder: maps z_1 to the input of the likelihood.
 
     Raises:
-        ValueError: the numbers of levels do not match, or (when evaluated) q and p of a level differ in shape.
+        ValueError: the numbers of layers do not match, or (when evaluated) q and p of a layer differ in shape.
 
     Source: Sønderby et al. 2016, arXiv:1602.02282; Sohl-Dickstein et al. 2015, arXiv:1503.03585.
     """
@@ -149,11 +149,11 @@ def bottom_up(
     Args:
         shape: shape of one z_L; its prior is N(0, I).
         encoders: q(z_1 | x), q(z_2 | z_1), ..., q(z_L | z_{L-1}).
-        conditionals: p(z_{L-1} | z_L), ..., p(z_1 | z_2), top level first, L - 1 in all.
+        conditionals: p(z_{L-1} | z_L), ..., p(z_1 | z_2), top layer first, L - 1 in all.
         decoder: maps z_1 to the input of the likelihood.
 
     Raises:
-        ValueError: the numbers of levels do not match, or (when evaluated) q and p of a level differ in shape.
+        ValueError: the numbers of layers do not match, or (when evaluated) q and p of a layer differ in shape.
 
     Source: Luo 2022, arXiv:2208.11970; Rezende et al. 2014, arXiv:1401.4082.
     """
@@ -187,7 +187,7 @@ def bound(
         - E log p(x|z_1) + sum_i E KL(q(z_i | .) || p(z_i | .))
 
     Each KL is in closed form given the latents sampled before. With bottom-up inference this is only possible for the
-    top level (see `Latent`); the others are estimated by log q - log p at the sample.
+    top layer (see `Latent`); the others are estimated by log q - log p at the sample.
 
     Args:
         hierarchy: the model, inference and generation.
@@ -201,7 +201,7 @@ def bound(
         `HierarchicalBound`.
 
     Raises:
-        ValueError: the levels do not match.
+        ValueError: the layers do not match.
 
     Source: Child 2020, arXiv:2011.10650; Kingma et al. 2016, arXiv:1606.04934.
     """
@@ -215,7 +215,7 @@ def bound(
 def importance_weighted_bound(
     hierarchy: Hierarchy, likelihood: LikelihoodFn, key: Key, x: Batch, *, samples: int
 ) -> PerExample:
-    """The K-sample importance-weighted bound on -log p(x), with any number of levels (VAE-3).
+    """The K-sample importance-weighted bound on -log p(x), with any number of layers (VAE-3).
 
     Args:
         hierarchy, likelihood, key, x: as in `bound`.
@@ -225,7 +225,7 @@ def importance_weighted_bound(
         Shape (B,), nats.
 
     Raises:
-        ValueError: samples below 1, or levels that do not match.
+        ValueError: samples below 1, or layers that do not match.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}: it must be at least 1")
@@ -239,7 +239,7 @@ def importance_weighted_bound(
 def sample(
     hierarchy: Hierarchy, likelihood: Callable[[Any], Any], key: Key, n: int, *, temperature: Scalar | float = 1.0
 ) -> Batch:
-    """Generate n examples: sample every latent from p, top level first, then x ~ p(x|z_1) (HVAE-1, VAE-12).
+    """Generate n examples: sample every latent from p, top layer first, then x ~ p(x|z_1) (HVAE-1, VAE-12).
 
     Args:
         hierarchy, likelihood: the model.
@@ -283,13 +283,13 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
         hierarchy: a hierarchy with top-down inference.
         key: for the latents.
         x: shape (B, *x).
-        keep: number of levels that depend on x; 0 ignores x.
+        keep: number of layers that depend on x; 0 ignores x.
 
     Returns:
         The input of the likelihood, with a leading axis B.
 
     Raises:
-        ValueError: inference is from the bottom up and keep is less than the number of levels.
+        ValueError: inference is from the bottom up and keep is less than the number of layers.
     """
     infer = _inference(key)
 
@@ -297,7 +297,7 @@ def reconstruct(hierarchy: Hierarchy, key: Key, x: Batch, *, keep: int) -> Any:
         if i < keep:
             return infer(i, q, p)
         if p is None:
-            raise ValueError(f"keep is {keep}: bottom-up inference can only keep all levels; use a top_down hierarchy")
+            raise ValueError(f"keep is {keep}: bottom-up inference can only keep all layers; use a top_down hierarchy")
         return p.mean
 
     return hierarchy(x, choose)[1]
@@ -314,7 +314,7 @@ def free_bits_objective(
         bound: the bound of a batch.
         beta: weight of the KLs; `kl_warm_up` increases it from 0 to 1. With beta = 1 and free_nats = 0 the objective is
             the mean bound.
-        free_nats: the KL of each level below which it is not penalized, in nats per example. It prevents posterior
+        free_nats: the KL of each layer below which it is not penalized, in nats per example. It prevents posterior
             collapse: decreasing the KL further does not decrease the objective.
 
     Returns:
@@ -331,13 +331,13 @@ def kl_warm_up(step: Int[Array, ""] | int, steps: int) -> Scalar:
 
 
 class CollapseDiagnostics(NamedTuple):
-    """Posterior-collapse diagnostics of every level, shape (L,) each, in the order of the latents (HVAE-4).
+    """Posterior-collapse diagnostics of every layer, shape (L,) each, in the order of the latents (HVAE-4).
 
     Fields:
         kl: E KL(q(z_i|.) || p(z_i|.)), nats.
         active_units: number of dimensions of z_i whose posterior mean, relative to the mean and standard deviation of
             p, has a variance above 0.01 over the data.
-        mutual_information: I_q(x; z) in nats for the latents of this level and of those before it; at most log N.
+        mutual_information: I_q(x; z) in nats for the latents of this layer and of those before it; at most log N.
     """
 
     kl: Float[Array, " L"]
@@ -347,7 +347,7 @@ class CollapseDiagnostics(NamedTuple):
 
 @compiled()
 def collapse_diagnostics(hierarchy: Hierarchy, key: Key, x: Batch) -> CollapseDiagnostics:
-    """Posterior-collapse diagnostics for every level, on a data set of N examples (HVAE-4).
+    """Posterior-collapse diagnostics for every layer, on a data set of N examples (HVAE-4).
 
     Costs N passes through the hierarchy, for the latents of every example under the posterior of every other.
 
@@ -362,7 +362,7 @@ def collapse_diagnostics(hierarchy: Hierarchy, key: Key, x: Batch) -> CollapseDi
     kls = jnp.stack([_kl(latent, False).mean() for latent in latents])
     active = jnp.stack([_active(latent).sum() for latent in latents])
 
-    def shifted_log_q(shift):  # log q(latents of example n up to each level | x_{n + shift})
+    def shifted_log_q(shift):  # log q(latents of example n up to each layer | x_{n + shift})
         others, _ = hierarchy(jnp.roll(x, -shift, axis=0), lambda i, q, p: latents[i].z)
         return jnp.cumsum(jnp.stack([jax.vmap(Normal.log_prob)(_posterior(o.q), o.z) for o in others]), axis=0)
 
@@ -393,7 +393,7 @@ def _kl(latent: Latent, sampled: bool) -> PerExample:
 
 def _posterior(q: Normal | None) -> Normal:
     if q is None:
-        raise ValueError("the hierarchy returned q = None for a level, although x is data: return its posterior")
+        raise ValueError("the hierarchy returned q = None for a layer, although x is data: return its posterior")
     return q
 
 
@@ -415,13 +415,13 @@ def _as_pytree(function: Callable) -> Callable:
 def _check_count(what: str, distributions: Sequence, conditionals: Sequence) -> None:
     if len(distributions) < 1 or len(conditionals) != len(distributions) - 1:
         raise ValueError(
-            f"{len(distributions)} {what} and {len(conditionals)} conditionals: L levels need L {what} and L - 1 "
+            f"{len(distributions)} {what} and {len(conditionals)} conditionals: L layers need L {what} and L - 1 "
             "conditionals, since p(z_L) is N(0, I)"
         )
 
 
 def _checked(i: int, q: Any, p: Any, batch: int) -> tuple[Normal, Normal | None]:
-    """p and q of level i, checked to have the same shape."""
+    """p and q of layer i, checked to have the same shape."""
     p = check_posterior(p, batch, f"conditional p(z_{i} | .)")
     q = None if q is None else check_posterior(q, batch, f"posterior q(z_{i} | .)")
     if q is not None and q.mean.shape != p.mean.shape:

@@ -37,7 +37,7 @@ class VAE(LatentVariableModel):
         return functions.experiment(functions.latent_codes if self.network.latent == 2 else None)
 
     def check(self) -> None:
-        """Refuse options that contradict each other.
+        """Reject options that contradict each other.
 
         Raises:
             ValueError: names them and the remedy.

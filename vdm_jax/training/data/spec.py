@@ -1,10 +1,10 @@
-"""The description of a data set from which an experiment builds its model."""
+"""The description of a data set from which a recipe builds its model."""
 
 from typing import NamedTuple
 
 
 class DataSpec(NamedTuple):
-    """What an experiment knows about a data set before it builds its model."""
+    """What a recipe knows about a data set before it builds its model."""
 
     name: str
     shape: tuple[int, ...]  # (height, width, channels), or (2,) for points in the plane
