@@ -31,7 +31,7 @@ class ImageDenoiser(TrainConfig):
     information about the clean image."""
 
     network: UNetConfig = field(default_factory=UNetConfig)
-    """The network; it predicts the noise."""
+    """Options of the denoising network, which predicts the noise."""
     objective: Literal["sure", "clean"] = "sure"
     """Train on noisy images alone by Stein's unbiased risk estimate, or on clean images by squared error."""
     sigma: float = 0.5

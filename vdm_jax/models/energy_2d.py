@@ -28,7 +28,7 @@ class Energy2D(planes.PlaneModel):
     """An energy-based model of points in the plane."""
 
     network: MLPConfig = field(default_factory=lambda: MLPConfig(out_features=1))
-    """The network; a quadratic term is added to its output, so that Z is finite."""
+    """Options of the energy network; a quadratic term is added to its output, so that Z is finite."""
     objective: Literal["contrastive", "short_run", "implicit", "sliced", "finite_difference"] = "contrastive"
     """Contrastive divergence with chains from the data (contrastive) or from noise (short_run), or a form of score
     matching (implicit, sliced, finite_difference)."""

@@ -22,7 +22,7 @@ class HVAE(LatentVariableModel):
     """A hierarchical variational autoencoder."""
 
     network: VeryDeepVAEConfig = field(default_factory=VeryDeepVAEConfig)
-    """Encoder and decoder."""
+    """Options of the encoder and the decoder."""
 
     def build(self, data: DataSpec) -> Experiment:
         """The functions that train, sample and evaluate this model on images of a data set."""

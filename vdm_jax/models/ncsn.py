@@ -28,7 +28,7 @@ class NCSN(TrainConfig):
     """A noise-conditional score network."""
 
     network: RefineNetConfig = field(default_factory=RefineNetConfig)
-    """The network; its num_levels is the number of noise scales."""
+    """Options of the score network; its num_levels is the number of noise scales."""
     noise_scales: NoiseScales = field(default_factory=NoiseScales)
     """The range of the noise scales."""
     sampling: AnnealedLangevin = field(default_factory=AnnealedLangevin)

@@ -30,7 +30,7 @@ class Score2D(planes.PlaneModel):
     """A noise-conditional score network of points in the plane."""
 
     network: MLPConfig = field(default_factory=MLPConfig)
-    """The network; it predicts the noise."""
+    """Options of the score network, which predicts the noise."""
     noise_scales: NoiseScales = field(default_factory=lambda: NoiseScales(sigma_max=3.0, sigma_min=0.05))
     """The range of the noise scales."""
     num_levels: int = 20
