@@ -25,7 +25,7 @@ class Autoencoder(TrainConfig):
     """An autoencoder; a denoising autoencoder if sigma is above 0."""
 
     network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Encoder and decoder."""
+    """Options of the encoder and the decoder."""
     sigma: float = 0.0
     """Standard deviation of the noise added to the encoder's input, on [-1, 1]."""
 

@@ -24,7 +24,7 @@ class VAE(LatentVariableModel):
     """A variational autoencoder."""
 
     network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Encoder and decoder."""
+    """Options of the encoder and the decoder."""
     alternate_every: int = 0
     """Variational EM: number of updates of the encoder alone, then of the decoder alone, in turn; 0 trains both at
     once."""
