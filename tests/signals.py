@@ -5,7 +5,7 @@ import signal
 
 
 @contextlib.contextmanager
-def heard():
+def default_signals():
     """SIGINT, SIGTERM and SIGHUP have their default effects, here and in child processes.
 
     `nohup` ignores SIGHUP, a shell may ignore SIGINT for a job in the background, and children inherit that.

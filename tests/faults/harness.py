@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.signals import heard
+from tests.signals import default_signals
 from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training.checkpoint import Checkpoints, Saved
@@ -53,7 +53,7 @@ class RunningProcess:
             *options,
         ]
         variables = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "COLUMNS": "1000", **(environment or {})}
-        with self.log.open("w") as log, heard():
+        with self.log.open("w") as log, default_signals():
             places = {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, **streams}
             self.popen = subprocess.Popen(
                 line, cwd=HERE, env={**os.environ, **variables}, start_new_session=True, **places

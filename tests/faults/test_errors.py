@@ -52,9 +52,9 @@ def test_an_error_is_printed_once_though_threads_meet_it_too(capsys, monkeypatch
     Left()
     gc.collect()
     assert end.value.code == 1
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1
-    assert "--workdir" in said
+    text = capsys.readouterr().err.strip()
+    assert len(text.splitlines()) == 1
+    assert "--workdir" in text
 
 
 def test_a_removed_folder_is_printed_once_though_writes_are_pending(capsys, monkeypatch, tmp_path):
@@ -70,9 +70,9 @@ def test_a_removed_folder_is_printed_once_though_writes_are_pending(capsys, monk
         run()
     late = RuntimeError("Event loop is closed")  # raised in a thread of tensorstore after the message
     sys.excepthook(RuntimeError, late, None)
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1
-    assert "was removed during the run" in said
+    text = capsys.readouterr().err.strip()
+    assert len(text.splitlines()) == 1
+    assert "was removed during the run" in text
 
 
 def test_a_closed_pipe_ends_nothing(monkeypatch):

@@ -33,14 +33,14 @@ def test_the_output_s_disk_is_full(tmp_path, whole):
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_there_is_no_output_at_all(tmp_path, whole):
+def test_output_streams_that_are_closed(tmp_path, whole):
     process = RunningProcess(tmp_path / "run", *QUIET, under=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"))
     assert process.end() == 0
     assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("terminal", [{"TERM": "dumb"}, {"TERM": "", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}])
-def test_the_terminal_can_do_nothing(tmp_path, whole, terminal):
+def test_terminals_without_features(tmp_path, whole, terminal):
     train(tmp_path / "run", *OPTIONS, environment=terminal)
     assert_same_run(tmp_path / "run", whole)
 

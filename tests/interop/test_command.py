@@ -113,7 +113,7 @@ def test_eval_and_sample_of_an_imported_run(call, imported, pretrained):
 
 
 @pytest.mark.slow
-def test_a_run_is_only_overwritten_when_asked_to(call, imported, tmp_path):
+def test_a_run_is_only_overwritten_with_the_option(call, imported, tmp_path):
     arguments = (import_weights.main, tmp_path / "theirs", "--recipe", "ddpm_digits")
     before = (imported / "config.json").stat().st_mtime_ns
     code, output = call(*arguments)

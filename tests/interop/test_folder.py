@@ -114,14 +114,14 @@ def test_no_flipped_bit_of_the_header_passes_for_other_weights(folder, expected)
             continue
         passed += 1
         assert_same_bits(got.params, expected)
-    assert passed < 5  # the metadata's letters mean nothing to us
+    assert passed < 5  # the metadata is not used
 
 
 def test_a_flipped_bit_of_a_saved_file_is_detected(folder, tmp_path_factory):
     new = tmp_path_factory.mktemp("new") / "unet"
     interop.save(new, interop.load(folder)._replace(scheduler=None))
     good = bytearray((new / WEIGHTS).read_bytes())
-    good[-3] ^= 1  # the last number, in the seventh digit: nothing else could tell
+    good[-3] ^= 1  # the last number, in the seventh digit: no other check detects it
     (new / WEIGHTS).write_bytes(bytes(good))
     with pytest.raises(ValueError, match=r"SHA-256 in diffusion_pytorch_model.safetensors.sha256: copy it again"):
         interop.load(new)

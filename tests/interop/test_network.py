@@ -18,7 +18,7 @@ SHAPES = {
     "tiny": TINY,
     "attention everywhere": TINY
     | {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2, "layers_per_block": 2},
-    "none in the middle": SMALL | {"add_attention": False, "out_channels": 5},
+    "no middle attention": SMALL | {"add_attention": False, "out_channels": 5},
     "labels": TINY | {"num_class_embeds": 4},
     "one resolution": TINY
     | {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]},
@@ -58,7 +58,7 @@ def test_names_and_shapes_are_diffusers(config):
     assert {entry.name: entry.shape for entry in tensor_names.tensor_table(network, shape).values()} == shapes(config)
 
 
-@pytest.mark.parametrize("kind", ["labels", "none in the middle", "attention everywhere"])
+@pytest.mark.parametrize("kind", ["labels", "no middle attention", "attention everywhere"])
 def test_round_trips_change_no_bit(kind):
     config, tensors = SHAPES[kind], random_tensors(SHAPES[kind])
     network, shape = interop.from_unet_config(config)

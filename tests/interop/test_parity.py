@@ -37,7 +37,7 @@ TIMES = (0, 1, 10, 250, 500, 999)
 
 
 def random_model(config, seed=0):
-    """diffusers' network with all weights perturbed, so that none is zero or one."""
+    """diffusers' network with all weights perturbed, so that no weight is zero or one."""
     torch.manual_seed(seed)
     model = diffusers.UNet2DModel.from_config(config).eval()
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_the_reference_is_diffusers_in_float64():
     model = random_model(config).double()
     tensors = {name: value.numpy() for name, value in model.state_dict().items()}
     x, t, labels = images(config, 3).astype(np.float64), np.array([0, 10, 999]), np.array([3, 0, 1])
-    model.time_proj.forward = lambda t: torch.from_numpy(embedding(t.numpy()))  # theirs is float32 whatever the rest is
+    model.time_proj.forward = lambda t: torch.from_numpy(embedding(t.numpy()))  # theirs is always float32
     want, got = theirs(model, x, t, class_labels=torch.from_numpy(labels)), unet(config, tensors, x, t, labels)
     print("\nlargest difference in float64:", np.abs(got - want).max())
     assert np.abs(got - want).max() <= 1e-12
@@ -167,7 +167,7 @@ def test_the_whole_chain_agrees_under_the_same_noise(
 ):
     """1,000 steps of DDPMScheduler and of samplers.ancestral, with a random network.
 
-    With diffusers' own float32 table, and with its table in float64: what is left then is the networks' rounding.
+    With diffusers' own float32 schedule, and with the schedule in float64, which leaves the networks' rounding alone.
     """
     options = {"prediction_type": kind, "variance_type": variance, "clip_sample": clip}
     model, scheduler = random_model(TINY), diffusers.DDPMScheduler(**options)
@@ -195,7 +195,7 @@ def test_the_whole_chain_agrees_under_the_same_noise(
             x = scheduler.step(model(x, t).sample, t, x).prev_sample
         errors.append(float(np.abs(x.numpy() - states[999 - t]).max()))
     marks = {steps: f"{max(errors[:steps]):.1e}" for steps in (1, 10, 100, 300, 600, 900, 990, 1000)}
-    case = f"{kind}, {variance}, table in {digits}"
+    case = f"{kind}, {variance}, schedule in {digits}"
     print(f"\n{case}: largest difference within so many steps: {marks}; at x_0 {errors[-1]:.1e}")
     assert max(errors) < along
     assert errors[-1] < at_x_0

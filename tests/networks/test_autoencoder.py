@@ -126,7 +126,7 @@ def test_examples_do_not_see_each_other(config):
 
 
 def test_decoded_components_differ_at_initialization():
-    # of a mixture whose components start alike none ever differs
+    # components of a mixture that are equal at initialization stay equal in training
     features = unoptimized(Decoder(CONV, 4, SHAPE).init_with_output)(jax.random.key(1), latents())[0]
     assert features.shape == (3, 8, 4, 4)
     for i in range(4):
@@ -185,6 +185,6 @@ def test_a_latent_of_another_size_is_refused():
 
 def test_an_unknown_architecture_is_refused():
     config = AutoencoderConfig()
-    object.__setattr__(config, "architecture", "transformer")  # as from a file: a type checker would not have it
+    object.__setattr__(config, "architecture", "transformer")  # as from a file; a type checker would refuse it
     with pytest.raises(ValueError, match="architecture is 'transformer': set it to 'mlp' or 'conv'"):
         config.check(SHAPE)

@@ -45,7 +45,7 @@ def test_logits_are_a_linear_map_of_the_features():
 
 
 @pytest.mark.slow
-def test_images_are_seen_one_by_one():
+def test_examples_do_not_see_each_other():
     network = Classifier(CONFIG)
     variables = moved(network, IMAGES)
     alone = [apply(network, variables, image[None]).logits[0] for image in IMAGES]
@@ -54,7 +54,7 @@ def test_images_are_seen_one_by_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sinusoidal", "log_snr"])
-def test_the_level_is_heard(kind):
+def test_the_output_depends_on_the_level(kind):
     network, level = Classifier(dataclasses.replace(CONFIG, embedding=kind)), jnp.arange(4.0)
     variables = moved(network, IMAGES, level)
     near, far = (apply(network, variables, IMAGES, at).logits for at in (level, level + jnp.arange(4.0)))
@@ -63,7 +63,7 @@ def test_the_level_is_heard(kind):
 
 
 @pytest.mark.slow
-def test_dropout_is_off_but_in_training():
+def test_dropout_is_off_outside_training():
     network = Classifier(dataclasses.replace(CONFIG, dropout=0.5))
     variables = moved(network, IMAGES)
 

@@ -28,7 +28,7 @@ def test_sinusoidal_inner_products_depend_on_the_time_between_only():
     assert abs(float(gram[0, 2] - gram[0, 1])) > 1.0
 
 
-def test_sinusoidal_phase_error_is_what_its_docstring_says():
+def test_sinusoidal_phase_error_is_as_documented():
     rates = 10_000.0 ** -(np.arange(64) / 63)
     for top, error in ((1_000, 3.1e-5), (100_000, 4e-3)):
         t = np.arange(top - 50, top, dtype=np.float64)
@@ -66,7 +66,7 @@ def test_fourier_features_keep_x_and_add_waves_of_the_stated_period():
     assert fourier_features(x, ()) is x or bool((fourier_features(x, ()) == x).all())
 
 
-def test_features_are_float32_whatever_comes_in():
+def test_features_are_float32_for_every_input_type():
     # In bfloat16, with 8 bits, the angle 32 pi x has no phase left.
     x = jnp.asarray([[0.3, -0.7]], jnp.bfloat16)
     np.testing.assert_allclose(

@@ -29,8 +29,8 @@ def random_weights(seed=0):
     return weights
 
 
-def test_it_has_as_many_parameters_as_everybody_s():
-    # torchvision's inception_v3 without its auxiliary classifier: 23,834,568, of which 2,049,000 are the last layer's.
+def test_the_number_of_parameters_is_torchvision_s():
+    # torchvision's inception_v3 without its auxiliary classifier: 23,834,568, including 2,049,000 in the last layer.
     learned = [shape for name, shape in SHAPES.items() if "running" not in name]
     assert sum(np.prod(shape) for shape in learned) == 23_834_568 - 2_049_000
     assert len(SHAPES) == 94 * 5
@@ -56,7 +56,7 @@ def test_features_come_in_the_order_of_the_branches():
     np.testing.assert_allclose(got, np.stack([expected, expected]), rtol=1e-5, atol=1e-6)
 
 
-def test_mean_pools_leave_padding_out_and_maximum_pools_let_it_not_win():
+def test_mean_pools_exclude_padding_and_maximum_pools_ignore_it():
     x = jnp.arange(-12.0, -3.0).reshape(1, 3, 3, 1)
     corner = (-12.0 - 11.0 - 9.0 - 8.0) / 4
     assert float(inception._mean_pool(x)[0, 0, 0, 0]) == pytest.approx(corner)
@@ -68,7 +68,7 @@ def test_mean_pools_leave_padding_out_and_maximum_pools_let_it_not_win():
 
 @pytest.mark.parametrize("side", [8, 32, 299, 598])
 def test_resizing_a_ramp(side):
-    # Pixel i stands at i + 1/2 and the edge is held: output j is the ramp at (j + 1/2) side / 299 - 1/2.
+    # Pixel i is centered at i + 1/2 and the edge is repeated: output j is the ramp at (j + 1/2) side / 299 - 1/2.
     ramp = jnp.broadcast_to(jnp.arange(float(side))[None, :, None, None], (1, side, side, 3))
     expected = np.clip((np.arange(299) + 0.5) * side / 299 - 0.5, 0.0, side - 1.0)
     for image, axis in ((ramp, 1), (ramp.swapaxes(1, 2), 2)):

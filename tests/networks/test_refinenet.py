@@ -63,7 +63,7 @@ def count_by_hand(n, levels, image):
     def norm(a):  # an embedding of gamma, alpha and beta
         return levels * 3 * a
 
-    def residual(a, b, shortcut):  # conv1 keeps the channels where a block goes down; elsewhere a is b
+    def residual(a, b, shortcut):  # conv1 keeps the channels in downsampling blocks; elsewhere a is b
         return norm(a) + conv(a, a) + norm(a) + conv(a, b) + shortcut
 
     def rcu(a, blocks):
@@ -238,7 +238,7 @@ def test_norm_of_a_constant_is_its_bias_and_can_be_differentiated():
 
 
 def test_norm_keeps_how_channels_means_differ_by_alpha():
-    # constant channels: an instance norm sees nothing; what is left are the means, standardised by the divisor C - 1
+    # constant channels: an instance norm sees nothing; what is left are the means, standardized with the divisor C - 1
     x = jnp.broadcast_to(jnp.array([1.0, 2.0, 6.0]), (1, 4, 4, 3))
     table = jnp.stack([jnp.full((3, 3), level) for level in (0.0, 1.0, 2.0)])
     got = InstanceNormPlus(3).apply({"params": {"table": table}}, x, jnp.array([2]))
@@ -294,7 +294,7 @@ def test_examples_do_not_see_each_other():
 
 
 @pytest.mark.slow
-def test_deepest_stage_sees_as_far_as_its_dilations_say():
+def test_receptive_field_of_the_deepest_stage_follows_from_its_dilations():
     # A norm sees the whole image. Without norms: seven convolutions at full resolution; then, where a pixel is a pair
     # of them, two that are not dilated, four of dilation 2 and four of dilation 4.
     reach = 7 + 2 * (2 + 4 * 2 + 4 * 4)
@@ -315,7 +315,7 @@ def test_deepest_stage_sees_as_far_as_its_dilations_say():
 
 
 @pytest.mark.slow
-def test_every_parameter_of_the_levels_at_hand_learns():
+def test_every_parameter_of_the_levels_in_the_batch_has_a_gradient():
     x, index = arguments((20, 20, 1), 2)  # at half of this every tap of the widest kernels is inside the image
     variables = perturbed(SMALL)
     gradient = unoptimized(jax.grad(lambda v: jnp.sum(RefineNet(SMALL).apply(v, x, index) ** 2)))(variables)

@@ -126,8 +126,8 @@ def test_examples_do_not_see_each_other(multipliers):
         np.testing.assert_allclose(together[i], alone[0], atol=2e-5)
 
 
-def test_position_bias_tells_positions_apart():
-    # With kernels symmetric from left to right, a network can tell left from right only by the bias.
+def test_position_bias_distinguishes_positions():
+    # With kernels symmetric from left to right, a network can distinguish left from right only by the bias.
     config = replace(SMALL, multipliers=(1,), attention_resolutions=(), middle_attention=False, position_bias=True)
     flat, t = jnp.ones((1, 8, 8, 1)), jnp.ones(1)
     variables = perturbed(UNet(config), flat, t)
@@ -231,12 +231,12 @@ def test_invalid_configs_and_inputs_are_refused(config, size, label, message):
 def test_normalize_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
     x = (mean + jax.random.normal(jax.random.key(0), (1, 8, 8, 4))).astype(dtype)
 
-    class Normalised(nn.Module):
+    class Normalized(nn.Module):
         @nn.compact
         def __call__(self, x):
             return normalize(x, 1)
 
-    out = Normalised().apply(Normalised().init(jax.random.key(0), x), x)
+    out = Normalized().apply(Normalized().init(jax.random.key(0), x), x)
     exact = np.asarray(x, np.float64)
     assert out.dtype == dtype
     np.testing.assert_allclose(np.asarray(out, np.float64), (exact - exact.mean()) / exact.std(), atol=atol)

@@ -141,9 +141,9 @@ def test_generation_repeats_inference():
     blind, generated = run(SMALL, variables, None, z)
     assert features.shape == (2, 6, 6, 5)
     np.testing.assert_allclose(generated, features, rtol=1e-5, atol=1e-5)
-    for i, ((_, q, p), (same, none, prior)) in enumerate(zip(levels, blind, strict=True)):
+    for i, ((_, q, p), (same, missing, prior)) in enumerate(zip(levels, blind, strict=True)):
         np.testing.assert_array_equal(same, z[i])
-        assert none is None
+        assert missing is None
         assert all(a.shape == b.shape == same.shape for a, b in zip(q, p, strict=True))
         np.testing.assert_allclose(prior, p, rtol=1e-5, atol=1e-5)
 
@@ -178,14 +178,14 @@ def test_each_level_depends_on_those_above_it_and_on_x():
 
 
 def test_choose_is_called_from_the_top_with_q_and_p():
-    asked = []
+    calls = []
 
     def choose(i, q, p):
-        asked.append((i, q is None, p[0].shape, p[1].shape))
+        calls.append((i, q is None, p[0].shape, p[1].shape))
         return p[0]
 
     jax.eval_shape(lambda v: VeryDeepVAE(SMALL, SHAPE).apply(v, 3, choose), perturbed(SMALL))
-    assert asked == [(i, True, (3, n, n, 2), (3, n, n, 2)) for i, n in enumerate([1, 2, 6, 6])]
+    assert calls == [(i, True, (3, n, n, 2), (3, n, n, 2)) for i, n in enumerate([1, 2, 6, 6])]
 
 
 @pytest.mark.slow

@@ -28,9 +28,9 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
-def heard():
+def default_signals():
     """Signals act as in a terminal, also under `nohup` and in the background."""
-    with signals.heard():
+    with signals.default_signals():
         yield
 
 

@@ -39,7 +39,7 @@ def break_array(folder, step):
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+def test_a_saved_state_is_restored_bit_for_bit(tmp_path):
     fill(tmp_path, {3: 1.0})
     with Checkpoints(tmp_path) as checkpoints:
         saved = checkpoints.restore(numbered(0))
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_can_be_read_and_is_not_what_was_saved_is_skipped(tmp_
         assert checkpoints.notes() == NOTES | {"checksum": summarize(numbered(3)).checksum}
 
 
-def test_arrays_that_do_not_decode_are_seen_without_restoring(tmp_path):
+def test_arrays_that_do_not_decode_are_detected_without_restoring(tmp_path):
     fill(tmp_path, {1: 3.0, 2: 2.0})
     break_array(tmp_path, 2)
     assert is_readable(tmp_path / "1" / "state")
@@ -155,7 +155,7 @@ def test_a_state_with_a_number_that_is_not_finite_is_not_saved(tmp_path):
     assert steps(tmp_path) == []
 
 
-def test_when_none_can_be_read_the_message_says_so(tmp_path):
+def test_a_message_reports_that_no_checkpoint_can_be_read(tmp_path):
     fill(tmp_path, {1: 3.0, 2: 2.0})
     for step in (1, 2):
         break_array(tmp_path, step)
@@ -171,7 +171,7 @@ def test_a_state_of_another_shape_is_not_read(tmp_path):
         checkpoints.restore(other)
 
 
-def test_what_a_killed_run_left_half_written_is_ignored_and_removed(tmp_path):
+def test_an_incomplete_checkpoint_of_a_killed_run_is_ignored_and_removed(tmp_path):
     fill(tmp_path, {1: 3.0})
     half = tmp_path / "2.orbax-checkpoint-tmp-123"
     (half / "state").mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_what_a_killed_run_left_half_written_is_ignored_and_removed(tmp_path):
     assert steps(tmp_path) == [2]
 
 
-def test_a_full_disk_is_recognised_behind_other_errors():
+def test_a_full_disk_is_recognized_behind_other_errors():
     error = RuntimeError("saving failed")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert disk_is_full(error)

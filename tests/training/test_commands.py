@@ -74,7 +74,7 @@ def test_kill_9_then_the_same_command_ends_in_the_same_bits(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("default_signals")
 def test_a_signal_saves_prints_how_to_resume_and_sets_the_exit_code(tiny, tmp_path, signum, code):
     process = start(tmp_path, "--steps", "1000000", "--checkpoint-every", "100", "--log-every", "1000")
     wait_for_checkpoint(process, tmp_path)
@@ -188,14 +188,14 @@ def test_an_error_of_the_user_is_one_message_and_writes_nothing(command, tmp_pat
     assert not (tmp_path / "tiny").exists()
 
 
-def test_sampling_before_training_says_what_to_do(command):
+def test_sampling_before_training_is_refused_with_the_remedy(command):
     for main in (sample.main, evaluate.main):
         code, output = command(main, "tiny")
         assert code == 1
         assert "Train first: `vdm-jax train tiny`" in output
 
 
-def test_fresh_never_deletes_a_folder_that_is_no_run(command, tmp_path):
+def test_fresh_never_deletes_a_folder_that_is_not_a_run(command, tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.tex").write_text("years of work")
     code, output = command(training.main, "tiny", "--fresh")

@@ -54,7 +54,7 @@ def test_changed_options_are_written_as_a_command_line_has_them():
         ({"eval_batch_size": 100}, "--eval-batch-size 100 .*8 device.* such as 104"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_remedy(options, message):
+def test_invalid_options_are_refused_with_a_remedy(options, message):
     valid = TrainConfig(batch_size=64, eval_batch_size=104)
     validate(valid, devices=8)
     with pytest.raises(UserError, match=message):

@@ -76,7 +76,7 @@ def test_state_resumes_exactly_flips_included():
         assert (again["label"] == batch["label"]).all()
 
 
-def test_half_of_the_images_are_mirrored_and_none_otherwise_changed():
+def test_half_of_the_images_are_mirrored_and_the_others_unchanged():
     iterator = numbered(100, batch=100, flip=True)
     batch = next(iterator)
     left, right = batch["image"][:, 0, 0, 0].astype(int), batch["image"][:, 0, 1, 0].astype(int)

@@ -91,12 +91,12 @@ def test_a_sharded_state_needs_a_fraction_of_the_memory(tiny):
 
 
 def test_a_sharded_run_ends_as_a_replicated_one_and_resumes_as_one(tiny, tmp_path):
-    spread_run = tiny(8, shard=True, steps=20, workdir=str(tmp_path / "spread"))
-    state = train(spread_run).state
+    sharded_run = tiny(8, shard=True, steps=20, workdir=str(tmp_path / "sharded"))
+    state = train(sharded_run).state
     plain = train(tiny(8, steps=20, workdir=str(tmp_path / "plain"))).state
     assert_close(state, plain, 2e-5)
-    with Checkpoints(spread_run.folder / "checkpoints") as checkpoints:
-        back = checkpoints.restore(abstract_state(tiny(2, workdir=str(tmp_path / "spread")))).state
+    with Checkpoints(sharded_run.folder / "checkpoints") as checkpoints:
+        back = checkpoints.restore(abstract_state(tiny(2, workdir=str(tmp_path / "sharded")))).state
     assert all(x.is_fully_replicated for x in jax.tree.leaves(back))
     assert_same_bits(jax.tree.map(np.asarray, back), jax.tree.map(np.asarray, state))
 

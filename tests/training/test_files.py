@@ -22,7 +22,7 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     with atomic_write(path) as unfinished:
         unfinished.write_text("one")
@@ -47,7 +47,7 @@ def test_numbers_that_json_cannot_hold_are_null(tmp_path):
     assert read == {"nan": None, "list": [1.5, None, [None, {"deep": 2.0}]], "n": 1, "none": None}
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path):
+def test_a_temporary_file_of_a_killed_process_is_overwritten(tmp_path):
     path = tmp_path / "file.txt"
     with atomic_write(path) as unfinished:
         unfinished.write_text("one")
@@ -56,7 +56,7 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_one_process_alone_until_it_ends_however_it_does(tmp_path):
+def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -76,7 +76,7 @@ def test_a_folder_is_one_process_alone_until_it_ends_however_it_does(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
-def test_without_locks_on_the_file_system_nobody_is_refused(tmp_path, monkeypatch):
+def test_without_locks_on_the_file_system_no_process_is_refused(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
 

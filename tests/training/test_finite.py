@@ -52,7 +52,7 @@ def all_broken(monkeypatch):
         monkeypatch.setattr(module, "open_run", lambda *given: broken(opened(*given)))
 
 
-def test_a_number_that_is_not_finite_is_no_pixel_value():
+def test_a_number_that_is_not_finite_is_not_a_pixel_value():
     x = jnp.asarray([-1.0, *BAD, 1e30, 0.0])
     assert to_pixels(x, 17).tolist() == jax.jit(to_pixels, static_argnums=1)(x, 17).tolist() == [0, -1, -1, -1, 16, 8]
     assert NO_VALUE == -1
@@ -72,31 +72,31 @@ def test_examples_that_are_not_finite_are_counted(bad):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_no_picture_has_what_is_not_finite(tmp_path, bad):
+def test_plots_refuse_values_that_are_not_finite(tmp_path, bad):
     x = np.zeros((4, 5, 2))  # four states of five chains
     x[2:, 1] = bad
     path, plane = tmp_path / "one.png", np.zeros((6, 6, 2)) + np.arange(6.0)[:, None]
     images = np.asarray(to_pixels(jnp.asarray(x, jnp.float32), 17)).reshape(4, 5, 1, 2, 1)
     height, arrows = np.zeros((6, 6)), np.zeros((6, 6, 2))
     height[3, 3] = arrows[1, 2, 0] = np.nan if bad == -np.inf else bad
-    for message, draw in {
+    for message, call in {
         "2 of 20 images of one.png": lambda: save_grid(path, images, 17),
         "1 of 5 points of one.png": lambda: plot_points(path, x[-1], None, ""),
         "1 of 5 chains of one.png": lambda: plot_paths(path, x, ""),
         "1 of 6 values of 'hill' in one.png": lambda: plot_panels(path, {"hill": Panel(plane, height)}),
-        "1 of 6 arrows 'truth' of 'hill' in one.png": lambda: plot_panels(
-            path, {"hill": Panel(plane, 0 * plane[..., 0], plane, {"truth": arrows})}
+        "1 of 6 arrows 'exact' of 'hill' in one.png": lambda: plot_panels(
+            path, {"hill": Panel(plane, 0 * plane[..., 0], plane, {"exact": arrows})}
         ),
         "1 of 5 chains of 'hill' in one.png": lambda: plot_panels(
             path, {"hill": Panel(plane, 0 * plane[..., 0], paths=x)}
         ),
     }.items():
         with pytest.raises(NotFinite, match=f"^{message} are not finite"):
-            draw()
+            call()
     assert not list(tmp_path.iterdir())
 
 
-def test_where_a_density_is_zero_its_logarithm_is_drawn(tmp_path):
+def test_a_log_density_of_minus_infinity_is_plotted(tmp_path):
     axis = np.linspace(-1.0, 1.0, 9)
     x = np.stack(np.meshgrid(axis, axis), axis=-1)
     height = np.where(x[..., 0] < 0.5, -np.inf, 0.0)
@@ -104,13 +104,13 @@ def test_where_a_density_is_zero_its_logarithm_is_drawn(tmp_path):
 
 
 @pytest.mark.usefixtures("all_broken")
-def test_training_goes_on_and_then_commands_fail_with_one_message_and_draw_nothing(command, tmp_path, monkeypatch):
+def test_training_continues_and_then_commands_fail_with_one_message_and_plot_nothing(command, tmp_path, monkeypatch):
     message = f"\n2 of 4 samples are not finite. {REMEDY} or a smaller step size; `vdm-jax sample tiny --help`"
     code, output = command(training.main, "tiny", "--steps", "6", "--picture-every", "2")
     assert code == 1
-    for step in (2, 4, 6):  # a picture is not worth a run
+    for step in (2, 4, 6):  # a failed plot does not stop a run
         assert f"samples/step_{step:06}.png is not written: 2 of 4 samples are not finite. {REMEDY}" in output
-    assert "tiny: 6 steps" in output  # what was evaluated is said all the same
+    assert "tiny: 6 steps" in output  # the evaluation is printed nevertheless
     assert output.count(message) == 1
     report = tmp_path / "tiny" / "report.json"
     assert json.loads(report.read_text())["steps"] == 6
@@ -126,7 +126,7 @@ def test_training_goes_on_and_then_commands_fail_with_one_message_and_draw_nothi
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_a_chain_that_is_not_finite_is_not_drawn_either(tiny):
+def test_a_chain_that_is_not_finite_is_not_plotted(tiny):
     def ends_well(params, key, n):
         return SampleBatch(jnp.full((n, 8, 8, 1), 8), jnp.full((3, 2, 8, 8, 1), NO_VALUE))
 
@@ -136,7 +136,7 @@ def test_a_chain_that_is_not_finite_is_not_drawn_either(tiny):
     assert [path.name for path in run.folder.glob("*.png")] == ["samples.png"]
 
 
-def test_points_that_are_not_finite_are_not_drawn(tiny):
+def test_points_that_are_not_finite_are_not_plotted(tiny):
     def points(params, key, n):
         return SampleBatch(jnp.zeros((n, 2)).at[:3, 1].set(jnp.inf))
 
@@ -204,18 +204,18 @@ QUICK = {"vae_digits"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in RECIPES])
-def test_every_kind_of_recipe_tells_that_its_samples_are_not_finite(name):
+def test_every_kind_of_recipe_reports_samples_that_are_not_finite(name):
     config = dataclasses.replace(registry.find(name), **RECIPES[name])
     experiment = config.build(SPECS["digits" if "cifar" in name else config.data])
     shapes = jax.eval_shape(experiment.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-    draw = jax.jit(experiment.sample, static_argnums=2, compiler_options={"xla_backend_optimization_level": 0})
+    call = jax.jit(experiment.sample, static_argnums=2, compiler_options={"xla_backend_optimization_level": 0})
     with pytest.raises(NotFinite, match="3 of 3 samples are not finite"):
-        check_finite(np.asarray(draw(params, jax.random.key(1), 3).images), "samples")
+        check_finite(np.asarray(call(params, jax.random.key(1), 3).images), "samples")
 
 
 @pytest.mark.slow
-def test_an_energy_that_is_not_finite_is_told_though_chains_accept_no_step_to_it(tmp_path):
+def test_an_energy_that_is_not_finite_is_reported_although_chains_reject_such_steps(tmp_path):
     experiment = registry.find("ebm_2d").build(SPECS["moons"])
     params = jax.tree.map(lambda x: x * jnp.nan, experiment.init(jax.random.key(0)))
     with pytest.raises(NotFinite, match=r"160 of 160 values of 'learned' in energy.png are not finite"):
@@ -237,7 +237,7 @@ def test_models_turn_numbers_into_pixels_in_one_place():
 
 
 @pytest.mark.slow
-def test_a_sampler_that_gives_up_is_told():
+def test_a_sampler_that_exceeds_its_steps_is_reported():
     config = registry.find("ddpm_digits")
     config = dataclasses.replace(config, network=SMALL, sampling=Sampling("adaptive", tolerance=1e-12))
     experiment = config.build(DataSpec("digits", (4, 4, 1), 17, 10, 1, 1))

@@ -1,4 +1,4 @@
-"""Options, files and names that may hold anything: they work, or one message says what is wrong; nothing is written.
+"""Options, files and names that may hold anything: they work, or one message describes the error; nothing is written.
 
 Nothing but UserError may come out of them, or tyro's own message and SystemExit.
 """
@@ -78,7 +78,7 @@ def changed(config, path, value):
 
 
 def run_in(folder):
-    """A run of the stand-in in this folder."""
+    """A run of the test experiment in this folder."""
     return runs.open_run("tiny", TINY)._replace(folder=folder)
 
 
@@ -95,15 +95,15 @@ NUMBERS = [(name, path, kind) for name in RECIPES for path, kind in leaves(confi
 
 @FUZZ
 @given(st.sampled_from(NUMBERS), st.data())
-def test_any_number_for_an_option(tmp_path, option, drawn):
+def test_any_number_for_an_option(tmp_path, option, data):
     """The model builds or the option is refused; NaN, infinity and huge numbers are always refused."""
     name, path, kind = option
-    value = drawn.draw(OF_KIND[kind])
+    value = data.draw(OF_KIND[kind])
     config = changed(config_of(name), path, value)
     config = config if path == ("workdir",) else dataclasses.replace(config, workdir=str(tmp_path))
-    said = outcome(lambda: runs.open_run(name, config))
+    result = outcome(lambda: runs.open_run(name, config))
     extreme = any(not abs(number) < 2**32 for number in (value if isinstance(value, tuple) else [value]))
-    assert isinstance(said, str if extreme else (str, runs.Run))
+    assert isinstance(result, str if extreme else (str, runs.Run))
     assert not list(tmp_path.iterdir())
 
 
@@ -152,15 +152,15 @@ def test_a_value_that_cannot_work_is_refused_by_its_option(name, option, value, 
 
 @FUZZ
 @given(st.sampled_from(RECIPES), st.data())
-def test_any_values_for_stored_options(recipe, drawn):
+def test_any_values_for_stored_options(recipe, data):
     """Stored options have the declared types or are refused."""
     config = config_of(recipe)
-    path, _ = drawn.draw(st.sampled_from(list(leaves(config))))
+    path, _ = data.draw(st.sampled_from(list(leaves(config))))
     stored = to_json(config)
     place = stored
-    for part in path[: drawn.draw(st.integers(0, len(path) - 1))]:
+    for part in path[: data.draw(st.integers(0, len(path) - 1))]:
         place = place[part]
-    place[drawn.draw(st.sampled_from(sorted(place)) | st.text(max_size=9))] = drawn.draw(JSON)
+    place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=9))] = data.draw(JSON)
     restored = outcome(lambda: from_json(config, stored))
     assert isinstance(restored, str) or not malformed(restored)
 
@@ -212,7 +212,7 @@ def test_any_bytes_for_the_files_of_a_run(tmp_path, content):
 
 
 @pytest.mark.parametrize("accuracy", [None, "0.9", float("nan"), -1.0, 1e9, {"mean": 0.9}])
-def test_an_accuracy_that_is_none(tmp_path, accuracy):
+def test_an_accuracy_that_is_not_a_fraction_is_ignored(tmp_path, accuracy):
     (tmp_path / "report.json").write_text(json.dumps({"test": {"accuracy": {"mean": accuracy}}}))
     assert features._stored_accuracy(tmp_path) is None
 
@@ -243,10 +243,10 @@ def test_any_words_on_the_command_line(path, words):
     try:
         name, config, fresh, _ = training.parse(arguments, "vdm-jax train")
     except SystemExit as stop:
-        said = stop.code
+        result = stop.code
     else:
-        said = name, isinstance(config, TrainConfig), fresh
-    assert said in (2, ("ddpm_digits", True, False))
+        result = name, isinstance(config, TrainConfig), fresh
+    assert result in (2, ("ddpm_digits", True, False))
 
 
 BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "_ddpm", "__init__", "no.py",

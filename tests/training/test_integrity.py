@@ -21,7 +21,7 @@ def with_bit_flipped(x, bit):
     return jnp.asarray(np.frombuffer(bytes(raw), x.dtype).reshape(x.shape))
 
 
-def test_every_flipped_bit_shows():
+def test_every_flipped_bit_is_detected():
     whole = summarize(ARRAYS).checksum
     seen = {whole}
     for place, x in enumerate(ARRAYS):
@@ -30,12 +30,12 @@ def test_every_flipped_bit_shows():
     assert len(seen) == 1 + sum(8 * x.nbytes for x in ARRAYS)
 
 
-def test_numbers_in_each_others_place_show():
+def test_swapped_numbers_are_detected():
     assert summarize(jnp.asarray([1.0, 2.0])) != summarize(jnp.asarray([2.0, 1.0]))
     assert summarize([jnp.ones(2), jnp.zeros(2)]) != summarize([jnp.zeros(2), jnp.ones(2)])
 
 
-def test_devices_do_not_matter():
+def test_the_checksum_does_not_depend_on_the_number_of_devices():
     mesh, x = make_mesh(8), jax.random.normal(jax.random.key(0), (16, 24))
     rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("batch",), (None, "batch")))
     for sharding in (replicated(mesh), rows, columns):
@@ -44,7 +44,7 @@ def test_devices_do_not_matter():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-def test_a_single_number_that_is_not_finite_shows(dtype, bad):
+def test_a_single_number_that_is_not_finite_is_detected(dtype, bad):
     good = {"w": jnp.zeros((3, 3), dtype), "step": jnp.asarray(3)}
     assert summarize(good).finite
     assert not summarize({**good, "w": good["w"].at[1, 2].set(bad)}).finite

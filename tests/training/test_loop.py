@@ -45,7 +45,7 @@ def interrupt_at(monkeypatch, step, signum):
         pytest.param(signal.SIGTERM, 8, {"accumulate": 2, "lr_schedule": "cosine"}, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("default_signals")
 def test_a_stopped_run_ends_in_the_same_bits_as_an_uninterrupted_one(
     tiny, tmp_path, monkeypatch, devices, options, signum
 ):

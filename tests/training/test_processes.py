@@ -151,7 +151,7 @@ def test_four_processes_resume_as_two_and_as_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1, 3])
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("default_signals")
 def test_a_signal_to_any_of_four_stops_all_at_one_step(tmp_path, place):
     with started(4, tmp_path, *ENDLESS) as processes:
         wait_for_step(tmp_path, 20)

@@ -47,8 +47,8 @@ def _look_up(images):
     return LABELS[jnp.argmin(jnp.sum((seen[:, None] - real[None]) ** 2, axis=-1), axis=1)]
 
 
-def drawing(run, sample):
-    """A run with this sampler."""
+def sampled_by(run, sample):
+    """The run with this sampler."""
     return run._replace(experiment=run.experiment._replace(sample=sample))
 
 
@@ -76,7 +76,7 @@ def test_an_extractor_sees_every_image_once_and_in_order():
 
 
 def test_samples_that_are_the_test_images(tiny):
-    run = drawing(tiny(1, eval_batch_size=360), lambda params, key, n: SampleBatch(jnp.asarray(TEST["image"])[:n]))
+    run = sampled_by(tiny(1, eval_batch_size=360), lambda params, key, n: SampleBatch(jnp.asarray(TEST["image"])[:n]))
     result = measured(run)
     assert result["samples"] == result["test_images"] == 360
     assert result["frechet"] == pytest.approx(0.0, abs=1e-9)
@@ -90,8 +90,8 @@ def test_samples_that_are_the_test_images(tiny):
 @pytest.mark.slow
 def test_samples_that_are_random_test_images_or_noise(tiny):
     run = tiny(1, eval_batch_size=104)
-    good = measured(drawing(run, real_images), samples=250)
-    noise = measured(drawing(run, noise_images), samples=250)
+    good = measured(sampled_by(run, real_images), samples=250)
+    noise = measured(sampled_by(run, noise_images), samples=250)
     assert good["samples"] == noise["samples"] == good["training_images"]["samples"] == 250
     assert good["training_images"] == noise["training_images"]
     assert (good["precision"], noise["precision"], noise["recall"]) == (1.0, 0.0, 0.0)
@@ -101,14 +101,14 @@ def test_samples_that_are_random_test_images_or_noise(tiny):
 
 
 def test_blocks_have_different_noise_and_repeat(tiny):
-    run = drawing(tiny(1, eval_batch_size=104), real_images)
+    run = sampled_by(tiny(1, eval_batch_size=104), real_images)
     params = initial_state(run).ema
     images, labels = sample_quality.sample_in_blocks(run, params, 250)
     assert images.shape == (250, 8, 8, 1)
     assert labels is None
     assert (images[:104] != images[104:208]).any(axis=(1, 2, 3)).mean() > 0.9
     np.testing.assert_array_equal(sample_quality.sample_in_blocks(run, params, 250)[0], images)
-    eight = drawing(tiny(8, eval_batch_size=104), real_images)
+    eight = sampled_by(tiny(8, eval_batch_size=104), real_images)
     np.testing.assert_array_equal(sample_quality.sample_in_blocks(eight, initial_state(eight).ema, 250)[0], images)
 
 
@@ -119,7 +119,7 @@ def test_the_share_of_labels_the_classifier_agrees_with(tiny):
         label = jnp.where(index % 5 == 0, LABELS[index] + 1, LABELS[index]) % 10
         return Labelled(jnp.asarray(TEST["image"])[index], label)
 
-    result = measured(drawing(tiny(1, eval_batch_size=100), sample), KNOWING, 100)
+    result = measured(sampled_by(tiny(1, eval_batch_size=100), sample), KNOWING, 100)
     assert result["agreement"]["mean"] == pytest.approx(0.8)
     assert result["agreement"]["standard_error"] == pytest.approx((0.16 / 99) ** 0.5)
     assert "label agreement" in sample_quality.summary(result)
@@ -127,7 +127,7 @@ def test_the_share_of_labels_the_classifier_agrees_with(tiny):
 
 
 def test_summary_holds_the_numbers(tiny):
-    result = measured(drawing(tiny(1, eval_batch_size=120), real_images))
+    result = measured(sampled_by(tiny(1, eval_batch_size=120), real_images))
     text = sample_quality.summary(result)
     assert text.startswith("  sample quality by pixels\n  against 360 test images  360 samples")
     for part in (f"{result['frechet']:.4f}", f"{result['training_images']['recall']:.3f}", "±"):
@@ -138,7 +138,7 @@ def test_summary_holds_the_numbers(tiny):
 def test_too_few_are_refused(tiny):
     for options, samples in (({}, 19), ({"eval_examples": 19}, 100)):
         with pytest.raises(UserError, match=f"--quality {samples} with .* at least 20 of each"):
-            measured(drawing(tiny(1, **options), real_images), samples=samples)
+            measured(sampled_by(tiny(1, **options), real_images), samples=samples)
 
 
 def filled(run, monkeypatch, capsys, samples=None, **notes):
@@ -151,7 +151,7 @@ def filled(run, monkeypatch, capsys, samples=None, **notes):
 
 
 def test_the_report_gets_the_quality(tiny, monkeypatch, capsys):
-    run = drawing(tiny(1, eval_examples=40), real_images)
+    run = sampled_by(tiny(1, eval_examples=40), real_images)
     result, printed = filled(run, monkeypatch, capsys)
     assert json.loads((run.folder / "report.json").read_text()) == result
     assert result["steps"] == 1
@@ -165,7 +165,7 @@ def test_the_report_gets_the_quality(tiny, monkeypatch, capsys):
 @pytest.mark.slow
 def test_quality_is_skipped_if_it_takes_longer_than_training(tiny, monkeypatch, capsys):
     # 100 images a second in training are 300 passes: 30,000 passes for each of 40 images take 4,000 seconds
-    run = drawing(tiny(1, eval_examples=40), real_images)
+    run = sampled_by(tiny(1, eval_examples=40), real_images)
     slow = run._replace(experiment=run.experiment._replace(cost=Cost(sample=30_000)))
     result, printed = filled(slow, monkeypatch, capsys)
     assert "quality" not in result

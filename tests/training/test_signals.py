@@ -7,7 +7,7 @@ from vdm_jax.training.runtime.signals import stop_requests
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("default_signals")
 def test_a_signal_is_recorded_and_its_duplicate_ignored(signum):
     before = signal.getsignal(signum)
     with stop_requests() as request:
@@ -19,7 +19,7 @@ def test_a_signal_is_recorded_and_its_duplicate_ignored(signum):
     assert signal.getsignal(signum) is before
 
 
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("default_signals")
 def test_a_later_signal_has_its_default_effect(monkeypatch):
     now = iter([10.0, 10.5, 11.5])
     monkeypatch.setattr(signals.time, "monotonic", lambda: next(now))
@@ -32,7 +32,7 @@ def test_a_later_signal_has_its_default_effect(monkeypatch):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_signal_that_is_ignored_stays_so(heard):
+def test_a_signal_that_is_ignored_stays_so(default_signals):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under `nohup`, or in the background
     with stop_requests() as request:
         signal.raise_signal(signal.SIGINT)

@@ -41,9 +41,9 @@ def test_the_average_s_weights_sum_to_one(decay):
 def test_while_the_decay_warms_up_the_weights_are_ratios_of_binomial_coefficients():
     # (1 - d_(j-1)) d_j ... d_(N-1) with d_n = (1 + n) / (10 + n)
     for number in (1, 3, 37):
-        truth = [math.comb(j + 8, 8) / math.comb(number + 9, 9) for j in range(number + 1)]
-        assert sum(truth) == pytest.approx(1.0, abs=1e-15)
-        np.testing.assert_allclose(weights(number, 0.9999), truth, rtol=1e-5)
+        exact = [math.comb(j + 8, 8) / math.comb(number + 9, 9) for j in range(number + 1)]
+        assert sum(exact) == pytest.approx(1.0, abs=1e-15)
+        np.testing.assert_allclose(weights(number, 0.9999), exact, rtol=1e-5)
 
 
 def test_after_400_updates_at_a_large_decay_the_initial_parameters_weigh_nothing():

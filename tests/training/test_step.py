@@ -112,11 +112,11 @@ def test_the_noise_of_an_update_depends_on_seed_and_step():
 
     def noise(seed, number=3):
         step = make_step(experiment, sgd, mesh, seed=seed, ema_decay=0.0)
-        current, drawn = jax.device_put(state.create(experiment, sgd, seed), replicated(mesh)), []
+        current, sampled = jax.device_put(state.create(experiment, sgd, seed), replicated(mesh)), []
         for _ in range(number):
             current, metrics = step(current, {"image": jnp.zeros((1, 1))})
-            drawn.append(float(metrics["noise"]))
-        return drawn
+            sampled.append(float(metrics["noise"]))
+        return sampled
 
     assert noise(0) == noise(0)
     assert len({*noise(0), *noise(1)}) == 6
