@@ -24,14 +24,14 @@ def test_without_noise_the_denoising_error_is_the_plain_one():
     np.testing.assert_array_equal(noisy, autoencoder.reconstruction_error(*maps, X))
 
 
-def test_the_noise_is_in_what_the_encoder_sees_and_not_in_the_target():
+def test_the_noise_is_added_to_the_encoder_s_input_and_not_to_the_target():
     key, sigma = jax.random.key(0), 0.7
     error = autoencoder.denoising_reconstruction_error(lambda x: x, lambda z: z, key, X, sigma)
     noise = sigma * jax.random.normal(key, X.shape)
     np.testing.assert_allclose(error, jnp.square(noise).reshape(4, -1).sum(1), rtol=1e-5)
 
 
-def test_a_decoder_that_ends_elsewhere_is_refused():
+def test_a_decoder_with_another_output_shape_is_refused():
     with pytest.raises(ValueError, match=r"the decoder returned shape \(4, 2, 2\): it must return shape \(4, 2, 3\)"):
         autoencoder.reconstruction_error(lambda x: x, lambda z: z[..., :2], X)
 
@@ -54,7 +54,7 @@ def _both(x, decode=lambda z: 0.5 * z, sigma=0.25):
 
 
 def test_the_error_of_half_precision_data_is_a_float32_sum():
-    # 2,000 squares of 1/2: in bfloat16, with 8 bits, 501 is no number
+    # 2,000 squares of 1/2: bfloat16 has 8 bits and cannot represent 501
     x = jnp.ones((2, 2004), jnp.bfloat16)
     error = autoencoder.reconstruction_error(lambda x: x, lambda z: 0.5 * z, x)
     assert error.dtype == jnp.float32
@@ -64,7 +64,7 @@ def test_the_error_of_half_precision_data_is_a_float32_sum():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_networks_see_data_in_their_own_type(dtype):
+def test_networks_get_data_in_its_own_dtype(dtype):
     seen = []
 
     def encode(x):
@@ -87,7 +87,7 @@ def test_float32_data_beside_float64_numbers():
         np.testing.assert_allclose(ours, plain, rtol=1e-5)
 
 
-def test_numpy_data_are_taken_as_jax_has_them():
+def test_numpy_data_are_converted_to_jax_dtypes():
     for ours, plain in zip(_both(np.asarray(X, np.float64), sigma=np.float64(0.25)), _both(X), strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_array_equal(ours, plain)
@@ -114,7 +114,7 @@ def test_compiled_once_for_all_parameters():
         np.testing.assert_allclose(error, (1 - w) ** 2 * jnp.square(X).reshape(4, -1).sum(1), rtol=1e-5)
 
 
-def test_what_is_refused():
+def test_invalid_arguments_are_refused():
     for error in (autoencoder.reconstruction_error, lambda *given: _both(given[2], given[1])):
         with pytest.raises(
             ValueError, match=r"the decoder returned shape \(4, 2, 1\): it must return shape \(4, 2, 3\)"

@@ -1,4 +1,4 @@
-"""The score-based view and the variational one are one: where each function of the first meets one of the second."""
+"""Score-based and variational functions agree wherever a function of one view has a counterpart in the other."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ from vdm_jax.parameterization import ScoreFromDenoiser, to_eps, to_score
 from vdm_jax.schedules import LinearLogSNR
 
 KEY = jax.random.key(0)
-LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-BEST = closed_form.OptimalDenoiser(LAW)
+MIXTURE = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+BEST = closed_form.OptimalDenoiser(MIXTURE)
 WEIGHTS = jnp.asarray(np.random.RandomState(0).normal(size=(2, 2)), jnp.float32)
 
 
 def net(weights, x_t, level):
-    """A small network that is nobody's optimum."""
+    """A small network that is not optimal for any loss."""
     return jnp.tanh(x_t @ weights + level.sigma[:, None]) - 0.3 * x_t
 
 
@@ -55,7 +55,7 @@ def at(levels: NoiseLevel, i: int) -> NoiseLevel:
 
 
 def exploding(sigma) -> NoiseLevel:
-    """Noise added to what is left as it is."""
+    """The level x + sigma eps of a variance-exploding process."""
     sigma = jnp.asarray(sigma)
     return NoiseLevel(jnp.ones_like(sigma), sigma, jnp.zeros_like(sigma), jnp.log(sigma))
 
@@ -66,8 +66,8 @@ def exploding(sigma) -> NoiseLevel:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
 def test_score_matching_at_a_level_is_half_the_eps_loss(name):
-    # example by example, with the same noise; and with w = 1 / sigma^2 as much more
-    x_0, levels = draws(LAW, KEY, 6), level_from_log_snr(jnp.linspace(-4.0, 4.0, 6))
+    # example by example, with the same noise; with weight 1 it is half the squared error of the score
+    x_0, levels = draws(MIXTURE, KEY, 6), level_from_log_snr(jnp.linspace(-4.0, 4.0, 6))
     eps_loss = elbo.denoising_error(DENOISERS[name], KEY, x_0, levels, "eps")
     score = Partial(as_score, DENOISERS[name])
     np.testing.assert_allclose(score_matching.denoising_at_level(score, KEY, x_0, levels), 0.5 * eps_loss, rtol=1e-4)
@@ -78,9 +78,9 @@ def test_score_matching_at_a_level_is_half_the_eps_loss(name):
 
 @pytest.mark.slow
 def test_twice_score_matching_over_the_levels_is_ddpm_s_simple_loss():
-    # in expectation over the level too, of a table with few
+    # in expectation over the level too, for a schedule with few levels
     schedule, many, net = from_betas([0.1, 0.3, 0.6]), 30_000, DENOISERS["network"]
-    x_0 = draws(LAW, KEY, many)
+    x_0 = draws(MIXTURE, KEY, many)
     simple = losses.simple_loss(net, KEY, x_0, schedule)
     steps = jnp.arange(many) % 3 + 1
     score = Partial(as_score, net)
@@ -92,7 +92,7 @@ def test_twice_score_matching_over_the_levels_is_ddpm_s_simple_loss():
 def test_likelihood_weighs_score_matching_by_the_diffusion():
     # Song et al. 2021: with w = g^2 = -sigma^2 lambda' it is the rate of the bound in continuous time
     schedule, slope = LinearLogSNR(6.0, -8.0), -14.0
-    x_0 = draws(LAW, KEY, 6)
+    x_0 = draws(MIXTURE, KEY, 6)
     levels = jax.vmap(schedule)(jnp.linspace(0.1, 0.9, 6))
     rate = jax.vmap(lambda level: elbo.continuous_diffusion_weight(level, jnp.float32(slope), "eps"))(levels)
     bound = rate * elbo.denoising_error(BEST, KEY, x_0, levels, "eps")
@@ -107,8 +107,8 @@ def test_likelihood_weighs_score_matching_by_the_diffusion():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
-def test_a_ddpm_gives_langevin_its_score(name):
-    levels, x = level_from_log_snr(jnp.linspace(-5.0, 4.0, 5)), draws(LAW, KEY, 7)
+def test_langevin_samples_with_the_score_of_a_ddpm(name):
+    levels, x = level_from_log_snr(jnp.linspace(-5.0, 4.0, 5)), draws(MIXTURE, KEY, 7)
     eps = langevin.annealed_langevin(DENOISERS[name], KEY, x, levels, prediction_type="eps", steps=4, path=True)
     score = langevin.annealed_langevin(Partial(as_score, DENOISERS[name]), KEY, x, levels, steps=4, path=True)
     np.testing.assert_allclose(score.path, eps.path, rtol=1e-4, atol=1e-5)
@@ -158,7 +158,7 @@ def test_tweedie_is_the_posterior(process, log_snr):
 
 
 def _tweedie(level, y):
-    return tweedie.posterior_mean(jax.vmap(closed_form.marginal(LAW, level).score), y, level)
+    return tweedie.posterior_mean(jax.vmap(closed_form.marginal(MIXTURE, level).score), y, level)
 
 
 def _aside(denoiser, aside, y):
@@ -171,8 +171,8 @@ def _aside(denoiser, aside, y):
     [jnp.sin, jnp.tanh, jnp.ones_like, lambda y: y, lambda y: y[:, ::-1], lambda y: _tweedie(exploding(0.6), y) - y],
 )
 def test_the_best_denoising_autoencoder_is_tweedie_s(aside):
-    # any other one errs by the square of what it is off, and by nothing else: its error is not correlated with y
-    level, x = exploding(0.6), draws(LAW, KEY, 40_000)
+    # any other function's risk exceeds it by its mean squared distance: the optimal error is uncorrelated with y
+    level, x = exploding(0.6), draws(MIXTURE, KEY, 40_000)
     best = Partial(_tweedie, level)
 
     def error(encoder):
@@ -189,29 +189,29 @@ def test_the_best_denoising_autoencoder_is_tweedie_s(aside):
 @pytest.mark.slow
 def test_the_risk_of_the_best_denoiser_is_the_mmse():
     level = exploding(0.6)
-    y = draws(closed_form.marginal(LAW, level), KEY, 40_000)
-    truth = information.mmse(
-        LAW, level, lambda f, distribution: information.quadrature(f, distribution, nodes=101)
+    y = draws(closed_form.marginal(MIXTURE, level), KEY, 40_000)
+    expected = information.mmse(
+        MIXTURE, level, lambda f, distribution: information.quadrature(f, distribution, nodes=101)
     ).value
     best = Partial(_tweedie, level)
-    assert_mean(sure.sure(best, None, y, level.sigma, trace="exact"), truth, resolution=0.01)
-    assert_mean(sure.sure(best, jax.random.key(1), y, level.sigma), truth, resolution=0.01)
-    x = draws(LAW, KEY, 40_000)  # which who has clean data can see
+    assert_mean(sure.sure(best, None, y, level.sigma, trace="exact"), expected, resolution=0.01)
+    assert_mean(sure.sure(best, jax.random.key(1), y, level.sigma), expected, resolution=0.01)
+    x = draws(MIXTURE, KEY, 40_000)  # the same risk, estimated with clean data
     direct = autoencoder.denoising_reconstruction_error(best, lambda z: z, jax.random.key(1), x, level.sigma)
-    assert_mean(direct, truth, resolution=0.01)
+    assert_mean(direct, expected, resolution=0.01)
 
 
 # The samples
 
 
 def _features(x):
-    """Of each sample: itself, its products, and whether it is on the second mode's side."""
+    """For each sample: its coordinates, their products, and whether x_1 > 0."""
     x = np.asarray(x, np.float64)
     return np.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2, x[:, 0] > 0], axis=1)
 
 
-def _truth(noise):
-    """The features' means under the law with so much noise of its own, by hand."""
+def _expected_features(noise):
+    """The features' means under the distribution with added noise of this variance, by hand."""
     weights, means, spread = np.array([0.3, 0.7]), np.array([[-1.0, 0.2], [0.8, -0.4]]), np.array([0.05, 0.2]) + noise
     products = np.einsum("k,ki,kj->ij", weights, means, means) + weights @ spread * np.eye(2)
     side = weights @ stats.norm.cdf(means[:, 0] / np.sqrt(spread))
@@ -220,7 +220,7 @@ def _truth(noise):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("view", ["variational", "score"])
-def test_both_views_draw_the_same_law(view):
+def test_both_views_sample_the_same_distribution(view):
     # Langevin's bias of a mode's variance, rate sigma^2 / (v + sigma^2) / 2 < 0.03 of it, is below the error bar
     noise = jax.random.normal(KEY, (4000, 2))
     if view == "variational":
@@ -228,7 +228,7 @@ def test_both_views_draw_the_same_law(view):
     else:
         levels = level_from_log_snr(jnp.linspace(-5.0, 2.5, 12))
         chain = langevin.annealed_langevin(
-            closed_form.OptimalDenoiser(LAW, "score"),
+            closed_form.OptimalDenoiser(MIXTURE, "score"),
             jax.random.key(1),
             noise,
             levels,
@@ -238,4 +238,4 @@ def test_both_views_draw_the_same_law(view):
         )
         end = at(levels, -1)
         x, extra = chain.x / end.alpha, float(1.0 / end.snr)
-    assert_mean(_features(x), _truth(extra), resolution=0.03)
+    assert_mean(_features(x), _expected_features(extra), resolution=0.03)

@@ -1,4 +1,4 @@
-"""Exact worlds against scipy, automatic differentiation, and Bayes' rule pointwise."""
+"""Closed-form distributions against scipy, automatic differentiation, and Bayes' rule pointwise."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from vdm_jax.parameterization import convert
 from vdm_jax.schedules import VarianceExploding
 from vdm_jax.types import Denoiser
 
-KINDS = ("x_0", "eps", "v", "score")
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 MEANS = np.array([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]])
 COVARIANCES = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0.0], [0.0, 0.4]], [[0.2, -0.15], [-0.15, 0.3]]])
 WEIGHTS = np.array([0.5, 0.2, 0.3])
@@ -27,7 +27,7 @@ def _float64():
         yield
 
 
-def worlds():
+def distributions():
     mean = np.array([[0.3, -0.2], [0.0, 1.0]])
     return {
         "gaussian": closed_form.gaussian(mean, FACTOR @ FACTOR.T + np.diag([0.1, 0.2, 0.3, 0.4])),
@@ -41,9 +41,9 @@ def worlds():
 
 
 def _scalars():
-    """A mixture of its own for each of two numbers."""
-    distributions = [closed_form.mixture([0.4, 0.6], [a, b], [0.1, 0.3]) for a, b in ((-1.0, 1.0), (0.0, 2.0))]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *distributions)
+    """Two one-dimensional mixtures, stacked."""
+    mixtures = [closed_form.mixture([0.4, 0.6], [a, b], [0.1, 0.3]) for a, b in ((-1.0, 1.0), (0.0, 2.0))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixtures)
 
 
 NAMES = ["gaussian", "low_rank", "plane", "mixture", "points", "pixels", "independent"]
@@ -55,17 +55,17 @@ def _levels():
     return [level_from_log_snr(jnp.asarray(x)) for x in (-5.0, 0.3, 4.0)] + [VarianceExploding(0.2, 5.0)(0.5)]
 
 
-def _draws(distribution, count, seed=0):
+def _samples(distribution, count, seed=0):
     return jax.vmap(distribution.sample)(jax.random.split(jax.random.key(seed), count))
 
 
 def _noisy(distribution, level, count=3):
-    return _draws(closed_form.marginal(distribution, level), count, seed=1)
+    return _samples(closed_form.marginal(distribution, level), count, seed=1)
 
 
 def _scipy(name):
     """log p(x) of a flat x, by scipy."""
-    mean = worlds()["gaussian"].mean.reshape(-1)
+    mean = distributions()["gaussian"].mean.reshape(-1)
     if name == "gaussian":
         return stats.multivariate_normal(mean, FACTOR @ FACTOR.T + np.diag([0.1, 0.2, 0.3, 0.4])).logpdf
     if name == "low_rank":
@@ -76,19 +76,19 @@ def _scipy(name):
 
 @pytest.mark.parametrize("name", ["gaussian", "low_rank", "mixture"])
 def test_density_is_scipys(name):
-    distribution = worlds()[name]
-    for x in _draws(distribution, 5):
+    distribution = distributions()[name]
+    for x in _samples(distribution, 5):
         assert float(distribution.log_prob(x)) == pytest.approx(
             float(_scipy(name)(np.asarray(x).reshape(-1))), rel=1e-11
         )
 
 
-def test_masses_of_finite_laws():
-    distribution = worlds()["points"]
+def test_masses_of_finite_distributions():
+    distribution = distributions()["points"]
     np.testing.assert_allclose(jax.vmap(distribution.log_prob)(jnp.asarray(MEANS)), np.log(WEIGHTS), rtol=1e-14)
     assert float(distribution.log_prob(jnp.asarray([0.0, 0.0]))) == -np.inf
     assert float(distribution.entropy()) == pytest.approx(stats.entropy(WEIGHTS), rel=1e-14)
-    distribution = worlds()["pixels"]
+    distribution = distributions()["pixels"]
     image = normalize(jnp.asarray([[1, 2]]), 3)
     assert float(distribution.log_prob(image)) == pytest.approx(np.log(0.6 * 0.5), rel=1e-14)
     assert float(distribution.log_prob(normalize(jnp.asarray([[1, 0]]), 3))) == -np.inf
@@ -98,21 +98,21 @@ def test_masses_of_finite_laws():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_moments_are_those_of_the_draws(name):
-    distribution = worlds()[name]
-    draws = np.asarray(_draws(distribution, 20_000)).reshape(20_000, -1)
-    apart = draws - np.asarray(distribution.mean).reshape(-1)
+def test_moments_are_those_of_the_samples(name):
+    distribution = distributions()[name]
+    flat = np.asarray(_samples(distribution, 20_000)).reshape(20_000, -1)
+    apart = flat - np.asarray(distribution.mean).reshape(-1)
     scatter = apart[:, :, None] * apart[:, None, :]
-    for samples, truth in ((draws, distribution.mean.reshape(-1)), (scatter, distribution.covariance())):
+    for samples, expected in ((flat, distribution.mean.reshape(-1)), (scatter, distribution.covariance())):
         error = samples.std(0) / np.sqrt(len(samples)) + 1e-12
-        assert np.all(np.abs(samples.mean(0) - np.asarray(truth)) < 4 * error)
+        assert np.all(np.abs(samples.mean(0) - np.asarray(expected)) < 4 * error)
     np.testing.assert_allclose(distribution.variance.reshape(-1), np.diag(distribution.covariance()), rtol=1e-12)
-    assert distribution.mean.shape == distribution.variance.shape == draws[0].reshape(distribution.mean.shape).shape
+    assert distribution.mean.shape == distribution.variance.shape == flat[0].reshape(distribution.mean.shape).shape
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_marginal_has_the_moments_of_noisy_data(name):
-    distribution = worlds()[name]
+    distribution = distributions()[name]
     for level in _levels():
         noisy = closed_form.marginal(distribution, level)
         np.testing.assert_allclose(noisy.mean, level.alpha * distribution.mean, rtol=1e-12, atol=1e-14)
@@ -123,9 +123,9 @@ def test_marginal_has_the_moments_of_noisy_data(name):
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES])
 def test_score_and_jacobian_are_derivatives_of_the_density(name):
     for level in _levels():
-        noisy = closed_form.marginal(worlds()[name], level)
+        noisy = closed_form.marginal(distributions()[name], level)
         slope, curvature = jax.jit(jax.grad(noisy.log_prob)), jax.jit(jax.hessian(noisy.log_prob))
-        for x in _noisy(worlds()[name], level):
+        for x in _noisy(distributions()[name], level):
             np.testing.assert_allclose(noisy.score(x), slope(x), rtol=1e-9, atol=1e-10)
             hessian = curvature(x).reshape(x.size, x.size)
             scale = float(np.abs(hessian).max())
@@ -133,11 +133,11 @@ def test_score_and_jacobian_are_derivatives_of_the_density(name):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "low_rank", "mixture", "points", "pixels", "independent"])
-def test_given_is_bayes_rule_pointwise(name):
-    distribution = worlds()[name]
+def test_posterior_is_bayes_rule_pointwise(name):
+    distribution = distributions()[name]
     for level in _levels():
         for x_t in _noisy(distribution, level):
-            for x_0 in _draws(distribution, 3, seed=2):
+            for x_0 in _samples(distribution, 3, seed=2):
                 joint = distribution.log_prob(x_0) + forward.marginal(x_0, level).log_prob(x_t)
                 bayes = joint - closed_form.marginal(distribution, level).log_prob(x_t)
                 assert float(distribution.posterior(x_t, level).log_prob(x_0)) == pytest.approx(
@@ -147,7 +147,7 @@ def test_given_is_bayes_rule_pointwise(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reverse_is_bayes_rule_pointwise(name):
-    distribution = worlds()[name]
+    distribution = distributions()[name]
     for pair in ((5.0, 4.0), (2.0, -3.0)):
         step = step_from_log_snr(*map(jnp.asarray, pair))
         x_s = _noisy(distribution, step.s)
@@ -160,13 +160,13 @@ def test_reverse_is_bayes_rule_pointwise(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_prediction_is_one_in_every_kind(name):
-    distribution = worlds()[name]
+def test_every_prediction_type_is_the_same_prediction(name):
+    distribution = distributions()[name]
     for level in _levels():
         for x_t in _noisy(distribution, level):
             x_0 = closed_form.optimal_prediction(distribution, x_t, level, "x_0")
             np.testing.assert_allclose(x_0, distribution.posterior(x_t, level).mean)
-            for prediction_type in KINDS:
+            for prediction_type in PREDICTION_TYPES:
                 ours = closed_form.optimal_prediction(distribution, x_t, level, prediction_type)
                 np.testing.assert_allclose(ours, convert(x_0, x_t, level, "x_0", prediction_type), rtol=1e-8, atol=1e-9)
 
@@ -174,7 +174,7 @@ def test_prediction_is_one_in_every_kind(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_covariance_given_x_t_is_tweedies(name):
     # Cov[x_0 | x_t] = (sigma^2 I + sigma^4 grad^2 log q(x_t)) / alpha^2, by the Jacobian of the score
-    distribution = worlds()[name]
+    distribution = distributions()[name]
     for level in _levels():
         for x_t in _noisy(distribution, level):
             jacobian = closed_form.marginal(distribution, level).score_jacobian(x_t)
@@ -183,9 +183,9 @@ def test_covariance_given_x_t_is_tweedies(name):
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_much_noise_forgets_and_little_noise_shows(name):
-    distribution = worlds()[name]
-    x_t = _draws(distribution, 1)[0]
+def test_posterior_is_the_prior_at_high_noise_and_a_point_at_low_noise(name):
+    distribution = distributions()[name]
+    x_t = _samples(distribution, 1)[0]
     blurred = closed_form.optimal_prediction(distribution, x_t, level_from_log_snr(jnp.asarray(-40.0)), "x_0")
     np.testing.assert_allclose(blurred, distribution.mean, atol=1e-8)
     clear = closed_form.optimal_prediction(distribution, x_t, level_from_log_snr(jnp.asarray(40.0)), "x_0")
@@ -194,71 +194,75 @@ def test_much_noise_forgets_and_little_noise_shows(name):
 
 def test_entropy_of_a_gaussian():
     for name in ("gaussian", "low_rank"):
-        distribution = worlds()[name]
-        truth = stats.multivariate_normal(np.zeros(4), np.asarray(distribution.covariance())).entropy()
-        assert float(distribution.entropy()) == pytest.approx(truth, rel=1e-12)
+        distribution = distributions()[name]
+        expected = stats.multivariate_normal(np.zeros(4), np.asarray(distribution.covariance())).entropy()
+        assert float(distribution.entropy()) == pytest.approx(expected, rel=1e-12)
 
 
 def test_plane_has_no_density_but_its_noisy_marginal_has():
-    plane = worlds()["plane"]
+    plane = distributions()["plane"]
     assert not np.isfinite(float(plane.log_prob(plane.mean + 0.1)))
     level = _levels()[1]
     covariance = level.alpha**2 * FACTOR @ FACTOR.T + level.sigma**2 * np.eye(4)
     x_t = _noisy(plane, level)[0]
-    truth = stats.multivariate_normal(level.alpha * plane.mean.reshape(-1), covariance).logpdf(x_t.reshape(-1))
-    assert float(closed_form.marginal(plane, level).log_prob(x_t)) == pytest.approx(float(truth), rel=1e-11)
+    expected = stats.multivariate_normal(level.alpha * plane.mean.reshape(-1), covariance).logpdf(x_t.reshape(-1))
+    assert float(closed_form.marginal(plane, level).log_prob(x_t)) == pytest.approx(float(expected), rel=1e-11)
 
 
 @pytest.mark.parametrize("log_snr", [-20.0, -5.0, 0.0, 5.0, 20.0])
-def test_gaussian_world_keeps_its_digits_in_float32(log_snr):
+def test_gaussian_is_accurate_in_float32(log_snr):
     # the same float32 numbers, in float32 and in float64
-    def ask(x_t, lam, distribution):
+    def evaluate(x_t, lam, distribution):
         level = level_from_log_snr(lam)
-        return [closed_form.optimal_prediction(distribution, x_t, level, prediction_type) for prediction_type in KINDS]
+        return [
+            closed_form.optimal_prediction(distribution, x_t, level, prediction_type)
+            for prediction_type in PREDICTION_TYPES
+        ]
 
     distribution = closed_form.gaussian([0.5, -1.0], np.diag([0.3, 2.0]))
-    law32, law64 = (jax.tree.map(lambda leaf, d=d: leaf.astype(d), distribution) for d in (jnp.float32, jnp.float64))
-    law64 = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), law32)
+    gaussian32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), distribution)
+    gaussian64 = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), gaussian32)
     lam = jnp.float32(log_snr)
-    x_t = _noisy(law32, level_from_log_snr(lam), 20).astype(jnp.float32)
+    x_t = _noisy(gaussian32, level_from_log_snr(lam), 20).astype(jnp.float32)
     for x in x_t:
-        ours, truth = ask(x, lam, law32), ask(x.astype(jnp.float64), lam.astype(jnp.float64), law64)
-        for mine, true in zip(ours, truth, strict=True):
+        ours = evaluate(x, lam, gaussian32)
+        expected = evaluate(x.astype(jnp.float64), lam.astype(jnp.float64), gaussian64)
+        for mine, true in zip(ours, expected, strict=True):
             assert mine.dtype == jnp.float32
             # x_t - alpha mean has a rounding of its own, relative to the data's size in units of the noise
             level = level_from_log_snr(lam)
-            conditioning = 1.0 + float(jnp.abs(level.alpha * law32.mean).max()) / float(
+            conditioning = 1.0 + float(jnp.abs(level.alpha * gaussian32.mean).max()) / float(
                 jnp.sqrt(level.alpha**2 * 0.3 + level.sigma**2)
             )
             scale = np.abs(np.asarray(true)).max() + 1.0
             assert np.max(np.abs(np.asarray(mine, np.float64) - true)) <= 1e-6 * conditioning * scale
 
 
-def test_denoiser_and_decoder_stand_where_a_network_does():
-    distribution = worlds()["mixture"]
+def test_denoiser_and_decoder_satisfy_the_network_protocols():
+    distribution = distributions()["mixture"]
     denoiser, decoder = closed_form.OptimalDenoiser(distribution, "v"), closed_form.OptimalDecoder(distribution)
     assert isinstance(denoiser, Denoiser)
     assert isinstance(decoder, elbo.DiffusionDecoder)
     level = jax.tree.map(lambda *fields: jnp.stack(fields), *_levels()[:3])
     x_t = _noisy(distribution, _levels()[0])
     for i, row in enumerate(denoiser(x_t, level)):
-        truth = closed_form.optimal_prediction(distribution, x_t[i], _levels()[i], "v")
-        np.testing.assert_allclose(row, truth, rtol=1e-12)
+        expected = closed_form.optimal_prediction(distribution, x_t[i], _levels()[i], "v")
+        np.testing.assert_allclose(row, expected, rtol=1e-12)
     given = decoder(x_t[0], x_t[1], _levels()[0])
     np.testing.assert_allclose(given.mean, distribution.posterior(x_t[1], _levels()[0]).mean)
 
 
-def test_another_law_of_the_same_shape_traces_nothing():
+def test_another_distribution_of_the_same_shape_is_not_traced_again():
     traces = []
 
     @jax.jit
-    def ask(denoiser, x_t, level):
+    def evaluate(denoiser, x_t, level):
         traces.append(1)
         return denoiser(x_t, level)
 
     level = jax.tree.map(lambda leaf: leaf[None], _levels()[0])
     for shift in (0.0, 1.0):
-        ask(
+        evaluate(
             closed_form.OptimalDenoiser(closed_form.mixture(WEIGHTS, MEANS + shift, COVARIANCES)),
             jnp.zeros((1, 2)),
             level,
@@ -285,16 +289,16 @@ def test_another_law_of_the_same_shape_traces_nothing():
         (lambda: closed_form.empirical(MEANS, [1.0, 0.0, 1.0]), "3 positive values"),
     ],
 )
-def test_bad_laws_are_refused(make, message):
+def test_invalid_distributions_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_variances_stand_for_spherical_covariances():
+def test_scalar_variances_mean_spherical_covariances():
     distribution = closed_form.mixture(WEIGHTS, MEANS, [0.1, 0.2, 0.3])
-    truth = closed_form.mixture(WEIGHTS, MEANS, np.array([0.1, 0.2, 0.3])[:, None, None] * np.eye(2))
-    np.testing.assert_allclose(distribution.covariance(), truth.covariance(), rtol=1e-14)
-    np.testing.assert_allclose(distribution.variance, truth.variance, rtol=1e-14)
+    expected = closed_form.mixture(WEIGHTS, MEANS, np.array([0.1, 0.2, 0.3])[:, None, None] * np.eye(2))
+    np.testing.assert_allclose(distribution.covariance(), expected.covariance(), rtol=1e-14)
+    np.testing.assert_allclose(distribution.variance, expected.variance, rtol=1e-14)
 
 
 def test_pixels_of_two_values():
@@ -303,7 +307,7 @@ def test_pixels_of_two_values():
     assert float(distribution.log_prob(jnp.asarray([-1.0]))) == pytest.approx(np.log(0.25))
 
 
-def test_laws_at_the_edge_of_what_is_allowed():
+def test_degenerate_distributions_are_accepted():
     masses = closed_form.independent_pixels([[1.0, 3.0]])  # counts
     np.testing.assert_allclose(jnp.exp(masses.distribution.log_weights), [[0.25, 0.75]], rtol=1e-14)
     point = closed_form.gaussian([0.7], [[0.0]])  # no variance
@@ -311,8 +315,8 @@ def test_laws_at_the_edge_of_what_is_allowed():
     singular = closed_form.gaussian([0.0, 0.0], np.ones((2, 2)))
     np.testing.assert_allclose(singular.covariance(), np.ones((2, 2)), rtol=1e-14)
     plane = closed_form.low_rank(np.zeros(3), FACTOR[:3], 0.1)  # one direction outside
-    truth = stats.multivariate_normal(np.zeros(3), FACTOR[:3] @ FACTOR[:3].T + 0.1 * np.eye(3)).entropy()
-    assert float(plane.entropy()) == pytest.approx(truth, rel=1e-12)
+    expected = stats.multivariate_normal(np.zeros(3), FACTOR[:3] @ FACTOR[:3].T + 0.1 * np.eye(3)).entropy()
+    assert float(plane.entropy()) == pytest.approx(expected, rel=1e-12)
     square = np.array([[1.0, 0.2], [0.3, -0.5]])  # a full rank
     np.testing.assert_allclose(
         closed_form.low_rank([0.0, 0.0], square, 0.1).covariance(), square @ square.T + 0.1 * np.eye(2)

@@ -1,4 +1,4 @@
-"""Laws within a bin as functions: digits from the narrowest to the widest, gradients, transformations, errors.
+"""Distributions within a bin as functions: digits from the narrowest to the widest, gradients, transformations, errors.
 
 The theorems are in `derivations/test_likelihood.py`.
 """
@@ -20,17 +20,17 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.likelihoods import normalize
 from vdm_jax.noise_levels import level_from_log_snr
 
-HALF = 1 / 256  # of a bin of 257 levels, of which 0 is one
+HALF = 1 / 256  # half the width of a bin of 257 levels; 0 is one of the levels
 # mean and scale in halves of a bin: from a point to uniform, at an edge, and outside
-LAWS = [(0.0, 1e-3), (0.0, 0.3), (0.4, 1.0), (0.0, 1e5), (1.0, 0.01), (-1.5, 0.2), (3.0, 0.5), (-0.3, 30.0)]
+MEANS_AND_SCALES = [(0.0, 1e-3), (0.0, 0.3), (0.4, 1.0), (0.0, 1e5), (1.0, 0.01), (-1.5, 0.2), (3.0, 0.5), (-0.3, 30.0)]
 
 
-def _law(mean, scale, x=0.0, dtype=jnp.float32, count=1):
+def _distribution(mean, scale, x=0.0, dtype=jnp.float32, count=1):
     x = jnp.full((count,), x, dtype)
     return TruncatedNormal(x, levels=257, mean=jnp.asarray(mean * HALF, dtype), scale=jnp.asarray(scale * HALF, dtype))
 
 
-def _truth(distribution):
+def _reference(distribution):
     mean, scale = float(distribution.mean), float(distribution.scale)
     return stats.truncnorm((-HALF - mean) / scale, (HALF - mean) / scale, mean, scale)
 
@@ -41,32 +41,32 @@ def _log_probs(distribution, y):
 
 
 @jax.jit
-def _draws(distribution):
+def _samples(distribution):
     return distribution.sample(jax.random.key(0))
 
 
-@pytest.mark.parametrize(("mean", "scale"), LAWS)
+@pytest.mark.parametrize(("mean", "scale"), MEANS_AND_SCALES)
 def test_log_prob_in_float32(mean, scale):
-    distribution = _law(mean, scale)
-    y = _truth(distribution).ppf(np.linspace(0.01, 0.99, 99)).astype(np.float32)
-    truth = _truth(distribution).logpdf(y.astype(np.float64))
-    np.testing.assert_allclose(_log_probs(distribution, jnp.asarray(y)), truth, rtol=2e-5, atol=2e-5)
+    distribution = _distribution(mean, scale)
+    y = _reference(distribution).ppf(np.linspace(0.01, 0.99, 99)).astype(np.float32)
+    expected = _reference(distribution).logpdf(y.astype(np.float64))
+    np.testing.assert_allclose(_log_probs(distribution, jnp.asarray(y)), expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("mean", "scale"), LAWS)
-def test_draws_in_float32_have_the_law(mean, scale):
-    distribution = _law(mean, scale, count=20_000)
-    y = np.asarray(_draws(distribution), np.float64)
+@pytest.mark.parametrize(("mean", "scale"), MEANS_AND_SCALES)
+def test_samples_in_float32_have_the_distribution(mean, scale):
+    distribution = _distribution(mean, scale, count=20_000)
+    y = np.asarray(_samples(distribution), np.float64)
     assert np.all(np.abs(y) <= HALF * (1 + 1e-5))
-    assert stats.kstest(y, _truth(distribution).cdf).pvalue > 1e-3
-    # and each is the truth's quantile of its own uniform number
+    assert stats.kstest(y, _reference(distribution).cdf).pvalue > 1e-3
+    # and each is the exact quantile of its own uniform number
     u = np.asarray(jax.random.uniform(jax.random.key(0), (20_000,)), np.float64) + 2.0**-24
-    width = np.diff(_truth(distribution).ppf([0.1, 0.9]))
+    width = np.diff(_reference(distribution).ppf([0.1, 0.9]))
     middle = (u > 0.001) & (u < 0.999)
-    assert np.abs(y - _truth(distribution).ppf(u))[middle].max() < 1e-4 * width
+    assert np.abs(y - _reference(distribution).ppf(u))[middle].max() < 1e-4 * width
 
 
-def test_a_draw_stays_in_the_bin_of_its_value():
+def test_a_sample_stays_in_the_bin_of_its_value():
     for levels in (2, 3, 256):
         x = normalize(jnp.arange(levels), levels)
         for distribution in (
@@ -87,24 +87,24 @@ def test_uniform_has_the_density_of_its_bin():
     assert stats.kstest(many, stats.uniform(-0.25, 0.5).cdf).pvalue > 1e-3
 
 
-def test_draws_have_the_gradient_of_their_quantile():
-    # against differences, in float64, of the truth's own quantile: pathwise, one draw at a time
+def test_samples_have_the_gradient_of_their_quantile():
+    # against differences, in float64, of the exact quantile: pathwise, one sample at a time
     with jax.enable_x64(True):
         u = float(jax.random.uniform(jax.random.key(3), (1,))[0])
 
         @jax.jit
-        def draw(mean, scale):
+        def sample(mean, scale):
             return TruncatedNormal(jnp.zeros(1), levels=257, mean=mean, scale=scale).sample(jax.random.key(3))[0]
 
-        for distribution in (_law(mean, scale, dtype=jnp.float64) for mean, scale in LAWS):
-            ours = jax.grad(draw, (0, 1))(distribution.mean, distribution.scale)
-            if distribution.scale > 1e3 * HALF:  # as good as uniform: the truth's digits are gone first
+        for distribution in (_distribution(mean, scale, dtype=jnp.float64) for mean, scale in MEANS_AND_SCALES):
+            ours = jax.grad(sample, (0, 1))(distribution.mean, distribution.scale)
+            if distribution.scale > 1e3 * HALF:  # nearly uniform: the reference loses its digits first
                 assert np.all(np.abs(ours) < 1e-9)
                 continue
             for number, which in enumerate(("mean", "scale")):
                 h = 1e-4 * min(float(distribution.scale), HALF)
                 ends = [
-                    _truth(replace(distribution, **{which: getattr(distribution, which) + step})).ppf(u)
+                    _reference(replace(distribution, **{which: getattr(distribution, which) + step})).ppf(u)
                     for step in (h, -h)
                 ]
                 np.testing.assert_allclose(ours[number], (ends[0] - ends[1]) / (2 * h), rtol=1e-4, atol=1e-6)
@@ -117,8 +117,8 @@ def test_float32_gradients_are_finite():
         y = distribution.sample(jax.random.key(0))
         return jnp.sum(y) + distribution.log_prob(y)
 
-    distributions = jnp.asarray([*LAWS, (0.0, 1e-6), (1.0, 1e-5)]).T * HALF
-    for gradient in jax.vmap(jax.grad(cost, (0, 1)))(*distributions):
+    parameters = jnp.asarray([*MEANS_AND_SCALES, (0.0, 1e-6), (1.0, 1e-5)]).T * HALF
+    for gradient in jax.vmap(jax.grad(cost, (0, 1)))(*parameters):
         assert np.all(np.isfinite(gradient))
 
 
@@ -143,8 +143,8 @@ def test_more_samples_are_the_mean_of_the_ratios():
     params, key = jnp.asarray([0.05, -1.0]), jax.random.key(0)
     ones = []
     for k in jax.random.split(key, 3):
-        distributions = jax.vmap(lambda x, k: _wide(params, x).sample(k))(X_0, jax.random.split(k, 3))
-        ones.append(_log_prob(distributions) - jax.vmap(lambda x, y: _wide(params, x).log_prob(y))(X_0, distributions))
+        y = jax.vmap(lambda x, k: _wide(params, x).sample(k))(X_0, jax.random.split(k, 3))
+        ones.append(_log_prob(y) - jax.vmap(lambda x, y: _wide(params, x).log_prob(y))(X_0, y))
     np.testing.assert_allclose(_bound(params, key, samples=3), -np.log(np.mean(np.exp(ones), 0)), rtol=1e-6)
 
 
@@ -179,8 +179,8 @@ def test_gradient_of_the_bound_is_its_slope():
             np.testing.assert_allclose(jax.grad(total)(params)[i], slope, rtol=1e-6)
 
 
-def test_encoder_bound_asks_the_decoder_at_z_0_with_the_prediction():
-    # the three parts, from z_0 drawn again
+def test_latent_bound_evaluates_the_decoder_at_z_0_with_the_prediction():
+    # the three parts, with the same z_0 sampled again
     level, key = level_from_log_snr(jnp.float32(2.0)), jax.random.key(0)
     distribution = closed_form.gaussian([0.1, 0.2], [[0.5, 0.1], [0.1, 0.3]])
     decoder = lambda x_hat, z, level: Normal(x_hat + 0.1 * z, var=level.sigma)  # noqa: E731
@@ -202,6 +202,6 @@ def test_encoder_bound_asks_the_decoder_at_z_0_with_the_prediction():
             assert float(each) == pytest.approx(parts[1].sum() - parts[0].sum() - decoded.sum(), rel=1e-4)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="samples is 0"):
         _bound(jnp.zeros(2), jax.random.key(0), samples=0)

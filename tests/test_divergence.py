@@ -1,4 +1,4 @@
-"""Divergences as functions: values by hand in every shape, the laws of the directions, one run of the field, errors."""
+"""Divergences as functions: values by hand in every shape, the directions' distributions, one evaluation, errors."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from scipy import stats
 from vdm_jax.divergence import check_trace, hutchinson_probes, value_and_divergence
 
 SHAPES = [(), (3,), (2, 3, 1)]
-DRAWN = ["rademacher", "gaussian", "sphere"]
+RANDOM = ["rademacher", "gaussian", "sphere"]
 KEY = jax.random.key(0)
 
 
@@ -42,8 +42,8 @@ def test_by_hand(shape, dtype, rtol):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trace", DRAWN)
-def test_directions_follow_their_law(trace):
+@pytest.mark.parametrize("trace", RANDOM)
+def test_directions_follow_their_distribution(trace):
     v = hutchinson_probes(KEY, batch((2, 3), count=400), trace, probes=5)
     assert v.shape == (5, 400, 2, 3)
     assert len(np.unique(np.asarray(v).reshape(2000, 6), axis=0)) == (64 if trace == "rademacher" else 2000)
@@ -73,8 +73,8 @@ def test_signs_are_exact_where_the_jacobian_is_diagonal():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trace", DRAWN)
-def test_directions_do_not_depend_on_neighbours(trace):
+@pytest.mark.parametrize("trace", RANDOM)
+def test_directions_do_not_depend_on_other_examples(trace):
     x = batch((3,))
     v = hutchinson_probes(KEY, x, trace, probes=2)
     np.testing.assert_array_equal(hutchinson_probes(KEY, x[:1], trace, probes=2), v[:, :1])
@@ -82,7 +82,7 @@ def test_directions_do_not_depend_on_neighbours(trace):
     assert not np.array_equal(hutchinson_probes(jax.random.key(1), x, trace, probes=2), v)
 
 
-def test_the_field_runs_once():
+def test_the_field_is_evaluated_once():
     traces, calls = [], []
 
     def counted(x):
@@ -98,17 +98,17 @@ def test_the_field_runs_once():
 
 def test_refusals():
     x = batch((3,))
-    # unwrapped, since the tests' run-time type checker would speak first
+    # unwrapped, since the tests' run-time type checker would raise first
     for function in (
         lambda: inspect.unwrap(hutchinson_probes)(KEY, x, "all"),
         lambda: inspect.unwrap(check_trace)("all", 1),
     ):
         with pytest.raises(ValueError, match="unknown trace 'all': choose 'exact', 'rademacher', 'gaussian' or 'sph"):
             function()
-    for trace in ("exact", *DRAWN):
+    for trace in ("exact", *RANDOM):
         with pytest.raises(ValueError, match="probes is 0: "):
             hutchinson_probes(KEY, x, trace, probes=0)
-    for trace in DRAWN:
+    for trace in RANDOM:
         with pytest.raises(ValueError, match=f"key is None and trace is {trace!r}: pass a key, or trace='ex"):
             hutchinson_probes(None, x, trace)
     with pytest.raises(ValueError, match=r"field returned shape \(5, 2\) for x_t of shape \(5, 3\)"):

@@ -15,7 +15,7 @@ from tests.test_divergence import SHAPES, batch
 from vdm_jax import closed_form, energy, langevin
 
 KEY = jax.random.key(0)
-LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+MIXTURE = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
 
 
 def quartic(x):
@@ -23,13 +23,13 @@ def quartic(x):
 
 
 def bell(w, x):
-    """w ||x||^2 / 2: the law N(0, I / w)."""
+    """w ||x||^2 / 2: the distribution N(0, I / w)."""
     return 0.5 * w * jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1)
 
 
 def of_mixture(x):
-    """Of a normalised law, less 3."""
-    return -jax.vmap(LAW.log_prob)(x) - 3.0
+    """The energy of a normalized distribution, minus 3."""
+    return -jax.vmap(MIXTURE.log_prob)(x) - 3.0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -48,38 +48,38 @@ def test_by_hand(shape, dtype, rtol):
 
 
 @pytest.mark.slow
-def test_log_partition_by_quadrature_and_by_draws():
+def test_log_partition_by_quadrature_and_by_samples():
     nodes = jnp.linspace(-9.0, 9.0, 401)
     log_weights = jnp.full(401, np.log(18.0 / 400), jnp.float32)
-    truth = 0.5 * np.log(2 * np.pi / 1.7)
+    expected = 0.5 * np.log(2 * np.pi / 1.7)
     weighed = Partial(bell, jnp.float32(1.7))
-    np.testing.assert_allclose(energy.log_partition(weighed, nodes, log_weights), truth, rtol=1e-6)
-    # with it the density is that of N(0, 1 / 1.7), and far off nothing under- or overflows
+    np.testing.assert_allclose(energy.log_partition(weighed, nodes, log_weights), expected, rtol=1e-6)
+    # with it the density is that of N(0, 1 / 1.7), and far from 0 nothing underflows or overflows
     ours = energy.log_density(weighed, nodes[::50], energy.log_partition(weighed, nodes, log_weights))
     np.testing.assert_allclose(ours, stats.norm(0, 1.7**-0.5).logpdf(np.linspace(-9, 9, 9)), rtol=2e-6)
     high = energy.log_partition(lambda x: weighed(x) + 1000.0, nodes, log_weights)
-    np.testing.assert_allclose(high, truth - 1000.0, rtol=1e-6)
-    # draws of the law itself have one weight: no error, however few
-    x = jax.vmap(LAW.sample)(jax.random.split(KEY, 3))
-    log_weights = -jnp.log(jnp.float32(3.0)) - jax.vmap(LAW.log_prob)(x)
+    np.testing.assert_allclose(high, expected - 1000.0, rtol=1e-6)
+    # samples of the distribution itself have equal weights: exact for any number of samples
+    x = jax.vmap(MIXTURE.sample)(jax.random.split(KEY, 3))
+    log_weights = -jnp.log(jnp.float32(3.0)) - jax.vmap(MIXTURE.log_prob)(x)
     np.testing.assert_allclose(energy.log_partition(of_mixture, x, log_weights), 3.0, rtol=1e-6)
 
 
 def _round(u, start, end):
-    """Not straight: out of the plane's line and back."""
+    """A curved path between the two points."""
     aside = jnp.sin(jnp.pi * u) * jnp.asarray([1.0, -0.5], start.dtype)
     return start + u**2 * (end - start) + aside[None]
 
 
 @pytest.mark.slow
 def test_line_integral_gives_the_density_back_along_any_path():
-    score = jax.vmap(LAW.score)
+    score = jax.vmap(MIXTURE.score)
     start, end = batch((2,)), batch((2,), count=10)[5:]
-    truth = jax.vmap(LAW.log_prob)(end) - jax.vmap(LAW.log_prob)(start)
+    expected = jax.vmap(MIXTURE.log_prob)(end) - jax.vmap(MIXTURE.log_prob)(start)
     for path in (None, _round):
         ours = energy.line_integral(score, start, end, path=path, nodes=128)
-        np.testing.assert_allclose(ours, truth, rtol=1e-4, atol=1e-4)
-    # a field that turns is no gradient: the paths differ by what they enclose, twice
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    # a rotational field is not a gradient: the integrals along two paths differ by twice the enclosed area
     turning = Partial(lambda x: jnp.stack([-x[:, 1], x[:, 0]], axis=1))
     straight, around = (energy.line_integral(turning, start, start, path=path) for path in (None, _circle))
     np.testing.assert_allclose(straight, np.zeros(5), atol=1e-6)
@@ -93,17 +93,17 @@ def _circle(u, start, end):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nodes_of_a_line_integral(shape):
-    # n are exact up to degree 2 n - 1: of a quartic energy's line two, and one is not
+    # n nodes are exact up to degree 2 n - 1: two nodes are exact for a quartic energy, one is not
     with jax.enable_x64(True):
         start, end = batch(shape, jnp.float64), batch(shape, jnp.float64, count=10)[5:]
-        truth = quartic(start) - quartic(end)
+        expected = quartic(start) - quartic(end)
         two, one = (energy.line_integral(lambda x: -(x**3), start, end, nodes=n) for n in (2, 1))
         assert two.dtype == jnp.float64
-        np.testing.assert_allclose(two, truth, rtol=1e-12)
-        assert np.all(np.abs(one - truth) > 1e-3)
+        np.testing.assert_allclose(two, expected, rtol=1e-12)
+        assert np.all(np.abs(one - expected) > 1e-3)
 
 
-def test_the_score_is_asked_once_a_node():
+def test_the_score_is_evaluated_once_per_node():
     calls = []
 
     def counted(x):
@@ -157,7 +157,7 @@ def test_the_chains_are_langevin_s_on_the_energy():
 
 
 @pytest.mark.slow
-def test_keys_and_neighbours():
+def test_keys_and_other_examples():
     x = batch((3,))
 
     def negatives(key, start):
@@ -175,14 +175,14 @@ def test_refusals():
     x = batch((2, 3))
     for wrong, shape in ((lambda x: x[:, 0], r"\(5, 3\)"), (jnp.sum, r"\(\)")):
         message = rf"the energy returned shape {shape}: it must return shape \(5,\)"
-        for ask in (
+        for call in (
             lambda e: energy.score(e, x),
             lambda e: energy.log_density(e, x),
             lambda e: energy.log_partition(e, x, jnp.zeros(5)),
             lambda e: energy.contrastive_divergence(e, KEY, x, x, 0.1, 3),
         ):
             with pytest.raises(ValueError, match=message):
-                ask(wrong)
+                call(wrong)
     for nodes in (0, -1):
         with pytest.raises(ValueError, match=f"nodes is {nodes}: "):
             energy.line_integral(lambda x: -x, x, x, nodes=nodes)

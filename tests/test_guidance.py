@@ -24,7 +24,7 @@ COVARIANCES = np.array(
     [[[0.2, 0.1], [0.1, 0.3]], [[0.1, 0.0], [0.0, 0.4]], [[0.3, -0.1], [-0.1, 0.2]], 0.05 * np.eye(2)]
 )
 CLASS = np.array([0, 2])  # the components of the one class
-KINDS = pytest.mark.parametrize(
+PREDICTION_TYPES = pytest.mark.parametrize(
     "prediction_type",
     ["eps", *(pytest.param(prediction_type, marks=pytest.mark.slow) for prediction_type in ("x_0", "v", "score"))],
 )
@@ -72,7 +72,7 @@ def _as_score(net, x_t, level, prediction_type):
     return jax.vmap(lambda p, x, lv: convert(p, x, lv, prediction_type, "score"))(net(x_t, level), x_t, level)
 
 
-@KINDS
+@PREDICTION_TYPES
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_class_guidance_has_the_conditional_score(prediction_type, scale):
     level, x_t = _levels(-6.0, -2.0, -0.5, 0.0, 1.0, 3.0, 6.0)
@@ -83,13 +83,13 @@ def test_class_guidance_has_the_conditional_score(prediction_type, scale):
     def log_density(x, level):  # log q(x_t) + w log p(y | x_t)
         return (1.0 - scale) * _log_density(x, level) + scale * _log_density(x, level, CLASS)
 
-    truth = jax.jit(jax.vmap(jax.grad(log_density)))(x_t, level)
+    expected = jax.jit(jax.vmap(jax.grad(log_density)))(x_t, level)
     for guided in (
         ClassifierFreeGuidance(one, every, scale),
         ClassifierGuidance(every, _log_class, scale, prediction_type),
     ):
         ours = _as_score(guided, x_t, level, prediction_type)
-        assert_close(ours, truth, rtol=1e-8, atol=1e-8)
+        assert_close(ours, expected, rtol=1e-8, atol=1e-8)
         distribution = {0.0: _mixture(), 1.0: _mixture(CLASS)}.get(scale)
         if distribution is not None:
             assert_close(ours, _score(distribution, x_t, level), rtol=1e-8, atol=1e-8)
@@ -112,7 +112,7 @@ def test_the_conditional_denoiser_is_used_outside_of_the_interval():
 
 
 @pytest.mark.slow
-def test_guided_samples_are_the_class():
+def test_guided_samples_have_the_class_distribution():
     # each with another sampler, as plain functions and as pytrees of arrays
     every, one = (closed_form.OptimalDenoiser(distribution) for distribution in (_mixture(), _mixture(CLASS)))
     schedule, key = discretize(LinearLogSNR(10.0, -9.0), 100), jax.random.key(2)
@@ -172,16 +172,16 @@ def _guided(count, prediction_type="eps", posterior_variance=_posterior_variance
 
 
 @pytest.mark.slow
-@KINDS
+@PREDICTION_TYPES
 def test_a_measurement_of_normal_data_is_exact(prediction_type):
-    truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
+    expected = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
     level, _ = _levels(-8.0, -2.0, 0.0, 1.0, 4.0, 9.0)
     x_t = jax.random.normal(jax.random.key(3), (6, 3))
     ours = _as_score(_guided(6, prediction_type), x_t, level, prediction_type)
-    assert_close(ours, _score(truth, x_t, level), rtol=1e-9, atol=1e-9)
+    assert_close(ours, _score(expected, x_t, level), rtol=1e-9, atol=1e-9)
     with refuted():  # whose posterior variance is not that of N(0, I)
         wrong = _as_score(_guided(6, prediction_type, None), x_t, level, prediction_type)
-        assert_close(wrong, _score(truth, x_t, level), rtol=1e-2)
+        assert_close(wrong, _score(expected, x_t, level), rtol=1e-2)
 
 
 @pytest.mark.slow
@@ -200,22 +200,22 @@ def test_the_default_posterior_variance_is_that_of_standard_normal_data(preservi
     assert_close(selected, masked, atol=1e-12)
     for i in range(3):
         distribution = _conditioned([1.0], [np.zeros(3)], [np.eye(3)], np.eye(3)[::2], np.asarray(y[i, ::2]), 0.1)
-        truth = _evaluate(closed_form.OptimalDenoiser(distribution), x_t, level)
-        assert_close(selected[i], truth[i], rtol=1e-9, atol=1e-9)
+        expected = _evaluate(closed_form.OptimalDenoiser(distribution), x_t, level)
+        assert_close(selected[i], expected[i], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
 def test_sampling_by_a_measurement_has_the_posterior():
-    truth = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
+    expected = _conditioned([1.0], [MEAN], [SIGMA], LINE, Y, NOISE)
     schedule, key = discretize(LinearLogSNR(10.0, -9.0), 150), jax.random.key(6)
     x_T = jax.random.normal(key, (5_000, 3))
     for x_0 in (heun(_guided(5_000), key, x_T, schedule).x_0, ancestral(_guided(5_000), key, x_T, schedule).x_0):
-        assert_mean(x_0, truth.mean, resolution=0.015)
-        apart = np.asarray(x_0 - truth.mean[None])
-        assert_mean(apart[:, :, None] * apart[:, None, :], truth.covariance(), resolution=0.015)
+        assert_mean(x_0, expected.mean, resolution=0.015)
+        apart = np.asarray(x_0 - expected.mean[None])
+        assert_mean(apart[:, :, None] * apart[:, None, :], expected.covariance(), resolution=0.015)
     free = ddim(_guided(5_000).denoiser, key, x_T, schedule).x_0
     with refuted():
-        assert_mean(free, truth.mean)
+        assert_mean(free, expected.mean)
 
 
 def _first(x):
@@ -230,11 +230,11 @@ def _constant(value, level):
 def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
     # compared with the posterior of the mixture, at samples of its noisy marginal
     a, y = np.array([[1.0, 0.0]]), np.array([0.6])
-    truth = _conditioned(WEIGHTS, MEANS, COVARIANCES, a, y, 0.05)
+    expected = _conditioned(WEIGHTS, MEANS, COVARIANCES, a, y, 0.05)
     best, errors = closed_form.OptimalDenoiser(_mixture()), []
     for log_snr in (-6.0, -3.0, 0.0, 3.0, 6.0, 9.0):
         one = level_from_log_snr(jnp.asarray(log_snr))
-        x_t = draws(closed_form.marginal(truth, one), jax.random.key(7), 2_000)
+        x_t = draws(closed_form.marginal(expected, one), jax.random.key(7), 2_000)
         level = jax.tree.map(lambda field: jnp.full(2_000, field), one)
         posterior_variance = jax.jit(jax.vmap(lambda x, lv: best.distribution.posterior(x, lv).covariance()[0, 0]))(
             x_t, level
@@ -242,7 +242,9 @@ def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
         guided = ReconstructionGuidance(
             best, _first, jnp.full((2_000, 1), y[0]), 0.05, Partial(_constant, posterior_variance)
         )
-        ours, plain, ideal = (_evaluate(net, x_t, level) for net in (guided, best, closed_form.OptimalDenoiser(truth)))
+        ours, plain, ideal = (
+            _evaluate(net, x_t, level) for net in (guided, best, closed_form.OptimalDenoiser(expected))
+        )
         size = jnp.mean((plain - ideal) ** 2)  # of the guidance
         errors.append(float(jnp.sqrt(jnp.mean((ours - ideal) ** 2) / size)))
     print(f"error of the guidance over its size, log-SNR -6..9: {np.round(errors, 4)}")

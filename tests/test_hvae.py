@@ -20,21 +20,21 @@ def _likelihood(mean):
     return Normal(mean, var=jnp.float32(0.5))
 
 
-def _three_levels(hears=(1.0, 1.0, 1.0)):
-    """q(z_i|z_{i+1}, x) hears so much of x; p(z_i|z_{i+1}) = N(z_{i+1} / 2, 1)."""
-    posteriors = [lambda z, x, a=a: _unit(a * x + (0.0 if z is None else 0.5 * z)) for a in hears]
+def _three_levels(weights=(1.0, 1.0, 1.0)):
+    """The mean of q(z_i|z_{i+1}, x) depends on x with these weights; p(z_i|z_{i+1}) = N(z_{i+1} / 2, 1)."""
+    posteriors = [lambda z, x, a=a: _unit(a * x + (0.0 if z is None else 0.5 * z)) for a in weights]
     return hvae.top_down((2,), posteriors, [lambda z: _unit(0.5 * z)] * 2, lambda z: z)
 
 
-def test_each_level_has_its_row_in_order_of_drawing():
-    # with equal variances KL = ||a x||^2 / 2, whatever is drawn above
+def test_rows_are_levels_in_sampling_order():
+    # with equal variances KL = ||a x||^2 / 2, for any samples of the levels above
     terms = hvae.bound(_three_levels((0.1, 2.0, 0.5)), _likelihood, jax.random.key(0), X)
     squares = jnp.square(X).sum(1)
     np.testing.assert_allclose(terms.kl, 0.5 * jnp.asarray([0.1, 2.0, 0.5])[:, None] ** 2 * squares[None], rtol=1e-5)
     np.testing.assert_allclose(terms.total, terms.reconstruction + terms.kl.sum(0), rtol=1e-6)
 
 
-def test_a_level_that_hears_nothing_is_seen_to_be_dead():
+def test_a_level_that_ignores_x_is_diagnosed_as_collapsed():
     key, data = jax.random.key(0), jax.random.normal(jax.random.key(1), (200, 2))
     found = hvae.collapse_diagnostics(_three_levels((1.0, 0.0, 1.0)), key, data)
     np.testing.assert_allclose(found.kl[1], 0.0, atol=1e-6)
@@ -44,15 +44,15 @@ def test_a_level_that_hears_nothing_is_seen_to_be_dead():
     assert np.all(found.mutual_information < np.log(200))
 
 
-def test_reconstruction_by_no_level_is_the_mean_of_the_model_and_by_all_a_draw_of_q():
+def test_reconstruction_keeps_levels_from_q_and_takes_the_others_from_the_model():
     key, hierarchy = jax.random.key(0), _three_levels()
     np.testing.assert_array_equal(hvae.reconstruct(hierarchy, key, X, keep=0), jnp.zeros_like(X))
-    drawn = hvae.reconstruct(hierarchy, key, X, keep=3)
+    reconstructed = hvae.reconstruct(hierarchy, key, X, keep=3)
     cost = hvae.bound(hierarchy, _likelihood, key, X).reconstruction
-    np.testing.assert_allclose(cost, -jax.vmap(lambda m, x: _likelihood(m).log_prob(x))(drawn, X), rtol=1e-6)
+    np.testing.assert_allclose(cost, -jax.vmap(lambda m, x: _likelihood(m).log_prob(x))(reconstructed, X), rtol=1e-6)
 
 
-def test_from_the_bottom_up_no_level_can_be_left_to_the_model():
+def test_bottom_up_reconstruction_refuses_a_partial_keep():
     chain = hvae.bottom_up((2,), [_unit, _unit], [_unit], lambda z: z)
     assert hvae.reconstruct(chain, jax.random.key(0), X, keep=2).shape == X.shape
     with pytest.raises(ValueError, match=r"keep is 1: bottom-up .*top_down"):
@@ -62,13 +62,13 @@ def test_from_the_bottom_up_no_level_can_be_left_to_the_model():
 def test_temperature_shrinks_every_level_and_the_prior_has_its_moments():
     # z_1 = N(0, 1) + N(0, 1) / 2 + N(0, 1) / 4: variance 1.3125
     for temperature in (1.0, 0.5):
-        drawn = hvae.sample_decoder_output(_three_levels(), jax.random.key(2), 20_000, temperature=temperature)
-        np.testing.assert_allclose(jnp.var(drawn, axis=0), 1.3125 * temperature**2, rtol=0.05)
+        reconstructed = hvae.sample_decoder_output(_three_levels(), jax.random.key(2), 20_000, temperature=temperature)
+        np.testing.assert_allclose(jnp.var(reconstructed, axis=0), 1.3125 * temperature**2, rtol=0.05)
     x = hvae.sample(_three_levels(), _likelihood, jax.random.key(2), 20_000)
     np.testing.assert_allclose(jnp.var(x, axis=0), 1.3125 + 0.5, rtol=0.05)
 
 
-def test_objective_is_the_bound_unless_asked():
+def test_objective_is_the_bound_by_default():
     terms = hvae.bound(_three_levels((0.1, 2.0, 0.5)), _likelihood, jax.random.key(0), X)
     assert hvae.free_bits_objective(terms) == pytest.approx(float(terms.total.mean()), rel=1e-6)
     silent = hvae.free_bits_objective(terms, beta=0.0)
@@ -90,7 +90,7 @@ def test_traced_once():
         hvae.bound(hierarchy, _likelihood, jax.random.key(i), X)
 
 
-def test_levels_that_do_not_chain():
+def test_levels_of_incompatible_shapes_are_refused():
     up = lambda x: _unit(x)  # noqa: E731
     with pytest.raises(ValueError, match="2 posteriors and 2 conditionals"):
         hvae.top_down((2,), [lambda z, x: _unit(x)] * 2, [up] * 2, lambda z: z)
@@ -109,10 +109,10 @@ def test_levels_that_do_not_chain():
 
 
 def test_data_without_a_posterior_are_refused():
-    def generator(x, draw):
+    def generator(x, choose):
         n = x if isinstance(x, int) else x.shape[0]
         p = _unit(jnp.zeros((n, 2)))
-        z = draw(0, None, p)
+        z = choose(0, None, p)
         return [hvae.Latent(z, None, p)], z
 
     assert hvae.sample_decoder_output(generator, jax.random.key(0), 3).shape == (3, 2)

@@ -1,4 +1,4 @@
-"""Expectations over the exact worlds, against scipy's integrals, identities, and the project's own estimates."""
+"""Expectations over closed-form distributions against scipy, identities, and estimates by the library itself."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from tests.test_closed_form import COVARIANCES, FACTOR, MEANS, WEIGHTS, worlds
+from tests.test_closed_form import COVARIANCES, FACTOR, MEANS, WEIGHTS, distributions
 from vdm_jax import closed_form, elbo, information
 from vdm_jax.discrete_schedules import discretize
 from vdm_jax.gaussian import Normal
@@ -25,16 +25,16 @@ def _float64():
         yield
 
 
-def _assert_within(estimate, truth, slack=1e-10):
-    assert abs(float(estimate.value) - float(truth)) <= float(estimate.standard_error) + slack
+def _assert_within(estimate, expected, slack=1e-10):
+    assert abs(float(estimate.value) - float(expected)) <= float(estimate.standard_error) + slack
 
 
 @pytest.mark.parametrize("name", ["mixture", "points"])
 def test_quadrature_gives_the_moments(name):
-    distribution = worlds()[name]
+    distribution = distributions()[name]
     second = information.quadrature(lambda x: x[0] * x[1], distribution)
-    truth = distribution.covariance()[0, 1] + distribution.mean[0] * distribution.mean[1]
-    assert float(second.value) == pytest.approx(float(truth), rel=1e-12)
+    expected = distribution.covariance()[0, 1] + distribution.mean[0] * distribution.mean[1]
+    assert float(second.value) == pytest.approx(float(expected), rel=1e-12)
     assert float(second.standard_error) < 1e-12
 
 
@@ -45,20 +45,20 @@ def test_quadrature_in_three_dimensions():
     assert float(estimate.value) == pytest.approx(c[0, 0] * c[2, 2] + 2 * c[0, 2] ** 2, rel=1e-9)  # Isserlis
 
 
-def test_quadrature_states_an_error_above_its_own():
+def test_quadrature_error_estimate_is_an_upper_bound():
     distribution = closed_form.gaussian([0.3], [[1.0]])
-    truth = integrate.quad(lambda x: np.tanh(5 * x) ** 2 * stats.norm(0.3, 1).pdf(x), -12, 12, limit=500)[0]
+    expected = integrate.quad(lambda x: np.tanh(5 * x) ** 2 * stats.norm(0.3, 1).pdf(x), -12, 12, limit=500)[0]
     errors = []
     for nodes in (41, 81, 161, 321):
         estimate = information.quadrature(lambda x: jnp.tanh(5 * x[0]) ** 2, distribution, nodes)
-        _assert_within(estimate, truth)
-        errors.append(abs(float(estimate.value) - truth))
+        _assert_within(estimate, expected)
+        errors.append(abs(float(estimate.value) - expected))
     assert errors[-1] < 1e-12 < errors[0]
 
 
 @pytest.mark.slow
 def test_monte_carlo_states_its_standard_error():
-    distribution = worlds()["gaussian"]
+    distribution = distributions()["gaussian"]
     estimates = [
         information.monte_carlo(lambda x: jnp.sum(x), distribution, jax.random.key(i), num_samples=2000)
         for i in range(20)
@@ -66,19 +66,19 @@ def test_monte_carlo_states_its_standard_error():
     z = np.array([(float(e.value) - float(distribution.mean.sum())) / float(e.standard_error) for e in estimates])
     assert np.all(np.abs(z) < 4)
     assert 0.5 < z.std() < 1.6
-    truth = np.sqrt(float(distribution.covariance().sum()) / 2000)
-    assert float(estimates[0].standard_error) == pytest.approx(truth, rel=0.1)
+    expected = np.sqrt(float(distribution.covariance().sum()) / 2000)
+    assert float(estimates[0].standard_error) == pytest.approx(expected, rel=0.1)
 
 
 def test_entropy_is_scipys():
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.02, 0.3])
     p = lambda x: 0.3 * stats.norm(-1, 0.02**0.5).pdf(x) + 0.7 * stats.norm(0.8, 0.3**0.5).pdf(x)  # noqa: E731
-    truth = integrate.quad(lambda x: -p(x) * np.log(p(x)), -6, 7, points=[-1, 0.8], limit=500, epsabs=1e-13)[0]
+    expected = integrate.quad(lambda x: -p(x) * np.log(p(x)), -6, 7, points=[-1, 0.8], limit=500, epsabs=1e-13)[0]
     estimate = information.entropy(distribution)
-    _assert_within(estimate, truth)
-    assert float(estimate.value) == pytest.approx(truth, rel=1e-9)
+    _assert_within(estimate, expected)
+    assert float(estimate.value) == pytest.approx(expected, rel=1e-9)
     # independent numbers: the sum
-    both = worlds()["independent"]
+    both = distributions()["independent"]
     parts = [jax.tree.map(lambda leaf, i=i: leaf[i], both.distribution) for i in range(2)]
     total = sum(float(information.entropy(part).value) for part in parts)
     assert float(information.entropy(both).value) == pytest.approx(total, rel=1e-12)
@@ -91,23 +91,23 @@ def test_mmse_of_two_points():
         level = level_from_log_snr(jnp.asarray(log_snr))
         alpha, sigma = float(level.alpha), float(level.sigma)
         square = lambda x, a=alpha, s=sigma: np.tanh(a * x / s**2) ** 2 * stats.norm(a, s).pdf(x)  # noqa: E731
-        truth = 1 - integrate.quad(square, alpha - 10 * sigma, alpha + 10 * sigma, epsabs=1e-13)[0]
-        assert float(information.mmse(distribution, level).value) == pytest.approx(truth, rel=1e-9)
+        expected = 1 - integrate.quad(square, alpha - 10 * sigma, alpha + 10 * sigma, epsabs=1e-13)[0]
+        assert float(information.mmse(distribution, level).value) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mmse_of_a_gaussian_by_the_regression_formula():
-    distribution = worlds()["low_rank"]
+    distribution = distributions()["low_rank"]
     covariance = FACTOR @ FACTOR.T + 0.1 * np.eye(4)
     level = level_from_log_snr(jnp.asarray(0.7))
     noisy = level.alpha**2 * covariance + level.sigma**2 * np.eye(4)
-    truth = np.trace(covariance - level.alpha**2 * covariance @ np.linalg.solve(noisy, covariance))
-    assert float(information.mmse(distribution, level).value) == pytest.approx(float(truth), rel=1e-11)
+    expected = np.trace(covariance - level.alpha**2 * covariance @ np.linalg.solve(noisy, covariance))
+    assert float(information.mmse(distribution, level).value) == pytest.approx(float(expected), rel=1e-11)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_i_mmse(name):
     # d I / d SNR = mmse / 2: two integrals that share no formula
-    distribution = worlds()[name]
+    distribution = distributions()[name]
     for log_snr in (-2.0, 1.0):
         slope = jax.grad(
             lambda lam: information.mutual_information(distribution, level_from_log_snr(lam), SMALL).value
@@ -117,8 +117,8 @@ def test_i_mmse(name):
 
 
 @pytest.mark.parametrize("name", ["points", "pixels"])
-def test_information_of_a_finite_law_ends_at_its_entropy(name):
-    distribution = worlds()[name]
+def test_information_of_a_finite_distribution_tends_to_its_entropy(name):
+    distribution = distributions()[name]
     level = level_from_log_snr(jnp.asarray(9.0))
     entropy = float(information.entropy(distribution).value)
     assert float(information.mutual_information(distribution, level, SMALL).value) == pytest.approx(entropy, abs=1e-6)
@@ -130,19 +130,19 @@ def test_information_of_a_finite_law_ends_at_its_entropy(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_steps", [3, 12])
 def test_optimal_bound_is_the_expectation_of_the_library_s(name, num_steps):
-    distribution, schedule = worlds()[name], discretize(LinearLogSNR(3.0, -6.0), num_steps)
-    truth = information.optimal_bound(distribution, schedule, SMALL)
+    distribution, schedule = distributions()[name], discretize(LinearLogSNR(3.0, -6.0), num_steps)
+    expected = information.optimal_bound(distribution, schedule, SMALL)
     x_0 = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 8000))
     denoiser, decoder = closed_form.OptimalDenoiser(distribution, "x_0"), closed_form.OptimalDecoder(distribution)
     ours = elbo.bound(denoiser, jax.random.key(1), x_0, schedule, decoder, prediction_type="x_0")
-    for term, estimate in (*zip(ours, truth, strict=True), (ours.total, truth.total)):
+    for term, estimate in (*zip(ours, expected, strict=True), (ours.total, expected.total)):
         error = np.std(term) / np.sqrt(len(x_0)) + float(estimate.standard_error)
         assert abs(np.mean(term) - float(estimate.value)) < 4 * error
 
 
 @pytest.mark.parametrize("name", ["gaussian", pytest.param("mixture", marks=pytest.mark.slow), "points"])
 def test_optimal_bound_limit_is_approached(name):
-    distribution, ends = worlds()[name], discretize(LinearLogSNR(5.0, -3.0), 2)
+    distribution, ends = distributions()[name], discretize(LinearLogSNR(5.0, -3.0), 2)
     limit = information.optimal_bound_limit(distribution, ends(1), ends(2), SMALL).total
     gaps = []
     for num_steps in (100, 200, 400):
@@ -172,7 +172,7 @@ def test_optimal_bound_limit_exceeds_the_entropy_by_the_prior_alone():
 
 
 def test_another_prior():
-    distribution, ends = worlds()["gaussian"], discretize(LinearLogSNR(5.0, -3.0), 2)
+    distribution, ends = distributions()["gaussian"], discretize(LinearLogSNR(5.0, -3.0), 2)
     wide = information.optimal_bound_limit(distribution, ends(1), ends(2), prior=Normal(0.3, var=4.0))
     covariance = np.asarray(ends(2).alpha ** 2 * distribution.covariance() + ends(2).sigma ** 2 * np.eye(4))
     mean = np.asarray(ends(2).alpha * distribution.mean).reshape(-1) - 0.3
@@ -182,9 +182,9 @@ def test_another_prior():
     assert float(wide.prior.value) == pytest.approx(marginal + information_left, rel=1e-10)
 
 
-def test_what_quadrature_cannot_do_is_refused():
+def test_quadrature_refuses_unsupported_distributions():
     with pytest.raises(ValueError, match=r"in 4 dimensions: .*monte_carlo"):
-        information.quadrature(jnp.sum, worlds()["gaussian"])
+        information.quadrature(jnp.sum, distributions()["gaussian"])
     with pytest.raises(ValueError, match="odd"):
         information.quadrature(jnp.sum, closed_form.mixture(WEIGHTS, MEANS, COVARIANCES), nodes=10)
 

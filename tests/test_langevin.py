@@ -1,6 +1,6 @@
-"""Langevin chains as programs: a step by hand, paths, keys, neighbours, levels, refusals.
+"""Langevin chains as programs: a step by hand, paths, keys, batches, levels, refusals.
 
-Their law is in `derivations`.
+Their stationary distributions are tested in `derivations`.
 """
 
 import jax
@@ -19,8 +19,8 @@ from vdm_jax.parameterization import convert
 from vdm_jax.schedules import VarianceExploding
 
 KEY = jax.random.key(0)
-KINDS = ("x_0", "eps", "v", "score")
-LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
+MIXTURE = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
 LEVELS = level_from_log_snr(jnp.linspace(-5.0, 4.0, 6))
 POINT = closed_form.empirical([[0.4, -0.7, 0.1]])
 
@@ -54,8 +54,8 @@ CHAINS = {
 def test_kernel_by_hand():
     distribution = langevin.langevin_kernel(jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0]), jnp.float32(0.2))
     np.testing.assert_allclose(distribution.mean, [1.1, -1.4], rtol=1e-6)
-    truth = stats.norm([1.1, -1.4], np.sqrt(0.4)).logpdf([0.3, 0.2]).sum()
-    np.testing.assert_allclose(distribution.log_prob(jnp.asarray([0.3, 0.2])), truth, rtol=1e-6)
+    expected = stats.norm([1.1, -1.4], np.sqrt(0.4)).logpdf([0.3, 0.2]).sum()
+    np.testing.assert_allclose(distribution.log_prob(jnp.asarray([0.3, 0.2])), expected, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_the_path_is_the_same_chain(name, shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
-def test_keys_and_neighbours(name):
+def test_keys_and_other_examples(name):
     x = batch((3,))
     chain = CHAINS[name]
     ours = chain(KEY, x)
@@ -123,8 +123,8 @@ def test_metropolis_counts_what_it_accepts_and_keeps_the_rest():
 
 
 @pytest.mark.slow
-def test_metropolis_never_goes_where_there_is_nothing():
-    # uniform on a box: every proposal inside is accepted, none outside; from uniform draws it stays uniform
+def test_metropolis_never_accepts_a_point_of_zero_density():
+    # uniform on a box: proposals inside are accepted, others rejected; uniform samples stay uniform
     def box(x):
         return jnp.where(jnp.all(jnp.abs(x) < 1.0, axis=1), 0.0, -jnp.inf).astype(x.dtype)
 
@@ -136,8 +136,8 @@ def test_metropolis_never_goes_where_there_is_nothing():
 
 
 @pytest.mark.slow
-def test_metropolis_has_the_law_at_a_step_that_the_plain_chain_does_not_stand():
-    # N(0, 1) at eta = 1.5: x <- -0.5 x + noise of variance 3, whose own law has variance 4
+def test_metropolis_has_the_exact_distribution_at_a_step_where_ula_is_biased():
+    # N(0, 1) at eta = 1.5: x <- -0.5 x + noise of variance 3, whose stationary variance is 4
     x, score = jax.random.normal(KEY, (20_000, 1)), lambda x: -x
     plain = langevin.ula(score, KEY, x, 1.5, 20).x
     exactly = langevin.mala(lambda x: -0.5 * jnp.sum(x**2, axis=1), KEY, x, 1.5, 20).x
@@ -146,20 +146,25 @@ def test_metropolis_has_the_law_at_a_step_that_the_plain_chain_does_not_stand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction_type", KINDS)
-def test_kinds_make_the_same_chain(prediction_type):
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_prediction_types_make_the_same_chain(prediction_type):
     x = batch((2,))
 
     def run(prediction_type):
         return langevin.annealed_langevin(
-            closed_form.OptimalDenoiser(LAW, prediction_type), KEY, x, LEVELS, prediction_type=prediction_type, steps=3
+            closed_form.OptimalDenoiser(MIXTURE, prediction_type),
+            KEY,
+            x,
+            LEVELS,
+            prediction_type=prediction_type,
+            steps=3,
         ).x
 
     np.testing.assert_allclose(run(prediction_type), run("score"), rtol=1e-3, atol=1e-4)
 
 
 def _rescaled(levels):
-    """The exploding process of the same signal-to-noise: alpha = 1."""
+    """The variance-exploding level (alpha = 1) with the same signal-to-noise ratio."""
     ones, log_sigma = jnp.ones_like(levels.alpha), levels.log_sigma - levels.log_alpha
     return NoiseLevel(ones, jnp.exp(log_sigma), jnp.zeros_like(ones), log_sigma)
 
@@ -170,19 +175,19 @@ def test_preserving_and_exploding_levels_make_the_same_chain(denoise):
     # rescaled by alpha, up to rounding; the denoiser is the exact one of each process
     x, exploding = batch((2,)), _rescaled(LEVELS)
     options = {"prediction_type": "eps", "steps": 4, "denoise": denoise, "path": True}
-    best = closed_form.OptimalDenoiser(LAW)
+    best = closed_form.OptimalDenoiser(MIXTURE)
     preserving = langevin.annealed_langevin(best, KEY, x * LEVELS.alpha[0], LEVELS, **options)
     other = langevin.annealed_langevin(best, KEY, x, exploding, **options)
     np.testing.assert_allclose(jax.vmap(jnp.divide)(preserving.path, LEVELS.alpha), other.path, rtol=1e-3, atol=1e-4)
     scale = 1.0 if denoise else LEVELS.alpha[-1]
     np.testing.assert_allclose(preserving.x / scale, other.x, rtol=1e-3, atol=1e-4)
-    # nor do they come by it another way
+    # a different exploding schedule gives another chain
     schedule = jax.vmap(VarianceExploding(0.2, 5.0))(jnp.linspace(1.0, 0.0, 4))
     assert not np.allclose(langevin.annealed_langevin(best, KEY, x, schedule, **options).x, other.x, atol=1e-2)
 
 
 @pytest.mark.slow
-def test_a_level_of_its_own_law():
+def test_each_level_has_its_stationary_distribution():
     # data that are a point: x <- x - rate (x - alpha m) + sqrt(2 rate) sigma xi, of variance sigma^2 / (1 - rate / 2)
     rate, score = 0.3, closed_form.OptimalDenoiser(POINT, "score")
     x = jnp.zeros((4000, 3))
@@ -198,14 +203,14 @@ def test_a_level_of_its_own_law():
 @pytest.mark.slow
 def test_the_end_is_the_denoiser_s():
     x = batch((2,))
-    best = closed_form.OptimalDenoiser(LAW, "v")
+    best = closed_form.OptimalDenoiser(MIXTURE, "v")
     chain = langevin.annealed_langevin(best, KEY, x, LEVELS, prediction_type="v", steps=3, path=True)
-    truth = jax.vmap(lambda x_t: LAW.posterior(x_t, last(LEVELS)).mean)(chain.path[-1])
-    np.testing.assert_allclose(chain.x, truth, rtol=1e-4, atol=1e-5)
+    expected = jax.vmap(lambda x_t: MIXTURE.posterior(x_t, last(LEVELS)).mean)(chain.path[-1])
+    np.testing.assert_allclose(chain.x, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_corrector_s_drift_is_so_long_beside_its_noise():
-    # where the score is as long as that of a conditional law, sqrt(D) / sigma
+def test_the_corrector_s_drift_to_noise_ratio_is_snr():
+    # where the score has the norm of a conditional distribution's score, sqrt(D) / sigma
     level, many, snr = last(LEVELS), 200_000, 0.3
     sigma, direction = float(level.sigma), np.sqrt(3.0) * np.array([0.48, -0.6, 0.64])
     x = jnp.broadcast_to(batch((3,))[:1], (many, 3))
@@ -217,7 +222,7 @@ def test_the_corrector_s_drift_is_so_long_beside_its_noise():
     assert_moments(moved, -2 * (snr * sigma) ** 2 * direction / sigma, (2 * snr * sigma) ** 2)
 
 
-def test_the_corrector_keeps_the_law():
+def test_the_corrector_preserves_the_distribution():
     # where steps of eta ~ 1 / ||score||^2 would end in D + 2 for the mean of ||x||^2
     level, distribution = level_from_log_snr(jnp.zeros(())), closed_form.gaussian(np.zeros(4), np.eye(4))
     x = jax.random.normal(KEY, (2_000, 4))
@@ -232,7 +237,7 @@ def test_the_corrector_keeps_the_law():
 @pytest.mark.slow
 def test_the_corrector_as_a_program():
     x, level = batch((2, 3)), last(LEVELS)
-    for prediction_type in KINDS:  # of one prediction
+    for prediction_type in PREDICTION_TYPES:  # of one prediction
 
         def converted(x_t, level, prediction_type=prediction_type):
             return jax.vmap(lambda value, x, lv: convert(value, x, lv, "eps", prediction_type))(
@@ -299,12 +304,12 @@ def test_refusals_of_levels(monkeypatch):
 
 @pytest.mark.slow
 def test_a_point_s_chain_of_one_level_has_the_mean_of_its_start_shrunk():
-    # (1 - rate)^steps of the way from where it began is left
+    # the distance of the mean to the point is multiplied by (1 - rate)^steps
     level = jax.tree.map(lambda field: field[-1:], LEVELS)
     start = jnp.full((20_000, 3), 5.0)
     best = closed_form.OptimalDenoiser(POINT)
     ours = langevin.annealed_langevin(
         best, KEY, start, level, prediction_type="eps", rate=0.2, steps=5, denoise=False
     ).x
-    centre = level.alpha[0] * POINT.points[0]
-    assert_mean(ours, centre + 0.8**5 * (5.0 - centre), resolution=0.01)
+    center = level.alpha[0] * POINT.points[0]
+    assert_mean(ours, center + 0.8**5 * (5.0 - center), resolution=0.01)

@@ -79,7 +79,7 @@ def test_blocks_do_not_matter():
             assert_close(other.scatter, whole.scatter, rtol=1e-12, atol=1e-12 * whole.scatter.max())
 
 
-def test_float32_sums_of_squares_would_not_do():
+def test_float32_sums_of_squares_would_lose_accuracy():
     x = far_off(2000)
     mean = x.mean(0)
     lost = (x.T @ x - len(x) * np.outer(mean, mean)) / (len(x) - 1)
@@ -117,8 +117,8 @@ def test_two_dimensions_by_trace_and_determinant():
     for seed in range(5):
         a, b = covariance(seed, 2), covariance(seed + 100, 2)
         root = np.sqrt(np.trace(a @ b) + 2.0 * np.sqrt(np.linalg.det(a) * np.linalg.det(b)))
-        truth = np.trace(a) + np.trace(b) - 2.0 * root
-        assert_close(frechet_distance(with_moments([0, 0], a), with_moments([0, 0], b)), truth, rtol=1e-11)
+        expected = np.trace(a) + np.trace(b) - 2.0 * root
+        assert_close(frechet_distance(with_moments([0, 0], a), with_moments([0, 0], b)), expected, rtol=1e-11)
 
 
 def test_against_fifty_digits():
@@ -126,9 +126,9 @@ def test_against_fifty_digits():
         for seed in range(3):
             a, b = covariance(seed, 5), covariance(seed + 50, 5)
             root = mpmath.sqrtm(mpmath.matrix(a.tolist()) * mpmath.matrix(b.tolist()))
-            truth = mpmath.fsum(a.diagonal()) + mpmath.fsum(b.diagonal()) - 2 * sum(root[i, i] for i in range(5))
+            expected = mpmath.fsum(a.diagonal()) + mpmath.fsum(b.diagonal()) - 2 * sum(root[i, i] for i in range(5))
             ours = frechet_distance(with_moments(np.zeros(5), a), with_moments(np.zeros(5), b))
-            assert_close(ours, float(mpmath.re(truth)), rtol=1e-11)
+            assert_close(ours, float(mpmath.re(expected)), rtol=1e-11)
 
 
 @pytest.mark.parametrize("cosine", [0.0, 0.6, 1.0])
@@ -140,13 +140,13 @@ def test_covariances_of_rank_one(cosine):
 
 
 def test_fewer_examples_than_dimensions():
-    # Of centred data X, C = X^T X / (N - 1), and the trace of (C_1^1/2 C_2 C_1^1/2)^1/2 is the nuclear norm of
-    # X_1 X_2^T / (N - 1): no covariance is ever made.
+    # For centered data X, C = X^T X / (N - 1), and the trace of (C_1^1/2 C_2 C_1^1/2)^1/2 is the nuclear norm of
+    # X_1 X_2^T / (N - 1): no covariance is computed.
     x, y = normal(0, 20, 100), 0.5 + normal(1, 20, 100) * np.linspace(0.1, 2.0, 100)[None]
     a, b = x - x.mean(0)[None], y - y.mean(0)[None]
     squares = np.sum((x.mean(0) - y.mean(0)) ** 2) + (np.sum(a**2) + np.sum(b**2)) / 19
-    truth = squares - 2.0 * np.linalg.norm(a @ b.T, "nuc") / 19
-    assert_close(frechet_distance(moments(x), moments(y)), truth, rtol=1e-10)
+    expected = squares - 2.0 * np.linalg.norm(a @ b.T, "nuc") / 19
+    assert_close(frechet_distance(moments(x), moments(y)), expected, rtol=1e-10)
 
 
 def test_rotation_translation_scale_and_order():
@@ -168,7 +168,7 @@ def test_features_must_be_alike():
 
 
 def bias_constant(values):
-    """What the docstring says N times the expected distance of N draws from their own law is."""
+    """N times the expected distance of N samples from their own distribution, as the docstring states it."""
     size = len(values)
     pairs = sum(
         (1.0 + (i == j)) * values[i] * values[j] / (values[i] + values[j]) for i in range(size) for j in range(size)
@@ -189,19 +189,19 @@ def test_bias_is_the_stated_constant_over_n(values):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_extrapolation_takes_the_bias_away(shift):
+def test_extrapolation_removes_the_bias(shift):
     distribution = with_moments(np.full(4, shift), np.diag([1.0, 2.0, 0.5, 1.0]))
-    truth = 4 * shift**2 + (2**0.5 - 1) ** 2 + (0.5**0.5 - 1) ** 2
+    expected = 4 * shift**2 + (2**0.5 - 1) ** 2 + (0.5**0.5 - 1) ** 2
     plain, lines = [], []
     for seed in range(100):
         x = normal(seed, 400, 4)
         plain.append(frechet_distance(moments(x), distribution))
         lines.append(frechet_distance_extrapolated(x, distribution, jax.random.key(seed)))
     values = np.array([line.value for line in lines])
-    assert_mean(values, truth, resolution=0.02)
+    assert_mean(values, expected, resolution=0.02)
     if not shift:  # with one, the noise of so few tries hides the bias
         with refuted():
-            assert_mean(plain, truth)
+            assert_mean(plain, expected)
     assert_close([line.distances[0] for line in lines], plain, rtol=1e-9)
     assert lines[0].counts.tolist() == [400, 200, 133, 100, 80]
     assert_mean([line.value + line.slope / 400 for line in lines], np.mean(plain), resolution=0.02)
@@ -218,12 +218,12 @@ def test_extrapolation_needs_two_parts_of_two():
 
 
 def test_kernel_distance_is_unbiased_exactly():
-    # Every set of 4 draws of two laws on two points in the plane, each with its probability.
+    # Every set of 4 samples of two distributions on two points in the plane, each with its probability.
     points, p, q = np.array([[1.0, -0.5], [0.3, 2.0]]), np.array([0.3, 0.7]), np.array([0.6, 0.4])
     kernel = (points @ points.T / 2 + 1.0) ** 3
     mean = total = 0.0
-    for drawn in product(range(2), repeat=8):
-        one, other = list(drawn[:4]), list(drawn[4:])
+    for sampled in product(range(2), repeat=8):
+        one, other = list(sampled[:4]), list(sampled[4:])
         probability = p[one].prod() * q[other].prod()
         mean += probability * kernel_distance(points[one], points[other], KEY, 2).mean
         total += probability
@@ -231,7 +231,7 @@ def test_kernel_distance_is_unbiased_exactly():
     assert_close(mean, (p - q) @ kernel @ (p - q), rtol=1e-12)
 
 
-def test_kernel_distance_is_zero_for_equal_laws_and_its_error_is_what_it_says():
+def test_kernel_distance_is_zero_for_equal_distributions_and_its_standard_error_is_accurate():
     found = [kernel_distance(normal(2 * i, 60, 3), normal(2 * i + 1, 45, 3), jax.random.key(i), 5) for i in range(300)]
     means = np.array([d.mean for d in found])
     assert_mean(means, 0.0)
@@ -239,7 +239,7 @@ def test_kernel_distance_is_zero_for_equal_laws_and_its_error_is_what_it_says():
     assert_mean([d.standard_error**2 for d in found], means.var(ddof=1))
 
 
-def test_kernel_distance_of_normal_laws_by_their_moments():
+def test_kernel_distance_of_normal_distributions_by_their_moments():
     # F = 1: (x y + 1)^3 is the inner product of (x^3, 3^1/2 x^2, 3^1/2 x, 1)
     found = [
         kernel_distance(normal(2 * i, 200, 1), 0.5 + normal(2 * i + 1, 200, 1), jax.random.key(i)).mean
@@ -249,11 +249,11 @@ def test_kernel_distance_of_normal_laws_by_their_moments():
 
 
 def test_kernel_distance_sees_every_example_once():
-    # The law of one point alone against that of another: the same whatever the blocks.
+    # A point mass against another one: the same distance for any blocks.
     one, other = np.tile([[1.0, 2.0]], (11, 1)), np.tile([[0.0, -1.0]], (9, 1))
-    truth = 3.5**3 + 1.5**3 - 2 * 0.0**3
+    expected = 3.5**3 + 1.5**3 - 2 * 0.0**3
     result = kernel_distance(one, other, KEY, 4)
-    assert_close(result.mean, truth)
+    assert_close(result.mean, expected)
     assert_close(result.standard_error, 0.0, atol=1e-12)
 
 
@@ -281,13 +281,13 @@ def covered_by_hand(balls, points, k):
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_precision_and_recall_by_brute_force_with_ties(k, chunk):
     # On a grid, distances tie and points coincide.
-    real, drawn = (np.random.RandomState(i).randint(0, 9 + 6 * i, (25, 2)) / 8.0 for i in range(2))
-    got = precision_recall(real, drawn, k, chunk)
-    assert got == (covered_by_hand(real, drawn, k), covered_by_hand(drawn, real, k))
+    real, sampled = (np.random.RandomState(i).randint(0, 9 + 6 * i, (25, 2)) / 8.0 for i in range(2))
+    got = precision_recall(real, sampled, k, chunk)
+    assert got == (covered_by_hand(real, sampled, k), covered_by_hand(sampled, real, k))
     assert 0.0 < got.precision < 1.0
 
 
-def test_precision_and_recall_tell_quality_from_coverage():
+def test_precision_and_recall_separate_quality_from_coverage():
     one, two = normal(0, 60, 4), 100.0 + normal(1, 60, 4)
     both = np.concatenate([one, two])
     half = precision_recall(both, normal(2, 60, 4))
@@ -302,9 +302,9 @@ def test_precision_and_recall_tell_quality_from_coverage():
 
 @pytest.mark.parametrize("offset", [0.0, 0.1, 1e3])
 def test_the_edge_of_a_ball_is_inside(offset):
-    # Radii of 0, 1, 3 with one neighbour are 1, 1, 2: -1 and 5 lie on edges; 5.001 in none.
-    real, drawn = np.array([[0.0], [1.0], [3.0]]), np.array([[-1.0], [5.0], [5.001], [-1.001]])
-    assert precision_recall(real + offset, drawn + offset, 1).precision == 0.5
+    # Radii of 0, 1, 3 with one neighbor are 1, 1, 2: -1 and 5 are on edges, 5.001 is outside all balls.
+    real, sampled = np.array([[0.0], [1.0], [3.0]]), np.array([[-1.0], [5.0], [5.001], [-1.001]])
+    assert precision_recall(real + offset, sampled + offset, 1).precision == 0.5
 
 
 def test_num_neighbors_must_be_below_the_number_of_examples():
@@ -315,7 +315,7 @@ def test_num_neighbors_must_be_below_the_number_of_examples():
         precision_recall(normal(0, 9, 2), normal(1, 9, 3))
 
 
-def test_features_of_a_device_are_taken_too():
+def test_features_on_a_device_are_accepted():
     x, y = normal(0, 30, 3).astype(np.float32), normal(1, 30, 3).astype(np.float32)
     for function in (
         lambda a, b: kernel_distance(a, b, KEY),
@@ -362,6 +362,6 @@ def test_large_features_have_the_distances_of_small_ones():
         frechet_distance(moments(x), moments(y)),
         rtol=1e-9,
     )
-    # The cubic term is all there is of the kernel.
+    # For large features the kernel is its cubic term.
     one, two = (kernel_distance(scale * k * x, scale * k * y, KEY, 4).mean for k in (1.0, 2.0))
     assert_close(two / one, 64.0, rtol=1e-9)

@@ -1,4 +1,4 @@
-"""The ODE as a function: float32, neighbours, steps that run out, one trace, every transformation, gradients, errors.
+"""The ODE as a function: float32, batches, steps that run out, one trace, every transformation, gradients, errors.
 
 The theorems are in `derivations/test_likelihood.py`.
 """
@@ -20,61 +20,65 @@ from vdm_jax import closed_form, probability_flow
 from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, Sigmoid
 
 SCHEDULE = LinearLogSNR(6.0, -8.0)
-LAW = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
-X = draws(closed_form.marginal(LAW, SCHEDULE(jnp.float32(0.0))), jax.random.key(0), 8)
-BEST = closed_form.OptimalDenoiser(LAW)
+MIXTURE = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
+X = draws(closed_form.marginal(MIXTURE, SCHEDULE(jnp.float32(0.0))), jax.random.key(0), 8)
+BEST = closed_form.OptimalDenoiser(MIXTURE)
 
 
 def _net(w, x_t, level):
-    """Nothing that is easy: not linear, and neither diagonal nor symmetric in its Jacobian."""
+    """A nonlinear denoiser whose Jacobian is neither diagonal nor symmetric."""
     return w * level.sigma[:, None] * jnp.tanh(x_t + 0.5 * x_t[:, ::-1] ** 2)
 
 
-def _ask(x=X, w=1.0, key=1, **options):
+def _log_likelihood(x=X, w=1.0, key=1, **options):
     return probability_flow.log_likelihood(
         Partial(_net, jnp.asarray(w, x.dtype)), jax.random.key(key), x, SCHEDULE, **options
     )
 
 
 @pytest.mark.slow
-def test_float32_has_the_digits_it_says():
-    x = draws(closed_form.marginal(LAW, SCHEDULE(jnp.float32(0.0))), jax.random.key(3), 256)
+def test_float32_has_the_documented_accuracy():
+    x = draws(closed_form.marginal(MIXTURE, SCHEDULE(jnp.float32(0.0))), jax.random.key(3), 256)
     ours = probability_flow.log_likelihood(BEST, jax.random.key(1), x, SCHEDULE, trace="exact")
     with jax.enable_x64(True):
         distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
         best, x = closed_form.OptimalDenoiser(distribution), x.astype(jnp.float64)
-        truth = probability_flow.log_likelihood(best, jax.random.key(1), x, SCHEDULE, trace="exact", tolerance=1e-9)
-    error = np.abs(np.asarray(ours.log_prob, np.float64) - np.asarray(truth.log_prob)) / 2
+        expected = probability_flow.log_likelihood(best, jax.random.key(1), x, SCHEDULE, trace="exact", tolerance=1e-9)
+    error = np.abs(np.asarray(ours.log_prob, np.float64) - np.asarray(expected.log_prob)) / 2
     print(f"float32 log-density a dimension: mean error {error.mean():.1e}, worst {error.max():.1e} nats")
     assert error.max() < 2e-5
-    assert np.abs(np.asarray(ours.x_1, np.float64) - np.asarray(truth.x_1)).max() < 1e-4
+    assert np.abs(np.asarray(ours.x_1, np.float64) - np.asarray(expected.x_1)).max() < 1e-4
 
 
 @pytest.mark.slow
-def test_an_example_does_not_depend_on_its_neighbours():
-    # neither by the solver's steps nor by the probes
-    alone, beside = (_ask(x, trace="gaussian", probes=2) for x in (X[:1], X))
+def test_an_example_does_not_depend_on_the_others():
+    # neither through the solver's steps nor through the probes
+    alone, beside = (_log_likelihood(x, trace="gaussian", probes=2) for x in (X[:1], X))
     np.testing.assert_allclose(alone.log_prob[0], beside.log_prob[0], atol=2e-4)
-    # far outside of the data more steps are needed, and the others gain from them
+    # examples far from the data need more steps, which the others share
     far = jnp.concatenate([X[:1], 30.0 * X[1:]])
-    assert _ask(far, trace="exact").evaluations > _ask(trace="exact").evaluations
-    np.testing.assert_allclose(_ask(far, trace="exact").log_prob[0], _ask(trace="exact").log_prob[0], atol=2e-4)
-    # nor is an example's share in the tolerance less the more there are: the worst one decides, not the mean
+    assert _log_likelihood(far, trace="exact").evaluations > _log_likelihood(trace="exact").evaluations
+    np.testing.assert_allclose(
+        _log_likelihood(far, trace="exact").log_prob[0], _log_likelihood(trace="exact").log_prob[0], atol=2e-4
+    )
+    # the tolerance applies to the worst example, not to the mean over the batch
     many = jnp.concatenate([30.0 * X[:1], jnp.broadcast_to(X[1:2], (500, 2))])
     np.testing.assert_allclose(
-        _ask(many, trace="exact").log_prob[0], _ask(30.0 * X[:1], trace="exact").log_prob[0], rtol=1e-5
+        _log_likelihood(many, trace="exact").log_prob[0],
+        _log_likelihood(30.0 * X[:1], trace="exact").log_prob[0],
+        rtol=1e-5,
     )
 
 
 def test_steps_that_run_out_are_not_a_number():
-    ours = _ask(max_steps=3)
+    ours = _log_likelihood(max_steps=3)
     assert np.all(np.isnan(ours.log_prob))
     assert np.all(np.isnan(ours.x_1))
     assert np.all(np.isnan(probability_flow.sample(BEST, X, SCHEDULE, max_steps=3)))
 
 
 def test_labels_stay_with_their_examples():
-    # the whole batch is asked at once, so a denoiser may close over one label an example
+    # the network is evaluated on the whole batch at once, so a denoiser may close over one label per example
     shift = jnp.linspace(-1.0, 1.0, 8)[:, None]
 
     def labelled(x_t, level):  # data N(shift, 0.3): the flow is a scaling about the label
@@ -87,8 +91,8 @@ def test_labels_stay_with_their_examples():
     np.testing.assert_allclose(ours.x_1, last.alpha * shift + ratio * (X - first.alpha * shift), atol=2e-5)
 
 
-def test_the_denoiser_is_told_the_schedule_s_time():
-    # one that knows t alone: eps_hat = k(t) x, whose flow is a scaling by exp of an integral
+def test_the_denoiser_is_evaluated_at_the_schedule_s_time():
+    # a denoiser that depends on t alone: eps_hat = k(t) x, whose flow is a scaling by exp of an integral
     schedule = LinearLogSNR(4.0, -4.0)
     seen = probability_flow.log_likelihood(
         lambda x_t, level: jax.vmap(jnp.multiply)(level.t, x_t), jax.random.key(0), X, schedule
@@ -123,10 +127,13 @@ def test_evaluations_are_counted_and_the_denoiser_is_traced_once():
 
 @pytest.mark.slow
 def test_probes_are_averaged_and_depend_on_the_key():
-    same, other = _ask(key=1), _ask(key=2)
-    np.testing.assert_array_equal(same.log_prob, _ask(key=1).log_prob)
+    same, other = _log_likelihood(key=1), _log_likelihood(key=2)
+    np.testing.assert_array_equal(same.log_prob, _log_likelihood(key=1).log_prob)
     assert np.all(same.log_prob != other.log_prob)
-    spread = [np.std([_ask(key=k, probes=n, trace="gaussian").log_prob for k in range(8)], 0).mean() for n in (1, 16)]
+    spread = [
+        np.std([_log_likelihood(key=k, probes=n, trace="gaussian").log_prob for k in range(8)], 0).mean()
+        for n in (1, 16)
+    ]
     assert spread[1] < spread[0] / 2
 
 
@@ -175,18 +182,18 @@ def test_on_a_mesh_value_and_gradient_are_those_of_the_shards(check_vma, compile
     )
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
 
-    def ask(w, gamma_1, x):
+    def evaluate(w, gamma_1, x):
         ours = probability_flow.log_likelihood(
             Partial(_net, w), jax.random.key(1), x, replace(schedule, gamma_1=gamma_1), trace="exact", tolerance=1e-4
         )
         return ours.log_prob, ours.x_1
 
     specs = (P(), P(), P("data")), P("data")
-    shards = compile_(jax.shard_map(ask, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=check_vma))
+    shards = compile_(jax.shard_map(evaluate, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=check_vma))
 
     def alone(w, gamma_1, x):
         return jax.tree.map(
-            lambda *parts: jnp.concatenate(parts), *[ask(w, gamma_1, x[i : i + 4]) for i in (0, 4, 8, 12)]
+            lambda *parts: jnp.concatenate(parts), *[evaluate(w, gamma_1, x[i : i + 4]) for i in (0, 4, 8, 12)]
         )
 
     def total(function):
@@ -194,8 +201,8 @@ def test_on_a_mesh_value_and_gradient_are_those_of_the_shards(check_vma, compile
 
     args = (w, jnp.float32(5.0), x)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6), shards(*args), alone(*args))
-    slopes, truth = (jax.grad(total(function), (0, 1, 2))(*args) for function in (shards, alone))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), slopes, truth)
+    slopes, expected = (jax.grad(total(function), (0, 1, 2))(*args) for function in (shards, alone))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), slopes, expected)
 
 
 @pytest.mark.parametrize(

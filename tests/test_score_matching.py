@@ -1,4 +1,4 @@
-"""The losses of score matching as functions: values by hand in every shape, keys, neighbours, evaluations, errors.
+"""The losses of score matching as functions: values by hand in every shape, keys, batches, evaluations, errors.
 
 That they have one minimum is in `derivations`.
 """
@@ -21,7 +21,7 @@ from vdm_jax.parameterization import prediction_target
 
 KEY = jax.random.key(0)
 LEVEL = level_from_log_snr(jnp.float32(0.4))
-KINDS = ("x_0", "eps", "v", "score")
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 
 
 def quadratic(x):
@@ -71,35 +71,35 @@ def test_by_hand(shape, dtype, rtol):
         np.testing.assert_allclose(explicit, 0.5 * (s**2).sum(1), rtol=rtol)
         trace = np.trace(matrix(size)) + 3 * (flat**2).sum(1)
         np.testing.assert_allclose(implicit, 0.5 * (s**2).sum(1) + trace, rtol=rtol, atol=10 * rtol)
-        for reduced in (True, False):  # along every axis both forms are whole
+        for reduced in (True, False):  # along all axes both forms are exact
             sliced = score_matching.sliced(mixing, KEY, x, trace="exact", reduced=reduced)
             np.testing.assert_allclose(sliced, implicit, rtol=rtol, atol=10 * rtol)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_differences_of_a_quadratic_have_no_error(shape):
-    # nor does any size; the score is -S x
+    # for every finite step size; the score is -S x
     with jax.enable_x64(True):
         x = batch(shape, jnp.float64)
         flat = np.asarray(x).reshape(5, -1)
         s = symmetric(flat.shape[1])
-        truth = 0.5 * ((flat @ s) ** 2).sum(1) - np.trace(s)
+        expected = 0.5 * ((flat @ s) ** 2).sum(1) - np.trace(s)
         for size in (1e-2, 3.0):
             ours = score_matching.finite_difference(quadratic, KEY, x, size, trace="exact")
-            np.testing.assert_allclose(ours, truth, rtol=1e-9)
+            np.testing.assert_allclose(ours, expected, rtol=1e-9)
 
 
 @pytest.mark.slow
 def test_differences_have_an_error_of_the_second_order():
     with jax.enable_x64(True):
         x = batch((3,), jnp.float64)
-        truth = score_matching.sliced(lambda x: -4.0 * x**3, KEY, x, reduced=False)
-        far, near = (score_matching.finite_difference(quartic, KEY, x, h) - truth for h in (0.02, 0.01))
+        expected = score_matching.sliced(lambda x: -4.0 * x**3, KEY, x, reduced=False)
+        far, near = (score_matching.finite_difference(quartic, KEY, x, h) - expected for h in (0.02, 0.01))
         np.testing.assert_allclose(far / near, 4.0, rtol=1e-2)
         assert np.all(np.abs(near) > 1e-5)
 
 
-def test_differences_never_differentiate_and_ask_as_often_as_they_say():
+def test_finite_differences_take_no_derivative_and_the_documented_number_of_evaluations():
     calls = []
 
     @jax.custom_jvp
@@ -119,7 +119,7 @@ def test_differences_never_differentiate_and_ask_as_often_as_they_say():
 @pytest.mark.slow
 @pytest.mark.parametrize("reduced", [True, False])
 @pytest.mark.parametrize("trace", ["rademacher", "gaussian", "sphere"])
-def test_slices_have_the_whole_for_a_mean(trace, reduced):
+def test_sliced_losses_average_to_the_exact_loss(trace, reduced):
     x = jnp.broadcast_to(batch((3,))[:1], (20_000, 3))
     ours = score_matching.sliced(mixing, KEY, x, trace=trace, reduced=reduced)
     assert_mean(ours, score_matching.implicit(mixing, x[:1])[0], resolution=1.0)
@@ -148,7 +148,7 @@ class Logistic:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_single_clean_point_leaves_nothing_to_learn(shape):
-    # the noisy law is q(y|x) itself
+    # the noisy distribution is q(y|x) itself
     point = batch(shape)[0]
     x = jnp.broadcast_to(point, (6, *shape))
     normal = score_matching.denoising(lambda y: (x - y) / 0.3, KEY, x, noise)
@@ -162,7 +162,7 @@ def test_a_single_clean_point_leaves_nothing_to_learn(shape):
             prediction_type=prediction_type,
             weight=_snr,
         )
-        for prediction_type in KINDS
+        for prediction_type in PREDICTION_TYPES
     ]
     for loss in (normal, logistic, *at_level):
         np.testing.assert_allclose(loss, np.zeros(6), atol=1e-10)
@@ -181,7 +181,7 @@ def _of_point(prediction_type, point, x_t, level):
 
 @pytest.mark.slow
 def test_a_score_of_zero_costs_the_noise():
-    # 1/2 E ||eps||^2 / var, whatever x is
+    # 1/2 E ||eps||^2 / var for every x
     x = jnp.broadcast_to(batch((2, 2))[:1], (20_000, 2, 2))
     assert_mean(score_matching.denoising(jnp.zeros_like, KEY, x, noise), 2.0 / 0.3, resolution=0.05)
     loss = score_matching.denoising_at_level(lambda x_t, level: jnp.zeros_like(x_t), KEY, x, LEVEL)
@@ -209,7 +209,7 @@ def test_each_example_has_its_own_level():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
-def test_examples_do_not_depend_on_their_neighbours(name):
+def test_examples_do_not_depend_on_each_other(name):
     x = batch((3,))
     np.testing.assert_allclose(LOSSES[name](x[:1]), LOSSES[name](x)[:1], rtol=2e-6)
 
@@ -228,7 +228,7 @@ def test_keys():
 
 
 @pytest.mark.slow
-def test_the_score_runs_once():
+def test_the_score_is_evaluated_once():
     calls = []
 
     def counted(x, *_):
@@ -261,7 +261,7 @@ def test_refusals(monkeypatch):
             score_matching.sliced(mixing, KEY, x, probes=probes)
         with pytest.raises(ValueError, match=f"probes is {probes}: "):
             score_matching.finite_difference(quartic, KEY, x, 0.1, probes=probes)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would raise first
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         score_matching.sliced(mixing, KEY, x, trace="all")
     with pytest.raises(ValueError, match="unknown trace 'all'"):

@@ -1,4 +1,4 @@
-"""Stein's estimate as a function: values by hand in every shape, thresholds by search, keys, neighbours, errors.
+"""Stein's estimate as a function: values by hand in every shape, thresholds by search, keys, batches, errors.
 
 That it has no bias is in `derivations`.
 """
@@ -29,11 +29,11 @@ def test_by_hand(shape, dtype, rtol):
         size = flat.shape[1]
         moved = flat @ matrix(size).T + flat**3 - flat
         divergence = np.trace(matrix(size)) + 3 * (flat**2).sum(1)
-        truth = (moved**2).sum(1) - 0.49 * size + 2 * 0.49 * divergence
+        expected = (moved**2).sum(1) - 0.49 * size + 2 * 0.49 * divergence
         for sigma in (0.7, jnp.asarray(0.7, dtype)):
             ours = sure.sure(mixing, None, y, sigma, trace="exact")
             assert ours.dtype == dtype
-            np.testing.assert_allclose(ours, truth, rtol=rtol, atol=10 * rtol)
+            np.testing.assert_allclose(ours, expected, rtol=rtol, atol=10 * rtol)
 
 
 def test_doing_nothing_costs_the_noise_and_forgetting_all_costs_the_rest():
@@ -65,33 +65,33 @@ def test_soft_threshold_by_hand():
 @pytest.mark.parametrize("shape", [(), (200,), (20, 5, 2)])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 def test_best_threshold_by_a_search(shape, scale):
-    # sparse numbers in noise; none of many thresholds has a lower estimate, made by `sure` itself
+    # sparse numbers in noise: `sure` returns no lower estimate at any of many other thresholds
     rng = np.random.RandomState(0)
     y = jnp.asarray(scale * rng.normal(size=shape) * (rng.uniform(size=shape) < 0.2) + rng.normal(size=shape))
     threshold, risk = sure.sure_threshold(y, 1.0)
     every = np.linspace(0.0, float(np.abs(y).max()) + 1.0, 700) + 1e-4
-    ask = jax.jit(jax.vmap(lambda t: sure.sure(soft(t), None, y[None], 1.0, trace="exact")[0]))
-    searched = np.asarray(ask(jnp.asarray(every, y.dtype)))
+    evaluate = jax.jit(jax.vmap(lambda t: sure.sure(soft(t), None, y[None], 1.0, trace="exact")[0]))
+    searched = np.asarray(evaluate(jnp.asarray(every, y.dtype)))
     tolerance = 1e-5 * (1.0 + float(jnp.sum(y**2)))
     assert searched.min() > risk - tolerance
     # just above it, where nothing has a kink, the estimate is the one that was given
-    np.testing.assert_allclose(ask(threshold[None] * (1 + 1e-6) + 1e-30)[0], risk, atol=tolerance)
+    np.testing.assert_allclose(evaluate(threshold[None] * (1 + 1e-6) + 1e-30)[0], risk, atol=tolerance)
 
 
 def test_best_threshold_of_nothing_and_of_much():
     small, large = jnp.asarray([0.01, -0.03, 0.02]), jnp.asarray([50.0, -80.0, 60.0])
     threshold, risk = sure.sure_threshold(small, 1.0)
-    assert threshold == jnp.float32(0.03)  # forget all
+    assert threshold == jnp.float32(0.03)  # all set to 0
     np.testing.assert_allclose(risk, -3.0 + 0.0014, rtol=1e-6)
     threshold, risk = sure.sure_threshold(large, 1.0)
-    assert threshold == 0.0  # keep all
+    assert threshold == 0.0  # all kept
     assert risk == 3.0
     with jax.enable_x64(True):
         assert all(number.dtype == jnp.float64 for number in sure.sure_threshold(jnp.ones(3), 0.5))
 
 
 @pytest.mark.slow
-def test_examples_do_not_depend_on_their_neighbours():
+def test_examples_do_not_depend_on_each_other():
     y = batch((3,))
     for trace in ("exact", "rademacher", "gaussian", "sphere"):
         alone, beside = (sure.sure(mixing, KEY, y, 0.5, trace=trace, probes=2) for y in (y[:1], y))
@@ -125,6 +125,6 @@ def test_refusals(monkeypatch):
         sure.sure(mixing, None, y, 0.5)
     with pytest.raises(ValueError, match=r"field returned shape \(5, 2\) for x_t of shape \(5, 3\)"):
         sure.sure(lambda y: y[:, :2], KEY, y, 0.5)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would raise first
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         sure.sure(mixing, KEY, y, 0.5, trace="all")

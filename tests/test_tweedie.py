@@ -1,4 +1,4 @@
-"""Tweedie's formula as a function: float32 at every level, every shape, operators, neighbours, the bases by scipy.
+"""Tweedie's formula as a function: float32 at every level, every shape, operators, batches, the bases by scipy.
 
 The formula itself is in `derivations`.
 """
@@ -20,7 +20,7 @@ from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.parameterization import ScoreFromDenoiser
 
 KEY = jax.random.key(0)
-KINDS = ("x_0", "eps", "v", "score")
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 LOG_SNRS = np.linspace(-20.0, 20.0, 17)
 LEVEL = level_from_log_snr(jnp.float32(0.4))
 EXPLODING = NoiseLevel(*(jnp.float32(f) for f in (1.0, 2.0, 0.0, np.log(2.0))))
@@ -31,7 +31,7 @@ def as64(tree):
 
 
 def correlated(shape):
-    """A Gaussian law that is not diagonal."""
+    """A Gaussian distribution with a full covariance."""
     size = math.prod(shape)
     return closed_form.gaussian(np.full(shape, 0.3), matrix(size) @ matrix(size).T + 0.1 * np.eye(size))
 
@@ -45,44 +45,44 @@ def assert_rounded(function, *args):
     ours = function(*args)
     with jax.enable_x64(True):
         args = [as64(arg) for arg in args]
-        truth = function(*args)
+        expected = function(*args)
         condition = sum(
             np.abs(np.asarray(jax.jvp(lambda a, i=i: function(*args[:i], a, *args[i + 1 :]), (arg,), (arg,))[1]))
             for i, arg in enumerate(args)
         )
     assert ours.dtype == jnp.float32
-    error = np.abs(np.asarray(ours, np.float64) - np.asarray(truth)) / condition
+    error = np.abs(np.asarray(ours, np.float64) - np.asarray(expected)) / condition
     assert error.max() < 1e-6, f"off by {error.max():.1e} of the condition"
 
 
 @pytest.mark.parametrize("log_snr", LOG_SNRS)
 def test_posterior_mean_in_float32(log_snr):
-    def ask(value, x_t):
+    def evaluate(value, x_t):
         level = level_from_log_snr(jnp.asarray(log_snr, x_t.dtype))
         return tweedie.posterior_mean(lambda x: value, x_t, level)
 
     value, x_t = batch((3,)), batch((3,), count=10)[5:]
-    assert_rounded(ask, value, x_t)
+    assert_rounded(evaluate, value, x_t)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log_snr", [1.0, 8.0, 20.0])
 def test_a_whole_mean_in_float32(log_snr):
-    # where there is signal the score of a law loses no digits either
-    def ask(dtype):
+    # where there is signal the score is as accurate
+    def evaluate(dtype):
         distribution = closed_form.gaussian([0.3, -0.2], [[0.5, 0.1], [0.1, 0.3]])
         level = level_from_log_snr(jnp.asarray(log_snr, dtype))
         return tweedie.posterior_mean(score_of(distribution, level), batch((2,), dtype), level)
 
-    ours = ask(jnp.float32)
+    ours = evaluate(jnp.float32)
     with jax.enable_x64(True):
-        np.testing.assert_allclose(ours, ask(jnp.float64), rtol=2e-6)
+        np.testing.assert_allclose(ours, evaluate(jnp.float64), rtol=2e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_score_of_in_float32(prediction_type):
-    def ask(value, x_t):
+    def evaluate(value, x_t):
         levels = [level_from_log_snr(jnp.asarray(log_snr, x_t.dtype)) for log_snr in LOG_SNRS]
         return jnp.stack(
             [
@@ -92,13 +92,13 @@ def test_score_of_in_float32(prediction_type):
         )
 
     value, x_t = batch((3,)), batch((3,), count=10)[5:]
-    assert_rounded(ask, value, x_t)
+    assert_rounded(evaluate, value, x_t)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("prediction_type", KINDS)
-def test_score_of_the_best_denoiser_is_the_score_of_the_noisy_law(shape, prediction_type):
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_score_of_the_optimal_denoiser_is_the_score_of_the_noisy_distribution(shape, prediction_type):
     distribution, x_t = correlated(shape), batch(shape)
     for level in (LEVEL, EXPLODING):
         ours = ScoreFromDenoiser(closed_form.OptimalDenoiser(distribution, prediction_type), level, prediction_type)(
@@ -107,13 +107,13 @@ def test_score_of_the_best_denoiser_is_the_score_of_the_noisy_law(shape, predict
         np.testing.assert_allclose(ours, score_of(distribution, level)(x_t), rtol=1e-4, atol=1e-5)
 
 
-def test_score_of_tells_the_denoiser_one_level_an_example():
-    told = []
+def test_score_of_passes_one_level_per_example_to_the_denoiser():
+    levels_seen = []
     levels = level_from_log_snr(jnp.float32(0.4), t=0.25)
-    ScoreFromDenoiser(lambda x_t, level: told.append(level) or x_t, levels)(batch((2, 3)))
-    assert {jnp.shape(field) for field in told[0]} == {(5,)}
-    np.testing.assert_array_equal(told[0].t, np.full(5, 0.25, np.float32))
-    np.testing.assert_array_equal(told[0].sigma, np.full(5, LEVEL.sigma))
+    ScoreFromDenoiser(lambda x_t, level: levels_seen.append(level) or x_t, levels)(batch((2, 3)))
+    assert {jnp.shape(field) for field in levels_seen[0]} == {(5,)}
+    np.testing.assert_array_equal(levels_seen[0].t, np.full(5, 0.25, np.float32))
+    np.testing.assert_array_equal(levels_seen[0].sigma, np.full(5, LEVEL.sigma))
 
 
 @pytest.mark.slow
@@ -125,19 +125,20 @@ def test_moments_of_every_shape(shape, dtype):
         rtol = 1e-4 if dtype == jnp.float32 else 1e-11
         for level in (LEVEL, EXPLODING):
             level = jax.tree.map(lambda field: jnp.asarray(field, dtype), level)
-            score, truth = score_of(distribution, level), distribution.posterior(x_t[0], level)
+            score, expected = score_of(distribution, level), distribution.posterior(x_t[0], level)
             mean = tweedie.posterior_mean(score, x_t, level)
             covariance = tweedie.posterior_covariance(score, x_t, level)
             variance = tweedie.posterior_variance(score, None, x_t, level, trace="exact")
             assert mean.dtype == covariance.dtype == variance.dtype == dtype
             assert variance.shape == mean.shape == x_t.shape
-            np.testing.assert_allclose(mean[0], truth.mean, rtol=rtol, atol=rtol)
-            np.testing.assert_allclose(covariance, jnp.stack([truth.covariance()] * 5), rtol=rtol, atol=rtol)
-            np.testing.assert_allclose(variance[4], truth.variance, rtol=rtol, atol=rtol)
+            np.testing.assert_allclose(mean[0], expected.mean, rtol=rtol, atol=rtol)
+            np.testing.assert_allclose(covariance, jnp.stack([expected.covariance()] * 5), rtol=rtol, atol=rtol)
+            np.testing.assert_allclose(variance[4], expected.variance, rtol=rtol, atol=rtol)
 
 
-def test_rows_of_the_covariance_are_what_comes_out():
-    # told apart by a field that is no gradient; the operator is the matrix, linear, and an argument of compiled code
+def test_rows_of_the_covariance_are_the_output_indices():
+    # with a field that is not a gradient they differ from the columns
+    # the operator multiplies by the matrix, is linear, and can be passed to compiled code
     x_t, v = batch((2, 3)), batch((2, 3), count=10)[5:]
     times = tweedie.covariance_operator(mixing, x_t, LEVEL)
     whole = tweedie.posterior_covariance(mixing, x_t, LEVEL)
@@ -152,11 +153,11 @@ def test_rows_of_the_covariance_are_what_comes_out():
 def test_variances_along_random_directions():
     x_t = jnp.broadcast_to(batch((3,))[:1], (20_000, 3))
     score = score_of(correlated((3,)), LEVEL)
-    truth = tweedie.posterior_variance(score, None, x_t[:1], LEVEL, trace="exact")[0]
+    expected = tweedie.posterior_variance(score, None, x_t[:1], LEVEL, trace="exact")[0]
     for trace in ("rademacher", "gaussian"):
         ours = np.asarray(tweedie.posterior_variance(score, KEY, x_t, LEVEL, trace=trace, probes=2), np.float64)
         error = ours.std(0) / np.sqrt(20_000)
-        assert np.all(np.abs(ours.mean(0) - truth) < 4 * error)
+        assert np.all(np.abs(ours.mean(0) - expected) < 4 * error)
         assert np.all(error < 0.01)
     diagonal = tweedie.posterior_variance(lambda x: -(x**3), KEY, batch((3,)), LEVEL)  # signs: no error
     exactly = tweedie.posterior_variance(lambda x: -(x**3), None, batch((3,)), LEVEL, trace="exact")
@@ -164,17 +165,17 @@ def test_variances_along_random_directions():
 
 
 @pytest.mark.slow
-def test_examples_do_not_depend_on_their_neighbours():
+def test_examples_do_not_depend_on_each_other():
     x_t = batch((3,))
-    for ask in (
+    for evaluate in (
         lambda x_t: tweedie.posterior_mean(mixing, x_t, LEVEL),
         lambda x_t: tweedie.posterior_covariance(mixing, x_t, LEVEL),
         lambda x_t: tweedie.posterior_variance(mixing, KEY, x_t, LEVEL, trace="gaussian"),
     ):
-        np.testing.assert_allclose(ask(x_t[:1]), ask(x_t)[:1], rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(evaluate(x_t[:1]), evaluate(x_t)[:1], rtol=2e-6, atol=1e-6)
 
 
-def test_bases_are_the_laws_without_their_parameters():
+def test_bases_are_the_distributions_without_their_parameters():
     x = np.abs(np.asarray(batch((2, 3)), np.float64))[0] + 0.5
     x_32 = jnp.asarray(x, jnp.float32)
     normal = stats.norm(0.0, np.sqrt(0.7)).logpdf(x).sum()  # eta = 0
@@ -201,9 +202,9 @@ def test_cumulants_of_independent_counts(shape):
     flat, size = np.arange(math.prod(shape)), math.prod(shape)
     for order, cumulant in enumerate(ours, 1):
         each = special.polygamma(order - 1, 2.0 + flat) - (np.log(2.0) if order == 1 else 0.0)
-        truth = np.zeros((size,) * order)
-        truth[(np.arange(size),) * order] = each
-        np.testing.assert_allclose(cumulant, truth.reshape(shape * order), rtol=1e-5, atol=2e-5)
+        expected = np.zeros((size,) * order)
+        expected[(np.arange(size),) * order] = each
+        np.testing.assert_allclose(cumulant, expected.reshape(shape * order), rtol=1e-5, atol=2e-5)
     assert len(tweedie.cumulants(_counts, tweedie.poisson_base, x, 1)) == 1
 
 
@@ -236,7 +237,7 @@ def test_refusals(monkeypatch):
         tweedie.posterior_variance(mixing, KEY, x, LEVEL, probes=0)
     with pytest.raises(ValueError, match=r"key is None .*trace='exact'"):
         tweedie.posterior_variance(mixing, None, x, LEVEL)
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would speak first
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would raise first
     with pytest.raises(ValueError, match="unknown trace 'all'"):
         tweedie.posterior_variance(mixing, KEY, x, LEVEL, trace="all")
     with pytest.raises(ValueError, match="prediction_type 'noise'"):

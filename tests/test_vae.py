@@ -54,7 +54,7 @@ def test_score_function_has_the_value_of_its_cost():
     np.testing.assert_array_equal(gradient, cost)
 
 
-def test_one_draw_is_the_bound_with_its_sampled_kl():
+def test_one_sample_is_the_bound_with_its_sampled_kl():
     key = jax.random.key(3)
     one = vae.importance_weighted_bound(*ARGUMENTS, key, X, samples=1)
     plain = vae.bound(*ARGUMENTS, jax.random.split(key, 1)[0], X, sampled_kl=True).total
@@ -90,7 +90,7 @@ def test_traced_once_and_a_learned_likelihood_has_a_gradient():
     assert np.isfinite(jax.grad(total)(jnp.float32(0.4), jax.random.key(0)))
 
 
-def test_what_cannot_be_asked():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="samples is 0"):
         vae.importance_weighted_bound(*ARGUMENTS, jax.random.key(0), X, samples=0)
     unwrapped = inspect.unwrap(vae.bound)
