@@ -45,8 +45,8 @@ def _without_checks_of_annotations(monkeypatch):
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.RandomState(0).randint(0, 9, (4, 3)) / 4.0 - 1.0, jnp.float32)  # on a grid of 9 values
 P = jnp.float32(0.3)
-TABLE = discrete_schedules.linear_betas(3, 0.05, 0.4)
-SCHEDULE = schedules.LinearLogSNR(5.0, -4.0)
+SCHEDULE = discrete_schedules.linear_betas(3, 0.05, 0.4)
+CONTINUOUS = schedules.LinearLogSNR(5.0, -4.0)
 LEVEL = level_from_log_snr(jnp.float32(0.5))
 
 
@@ -105,25 +105,25 @@ def _wide(x, levels):
 # name -> function of a network, a key and a batch
 DENOISERS: dict[str, Callable[..., Any]] = {
     "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(
-        net, k, x, TABLE, prediction_type="v", weight=lambda s: s.t.alpha, probabilities=jnp.arange(1.0, 4.0)
+        net, k, x, SCHEDULE, prediction_type="v", weight=lambda s: s.t.alpha, probabilities=jnp.arange(1.0, 4.0)
     ),
-    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, TABLE),
-    "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, TABLE, decoder),
-    "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, TABLE, decoder),
-    "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, SCHEDULE, decoder, terms=2),
-    "elbo.diffusion_curve": lambda net, k, x: elbo.diffusion_curve(net, k, x, TABLE, terms=2),
-    "elbo.diffusion_curve, continuous": lambda net, k, x: elbo.diffusion_curve(net, k, x, SCHEDULE, terms=2),
-    "path_bounds.consistency_bound": lambda net, k, x: path_bounds.consistency_bound(net, k, x, TABLE, decoder),
-    "path_bounds.joint_log_ratio": lambda net, k, x: path_bounds.joint_log_ratio(net, k, x, TABLE, decoder),
+    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, SCHEDULE),
+    "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, SCHEDULE, decoder),
+    "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, SCHEDULE, decoder),
+    "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, CONTINUOUS, decoder, terms=2),
+    "elbo.diffusion_curve": lambda net, k, x: elbo.diffusion_curve(net, k, x, SCHEDULE, terms=2),
+    "elbo.diffusion_curve, continuous": lambda net, k, x: elbo.diffusion_curve(net, k, x, CONTINUOUS, terms=2),
+    "path_bounds.consistency_bound": lambda net, k, x: path_bounds.consistency_bound(net, k, x, SCHEDULE, decoder),
+    "path_bounds.joint_log_ratio": lambda net, k, x: path_bounds.joint_log_ratio(net, k, x, SCHEDULE, decoder),
     "path_bounds.importance_weighted_bound": lambda net, k, x: path_bounds.importance_weighted_bound(
-        net, k, x, TABLE, decoder, samples=2
+        net, k, x, SCHEDULE, decoder, samples=2
     ),
-    "vdm.vdm_loss": lambda net, k, x: vdm.vdm_loss(net, k, x, SCHEDULE, decoder),
-    "vdm.vdm_loss, T steps": lambda net, k, x: vdm.vdm_loss(net, k, x, SCHEDULE, decoder, num_steps=5),
+    "vdm.vdm_loss": lambda net, k, x: vdm.vdm_loss(net, k, x, CONTINUOUS, decoder),
+    "vdm.vdm_loss, T steps": lambda net, k, x: vdm.vdm_loss(net, k, x, CONTINUOUS, decoder, num_steps=5),
     "vdm.vdm_loss, learned": lambda net, k, x: vdm.vdm_loss(net, k, x, learned(P), decoder),
-    "reverse_variance.eps_second_moment": lambda net, k, x: reverse_variance.eps_second_moment(net, k, x, TABLE),
+    "reverse_variance.eps_second_moment": lambda net, k, x: reverse_variance.eps_second_moment(net, k, x, SCHEDULE),
     "weightings.weighted_bound": lambda net, k, x: weightings.weighted_bound(
-        net, k, x, SCHEDULE, weightings.sigmoid, terms=2
+        net, k, x, CONTINUOUS, weightings.sigmoid, terms=2
     ),
     "score_matching.denoising_at_level": lambda net, k, x: score_matching.denoising_at_level(
         net, k, x, LEVEL, prediction_type="eps"
@@ -134,10 +134,12 @@ DENOISERS: dict[str, Callable[..., Any]] = {
 }
 VARIANCES: dict[str, Callable[..., Any]] = {
     "reverse_variance.learned_variance_bound": lambda net, k, x: reverse_variance.learned_variance_bound(
-        net, k, x, TABLE, variance_decoder
+        net, k, x, SCHEDULE, variance_decoder
     ),
-    "reverse_variance.vlb_loss": lambda net, k, x: reverse_variance.vlb_loss(net, k, x, TABLE, variance_decoder),
-    "reverse_variance.hybrid_loss": lambda net, k, x: reverse_variance.hybrid_loss(net, k, x, TABLE, variance_decoder),
+    "reverse_variance.vlb_loss": lambda net, k, x: reverse_variance.vlb_loss(net, k, x, SCHEDULE, variance_decoder),
+    "reverse_variance.hybrid_loss": lambda net, k, x: reverse_variance.hybrid_loss(
+        net, k, x, SCHEDULE, variance_decoder
+    ),
 }
 SCORES: dict[str, Callable[..., Any]] = {
     "score_matching.explicit": lambda s, k, x: score_matching.explicit(s, lambda x: jnp.sin(x), x),
@@ -177,7 +179,7 @@ CASES: dict[str, Callable[..., Any]] = {
     **PREDICTIONS,
     **{name: lambda w, p, k, x, f=f: f(energy_of(w, p), k, x) for name, f in ENERGIES.items()},
 }
-EAGER = {  # not compiled as a whole: of no examples the result is empty
+EAGER = {  # not compiled as a whole: with no examples the result is empty
     "tweedie.posterior_mean", "tweedie.covariance_operator", "energy.log_density", "energy.log_partition",
     "energy.score", "energy.contrastive_divergence", "divergence.value_and_divergence",
 }  # fmt: skip
@@ -220,7 +222,7 @@ def test_paths_of_bfloat16_data_are_those_of_float32(function):
 
     with jax.numpy_dtype_promotion("standard"):
         half, full = (
-            function(constant, KEY, X.astype(dtype), TABLE, decoder, prediction_type="x_0")
+            function(constant, KEY, X.astype(dtype), SCHEDULE, decoder, prediction_type="x_0")
             for dtype in (jnp.bfloat16, jnp.float32)
         )
     if isinstance(half, elbo.DiffusionBound):  # its decoder's x_1 is a state, and rounded
@@ -286,7 +288,7 @@ WITH_TABLE = {
     ),
 }
 
-DRAWN_IN_FLOAT64 = {  # samples of a normal distribution whose mean is float64 are other random numbers
+SAMPLED_IN_FLOAT64 = {  # samples of a normal distribution whose mean is float64 are other random numbers
     "elbo.bound", "path_bounds.consistency_bound", "path_bounds.joint_log_ratio",
     "path_bounds.importance_weighted_bound", "reverse_variance.learned_variance_bound",
     "dequantization.latent_dequantization_bound",
@@ -296,7 +298,7 @@ DRAWN_IN_FLOAT64 = {  # samples of a normal distribution whose mean is float64 a
 @pytest.mark.parametrize("name", WITH_TABLE)
 def test_float32_data_with_a_schedule_in_float64(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        result = jax.eval_shape(WITH_TABLE[name], _as(jnp.float32, X), _as(jnp.float64, TABLE))
+        result = jax.eval_shape(WITH_TABLE[name], _as(jnp.float32, X), _as(jnp.float64, SCHEDULE))
     assert {leaf.dtype for leaf in floats(result)} <= {np.dtype(np.float32), np.dtype(np.float64)}
 
 
@@ -305,16 +307,16 @@ def test_float32_data_with_a_schedule_in_float64(name):
 def test_a_schedule_in_float64_gives_the_numbers_of_one_in_float32(name):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         double, single = (
-            WITH_TABLE[name](_as(jnp.float32, X), _as(dtype, TABLE)) for dtype in (jnp.float64, jnp.float32)
+            WITH_TABLE[name](_as(jnp.float32, X), _as(dtype, SCHEDULE)) for dtype in (jnp.float64, jnp.float32)
         )
-        if name in DRAWN_IN_FLOAT64:
+        if name in SAMPLED_IN_FLOAT64:
             assert all(np.all(np.isfinite(leaf)) for leaf in floats(double))
         else:
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), double, single)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_float64_arrays_of_numpy_are_taken_without_a_warning(name):
+def test_float64_numpy_arrays_are_accepted_without_a_warning(name):
     x = np.asarray(X, np.float64)
     result = jax.eval_shape(lambda: CASES[name](same, np.float64(0.3), KEY, x))
     assert {leaf.dtype for leaf in floats(result)} == {np.dtype(np.float32)}
@@ -327,14 +329,14 @@ def test_float64_arrays_of_numpy_are_as_float32(name):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), ours, theirs)
 
 
-def test_numbers_of_numpy_are_taken_without_a_warning():
+def test_numpy_scalars_are_accepted_without_a_warning():
     x, u, distribution = np.asarray(X, np.float64), np.linspace(0.0, 0.9, 5), dequantization.Uniform
     results = jax.eval_shape(
         lambda: (
             time_sampling.importance_sample(u, np.array([0.25, 0.75]))[::2],
             sure.sure_threshold(x, np.float64(0.5)),
             (tweedie.poisson_base(x), tweedie.normal_base(x, np.float64(0.5)), tweedie.gamma_base(x, np.float64(2.0))),
-            weightings.uniform_in_time(x, SCHEDULE),
+            weightings.uniform_in_time(x, CONTINUOUS),
             (distribution(x[0], 9).sample(KEY), distribution(x[0], 9).log_prob(x[0])),
             (_truncated(x[0]).sample(KEY), _truncated(x[0]).log_prob(x[0])),
         )
@@ -354,24 +356,24 @@ def test_probabilities_of_numpy_are_as_float32():
 
 @pytest.mark.slow
 def test_bfloat16_times_are_float32():
-    drawn = time_sampling.importance_sample(
+    sampled = time_sampling.importance_sample(
         jnp.asarray([0.25, 0.5], jnp.bfloat16), jnp.asarray([0.3, 0.7], jnp.bfloat16)
     )
     exact = time_sampling.importance_sample(
         jnp.asarray([0.25, 0.5]), jnp.asarray([0.3, 0.7], jnp.bfloat16).astype(jnp.float32)
     )
-    jax.tree.map(np.testing.assert_array_equal, drawn, exact)
-    assert weightings.uniform_in_time(jnp.ones(2, jnp.bfloat16), SCHEDULE).dtype == np.float32
+    jax.tree.map(np.testing.assert_array_equal, sampled, exact)
+    assert weightings.uniform_in_time(jnp.ones(2, jnp.bfloat16), CONTINUOUS).dtype == np.float32
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_examples_are_refused_or_give_an_empty_result(name):
-    ask = partial(jax.eval_shape, lambda: CASES[name](same, P, KEY, X[:0]))
+    evaluate = partial(jax.eval_shape, lambda: CASES[name](same, P, KEY, X[:0]))
     if name in EAGER and name != "energy.contrastive_divergence":  # whose chains are compiled
-        assert all(0 in leaf.shape or leaf.shape == () for leaf in jax.tree.leaves(ask()))
+        assert all(0 in leaf.shape or leaf.shape == () for leaf in jax.tree.leaves(evaluate()))
     else:
         with pytest.raises(ValueError, match="at least one example"):
-            ask()
+            evaluate()
 
 
 WRONG = {
@@ -403,7 +405,7 @@ def test_energies_of_another_shape_are_refused(name, wrap):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_integers_in_the_place_of_a_prediction_are_refused(name):
+def test_integer_predictions_are_refused(name):
     with pytest.raises(TypeError, match="returned int32"):
         jax.eval_shape(lambda: CASES[name](lambda y: y.astype(jnp.int32), P, KEY, X))
 
@@ -424,20 +426,22 @@ COLUMN = jnp.ones((4, 1))
 
 
 def _dequantized(**methods):
-    distribution = type("Law", (), methods)()
+    distribution = type("Distribution", (), methods)()
     return dequantization.dequantized_bound(ENERGY, KEY, X, lambda x: distribution)
 
 
 SHAPES = {
-    "weight returned shape (4, 1)": lambda: losses.denoising_loss(NET, KEY, X, TABLE, weight=lambda s: s.t.alpha[None]),
+    "weight returned shape (4, 1)": lambda: losses.denoising_loss(
+        NET, KEY, X, SCHEDULE, weight=lambda s: s.t.alpha[None]
+    ),
     "weight returned shape (2, 1)": lambda: weightings.weighted_bound(
-        NET, KEY, X, SCHEDULE, lambda lam: lam[:, :1], terms=2
+        NET, KEY, X, CONTINUOUS, lambda lam: lam[:, :1], terms=2
     ),
     "weight returned shape (3,)": lambda: score_matching.denoising_at_level(
         NET, KEY, X, LEVEL, weight=lambda lv: lv.alpha[1:]
     ),
     "probabilities has shape (2,): it must be (3,)": lambda: losses.denoising_loss(
-        NET, KEY, X, TABLE, probabilities=jnp.ones(2)
+        NET, KEY, X, SCHEDULE, probabilities=jnp.ones(2)
     ),
     "probabilities has shape (2, 1)": lambda: time_sampling.importance_sample(P, jnp.ones((2, 1))),
     "probabilities has shape (0,)": lambda: time_sampling.importance_sample(P, jnp.ones(0)),
@@ -445,16 +449,16 @@ SHAPES = {
         jnp.asarray([1, 2, 3]), jnp.ones((3, 1))
     ),
     "t has shape (3,): it must be (4,)": lambda: reverse_variance.vlb_loss(
-        VARIANCE_NET, KEY, X, TABLE, variance_decoder, t=jnp.ones(3, int)
+        VARIANCE_NET, KEY, X, SCHEDULE, variance_decoder, t=jnp.ones(3, int)
     ),
     "importance has shape (4, 1): it must be (4,)": lambda: reverse_variance.hybrid_loss(
-        VARIANCE_NET, KEY, X, TABLE, variance_decoder, importance=COLUMN
+        VARIANCE_NET, KEY, X, SCHEDULE, variance_decoder, importance=COLUMN
     ),
     "vlb_weight has shape (4,): it must be one number": lambda: reverse_variance.hybrid_loss(
-        VARIANCE_NET, KEY, X, TABLE, variance_decoder, vlb_weight=jnp.ones(4)
+        VARIANCE_NET, KEY, X, SCHEDULE, variance_decoder, vlb_weight=jnp.ones(4)
     ),
     "prior.var has shape (4,): it must be one number": lambda: elbo.bound(
-        NET, KEY, X, TABLE, decoder, prior=Normal(0.0, var=jnp.ones(4))
+        NET, KEY, X, SCHEDULE, decoder, prior=Normal(0.0, var=jnp.ones(4))
     ),
     "sigma has shape (4, 1): it must be one number": lambda: sure.sure(SCORE, KEY, X, COLUMN),
     "log_partition has shape (4, 1): it must be one number": lambda: energy.log_density(ENERGY, X, COLUMN),
@@ -465,10 +469,10 @@ SHAPES = {
     "start has shape (4, 3) and end (4, 1)": lambda: energy.line_integral(SCORE, X, COLUMN),
     "path returned shape (1, 3)": lambda: energy.line_integral(SCORE, X, X, path=lambda u, a, b: a[:1] + u),
     "of shape (1,) for x of shape (3,)": lambda: elbo.bound(
-        NET, KEY, X, TABLE, lambda h, z, lv: Normal(h[:1], var=lv.sigma)
+        NET, KEY, X, SCHEDULE, lambda h, z, lv: Normal(h[:1], var=lv.sigma)
     ),
     "log_prob of the decoder returned shape (3,)": lambda: elbo.bound(
-        NET, KEY, X, TABLE, lambda h, z, lv: _PerDimension()
+        NET, KEY, X, SCHEDULE, lambda h, z, lv: _PerDimension()
     ),
     "log_prob of the noise returned shape (3,)": lambda: score_matching.denoising(
         SCORE, KEY, X, lambda x: _PerDimension()
@@ -505,15 +509,15 @@ def test_other_shapes_that_would_broadcast_are_refused(message):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("decoder", lambda array: elbo.bound(NET, KEY, X, TABLE, array)),
-        ("decoder", lambda array: path_bounds.joint_log_ratio(NET, KEY, X, TABLE, array)),
-        ("decoder", lambda array: reverse_variance.learned_variance_bound(VARIANCE_NET, KEY, X, TABLE, array)),
+        ("decoder", lambda array: elbo.bound(NET, KEY, X, SCHEDULE, array)),
+        ("decoder", lambda array: path_bounds.joint_log_ratio(NET, KEY, X, SCHEDULE, array)),
+        ("decoder", lambda array: reverse_variance.learned_variance_bound(VARIANCE_NET, KEY, X, SCHEDULE, array)),
         ("decoder", lambda array: dequantization.latent_dequantization_bound(ENERGY, NET, KEY, X, LEVEL, array)),
         ("dequantizer", lambda array: dequantization.dequantized_bound(ENERGY, KEY, X, array)),
         ("noise", lambda array: score_matching.denoising(SCORE, KEY, X, array)),
     ],
 )
-def test_an_array_in_the_place_of_a_distribution_is_refused(name, call):
+def test_an_array_instead_of_a_distribution_is_refused(name, call):
     with pytest.raises(TypeError, match=rf"the {name} returned .*: it must return a distribution with"):
         jax.eval_shape(lambda: call(lambda x, *_: x))
 
@@ -544,14 +548,14 @@ NO_SIGNAL = level_from_log_snr(jnp.float32(-np.inf))
     ],
 )
 @pytest.mark.parametrize("schedule", [schedules.Cosine(), schedules.LinearBeta(), schedules.Sigmoid()])
-def test_a_schedule_that_begins_clean_is_refused(call, schedule):
+def test_a_schedule_without_noise_at_t_0_is_refused(call, schedule):
     name = type(schedule).__name__
     with pytest.raises(ValueError, match=rf"{name}\(.* has no noise at t = 0.0: .*discretize"):
         jax.eval_shape(lambda: call(schedule))
 
 
 @pytest.mark.slow
-def test_the_remedy_for_a_schedule_that_begins_clean():
+def test_the_remedy_for_a_schedule_without_noise_at_t_0():
     schedule = discrete_schedules.InterpolatedSchedule(discrete_schedules.discretize(schedules.Cosine(), 10))
     assert np.all(np.isfinite(vdm.vdm_loss(NET, KEY, X, schedule, decoder).total))
 
@@ -573,22 +577,24 @@ def test_a_level_that_a_formula_divides_by_is_refused_where_it_is_zero(level, wh
 
 
 STATIC: dict[str, tuple[Callable[..., Any], int | float]] = {
-    "t_0": (lambda n: elbo.continuous_bound(NET, KEY, X, SCHEDULE, decoder, t_0=n).total, 0.25),
+    "t_0": (lambda n: elbo.continuous_bound(NET, KEY, X, CONTINUOUS, decoder, t_0=n).total, 0.25),
     "t_0 of a weighted bound": (
-        lambda n: weightings.weighted_bound(NET, KEY, X, SCHEDULE, weightings.sigmoid, t_0=n),
+        lambda n: weightings.weighted_bound(NET, KEY, X, CONTINUOUS, weightings.sigmoid, t_0=n),
         0.25,
     ),
-    "terms": (lambda n: elbo.bound(NET, KEY, X, TABLE, decoder, terms=n).total, 2),
+    "terms": (lambda n: elbo.bound(NET, KEY, X, SCHEDULE, decoder, terms=n).total, 2),
     "terms of a learned bound": (
-        lambda n: reverse_variance.learned_variance_bound(VARIANCE_NET, KEY, X, TABLE, variance_decoder, terms=n).total,
+        lambda n: (
+            reverse_variance.learned_variance_bound(VARIANCE_NET, KEY, X, SCHEDULE, variance_decoder, terms=n).total
+        ),
         2,
     ),
-    "samples": (lambda n: path_bounds.importance_weighted_bound(NET, KEY, X, TABLE, decoder, samples=n), 2),
+    "samples": (lambda n: path_bounds.importance_weighted_bound(NET, KEY, X, SCHEDULE, decoder, samples=n), 2),
     "samples of y": (
         lambda n: dequantization.dequantized_bound(ENERGY, KEY, X, lambda x: dequantization.Uniform(x, 9), samples=n),
         2,
     ),
-    "num_steps": (lambda n: vdm.vdm_loss(NET, KEY, X, SCHEDULE, decoder, num_steps=n).total, 4),
+    "num_steps": (lambda n: vdm.vdm_loss(NET, KEY, X, CONTINUOUS, decoder, num_steps=n).total, 4),
     "probes": (lambda n: sure.sure(SCORE, KEY, X, 0.4, probes=n), 2),
     "probes of a sliced score": (lambda n: score_matching.sliced(SCORE, KEY, X, probes=n), 2),
     "nodes": (lambda n: energy.line_integral(SCORE, X, X[::-1], nodes=n), 3),
@@ -596,7 +602,7 @@ STATIC: dict[str, tuple[Callable[..., Any], int | float]] = {
 
 
 @pytest.mark.parametrize("name", STATIC)
-def test_arrays_of_no_axes_serve_as_numbers(name):
+def test_zero_dimensional_arrays_are_accepted_as_numbers(name):
     call, number = STATIC[name]
     shapes = jax.eval_shape(lambda: call(number))
     for prediction_type in (np.asarray, jnp.asarray):

@@ -24,7 +24,7 @@ from vdm_jax.types import evaluate
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (4, 3))
-TABLE = discrete_schedules.linear_betas(4)
+SCHEDULE = discrete_schedules.linear_betas(4)
 TRACES: list[str] = []
 
 
@@ -35,7 +35,7 @@ def call(network: Any, x: Any) -> Any:
 
 
 def traces(network, x=X) -> int:
-    """How many times a call traces."""
+    """The number of times that a call traces the function."""
     before = len(TRACES)
     call(network, x)
     return len(TRACES) - before
@@ -46,21 +46,21 @@ def decoder(x_hat, x_1, level):
 
 
 def loss(network):
-    return losses.simple_loss(network, KEY, X, TABLE)
+    return losses.simple_loss(network, KEY, X, SCHEDULE)
 
 
 def bound(network):
-    return elbo.bound(network, KEY, X, TABLE, decoder).total
+    return elbo.bound(network, KEY, X, SCHEDULE, decoder).total
 
 
 def ddim(network):
-    return samplers.ddim(network, KEY, X, TABLE).x_0
+    return samplers.ddim(network, KEY, X, SCHEDULE).x_0
 
 
 THROUGH = pytest.mark.parametrize("through", [loss, *(pytest.param(f, marks=pytest.mark.slow) for f in (bound, ddim))])
 
 
-# Every way for a plain function to hold a factor that changes from 1 to 2: (network, change).
+# Every way in which a plain function can depend on a factor that changes from 1 to 2: (network, change).
 
 
 def _dictionary():
@@ -291,7 +291,7 @@ def test_other_variables_of_the_same_name_do_not_matter():
 
 
 class ElementwiseEqual:
-    """Neither hashable nor comparable as a whole."""
+    """A callable without a hash, whose == returns an array."""
 
     def __eq__(self, other):
         return np.array([True, False])
@@ -305,14 +305,14 @@ def test_callables_need_no_hash_and_no_equality():
     assert [traces(network), traces(network)] == [1, 0]
 
 
-def test_not_a_number_is_the_same_variable_at_every_call():
+def test_a_nan_variable_is_the_same_at_every_call():
     holder = {"scale": float("nan")}
     network = lambda x: x * holder["scale"]  # noqa: E731
     assert [traces(network), traces(network)] == [1, 0]
 
 
-def test_a_new_object_is_not_taken_for_an_old_one_that_is_gone():
-    for scale in range(8):  # CPython gives its memory, and so its identity, to the next
+def test_a_new_object_is_not_confused_with_a_deleted_one():
+    for scale in range(8):  # CPython reuses the memory, and so the id, for the next object
         owner = Scaled()
         owner.scale = jnp.float32(scale)
         assert call(lambda x, owner=owner: owner(x), X)[0, 0] == scale * X[0, 0]
@@ -325,7 +325,7 @@ def test_a_function_that_holds_too_much_to_compare_is_refused():
         call(lambda x: x * len(holder), X)
 
 
-def test_parameters_that_functions_held_are_freed():
+def test_parameters_in_closures_are_freed():
     class Owner:
         pass
 

@@ -18,23 +18,23 @@ from vdm_jax.discrete_schedules import discretize, linear_betas
 from vdm_jax.gaussian import Normal, kl
 from vdm_jax.schedules import Cosine, LinearBeta, LinearLogSNR, VarianceExploding
 
-TABLE = linear_betas(8, 0.01, 0.5)
+SCHEDULE = linear_betas(8, 0.01, 0.5)
 MAKE_SCHEDULE = {  # to be called with x64 enabled, for float64 schedules
     "preserving": lambda: linear_betas(8, 0.01, 0.5),
     "exploding": lambda: discretize(VarianceExploding(0.1, 5.0), 8),
 }
-WORLD, LINE = GaussianWorld(0.4, 0.6), LinearLogSNR(5.0, -4.0)
-KINDS = ("x_0", "eps", "v", "score")
+GAUSSIAN, LINE = GaussianWorld(0.4, 0.6), LinearLogSNR(5.0, -4.0)
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 
 
 def _decoder(x_hat, x_1, level):
     return Normal(x_hat, var=level.sigma**2)
 
 
-def _bound(prediction_type="eps", schedule=TABLE, key=0, batch=4, **options):
-    x_0 = WORLD.sample(jax.random.key(9), (batch, 3))
+def _bound(prediction_type="eps", schedule=SCHEDULE, key=0, batch=4, **options):
+    x_0 = GAUSSIAN.sample(jax.random.key(9), (batch, 3))
     return elbo.bound(
-        denoiser(WORLD, prediction_type, 0.3),
+        denoiser(GAUSSIAN, prediction_type, 0.3),
         jax.random.key(key),
         x_0,
         schedule,
@@ -66,13 +66,13 @@ def test_prior_kl_is_the_kl_of_the_last_marginal():
 def test_a_prior_that_is_not_a_scalar_normal_is_refused(prior, error, message):
     x_0 = jnp.zeros((2, 3))
     with pytest.raises(error, match=message):
-        inspect.unwrap(elbo.prior_kl)(x_0[0], TABLE(TABLE.num_steps), prior)
+        inspect.unwrap(elbo.prior_kl)(x_0[0], SCHEDULE(SCHEDULE.num_steps), prior)
     if not isinstance(prior, float):  # the tests' run-time type checker refuses it first
         with pytest.raises(error, match=message):
-            elbo.bound(denoiser(WORLD), jax.random.key(0), x_0, TABLE, _decoder, prior=prior)
+            elbo.bound(denoiser(GAUSSIAN), jax.random.key(0), x_0, SCHEDULE, _decoder, prior=prior)
 
 
-@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("continuous", MAKE_SCHEDULE)
 def test_the_bound_does_not_depend_on_the_prediction_type(prediction_type, continuous):
     with jax.enable_x64(True):
@@ -91,7 +91,7 @@ def test_a_given_number_of_terms_is_unbiased():
     # each of T - 1 = 7 terms once, against combs of 1 and 3, over many keys
     def diffusion(key, terms):
         x_0 = jnp.full((1, 1), 0.9)
-        return elbo.bound(denoiser(WORLD, shift=0.3), key, x_0, TABLE, _decoder, terms=terms).diffusion[0]
+        return elbo.bound(denoiser(GAUSSIAN, shift=0.3), key, x_0, SCHEDULE, _decoder, terms=terms).diffusion[0]
 
     keys = jax.random.split(jax.random.key(1), 20_000)
     full, one, three = (np.asarray(jax.vmap(lambda k, n=n: diffusion(k, n))(keys), np.float64) for n in (None, 1, 3))
@@ -107,25 +107,25 @@ def test_as_many_terms_as_steps_visits_each_once():
 
 def test_a_schedule_of_one_step_has_no_diffusion_term():
     for terms in (None, 1, 5):
-        bound = _bound(schedule=TABLE.subsequence(np.array([0, 8])), terms=terms)
+        bound = _bound(schedule=SCHEDULE.subsequence(np.array([0, 8])), terms=terms)
         assert np.array_equal(bound.diffusion, np.zeros(4))
         assert np.all(np.isfinite(bound.total))
 
 
 @pytest.mark.parametrize("terms", [0, -1])
-def test_bound_refuses_no_terms(terms):
+def test_zero_terms_are_refused(terms):
     with pytest.raises(ValueError, match=f"terms is {terms}.*at least one.*None"):
         _bound(terms=terms)
 
 
 def test_diffusion_weight_of_a_clean_s_is_infinite():
-    for prediction_type in KINDS:
-        assert float(elbo.diffusion_weight(TABLE.step(0, 1), prediction_type)) == np.inf
+    for prediction_type in PREDICTION_TYPES:
+        assert float(elbo.diffusion_weight(SCHEDULE.step(0, 1), prediction_type)) == np.inf
 
 
 def test_reconstruction_is_the_decoders_at_step_one():
-    # a decoder that only tells what it was given
-    class Told(Normal):
+    # a decoder whose log_prob is the sum of its mean, which shows the arguments it was given
+    class SumOfMean(Normal):
         def log_prob(self, x):
             return jnp.sum(self.mean) + 0.0 * jnp.sum(x)
 
@@ -134,31 +134,36 @@ def test_reconstruction_is_the_decoders_at_step_one():
         lambda x, _: 0.5 * x,
         jax.random.key(0),
         x_0,
-        TABLE,
-        lambda h, z, lv: Told(h - z, var=lv.t),
+        SCHEDULE,
+        lambda h, z, lv: SumOfMean(h - z, var=lv.t),
         prediction_type="x_0",
     )
     with_x_1 = elbo.bound(
-        lambda x, _: 0.5 * x, jax.random.key(0), x_0, TABLE, lambda h, z, lv: Told(h, var=lv.t), prediction_type="x_0"
+        lambda x, _: 0.5 * x,
+        jax.random.key(0),
+        x_0,
+        SCHEDULE,
+        lambda h, z, lv: SumOfMean(h, var=lv.t),
+        prediction_type="x_0",
     )
     np.testing.assert_allclose(with_x_hat.reconstruction, -with_x_1.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
     times = elbo.bound(
         lambda x, _: x,
         jax.random.key(0),
         x_0,
-        TABLE,
-        lambda h, z, lv: Told(jnp.reshape(lv.t, (1,)), var=lv.t),
+        SCHEDULE,
+        lambda h, z, lv: SumOfMean(jnp.reshape(lv.t, (1,)), var=lv.t),
         prediction_type="x_0",
     )
     np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the decoder's level is that of step 1
 
 
 def test_gradients_are_finite():
-    x_0 = WORLD.sample(jax.random.key(2), (4, 3))
+    x_0 = GAUSSIAN.sample(jax.random.key(2), (4, 3))
     schedule = discretize(Cosine(), 6)
 
     def scaled(w, x_t, level):
-        return w * denoiser(WORLD)(x_t, level)
+        return w * denoiser(GAUSSIAN)(x_t, level)
 
     loss = lambda w: elbo.bound(Partial(scaled, w), jax.random.key(0), x_0, schedule, _decoder).total.sum()  # noqa: E731
     assert np.isfinite(jax.grad(loss)(0.9))
@@ -166,23 +171,23 @@ def test_gradients_are_finite():
 
 @pytest.mark.slow
 def test_the_curve_adds_up_to_the_bound():
-    x_0 = WORLD.sample(jax.random.key(2), (4, 3))
+    x_0 = GAUSSIAN.sample(jax.random.key(2), (4, 3))
     _, key = jax.random.split(jax.random.key(0))  # the bound keeps the other half for its decoder
     for schedule, whole in (
-        (TABLE, elbo.bound(denoiser(WORLD), jax.random.key(0), x_0, TABLE, _decoder, terms=5)),
-        (LINE, elbo.continuous_bound(denoiser(WORLD), jax.random.key(0), x_0, LINE, _decoder, terms=5)),
+        (SCHEDULE, elbo.bound(denoiser(GAUSSIAN), jax.random.key(0), x_0, SCHEDULE, _decoder, terms=5)),
+        (LINE, elbo.continuous_bound(denoiser(GAUSSIAN), jax.random.key(0), x_0, LINE, _decoder, terms=5)),
     ):
-        curve = elbo.diffusion_curve(denoiser(WORLD), key, x_0, schedule, terms=5)
+        curve = elbo.diffusion_curve(denoiser(GAUSSIAN), key, x_0, schedule, terms=5)
         np.testing.assert_allclose(curve.nats.sum(0), whole.diffusion, rtol=1e-6)
         assert np.all(np.diff(curve.log_snr, axis=0) < 0)
         assert curve.log_snr.shape == (5, 4)
 
 
 def test_a_curve_has_no_more_slices_than_the_schedule_has_terms():
-    x_0 = WORLD.sample(jax.random.key(2), (4, 3))
+    x_0 = GAUSSIAN.sample(jax.random.key(2), (4, 3))
     for terms in (0, 8):
         with pytest.raises(ValueError, match=f"terms is {terms}.*choose 1..7"):
-            elbo.diffusion_curve(denoiser(WORLD), jax.random.key(0), x_0, TABLE, terms=terms)
+            elbo.diffusion_curve(denoiser(GAUSSIAN), jax.random.key(0), x_0, SCHEDULE, terms=terms)
 
 
 def test_bits_per_dim():
@@ -192,8 +197,8 @@ def test_bits_per_dim():
 
 
 def _continuous(schedule, **options):
-    x_0 = WORLD.sample(jax.random.key(9), (4, 3))
-    return elbo.continuous_bound(denoiser(WORLD), jax.random.key(0), x_0, schedule, _decoder, **options)
+    x_0 = GAUSSIAN.sample(jax.random.key(9), (4, 3))
+    return elbo.continuous_bound(denoiser(GAUSSIAN), jax.random.key(0), x_0, schedule, _decoder, **options)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +210,7 @@ def _continuous(schedule, **options):
         (LinearBeta(), {}, "LinearBeta.* has no noise at t = 0.0"),
     ],
 )
-def test_a_continuous_bound_that_makes_no_sense_is_refused(schedule, options, message):
+def test_invalid_arguments_of_the_continuous_bound_are_refused(schedule, options, message):
     with pytest.raises(ValueError, match=message):
         _continuous(schedule, **options)
 
@@ -216,7 +221,7 @@ def test_continuous_bound_has_the_terms_of_its_ends():
     for schedule, t_0, var in ((LinearLogSNR(4.0, -3.0), 0.0, 1.0), (VarianceExploding(0.1, 5.0), 0.5, 25.0)):
         prior = Normal(0.0, var=var)
         ours = _continuous(schedule, t_0=t_0, terms=4, prior=prior)
-        x_0 = WORLD.sample(jax.random.key(9), (4, 3))
+        x_0 = GAUSSIAN.sample(jax.random.key(9), (4, 3))
         expected = jax.vmap(lambda x, s=schedule, p=prior: elbo.prior_kl(x, s(1.0), p))(x_0)
         np.testing.assert_allclose(ours.prior, expected, rtol=1e-6)
         level = schedule(jnp.full(4, t_0))
@@ -232,7 +237,7 @@ def test_continuous_bound_has_the_terms_of_its_ends():
         np.testing.assert_allclose(far, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule", [Cosine(), VarianceExploding(0.1, 5.0)], ids=repr)
 def test_rate_is_the_weight_of_a_short_step(schedule, prediction_type):
     # also where variance is not preserved: the error of the limit falls with the step

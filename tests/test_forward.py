@@ -15,12 +15,12 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.noise_levels import step_from_log_snr
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 
-TABLE = from_betas(np.array([0.1, 0.2, 0.3, 0.4]))
+SCHEDULE = from_betas(np.array([0.1, 0.2, 0.3, 0.4]))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4, 1)])
 def test_kernels_take_any_shape(shape):
-    x, step = jax.random.normal(jax.random.key(0), shape), TABLE.step(1, 3)
+    x, step = jax.random.normal(jax.random.key(0), shape), SCHEDULE.step(1, 3)
     distributions = [
         forward.marginal(x, step.t),
         forward.transition(x, step),
@@ -31,12 +31,12 @@ def test_kernels_take_any_shape(shape):
     for distribution in distributions:
         assert distribution.mean.shape == shape
         assert distribution.var.shape == ()
-        # each acts on every number alone
+        # each acts elementwise
         first = jax.tree.map(lambda leaf: leaf.reshape(-1)[0], distribution)
         assert float(first.mean) == float(distribution.mean.reshape(-1)[0])
 
 
-@pytest.mark.parametrize("schedule", [TABLE, linear_betas(1000), discretize(VarianceExploding(), 10)])
+@pytest.mark.parametrize("schedule", [SCHEDULE, linear_betas(1000), discretize(VarianceExploding(), 10)])
 def test_from_clean_data_the_transition_is_the_marginal_and_the_posterior_a_point(schedule):
     x_0, x_t = jnp.asarray([0.3, -1.0]), jnp.asarray([7.0, 0.1])
     for t in (1, 2, schedule.num_steps):
@@ -50,7 +50,7 @@ def test_from_clean_data_the_transition_is_the_marginal_and_the_posterior_a_poin
         assert tuple(map(float, forward.posterior_coefficients(step))) == (0.0, 1.0, 0.0)
 
 
-def test_posterior_forgets_x_t_where_s_keeps_all_signal_and_x_0_where_the_step_is_short():
+def test_posterior_tends_to_x_0_for_clean_s_and_to_x_t_for_short_steps():
     x_t, x_0 = jnp.asarray([2.0]), jnp.asarray([-1.0])
     with jax.enable_x64(True):
         x_t, x_0 = jnp.asarray([2.0]), jnp.asarray([-1.0])
@@ -65,15 +65,15 @@ def test_posterior_forgets_x_t_where_s_keeps_all_signal_and_x_0_where_the_step_i
 def test_a_sampled_chain_has_the_marginal_of_every_level():
     x = jnp.full((100_000,), 1.5)
     for t in range(1, 5):
-        distribution = forward.transition(x, TABLE.step(t - 1, t))
+        distribution = forward.transition(x, SCHEDULE.step(t - 1, t))
         x = Normal(distribution.mean, var=distribution.var).sample(jax.random.key(t))
-        expected = forward.marginal(jnp.asarray(1.5), TABLE(t))
+        expected = forward.marginal(jnp.asarray(1.5), SCHEDULE(t))
         assert_moments(x, expected.mean, expected.var)
 
 
-def test_a_sampled_pair_regresses_as_the_posterior_says():
+def test_the_regression_of_a_sampled_pair_is_the_posterior_mean():
     # x_s and x_t sampled forward from x_0: x_s deviates from the posterior mean by independent noise of its variance.
-    step, x_0 = TABLE.step(2, 4), jnp.asarray(0.8)
+    step, x_0 = SCHEDULE.step(2, 4), jnp.asarray(0.8)
     key_s, key_t = jax.random.split(jax.random.key(5))
     marginal = forward.marginal(x_0, step.s)
     x_s = Normal(jnp.full((200_000,), marginal.mean), var=marginal.var).sample(key_s)

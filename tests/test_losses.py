@@ -14,37 +14,39 @@ from vdm_jax import elbo, forward, losses, time_sampling
 from vdm_jax.discrete_schedules import linear_betas
 from vdm_jax.gaussian import Normal, kl
 
-TABLE = linear_betas(8, 0.01, 0.5)
-WORLD = GaussianWorld(0.4, 0.6)
-X_0 = WORLD.sample(jax.random.key(9), (500, 2))
-NET = denoiser(WORLD, shift=0.3)
+SCHEDULE = linear_betas(8, 0.01, 0.5)
+GAUSSIAN = GaussianWorld(0.4, 0.6)
+X_0 = GAUSSIAN.sample(jax.random.key(9), (500, 2))
+NET = denoiser(GAUSSIAN, shift=0.3)
 PROBABILITIES = jnp.asarray([0.3, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.2])
 
 
 def test_parts_of_a_loss():
-    loss = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, weight=lambda step: 3.0 * step.t.sigma)
+    loss = losses.denoising_loss(
+        denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE, weight=lambda step: 3.0 * step.t.sigma
+    )
     assert loss.t.shape == loss.squared_error.shape == loss.weight.shape == (500,)
     assert set(np.unique(loss.t)) == set(range(1, 9))
-    np.testing.assert_allclose(loss.weight, 3.0 * TABLE(loss.t).sigma, rtol=1e-6)  # of step t, not t - 1
+    np.testing.assert_allclose(loss.weight, 3.0 * SCHEDULE(loss.t).sigma, rtol=1e-6)  # of step t, not t - 1
     np.testing.assert_allclose(loss.loss, loss.weight * loss.squared_error)
-    simple = losses.simple_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE)
+    simple = losses.simple_loss(denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE)
     np.testing.assert_allclose(simple, loss.squared_error, rtol=1e-6)
     assert np.array_equal(loss.importance, np.ones(500))
     np.testing.assert_array_equal(loss.term, loss.loss)
-    sampled = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES)
+    sampled = losses.denoising_loss(denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE, probabilities=PROBABILITIES)
     np.testing.assert_array_equal(sampled.term, sampled.squared_error)
     np.testing.assert_array_equal(sampled.loss, sampled.squared_error * sampled.importance)
 
 
 def test_the_loss_of_an_exact_prediction_is_zero():
-    # data that are one point: the exact denoiser knows the noise
+    # data that are one point: the exact denoiser predicts the noise exactly
     point = GaussianWorld(0.7, 0.0)
     for prediction_type in ("x_0", "eps", "v", "score"):
         loss = losses.simple_loss(
             denoiser(point, prediction_type),
             jax.random.key(0),
             jnp.full((50, 2), 0.7),
-            TABLE,
+            SCHEDULE,
             prediction_type=prediction_type,
         )
         assert np.max(loss) < 1e-6
@@ -57,7 +59,11 @@ def test_one_prediction_as_four_prediction_types():
 
         def error(prediction_type):
             return losses.denoising_loss(
-                denoiser(WORLD, prediction_type, 0.2), jax.random.key(3), x_0, schedule, prediction_type=prediction_type
+                denoiser(GAUSSIAN, prediction_type, 0.2),
+                jax.random.key(3),
+                x_0,
+                schedule,
+                prediction_type=prediction_type,
             )
 
         x, eps, v, score = (error(prediction_type) for prediction_type in ("x_0", "eps", "v", "score"))
@@ -71,12 +77,14 @@ def test_ddpm_loss_is_the_bound_with_one_term():
     def decoder(x_hat, x_1, level):
         return Normal(x_hat, var=level.sigma**2)
 
-    ours = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, prior=Normal(0.0, var=1.2))
-    theirs = elbo.bound(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder, terms=1, prior=Normal(0.0, var=1.2))
+    ours = losses.ddpm_loss(denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE, decoder, prior=Normal(0.0, var=1.2))
+    theirs = elbo.bound(
+        denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE, decoder, terms=1, prior=Normal(0.0, var=1.2)
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(a, b)
-    standard = losses.ddpm_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, decoder).prior
-    last, prior = TABLE(TABLE.num_steps), Normal(jnp.zeros(X_0.shape[1:]), var=jnp.asarray(1.0))
+    standard = losses.ddpm_loss(denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE, decoder).prior
+    last, prior = SCHEDULE(SCHEDULE.num_steps), Normal(jnp.zeros(X_0.shape[1:]), var=jnp.asarray(1.0))
     expected = jax.vmap(lambda x: kl(forward.marginal(x, last), prior))(X_0)
     np.testing.assert_allclose(standard, expected, rtol=1e-5)
 
@@ -86,27 +94,27 @@ def test_gradient_reaches_the_denoiser():
     def loss(w):
         scaled = jax.tree_util.Partial(lambda w, x, level: w * denoiser(GaussianWorld(0.0, 1.0))(x, level), w)
         x_0 = jax.random.normal(jax.random.key(5), (5000, 1))
-        return losses.simple_loss(scaled, jax.random.key(0), x_0, TABLE).mean()
+        return losses.simple_loss(scaled, jax.random.key(0), x_0, SCHEDULE).mean()
 
     assert jax.grad(loss)(0.5) < 0 < jax.grad(loss)(1.5)
 
 
 def test_the_bounds_weight_is_infinite_at_the_decoders_step_only():
     weight = partial(elbo.diffusion_weight, prediction_type="eps")
-    loss = losses.denoising_loss(denoiser(WORLD), jax.random.key(0), X_0, TABLE, weight=weight)
+    loss = losses.denoising_loss(denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE, weight=weight)
     assert np.array_equal(np.isinf(loss.weight), loss.t == 1)
 
 
 @pytest.mark.parametrize("how", ["independent", "low_discrepancy", "antithetic"])
 def test_importance_changes_the_steps_and_not_the_mean(how):
     # the mean of all terms, here in closed form: E ||eps - eps_hat||^2 = SNR D (Var[x_0 | x_t] + shift^2)
-    level = TABLE(jnp.arange(1, 9))
-    expected = float(jnp.mean(level.snr * 2 * (WORLD.var_x_0(level) + 0.3**2)))
-    x_0 = WORLD.sample(jax.random.key(8), (300, 64, 2))
+    level = SCHEDULE(jnp.arange(1, 9))
+    expected = float(jnp.mean(level.snr * 2 * (GAUSSIAN.var_x_0(level) + 0.3**2)))
+    x_0 = GAUSSIAN.sample(jax.random.key(8), (300, 64, 2))
     for probabilities in (None, PROBABILITIES):
 
         def sample(k, x, p=probabilities):
-            sampled = losses.denoising_loss(NET, k, x, TABLE, time_sampling=how, probabilities=p)
+            sampled = losses.denoising_loss(NET, k, x, SCHEDULE, time_sampling=how, probabilities=p)
             return sampled, sampled.loss.mean()
 
         sampled, mean = jax.vmap(sample)(jax.random.split(jax.random.key(4), 300), x_0)
@@ -123,7 +131,7 @@ def test_low_discrepancy_and_antithetic_reduce_the_variance_of_a_batch():
 
     def variance(how):
         def mean(key):
-            return losses.denoising_loss(_silent, key, x_0, TABLE, weight=_by_step, time_sampling=how).loss.mean()
+            return losses.denoising_loss(_silent, key, x_0, SCHEDULE, weight=_by_step, time_sampling=how).loss.mean()
 
         return float(jax.lax.map(mean, jax.random.split(jax.random.key(4), 400)).var())
 
@@ -142,19 +150,19 @@ def _by_step(step):
 
 
 def test_low_discrepancy_timesteps_are_those_of_time_sampling():
-    loss = losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, time_sampling="low_discrepancy")
+    loss = losses.denoising_loss(NET, jax.random.key(0), X_0, SCHEDULE, time_sampling="low_discrepancy")
     t = time_sampling.sample_timesteps(jax.random.split(jax.random.key(0))[0], 500, 8, time_sampling="low_discrepancy")
     assert np.array_equal(loss.t, t)
 
 
 def test_probabilities_of_another_number_of_steps_are_refused():
     with pytest.raises(ValueError, match=r"probabilities has shape \(7,\).*\(8,\)"):
-        losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=PROBABILITIES[1:])
+        losses.denoising_loss(NET, jax.random.key(0), X_0, SCHEDULE, probabilities=PROBABILITIES[1:])
     negative = PROBABILITIES.at[0].set(-0.1)
-    assert np.all(np.isnan(losses.denoising_loss(NET, jax.random.key(0), X_0, TABLE, probabilities=negative).loss))
+    assert np.all(np.isnan(losses.denoising_loss(NET, jax.random.key(0), X_0, SCHEDULE, probabilities=negative).loss))
 
 
 def test_probabilities_that_change_do_not_compile_anew():
     net = chex.assert_max_traces(lambda x_t, level: NET(x_t, level), n=1)
     for p in (PROBABILITIES, PROBABILITIES[::-1]):
-        losses.denoising_loss(net, jax.random.key(0), X_0, TABLE, probabilities=p)
+        losses.denoising_loss(net, jax.random.key(0), X_0, SCHEDULE, probabilities=p)

@@ -15,7 +15,7 @@ from vdm_jax.types import Batch, evaluate
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (8, 6))
-TABLE = discrete_schedules.linear_betas(4)
+SCHEDULE = discrete_schedules.linear_betas(4)
 MESH = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
 
 
@@ -31,11 +31,11 @@ def decoder(x_hat, x_1, level):
 
 
 def loss(weight, x):
-    return losses.simple_loss(Partial(network, weight), KEY, x, TABLE)
+    return losses.simple_loss(Partial(network, weight), KEY, x, SCHEDULE)
 
 
 def bound(weight, x):
-    return elbo.bound(Partial(network, weight), KEY, x, TABLE, decoder).total
+    return elbo.bound(Partial(network, weight), KEY, x, SCHEDULE, decoder).total
 
 
 def continuous_bound(weight, x):
@@ -43,11 +43,11 @@ def continuous_bound(weight, x):
 
 
 def ddim(weight, x):
-    return samplers.ddim(Partial(network, weight), KEY, x, TABLE).x_0
+    return samplers.ddim(Partial(network, weight), KEY, x, SCHEDULE).x_0
 
 
 def ancestral(weight, x):
-    return samplers.ancestral(Partial(network, weight), KEY, x, TABLE).x_0
+    return samplers.ancestral(Partial(network, weight), KEY, x, SCHEDULE).x_0
 
 
 FUNCTIONS = pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def call(network, x: Batch):
 
 @CONTEXTS
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["called", "jitted"])
-def test_what_has_the_batch_axis_is_sharded_and_all_else_replicated(context, transform):
+def test_results_with_the_batch_axis_are_sharded_and_others_replicated(context, transform):
     with context():
         x = sharded(X)
         y, stacked, total = transform(lambda x: call(Partial(jnp.tanh), x))(x)
@@ -137,7 +137,7 @@ def test_parameters_sharded_on_an_explicit_axis():
 @pytest.mark.slow
 def test_a_function_may_hold_arrays_that_are_not_on_the_mesh():
     with jax.set_mesh(MESH):
-        found = losses.simple_loss(lambda x, level: network(WEIGHT, x, level), KEY, sharded(X), TABLE)
+        found = losses.simple_loss(lambda x, level: network(WEIGHT, x, level), KEY, sharded(X), SCHEDULE)
     same(found, loss(WEIGHT, X))
 
 

@@ -1,7 +1,7 @@
 """No equation multiplies matrices below the highest precision, which a test of numbers on a CPU could not notice.
 
 A product at default precision is off by 1e-3 on GPUs (TensorFloat-32) and by 1e-2 on TPUs (bfloat16). The programs of
-all public functions, and of their gradients, are searched for products; the networks in them have none of their own.
+all public functions, and of their gradients, are searched for products; the networks in them contain no products.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import Partial
 
-from tests.test_transforms import BATCH, CONTINUOUS, HEAVY, HOST, KEYS, LOW, POINT, ROWS, TABLE, WORLDS
+from tests.test_transforms import BATCH, CONTINUOUS, DISTRIBUTIONS, HEAVY, HOST, KEYS, LOW, POINT, ROWS, SCHEDULE
 from vdm_jax import closed_form, losses, probability_flow, samplers
 from vdm_jax.noise_levels import level_from_log_snr
 
 PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
 BEST = {
-    prediction_type: closed_form.OptimalDenoiser(WORLDS["closed_form.Mixture"], prediction_type)
+    prediction_type: closed_form.OptimalDenoiser(DISTRIBUTIONS["closed_form.Mixture"], prediction_type)
     for prediction_type in ("x_0", "eps", "v", "score")
 }
 POINTS = jnp.broadcast_to(POINT, (2, *POINT.shape))
@@ -31,7 +31,7 @@ MORE = {
         (jnp.stack([POINT] * 2), jnp.stack([LOW] * 2)),
     ),
     "closed_form.OptimalDecoder": (
-        lambda x, lam: closed_form.OptimalDecoder(WORLDS["closed_form.Mixture"])(
+        lambda x, lam: closed_form.OptimalDecoder(DISTRIBUTIONS["closed_form.Mixture"])(
             x, x, level_from_log_snr(lam)
         ).log_prob(x),
         (POINT, LOW),
@@ -116,7 +116,7 @@ def test_networks_keep_their_own_precision():
         return x_t @ w
 
     def loss(w):
-        return losses.simple_loss(Partial(network, w), KEYS[0], BATCH[0], TABLE)
+        return losses.simple_loss(Partial(network, w), KEYS[0], BATCH[0], SCHEDULE)
 
     found = imprecise(loss, jnp.eye(3))
     assert found

@@ -17,13 +17,13 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.noise_levels import step_from_log_snr
 from vdm_jax.schedules import Cosine
 
-TABLE = linear_betas(8, 0.01, 0.5)
-WORLD = GaussianWorld(0.4, 0.6)
-X_0 = WORLD.sample(jax.random.key(9), (4, 3))
+SCHEDULE = linear_betas(8, 0.01, 0.5)
+GAUSSIAN = GaussianWorld(0.4, 0.6)
+X_0 = GAUSSIAN.sample(jax.random.key(9), (4, 3))
 
 
 def _model(f, x_t, level):
-    return denoiser(WORLD, shift=0.1)(x_t, level), f * jnp.ones_like(x_t)
+    return denoiser(GAUSSIAN, shift=0.1)(x_t, level), f * jnp.ones_like(x_t)
 
 
 def _decoder(x_hat, fraction, x_1, level):
@@ -31,7 +31,7 @@ def _decoder(x_hat, fraction, x_1, level):
 
 
 def _steps(dtype):
-    """Over the whole range of log-SNR, and short as well as long, in numbers that float32 has exactly."""
+    """Short and long steps over the whole range of log-SNR; float32 represents the log-SNRs exactly."""
     lam_t = np.repeat(np.array([-20.0, -8.0, -1.0, 0.5, 6.0, 13.0, 19.0]), 4)
     lam_s = lam_t + np.tile(np.array([2.0**-10, 0.125, 0.5, 1.0]), 7)
     return jax.vmap(step_from_log_snr)(jnp.asarray(lam_s, dtype), jnp.asarray(lam_t, dtype))
@@ -66,8 +66,8 @@ def test_float32_keeps_six_digits():
             assert worst < 1e-6, (name, worst)
 
 
-def test_where_s_is_clean():
-    step, f = TABLE.step(0, 1), jnp.asarray([-0.3, 0.4, 1.0])
+def test_steps_to_clean_data():
+    step, f = SCHEDULE.step(0, 1), jnp.asarray([-0.3, 0.4, 1.0])
     assert np.array_equal(reverse_variance.interpolated_variance(f, step), np.zeros(3))
     assert np.array_equal(reverse_variance.variance_fraction(jnp.asarray([0.1, 2.0]), step), np.zeros(2))
     # the analytic variance there is that of a normal decoder: the remaining variance of x_0
@@ -81,20 +81,20 @@ def test_where_s_is_clean():
     ):
         slope = jax.jit(jax.grad(function, (0, 1)))
         for t in (1, 2):
-            by_f, by_step = slope(jnp.asarray(0.4), TABLE.step(t - 1, t))
+            by_f, by_step = slope(jnp.asarray(0.4), SCHEDULE.step(t - 1, t))
             assert np.all(np.isfinite([by_f, by_step.s.sigma, by_step.t.sigma, by_step.log_snr_drop]))
 
 
 def test_a_second_moment_above_one_counts_as_one():
     # an estimate may exceed what it estimates
-    step = TABLE.step(3, 4)
+    step = SCHEDULE.step(3, 4)
     for power in (1.0, 1.3):
         var = reverse_variance.analytic_dpm_variance(jnp.asarray(power), step)
         assert float(var) == pytest.approx(float(forward.posterior_variance(step)))
 
 
 def test_per_dimension_second_moments_average_to_the_second_moment():
-    arguments = denoiser(WORLD), jax.random.key(0), X_0, TABLE
+    arguments = denoiser(GAUSSIAN), jax.random.key(0), X_0, SCHEDULE
     each, whole = (
         reverse_variance.eps_second_moment(*arguments, per_dim=True),
         reverse_variance.eps_second_moment(*arguments),
@@ -105,19 +105,19 @@ def test_per_dimension_second_moments_average_to_the_second_moment():
 
 
 def test_fresh_noise_at_every_step():
-    # a denoiser that tells x_t of data that are 0: sigma_t times the noise, squared
-    power = reverse_variance.eps_second_moment(lambda x, _: x, jax.random.key(0), jnp.zeros((1, 1)), TABLE)
-    assert len(np.unique(np.round(power / TABLE(jnp.arange(1, 9)).sigma ** 2, 4))) == 8
+    # a denoiser that returns x_t, with data 0: the second moment is (sigma_t eps)^2
+    power = reverse_variance.eps_second_moment(lambda x, _: x, jax.random.key(0), jnp.zeros((1, 1)), SCHEDULE)
+    assert len(np.unique(np.round(power / SCHEDULE(jnp.arange(1, 9)).sigma ** 2, 4))) == 8
 
 
 def test_steps_given_by_the_caller():
     t, weight = jnp.asarray([1, 8, 3, 2]), jnp.asarray([0.5, 1.0, 2.0, 4.0])
     options = {"t": t, "importance": weight}
-    vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, **options)
+    vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, SCHEDULE, _decoder, **options)
     assert np.array_equal(vlb.t, t)
     np.testing.assert_allclose(vlb.loss, weight * vlb.vlb, rtol=1e-6)
     hybrid = reverse_variance.hybrid_loss(
-        Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, vlb_weight=2.0, **options
+        Partial(_model, 0.3), jax.random.key(0), X_0, SCHEDULE, _decoder, vlb_weight=2.0, **options
     )
     np.testing.assert_allclose(hybrid.loss, weight * (hybrid.squared_error + 2.0 * hybrid.vlb), rtol=1e-6)
     np.testing.assert_allclose(hybrid.vlb, vlb.vlb, rtol=1e-6)
@@ -125,13 +125,13 @@ def test_steps_given_by_the_caller():
     noise = jax.random.split(jax.random.key(0))[1]
     eps = jax.random.normal(noise, X_0.shape)
     for i in range(4):
-        level = TABLE(int(t[i]))
+        level = SCHEDULE(int(t[i]))
         x_t = level.alpha * X_0[i] + level.sigma * eps[i]
-        x_hat = WORLD.x_hat(x_t, level) + 0.1
+        x_hat = GAUSSIAN.x_hat(x_t, level) + 0.1
         if i == 0:
             expected = -Normal(x_hat, var=level.sigma**2 * np.exp(0.3)).log_prob(X_0[i])
         else:
-            step = TABLE.step(int(t[i]) - 1, int(t[i]))
+            step = SCHEDULE.step(int(t[i]) - 1, int(t[i]))
             ratio = 0.3 * jnp.log((step.t.sigma / step.s.sigma) ** 2)
             expected = reverse_variance.reverse_step_kl(X_0[i], x_hat, ratio, step, "x_0")
         assert float(vlb.vlb[i]) == pytest.approx(8 * float(expected), rel=1e-3)
@@ -139,17 +139,17 @@ def test_steps_given_by_the_caller():
 
 def test_a_step_outside_gives_nan():
     t = jnp.asarray([0, -1, 9, 2])
-    vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, t=t).vlb
+    vlb = reverse_variance.vlb_loss(Partial(_model, 0.3), jax.random.key(0), X_0, SCHEDULE, _decoder, t=t).vlb
     assert np.array_equal(np.isnan(vlb), [True, True, True, False])
 
 
 @pytest.mark.parametrize("time_sampling", ["independent", "low_discrepancy"])
 def test_hybrid_loss_samples_the_steps_of_the_simple_loss(time_sampling):
     ours = reverse_variance.hybrid_loss(
-        Partial(_model, 0.3), jax.random.key(5), X_0, TABLE, _decoder, time_sampling=time_sampling
+        Partial(_model, 0.3), jax.random.key(5), X_0, SCHEDULE, _decoder, time_sampling=time_sampling
     )
     expected = losses.denoising_loss(
-        denoiser(WORLD, shift=0.1), jax.random.key(5), X_0, TABLE, time_sampling=time_sampling
+        denoiser(GAUSSIAN, shift=0.1), jax.random.key(5), X_0, SCHEDULE, time_sampling=time_sampling
     )
     assert np.array_equal(ours.t, expected.t)
     np.testing.assert_allclose(ours.squared_error, expected.squared_error, rtol=1e-5)
@@ -157,7 +157,7 @@ def test_hybrid_loss_samples_the_steps_of_the_simple_loss(time_sampling):
 
 
 def test_a_schedule_of_one_step_is_refused():
-    schedule = TABLE.subsequence(np.array([0, 8]))
+    schedule = SCHEDULE.subsequence(np.array([0, 8]))
     bound = reverse_variance.learned_variance_bound(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
     assert np.array_equal(bound.diffusion, np.zeros(4))
     assert np.all(np.isfinite(bound.total))
@@ -167,10 +167,10 @@ def test_a_schedule_of_one_step_is_refused():
 
 
 @pytest.mark.parametrize("terms", [0, -1])
-def test_bound_refuses_no_terms(terms):
+def test_zero_terms_are_refused(terms):
     with pytest.raises(ValueError, match=f"terms is {terms}.*at least one"):
         reverse_variance.learned_variance_bound(
-            Partial(_model, 0.3), jax.random.key(0), X_0, TABLE, _decoder, terms=terms
+            Partial(_model, 0.3), jax.random.key(0), X_0, SCHEDULE, _decoder, terms=terms
         )
 
 
@@ -194,8 +194,8 @@ def test_gradients_are_finite_at_the_noisiest_step():
 
 def test_one_trace_for_all_fractions_and_keys():
     model = chex.assert_max_traces(lambda f, x_t, level: (x_t, f * x_t), n=1)
-    decoder = reverse_variance.InterpolatedDecoder(TABLE, 17)
+    decoder = reverse_variance.InterpolatedDecoder(SCHEDULE, 17)
     for i in range(3):
         reverse_variance.hybrid_loss(
-            Partial(model, jnp.asarray(0.1 * i)), jax.random.key(i), jnp.zeros((4, 3)), TABLE, decoder
+            Partial(model, jnp.asarray(0.1 * i)), jax.random.key(i), jnp.zeros((4, 3)), SCHEDULE, decoder
         )

@@ -23,7 +23,7 @@ NET = Partial(lambda w, x, level: w * jnp.tanh(x), jnp.float32(0.5))
 X = jax.random.normal(jax.random.key(1), (8, 3))
 
 
-def _table():  # in the types of the moment
+def _schedule():  # in the default dtypes at the time of the call
     return linear_betas(6, 0.01, 0.4)
 
 
@@ -35,7 +35,7 @@ def _learned(net):
     return lambda x, level: (net(x, level), jnp.full_like(x, 0.5))
 
 
-# name -> function of a network, x and a table
+# name -> function of a network, x and a discrete schedule
 SAMPLERS = {
     "ancestral": lambda net, x, schedule, **o: samplers.ancestral(net, KEY, x, schedule, **o).x_0,
     "ancestral_learned": lambda net, x, schedule, **o: (
@@ -84,43 +84,45 @@ EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for
 @pytest.mark.parametrize("name", EACH)
 def test_states_have_the_type_of_x_beside_wider_levels(name):
     with jax.numpy_dtype_promotion("standard"):
-        truth = ALL[name](NET, X, _table())
+        expected = ALL[name](NET, X, _schedule())
         for dtype, rtol in ((jnp.bfloat16, 0.3), (jnp.float16, 0.05)):
-            ours = ALL[name](NET, X.astype(dtype), _table())
+            ours = ALL[name](NET, X.astype(dtype), _schedule())
             assert ours.dtype == dtype
             if name != "flow_log_prob":
-                scale = float(jnp.max(jnp.abs(truth)))
-                np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, truth / scale, atol=rtol)
+                scale = float(jnp.max(jnp.abs(expected)))
+                np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, expected / scale, atol=rtol)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        ours = ALL[name](NET, X, _table())  # float32 beside a float64 table
+        ours = ALL[name](NET, X, _schedule())  # float32 data with a float64 schedule
         assert ours.dtype == jnp.float32
-        np.testing.assert_allclose(ours, truth, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_numpy_s_float64_is_jax_s_float32(name):
-    np.testing.assert_array_equal(ALL[name](NET, np.asarray(X, np.float64), _table()), ALL[name](NET, X, _table()))
+    np.testing.assert_array_equal(
+        ALL[name](NET, np.asarray(X, np.float64), _schedule()), ALL[name](NET, X, _schedule())
+    )
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_a_prediction_of_another_shape_or_kind_and_an_empty_batch_are_refused(name):
     for wrong in (lambda x, level: x[:, :1], lambda x, level: x[:1]):
         with pytest.raises(ValueError, match=r"returned shape \((8, 1|1, 3)\).* of shape \(8, 3\)"):
-            ALL[name](wrong, X, _table())
+            ALL[name](wrong, X, _schedule())
     with pytest.raises(TypeError, match="returned int32"):
-        ALL[name](lambda x, level: jnp.ones(x.shape, jnp.int32), X, _table())
+        ALL[name](lambda x, level: jnp.ones(x.shape, jnp.int32), X, _schedule())
     with pytest.raises(ValueError, match=r"has shape \(0, 3\): a batch has shape \(B, \*x\)"):
-        ALL[name](NET, X[:0], _table())
+        ALL[name](NET, X[:0], _schedule())
 
 
 def test_static_numbers_may_be_arrays():
-    plain = samplers.ddim(NET, None, X, _table(), clip=1.0, snapshots=2)
-    given = samplers.ddim(NET, None, X, _table(), clip=jnp.float32(1.0), snapshots=jnp.int32(2))
+    plain = samplers.ddim(NET, None, X, _schedule(), clip=1.0, snapshots=2)
+    given = samplers.ddim(NET, None, X, _schedule(), clip=jnp.float32(1.0), snapshots=jnp.int32(2))
     jax.tree.map(np.testing.assert_array_equal, plain, given)
 
 
 def test_a_key_is_needed_for_noise_alone():
-    schedule = _table()
+    schedule = _schedule()
     for quiet in (samplers.ddim, samplers.euler, samplers.heun, samplers.dpmpp_2m):
         np.testing.assert_array_equal(quiet(NET, None, X, schedule).x_0, quiet(NET, KEY, X, schedule).x_0)
     for function, options in (
@@ -134,12 +136,12 @@ def test_a_key_is_needed_for_noise_alone():
 
 # Few steps of a schedule that loses its signal
 
-LAW = closed_form.gaussian(np.zeros(2), 0.3 * np.eye(2))
+GAUSSIAN = closed_form.gaussian(np.zeros(2), 0.3 * np.eye(2))
 
 
 def _off(prediction_type, error=3e-2):
     """A denoiser with an error that does not fall with the noise, as networks have it."""
-    best = closed_form.OptimalDenoiser(LAW, prediction_type)
+    best = closed_form.OptimalDenoiser(GAUSSIAN, prediction_type)
     return lambda x, level: best(x, level) + error * jnp.sin(3.0 * x)
 
 
@@ -171,7 +173,7 @@ def test_errors_are_multiplied_without_a_clip_and_the_samplers_warn():
 @pytest.mark.parametrize("name", EACH)
 def test_shards_of_a_mesh_sample_what_they_would_alone(name):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
-    schedule = _table()
+    schedule = _schedule()
     function = lambda x: ALL[name](NET, x, schedule)  # noqa: E731
     alone = np.concatenate([function(x) for x in np.split(X, 4)])
     for check_vma in (True, False):

@@ -1,6 +1,6 @@
-"""Samplers as programs: what they are told, clip, keep and return; their order, and the law they leave the data with.
+"""Samplers as programs: conditioning, clipping, snapshots, results, order of convergence, distribution of the samples.
 
-The ancestral chain's law is in `derivations/test_sampling.py`, what is a sampler's own in the test of its file.
+The ancestral chain is tested in `derivations/test_sampling.py`, features of single samplers in their own files.
 """
 
 import importlib
@@ -42,14 +42,19 @@ from vdm_jax.samplers import (
 )
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 
-TABLE = linear_betas(12, 0.01, 0.4)
-WORLD = GaussianWorld(0.4, 0.6)
+SCHEDULE = linear_betas(12, 0.01, 0.4)
+GAUSSIAN = GaussianWorld(0.4, 0.6)
 X_T = jax.random.normal(jax.random.key(7), (5, 3))
 
 
-def _sample(schedule=TABLE, prediction_type="eps", key=0, **options):
+def _sample(schedule=SCHEDULE, prediction_type="eps", key=0, **options):
     return ancestral(
-        denoiser(WORLD, prediction_type), jax.random.key(key), X_T, schedule, prediction_type=prediction_type, **options
+        denoiser(GAUSSIAN, prediction_type),
+        jax.random.key(key),
+        X_T,
+        schedule,
+        prediction_type=prediction_type,
+        **options,
     )
 
 
@@ -61,9 +66,9 @@ def test_trajectory_is_the_chain():
     # each x_hat is the denoiser's of its x_t, and each next state the posterior's mean plus a standard normal
     noises = []
     for i, t in enumerate(range(12, 1, -1)):
-        x_hat = WORLD.x_hat(chain.x_t[i], TABLE(t))
+        x_hat = GAUSSIAN.x_hat(chain.x_t[i], SCHEDULE(t))
         np.testing.assert_allclose(chain.x_hat[i], x_hat, rtol=2e-4, atol=1e-5)
-        distribution = forward.posterior(chain.x_t[i], x_hat, TABLE.step(t - 1, t))
+        distribution = forward.posterior(chain.x_t[i], x_hat, SCHEDULE.step(t - 1, t))
         noises.append((chain.x_t[i + 1] - distribution.mean) / jnp.sqrt(distribution.var))
     noise = np.stack(noises).reshape(-1)
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
@@ -92,18 +97,18 @@ def test_the_last_step_has_no_noise():
 
 
 @pytest.mark.slow
-def test_the_noise_of_a_step_has_the_variance_asked_for():
+def test_the_noise_of_a_step_has_the_selected_variance():
     # from x_2 = 0 and predictions of 0, x_1 is the noise of its step alone; abar_1 = 0.7, abar_2 = 0.28
     schedule, nothing = from_betas(np.array([0.3, 0.6])), jnp.zeros((1000, 50))
-    for variance, truth in (("fixed_small", 0.6 * 0.3 / 0.72), ("fixed_large", 0.6)):
+    for variance, expected in (("fixed_small", 0.6 * 0.3 / 0.72), ("fixed_large", 0.6)):
         chain = ancestral(
             lambda x_t, level: jnp.zeros_like(x_t), jax.random.key(3), nothing, schedule,
             prediction_type="x_0", variance=variance, snapshots=2,
         ).trajectory  # fmt: skip
-        assert stats.kstest(chain.x_t[1].reshape(-1), stats.norm(0.0, np.sqrt(truth)).cdf).pvalue > 1e-3
+        assert stats.kstest(chain.x_t[1].reshape(-1), stats.norm(0.0, np.sqrt(expected)).cdf).pvalue > 1e-3
 
 
-def test_no_snapshots_unless_asked_for():
+def test_no_snapshots_by_default():
     trajectory = _sample().trajectory
     assert trajectory.t.shape == (0,)
     assert trajectory.x_t.shape == trajectory.x_hat.shape == (0, 5, 3)
@@ -120,7 +125,7 @@ def test_clip_bounds_every_prediction():
 
 
 @pytest.mark.parametrize("prediction_type", ["x_0", "v", "score"])
-def test_kinds_draw_the_same_samples(prediction_type):
+def test_prediction_types_give_the_same_samples(prediction_type):
     np.testing.assert_allclose(
         _sample(prediction_type=prediction_type).x_0, _sample(prediction_type="eps").x_0, rtol=1e-3, atol=1e-4
     )
@@ -132,24 +137,24 @@ def test_keys():
     assert np.all(_sample(key=1).x_0 != _sample(key=2).x_0)
 
 
-def test_strided_chain_is_told_the_original_times():
-    told = []
+def test_a_subsequence_conditions_on_the_original_times():
+    levels_seen = []
 
     def spy(x_t, level):
-        jax.debug.callback(lambda t: told.append(np.asarray(t)), level.t, ordered=True)
+        jax.debug.callback(lambda t: levels_seen.append(np.asarray(t)), level.t, ordered=True)
         return jnp.zeros_like(x_t)
 
-    short = TABLE.subsequence(uniform_steps(12, 4))
+    short = SCHEDULE.subsequence(uniform_steps(12, 4))
     samples = ancestral(spy, jax.random.key(0), X_T, short, snapshots=4)
     jax.effects_barrier()
-    np.testing.assert_array_equal(np.stack(told)[:, 0], [12, 9, 6, 3])
-    np.testing.assert_array_equal(samples.trajectory.t, [4, 3, 2, 1])  # positions in the table that was given
+    np.testing.assert_array_equal(np.stack(levels_seen)[:, 0], [12, 9, 6, 3])
+    np.testing.assert_array_equal(samples.trajectory.t, [4, 3, 2, 1])  # positions in the given schedule
 
 
 def test_refusals():
-    # unwrapped, since the tests' run-time type checker would speak first
+    # unwrapped, since the tests' run-time type checker would raise first
     with pytest.raises(ValueError, match="unknown variance 'middle': choose 'fixed_small' or 'fixed_large'"):
-        inspect.unwrap(ancestral)(denoiser(WORLD), jax.random.key(0), X_T, TABLE, variance="middle")
+        inspect.unwrap(ancestral)(denoiser(GAUSSIAN), jax.random.key(0), X_T, SCHEDULE, variance="middle")
     for snapshots in (-1, 13):
         with pytest.raises(ValueError, match=rf"snapshots must be in 0\.\.12.* got {snapshots}"):
             _sample(snapshots=snapshots)
@@ -165,30 +170,30 @@ def test_refusals():
 
 def _learned(fraction, key=0, **options):
     def model(x_t, level):
-        return denoiser(WORLD)(x_t, level), jnp.broadcast_to(fraction, x_t.shape)
+        return denoiser(GAUSSIAN)(x_t, level), jnp.broadcast_to(fraction, x_t.shape)
 
-    return ancestral_learned(model, jax.random.key(key), X_T, TABLE, **options)
+    return ancestral_learned(model, jax.random.key(key), X_T, SCHEDULE, **options)
 
 
 def _beta(lower):
-    step = TABLE.step(jnp.arange(12), jnp.arange(1, 13))
+    step = SCHEDULE.step(jnp.arange(12), jnp.arange(1, 13))
     beta = step.t.sigma**2 * step.one_minus_ratio
     return jax.vmap(forward.posterior_variance)(step) if lower else beta
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fixed_small", "fixed_large"])
-def test_variances_given_or_learned_are_those_of_the_name(name):
-    truth = _sample(variance=name, snapshots=12)
+def test_constant_and_learned_variances_equal_the_named_ones(name):
+    expected = _sample(variance=name, snapshots=12)
     given = _beta(name == "fixed_small")
     for chain in (
         _sample(variance=given, snapshots=12),
         _sample(variance=jnp.broadcast_to(given[:, None], (12, 3)), snapshots=12),
         _learned(jnp.asarray(0.0 if name == "fixed_small" else 1.0), snapshots=12),
     ):
-        np.testing.assert_allclose(chain.x_0, truth.x_0, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(chain.trajectory.x_t, truth.trajectory.x_t, rtol=1e-4, atol=1e-5)
-        assert np.array_equal(chain.x_0, chain.trajectory.x_hat[-1])  # no noise in the last step, whatever is given
+        np.testing.assert_allclose(chain.x_0, expected.x_0, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(chain.trajectory.x_t, expected.trajectory.x_t, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(chain.x_0, chain.trajectory.x_hat[-1])  # no noise in the last step for any variance
 
 
 def test_each_dimension_has_its_own_variance():
@@ -208,17 +213,17 @@ def test_each_dimension_has_its_own_variance():
     np.testing.assert_allclose(np.var(chain.x_t[1], axis=0), [low, np.sqrt(low * high), high], rtol=0.05)
 
 
-def test_a_learned_chain_clips_and_takes_any_kind():
+def test_a_learned_chain_clips_and_takes_any_prediction_type():
     assert np.max(np.abs(_learned(0.4, clip=0.3, snapshots=3).trajectory.x_hat)) <= np.float32(0.3)
 
     def as_v(x_t, level):
-        return denoiser(WORLD, "v")(x_t, level), jnp.full_like(x_t, 0.4)
+        return denoiser(GAUSSIAN, "v")(x_t, level), jnp.full_like(x_t, 0.4)
 
-    other = ancestral_learned(as_v, jax.random.key(0), X_T, TABLE, prediction_type="v")
+    other = ancestral_learned(as_v, jax.random.key(0), X_T, SCHEDULE, prediction_type="v")
     np.testing.assert_allclose(other.x_0, _learned(0.4).x_0, rtol=1e-3, atol=1e-4)
 
 
-# All samplers. Each by its name: the function, its options, and how often it asks at the levels T, T-1..2 and 1.
+# All samplers. name -> function, options, and number of evaluations at the levels T, T-1..2 and 1.
 
 SAMPLERS = {
     "ancestral": (ancestral, {}, (1, 1, 1)),
@@ -236,7 +241,7 @@ SAMPLERS = {
 
 
 def _each(*fast):
-    """Every sampler, but for these in the slow tests: what takes long is to compile each."""
+    """Every sampler; all but these are slow tests, since each takes long to compile."""
     names = [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLERS]
     return pytest.mark.parametrize("name", names)
 
@@ -256,11 +261,11 @@ def x64():
 
 
 @_each("heun", "heun, churn", "dpmpp_2m", "predictor-corrector")
-def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
-    told = []
+def test_the_network_is_evaluated_at_the_documented_levels(name):
+    levels_seen = []
 
     def spy(x_t, level):
-        jax.debug.callback(lambda level: told.append(level), level)
+        jax.debug.callback(lambda level: levels_seen.append(level), level)
         return 0.3 * x_t
 
     schedule = linear_betas(60, 1e-3, 0.3).subsequence(karras_steps(linear_betas(60, 1e-3, 0.3), 7))
@@ -268,47 +273,47 @@ def test_the_network_is_asked_no_more_often_than_said_and_told_the_level(name):
     jax.effects_barrier()
     noisiest, between, first = SAMPLERS[name][2]
     t = np.asarray(schedule.levels.t)
-    if name == "heun, churn":  # where a step begins it is told a level of more noise; where it ends, the table's
-        told = [level for level in told if np.isin(level.t[0], t)]
-        noisiest, between, first = 1, 1, 1  # the noisiest is told the table's last t
+    if name == "heun, churn":  # at a step's start the level has more noise, at its end it is the schedule's
+        levels_seen = [level for level in levels_seen if np.isin(level.t[0], t)]
+        noisiest, between, first = 1, 1, 1  # the noisiest level has the schedule's last t
     want = Counter({float(t[7]): noisiest, **dict.fromkeys(t[2:7].tolist(), between), float(t[1]): first})
-    assert Counter(float(level.t[0]) for level in told) == want
-    for level in told:
+    assert Counter(float(level.t[0]) for level in levels_seen) == want
+    for level in levels_seen:
         assert level.t.shape == X_T.shape[:1]
-        truth = schedule(int(np.searchsorted(t, level.t[0])))
+        expected = schedule(int(np.searchsorted(t, level.t[0])))
         if not (name == "heun, churn" and level.t[0] == t[7]):
-            np.testing.assert_allclose(level.sigma, np.full(5, truth.sigma), rtol=1e-6)
-            np.testing.assert_allclose(level.log_snr, np.full(5, truth.log_snr), rtol=1e-5)
+            np.testing.assert_allclose(level.sigma, np.full(5, expected.sigma), rtol=1e-6)
+            np.testing.assert_allclose(level.log_snr, np.full(5, expected.log_snr), rtol=1e-5)
 
 
 @pytest.mark.slow
 @_each("dpmpp_2m")
-def test_snapshots_are_states_and_what_is_said_of_them(name):
-    full, two, none = (_run(name, denoiser(WORLD), X_T, TABLE, snapshots=k) for k in (12, 2, 0))
+def test_snapshots_are_states_with_their_predictions(name):
+    full, two, empty = (_run(name, denoiser(GAUSSIAN), X_T, SCHEDULE, snapshots=k) for k in (12, 2, 0))
     chain = full.trajectory
     np.testing.assert_array_equal(chain.t, np.arange(12, 0, -1))
     np.testing.assert_array_equal(chain.x_t[0], X_T)
     np.testing.assert_array_equal(full.x_0, chain.x_hat[-1])  # the last step ends in what is predicted at level 1
     np.testing.assert_allclose(two.trajectory.x_t, chain.x_t[jnp.array([0, 11])], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(none.x_0, full.x_0, rtol=1e-4, atol=1e-5)
-    assert none.trajectory.x_t.shape == (0, *X_T.shape)
-    if name != "heun, churn":  # there x_hat is of the state stirred
+    np.testing.assert_allclose(empty.x_0, full.x_0, rtol=1e-4, atol=1e-5)
+    assert empty.trajectory.x_t.shape == (0, *X_T.shape)
+    if name != "heun, churn":  # there x_hat belongs to the state after churn
         for t, x_t, x_hat in zip(chain.t, chain.x_t, chain.x_hat, strict=True):
-            np.testing.assert_allclose(x_hat, WORLD.x_hat(x_t, TABLE(t)), rtol=2e-4, atol=2e-5)
+            np.testing.assert_allclose(x_hat, GAUSSIAN.x_hat(x_t, SCHEDULE(t)), rtol=2e-4, atol=2e-5)
     assert len(np.unique(np.asarray(chain.x_t))) > 150  # no state twice
 
 
 @_each("heun", "dpmpp_2m_sde")
 def test_every_sampler_clips(name):
-    clipped = _run(name, denoiser(WORLD), X_T, TABLE, snapshots=12, clip=0.3)
-    assert np.max(np.abs(_run(name, denoiser(WORLD), X_T, TABLE).x_0)) > 0.31
+    clipped = _run(name, denoiser(GAUSSIAN), X_T, SCHEDULE, snapshots=12, clip=0.3)
+    assert np.max(np.abs(_run(name, denoiser(GAUSSIAN), X_T, SCHEDULE).x_0)) > 0.31
     assert np.max(np.abs(clipped.trajectory.x_hat)) <= np.float32(0.3)
     assert np.max(np.abs(clipped.x_0)) <= np.float32(0.3)
 
 
 @_each("heun, churn")
-def test_a_network_of_ones_that_is_clipped_is_one_that_says_the_clip(name):
-    # so that the noise is what is left of x_t beside the clipped x_0, and not what the network took it for
+def test_clipping_equals_a_network_that_predicts_the_clipped_value(name):
+    # the noise is computed from x_t and the clipped x_0, not from the network's unclipped prediction
     if name == "predictor-corrector":
         pytest.skip("its corrector takes the score as it is")
     loud, quiet = (
@@ -316,7 +321,7 @@ def test_a_network_of_ones_that_is_clipped_is_one_that_says_the_clip(name):
             name,
             lambda x, _, value=value: jnp.full_like(x, value),
             X_T,
-            TABLE,
+            SCHEDULE,
             prediction_type="x_0",
             snapshots=12,
             clip=clip,
@@ -328,14 +333,14 @@ def test_a_network_of_ones_that_is_clipped_is_one_that_says_the_clip(name):
 
 @_each()
 @pytest.mark.usefixtures("x64")
-def test_kinds_draw_the_same_and_so_do_schedules_of_the_same_ratio(name):
-    # x / alpha and sigma / alpha are all that matters: an exploding table and a preserving one make the same data
+def test_samples_depend_neither_on_the_prediction_type_nor_on_the_scale_of_the_schedule(name):
+    # x / alpha and sigma / alpha determine the samples: exploding and preserving schedules give the same data
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
     exploding = discretize(VarianceExploding(0.004, 20.0), 9)
     preserving = from_gammas(2 * np.asarray(exploding.levels.log_sigma)[1:])
     z = jax.random.normal(jax.random.key(1), (6, 2))
     x_T = {exploding: exploding(9).sigma * z, preserving: preserving(9).sigma * z}
-    truth = _run(name, closed_form.OptimalDenoiser(distribution), x_T[preserving], preserving).x_0
+    expected = _run(name, closed_form.OptimalDenoiser(distribution), x_T[preserving], preserving).x_0
     for schedule in (preserving, exploding):
         if schedule is exploding and name == "ancestral, upper":
             continue  # the forward step's variance is a schedule's own
@@ -347,14 +352,14 @@ def test_kinds_draw_the_same_and_so_do_schedules_of_the_same_ratio(name):
                 schedule,
                 prediction_type=prediction_type,
             ).x_0
-            np.testing.assert_allclose(ours, truth, rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10)
 
 
-# Normal data: every step is linear in the state and in its noise, and the law of x_0 a recursion by hand.
+# Normal data: every step is linear in the state and its noise, so the variance of x_0 follows a recursion by hand.
 
 
-def _response(name, n, alpha, var):
-    """How x_0 answers to x_T and to the noise of each step, data N(0, var): in y = x/alpha and n = sigma/alpha."""
+def _x_0_response(name, n, alpha, var):
+    """Derivatives of x_0 by x_T and each step's noise for data N(0, var), in y = x/alpha and n = sigma/alpha."""
     last = len(n) - 1
     unit, memory = np.eye(last + 1), None
     y = unit[0] / alpha[last]
@@ -397,26 +402,28 @@ def test_normal_data_have_the_closed_form_variance(name, monkeypatch):
     n, alpha = np.append(0.0, np.exp(gammas / 2)), np.append(1.0, np.sqrt(1 / (1 + np.exp(gammas))))
     distribution = closed_form.gaussian([0.4], [[var]])
     x_T, start = jnp.zeros((steps + 1, 1)).at[0].set(1.0), float(alpha[-1]) * 0.4
-    if name == "predictor-corrector":  # whose corrector's noise is its own: its answer to x_T, and its draws below
+    if (
+        name == "predictor-corrector"
+    ):  # its corrector samples its own noise: test its response to x_T here, its samples below
         chains = [
             _run(name, closed_form.OptimalDenoiser(distribution), shift + x_T, schedule).x_0 for shift in (0.0, start)
         ]
         keep = [1 - 2 * 0.16**2 * m**2 / (var + m**2) if m > 0 else 1.0 for m in n[:-1]]  # of a Langevin step
         down = [m**2 / k**2 + (1 - m**2 / k**2) * var / (var + k**2) for m, k in pairwise(n)]
         other = _run(name, closed_form.OptimalDenoiser(distribution), x_T.at[0].set(2.0), schedule).x_0
-        truth = np.prod(down) * np.prod(keep) ** 2 / alpha[-1]
-        return assert_close(other[0, 0] - chains[0][0, 0], truth)
+        expected = np.prod(down) * np.prod(keep) ** 2 / alpha[-1]
+        return assert_close(other[0, 0] - chains[0][0, 0], expected)
     module = importlib.import_module(SAMPLERS[name][0].__module__)
     monkeypatch.setattr(module, "noise", lambda key, t, x: jax.nn.one_hot(t, steps + 1, dtype=x.dtype)[:, None])
     best = closed_form.OptimalDenoiser(distribution)
     ours = _run(name, lambda x, level: best(x, level), x_T + start, schedule).x_0[:, 0] - 0.4
-    truth = _response(name, n, alpha, var)
-    assert_close(ours, truth, rtol=1e-11, atol=1e-13)
+    expected = _x_0_response(name, n, alpha, var)
+    assert_close(ours, expected, rtol=1e-11, atol=1e-13)
     x_T_var = alpha[-1] ** 2 * var + 1 / (1 + np.exp(-gammas[-1]))
     weights = np.append(x_T_var, np.ones(steps))
-    assert_close(weights @ np.square(ours), weights @ np.square(truth))
+    assert_close(weights @ np.square(ours), weights @ np.square(expected))
     with refuted():  # eight steps are not the limit
-        assert_close(weights @ np.square(truth), var, rtol=1e-3)
+        assert_close(weights @ np.square(expected), var, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -442,9 +449,9 @@ def test_predictor_corrector_has_the_closed_form_variance():
         assert_mean(np.square(x_0), var)
 
 
-# The order of each, and the law
+# Order of convergence and distribution of the samples
 
-SCHEDULE = LinearLogSNR(8.0, -6.0)
+CONTINUOUS = LinearLogSNR(8.0, -6.0)
 MIXTURE = ([0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [0.05, 0.2])
 ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2}
 
@@ -456,19 +463,19 @@ def test_order_of_convergence(name):
     # at level 1, where the flow ends; the step from there to clean data is of first order in all of them
     distribution, x_T = closed_form.mixture(*MIXTURE), jax.random.normal(jax.random.key(5), (64, 2))
     best = closed_form.OptimalDenoiser(distribution)
-    truth = sample(best, x_T, SCHEDULE, tolerance=1e-11)
+    expected = sample(best, x_T, CONTINUOUS, tolerance=1e-11)
     steps, errors = [32, 64, 128, 256], []
     for count in steps:
-        state = _run(name, best, x_T, discretize(SCHEDULE, count + 1), snapshots=2).trajectory
+        state = _run(name, best, x_T, discretize(CONTINUOUS, count + 1), snapshots=2).trajectory
         assert int(state.t[-1]) == 1
-        errors.append(float(jnp.sqrt(jnp.mean((state.x_t[-1] - truth) ** 2))))
+        errors.append(float(jnp.sqrt(jnp.mean((state.x_t[-1] - expected) ** 2))))
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     print(f"{name}: errors {errors}, order {slope:.3f}")
     assert abs(slope - ORDERS[name]) < 0.15
 
 
 @_each()
-def test_the_law_of_the_data_is_kept(name):
+def test_samples_have_the_distribution_of_the_data(name):
     distribution = closed_form.mixture([0.3, 0.5, 0.2], [[-1.0, 0.2], [0.8, -0.4], [0.2, 1.5]], [0.05, 0.2, 0.02])
     schedule = discretize(LinearLogSNR(10.0, -9.0), 256)
     options = {"snr": 0.1} if name == "predictor-corrector" else {}
@@ -490,16 +497,16 @@ def test_the_law_of_the_data_is_kept(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [uniform_steps, log_snr_uniform_steps, karras_steps])
 @pytest.mark.usefixtures("x64")
-def test_a_few_steps_of_a_long_table(steps):
+def test_a_few_steps_of_a_long_schedule(steps):
     # normal data: the flow keeps x over its deviation, so x_0 is known; the places chosen decide the error
     schedule, var = linear_betas(1000), 0.09
     distribution, x_T = closed_form.gaussian([0.0], [[var]]), jnp.array([[1.3], [-0.4]])
-    truth = np.sqrt(var / (var * schedule(1000).alpha ** 2 + schedule(1000).sigma ** 2)) * np.asarray(x_T)
+    expected = np.sqrt(var / (var * schedule(1000).alpha ** 2 + schedule(1000).sigma ** 2)) * np.asarray(x_T)
     index = steps(1000, 20) if steps is uniform_steps else steps(schedule, 20)
     second = 0.15 if steps is uniform_steps else 0.08
     for name, bound in {"ddim": 0.25, "heun": second, "dpmpp_2m": second}.items():
         ours = _run(name, closed_form.OptimalDenoiser(distribution), x_T, schedule.subsequence(index)).x_0
-        loss = np.max(np.abs(ours / truth - 1))
+        loss = np.max(np.abs(ours / expected - 1))
         print(f"{steps.__name__}, {name}: {loss:.1e}")
         assert loss < bound
 
@@ -536,4 +543,4 @@ def test_adaptive_is_the_flow_and_its_x_0():
 def test_a_wrong_number_of_snapshots(name):
     for snapshots in (-1, 13):
         with pytest.raises(ValueError, match=rf"snapshots must be in 0\.\.12.* got {snapshots}"):
-            _run(name, denoiser(WORLD), X_T, TABLE, snapshots=snapshots)
+            _run(name, denoiser(GAUSSIAN), X_T, SCHEDULE, snapshots=snapshots)

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import Partial
 
-from tests.test_bound_types import CASES, KEY, NET, SCHEDULE, TABLE, P, X, decoder, denoiser, learned, same
+from tests.test_bound_types import CASES, CONTINUOUS, KEY, NET, SCHEDULE, P, X, decoder, denoiser, learned, same
 from vdm_jax import closed_form, elbo, information, losses, path_bounds, sure, time_sampling, tweedie, vdm, weightings
 from vdm_jax.gaussian import Normal
 from vdm_jax.schedules import Cosine
@@ -22,16 +22,16 @@ MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.d
 DATA, ALL = PartitionSpec("data"), PartitionSpec()
 BATCH = jnp.concatenate([X, -0.5 * X[::-1]])
 BATCH = jnp.round(BATCH * 4) / 4  # on the grid of `X`
-LAW = closed_form.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]])
+GAUSSIAN = closed_form.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]])
 
 # name -> function of (p, key, x), p and key the same on all devices
 FUNCTIONS = {
     **{name: partial(case, same) for name, case in CASES.items()},
     "elbo.denoising_error": lambda p, k, x: elbo.denoising_error(
-        Partial(denoiser, same, p), k, x, TABLE(jnp.arange(4) % 3 + 1), "eps"
+        Partial(denoiser, same, p), k, x, SCHEDULE(jnp.arange(4) % 3 + 1), "eps"
     ),
     "elbo.reconstruction_nll": lambda p, k, x: elbo.reconstruction_nll(
-        Partial(denoiser, same, p), k, x, TABLE(jnp.ones(4, int)), decoder, "eps"
+        Partial(denoiser, same, p), k, x, SCHEDULE(jnp.ones(4, int)), decoder, "eps"
     ),
     "time_sampling.importance_sample": lambda p, k, x: time_sampling.importance_sample(
         jnp.abs(x[:, 0]) / 2, jnp.asarray([0.2, 0.8]) + 0 * p
@@ -43,16 +43,18 @@ FUNCTIONS = {
     "tweedie.cumulants": lambda p, k, x: jax.vmap(
         lambda x: tweedie.cumulants(lambda x: p * jnp.sum(jnp.log(x)), tweedie.poisson_base, x, 2)
     )(x**2 + 1.0),
-    "weightings.uniform_in_time": lambda p, k, x: weightings.uniform_in_time(x, SCHEDULE),
+    "weightings.uniform_in_time": lambda p, k, x: weightings.uniform_in_time(x, CONTINUOUS),
     "weightings.uniform_in_time, learned": lambda p, k, x: weightings.uniform_in_time(x, learned(p)),
-    "information.optimal_bound": lambda p, k, x: information.optimal_bound(LAW, TABLE, prior=Normal(p, var=jnp.exp(p))),
+    "information.optimal_bound": lambda p, k, x: information.optimal_bound(
+        GAUSSIAN, SCHEDULE, prior=Normal(p, var=jnp.exp(p))
+    ),
 }
-ONE_STEP = TABLE.subsequence([0, 3])  # its bound has no diffusion term, and scans over nothing
+ONE_STEP = SCHEDULE.subsequence([0, 3])  # its bound has no diffusion term: an empty scan
 FUNCTIONS["elbo.bound of one step"] = lambda p, k, x: elbo.bound(Partial(denoiser, same, p), k, x, ONE_STEP, decoder)
 FUNCTIONS["path_bounds.consistency_bound of one step"] = lambda p, k, x: path_bounds.consistency_bound(
     Partial(denoiser, same, p), k, x, ONE_STEP, decoder
 )
-FAST = {  # those that once failed in one form or another
+FAST = {  # functions with past failures
     "elbo.continuous_bound",
     "elbo.diffusion_curve, continuous",
     "vdm.vdm_loss",
@@ -96,12 +98,12 @@ def test_every_device_has_the_result_of_its_own_examples(name):
 
 
 DIFFERENTIATED = {
-    "losses.denoising_loss": lambda p, x: losses.denoising_loss(Partial(denoiser, same, p), KEY, x, TABLE).loss,
-    "elbo.bound": lambda p, x: elbo.bound(Partial(denoiser, same, p), KEY, x, TABLE, decoder).total,
+    "losses.denoising_loss": lambda p, x: losses.denoising_loss(Partial(denoiser, same, p), KEY, x, SCHEDULE).loss,
+    "elbo.bound": lambda p, x: elbo.bound(Partial(denoiser, same, p), KEY, x, SCHEDULE, decoder).total,
     "path_bounds.importance_weighted_bound": lambda p, x: path_bounds.importance_weighted_bound(
-        Partial(denoiser, same, p), KEY, x, TABLE, decoder, samples=2
+        Partial(denoiser, same, p), KEY, x, SCHEDULE, decoder, samples=2
     ),
-    "vdm.vdm_loss": lambda p, x: vdm.vdm_loss(Partial(denoiser, same, p), KEY, x, SCHEDULE, decoder).total,
+    "vdm.vdm_loss": lambda p, x: vdm.vdm_loss(Partial(denoiser, same, p), KEY, x, CONTINUOUS, decoder).total,
     "vdm.vdm_loss, learned": lambda p, x: vdm.vdm_loss(NET, KEY, x, learned(p), decoder).total,
     "weightings.uniform_in_time": lambda p, x: weightings.uniform_in_time(x, learned(p)),
     **{
@@ -132,14 +134,14 @@ def test_the_gradient_of_a_sum_over_devices_is_the_sum_of_theirs(name):
 @pytest.mark.slow
 def test_parameters_that_differ_from_device_to_device():
     def each(p, x):
-        return vdm.vdm_loss(Partial(denoiser, same, p[0]), KEY, x, SCHEDULE, decoder).total
+        return vdm.vdm_loss(Partial(denoiser, same, p[0]), KEY, x, CONTINUOUS, decoder).total
 
     p = jnp.asarray([0.3, -0.2])
     ours = jax.shard_map(jax.grad(lambda p, x: each(p, x).sum()), mesh=MESH, in_specs=(DATA, ALL), out_specs=DATA)(p, X)
     close(ours, jnp.stack([jax.grad(lambda p: each(p[None], X).sum())(one) for one in p]))
 
 
-def test_a_schedule_that_begins_clean_is_refused_on_a_mesh():
+def test_a_schedule_without_noise_at_t_0_is_refused_on_a_mesh():
     def loss(p, key, x):
         return vdm.vdm_loss(Partial(denoiser, same, p), key, x, Cosine(), decoder)
 

@@ -55,12 +55,12 @@ MODULES = [
 ]  # fmt: skip
 DEVICES = 8
 CONTINUOUS = schedules.LinearLogSNR(6.0, -4.0)
-TABLE = discrete_schedules.discretize(CONTINUOUS, 10)
-GRID = discrete_schedules.DiscretizedSchedule(CONTINUOUS, 10)
+SCHEDULE = discrete_schedules.discretize(CONTINUOUS, 10)
+DISCRETIZED = discrete_schedules.DiscretizedSchedule(CONTINUOUS, 10)
 
 
 def numbers(seed: int, *shape: int, low: float = -0.9, high: float = 0.9) -> jax.Array:
-    """One row a device."""
+    """One row per device."""
     return jnp.asarray(np.random.RandomState(seed).uniform(low, high, (DEVICES, *shape)), jnp.float32)
 
 
@@ -68,7 +68,7 @@ X, Y, P = numbers(0, 3, 2), numbers(1, 3, 2), numbers(2)
 HIGH, LOW, VAR = numbers(3, low=1.0, high=6.0), numbers(4, low=-6.0, high=0.5), numbers(5, low=0.5, high=2.0)
 KEYS, STEPS = jax.random.split(jax.random.key(0), DEVICES), jnp.arange(1, 1 + DEVICES)
 BATCH = numbers(6, 5, 3)
-DRAWN = likelihoods.normalize(jnp.arange(DEVICES * 6).reshape(DEVICES, 3, 2) % 17, 17)
+ON_GRID = likelihoods.normalize(jnp.arange(DEVICES * 6).reshape(DEVICES, 3, 2) % 17, 17)
 
 
 def at(function, *, pair: bool = False):
@@ -80,12 +80,12 @@ def at(function, *, pair: bool = False):
 
 def to_all(convert):
     return lambda value, x_t, lam: [
-        convert(value, x_t, level_from_log_snr(lam), prediction_type) for prediction_type in KINDS
+        convert(value, x_t, level_from_log_snr(lam), prediction_type) for prediction_type in PREDICTION_TYPES
     ]
 
 
-KINDS = ("x_0", "eps", "v", "score")
-WORLDS = {
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
+DISTRIBUTIONS = {
     "closed_form.Gaussian": closed_form.gaussian([0.2, -0.3], [[0.5, 0.1], [0.1, 0.3]]),
     "closed_form.Mixture": closed_form.mixture([0.3, 0.7], [[0.5, -0.5], [-0.6, 0.2]], [0.1, 0.2]),
     "closed_form.Empirical": closed_form.empirical([[0.5, -0.5], [-0.6, 0.2], [0.0, 1.0]]),
@@ -94,24 +94,24 @@ WORLDS = {
 POINT = numbers(9, 2)
 
 
-def in_world(name, function):
-    """`function(world, *arrays, level)`, the world in the dtype of the level."""
+def of_distribution(name, function):
+    """`function(distribution, *arrays, level)`, the distribution in the dtype of the level."""
 
-    def ask(*arrays):
+    def call(*arrays):
         *arrays, lam = arrays
-        world = jax.tree.map(lambda leaf: leaf.astype(lam.dtype), WORLDS[name])
-        return function(world, *arrays, level_from_log_snr(lam))
+        distribution = jax.tree.map(lambda leaf: leaf.astype(lam.dtype), DISTRIBUTIONS[name])
+        return function(distribution, *arrays, level_from_log_snr(lam))
 
-    return ask
+    return call
 
 
-def _questions(world, x, level):
-    noisy = closed_form.marginal(world, level)
-    given = world.posterior(x, level)
+def _density_and_posterior(distribution, x, level):
+    noisy = closed_form.marginal(distribution, level)
+    given = distribution.posterior(x, level)
     return noisy.log_prob(x), noisy.score(x), noisy.score_jacobian(x), given.mean, given.variance, given.covariance()
 
 
-def _law(mean, var):
+def _normal(mean, var):
     return Normal(mean, var=jnp.broadcast_to(var, mean.shape))
 
 
@@ -139,7 +139,7 @@ def _fitted(x):
 
 
 def _field(x):
-    """One of each example, whose Jacobian is neither diagonal nor symmetric."""
+    """A vector field per example whose Jacobian is neither diagonal nor symmetric."""
     return jnp.sin(x[:, ::-1]) + 0.3 * x**3
 
 
@@ -192,7 +192,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         }.items()
     },
     "discrete_schedules.InterpolatedSchedule": (
-        lambda s, d: discrete_schedules.InterpolatedSchedule(table(s)).step(s, s + d),
+        lambda s, d: discrete_schedules.InterpolatedSchedule(discrete(s)).step(s, s + d),
         (numbers(7, low=0.1, high=0.5), numbers(8, low=0.01, high=0.4)),
     ),
     "forward.marginal": (at(forward.marginal), (X, P)),
@@ -206,7 +206,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "parameterization.prediction_target": (
         lambda x, e, lam: [
             parameterization.prediction_target(x, e, level_from_log_snr(lam), prediction_type)
-            for prediction_type in KINDS
+            for prediction_type in PREDICTION_TYPES
         ],
         (X, Y, P),
     ),
@@ -220,11 +220,11 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     ),
     "likelihoods.DiscretizedGaussian": (
         lambda m, s, x: likelihoods.DiscretizedGaussian(m, scale=s, levels=17).log_prob(jax.lax.stop_gradient(x)),
-        (X, VAR, DRAWN),
+        (X, VAR, ON_GRID),
     ),
     "likelihoods.Categorical": (
         lambda z, lam, x: likelihoods.Categorical(z, level_from_log_snr(lam), 17).log_prob(jax.lax.stop_gradient(x)),
-        (X, P, DRAWN),
+        (X, P, ON_GRID),
     ),
     "likelihoods.Categorical.mean": (
         lambda z, lam, logits: likelihoods.Categorical(z, level_from_log_snr(lam), 5, logits).mean(),
@@ -235,11 +235,11 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
             likelihoods.Bernoulli(m).log_prob(jnp.sign(jax.lax.stop_gradient(x) - 0.01)),
             likelihoods.Bernoulli(m).mean(),
         ),
-        (X, DRAWN),
+        (X, ON_GRID),
     ),
     "likelihoods.DiscretizedLogisticMixture": (
         lambda w, m, s, c, x: likelihoods.DiscretizedLogisticMixture(w, m, s, 17, c).log_prob(jax.lax.stop_gradient(x)),
-        (numbers(13, 3, 2), numbers(14, 3, 2, 2), numbers(15, 3, 2, 2), numbers(16, 3, 1, 2), DRAWN),
+        (numbers(13, 3, 2), numbers(14, 3, 2, 2), numbers(15, 3, 2, 2), numbers(16, 3, 1, 2), ON_GRID),
     ),
     "autoencoder.nearest_distance": (
         lambda x, data: autoencoder.nearest_distance(x, data),
@@ -249,11 +249,11 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "vae.kl_monte_carlo": (lambda m, v, z: vae.kl_monte_carlo(Normal(m, var=v), z), (X, VAR, Y)),
     "vae.importance_weighted_average": (vae.importance_weighted_average, (BATCH,)),
     "vae.aggregated_posterior_log_prob": (
-        lambda m, v, z: vae.aggregated_posterior_log_prob(_law(m, v), z),
+        lambda m, v, z: vae.aggregated_posterior_log_prob(_normal(m, v), z),
         (BATCH, VAR, BATCH[:, 0]),
     ),
     "vae.optimal_mean_decoder": (
-        lambda m, v, x, z: vae.optimal_mean_decoder(_law(m, v), x, z),
+        lambda m, v, x, z: vae.optimal_mean_decoder(_normal(m, v), x, z),
         (BATCH, VAR, numbers(19, 5, 2), BATCH[:, 0]),
     ),
     "vae.variational_em": (lambda x: _fitted(x), (numbers(20, 6, 3),)),
@@ -264,7 +264,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "linear_gaussian.principal_components": (lambda x: _pca(x), (numbers(20, 6, 3),)),
     "linear_gaussian.probabilistic_pca": (lambda x: _ppca(x), (numbers(20, 6, 3),)),
     "linear_gaussian.maximum_likelihood_decoder": (
-        lambda m, v, x: linear_gaussian.maximum_likelihood_decoder(_law(m, v), x),
+        lambda m, v, x: linear_gaussian.maximum_likelihood_decoder(_normal(m, v), x),
         (numbers(23, 6, 2), VAR, numbers(20, 6, 3)),
     ),
     "linear_gaussian.LinearGaussianModel": (
@@ -273,19 +273,21 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     ),
     "elbo.prior_kl": (at(elbo.prior_kl), (X, P)),
     "elbo.diffusion_weight": (
-        lambda s, t: [elbo.diffusion_weight(step_from_log_snr(s, t), prediction_type) for prediction_type in KINDS],
+        lambda s, t: [
+            elbo.diffusion_weight(step_from_log_snr(s, t), prediction_type) for prediction_type in PREDICTION_TYPES
+        ],
         (HIGH, LOW),
     ),
     "elbo.diffusion_kl": (
         lambda x, y, s, t: [
-            elbo.diffusion_kl(x, y, step_from_log_snr(s, t), prediction_type) for prediction_type in KINDS
+            elbo.diffusion_kl(x, y, step_from_log_snr(s, t), prediction_type) for prediction_type in PREDICTION_TYPES
         ],
         (X, Y, HIGH, LOW),
     ),
     "elbo.continuous_diffusion_weight": (
         lambda lam: [
             elbo.continuous_diffusion_weight(level_from_log_snr(lam), -2.0 * lam, prediction_type)
-            for prediction_type in KINDS
+            for prediction_type in PREDICTION_TYPES
         ],
         (P,),
     ),
@@ -293,26 +295,31 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         lambda x, y, s, u, t: forward.bridge(x, y, step_from_log_snr(s, u), step_from_log_snr(u, t)),
         (X, Y, HIGH + 8.0, HIGH, LOW),
     ),
-    **{name: (in_world(name, _questions), (POINT, P)) for name in WORLDS},
-    "closed_form.marginal": (in_world("closed_form.Empirical", lambda w, level: closed_form.marginal(w, level)), (P,)),
+    **{name: (of_distribution(name, _density_and_posterior), (POINT, P)) for name in DISTRIBUTIONS},
+    "closed_form.marginal": (
+        of_distribution("closed_form.Empirical", lambda w, level: closed_form.marginal(w, level)),
+        (P,),
+    ),
     "closed_form.reverse_transition": (
         lambda x, s, t: closed_form.reverse_transition(
-            jax.tree.map(lambda leaf: leaf.astype(x.dtype), WORLDS["closed_form.Mixture"]), x, step_from_log_snr(s, t)
+            jax.tree.map(lambda leaf: leaf.astype(x.dtype), DISTRIBUTIONS["closed_form.Mixture"]),
+            x,
+            step_from_log_snr(s, t),
         ),
         (POINT, HIGH, LOW),
     ),
     "closed_form.optimal_prediction": (
-        in_world(
+        of_distribution(
             "closed_form.Mixture",
             lambda w, x, level: [
-                closed_form.optimal_prediction(w, x, level, prediction_type) for prediction_type in KINDS
+                closed_form.optimal_prediction(w, x, level, prediction_type) for prediction_type in PREDICTION_TYPES
             ],
         ),
         (POINT, P),
     ),
     **{
         f"information.{name}": (
-            in_world("closed_form.Mixture", lambda w, level, f=function: f(w, level, SMALL)),
+            of_distribution("closed_form.Mixture", lambda w, level, f=function: f(w, level, SMALL)),
             (P,),
         )
         for name, function in {
@@ -322,13 +329,13 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         }.items()
     },
     "information.quadrature": (
-        in_world(
+        of_distribution(
             "closed_form.Gaussian", lambda w, level: SMALL(lambda x: jnp.sum(x**2), closed_form.marginal(w, level))
         ),
         (P,),
     ),
     "information.monte_carlo": (
-        in_world(
+        of_distribution(
             "closed_form.Gaussian",
             lambda w, level: information.monte_carlo(
                 jnp.sum, closed_form.marginal(w, level), jax.random.key(0), num_samples=10
@@ -337,14 +344,16 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         (P,),
     ),
     "information.optimal_bound": (
-        in_world(
+        of_distribution(
             "closed_form.Gaussian",
-            lambda w, level: information.optimal_bound(w, table(w.mean), prior=Normal(0.0, var=level.alpha)),
+            lambda w, level: information.optimal_bound(w, discrete(w.mean), prior=Normal(0.0, var=level.alpha)),
         ),
         (P,),
     ),
     "information.optimal_bound_limit": (
-        in_world("closed_form.Gaussian", lambda w, level: information.optimal_bound_limit(w, table(w.mean)(1), level)),
+        of_distribution(
+            "closed_form.Gaussian", lambda w, level: information.optimal_bound_limit(w, discrete(w.mean)(1), level)
+        ),
         (LOW - 4.0,),
     ),
     "elbo.bits_per_dim": (lambda nats: elbo.bits_per_dim(nats, 7, 0.5), (P,)),
@@ -353,7 +362,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         lambda m, v, u, x: dequantization.TruncatedNormal(
             jax.lax.stop_gradient(x), levels=17, mean=0.05 * m, scale=v
         ).log_prob(x + 0.05 * u),
-        (P, VAR, Y, DRAWN),
+        (P, VAR, Y, ON_GRID),
     ),
     "reverse_variance.interpolated_variance": (
         lambda f, s, t: reverse_variance.interpolated_variance(f, step_from_log_snr(s, t)),
@@ -366,7 +375,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "reverse_variance.reverse_step_kl": (
         lambda x, y, r, s, t: [
             reverse_variance.reverse_step_kl(x, y, r, step_from_log_snr(s, t), prediction_type)
-            for prediction_type in KINDS
+            for prediction_type in PREDICTION_TYPES
         ],
         (X, Y, P, HIGH, LOW),
     ),
@@ -407,7 +416,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
     "parameterization.ScoreFromDenoiser": (
         lambda p, x, lam: [
             parameterization.ScoreFromDenoiser(Partial(network, p), level_from_log_snr(lam), prediction_type)(x)
-            for prediction_type in KINDS
+            for prediction_type in PREDICTION_TYPES
         ],
         (P, BATCH, LOW),
     ),
@@ -435,9 +444,9 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
 }
 
 
-def table(x):
-    """TABLE in the dtype of x."""
-    return jax.tree.map(lambda field: field.astype(x.dtype), TABLE)
+def discrete(x):
+    """SCHEDULE in the dtype of x."""
+    return jax.tree.map(lambda field: field.astype(x.dtype), SCHEDULE)
 
 
 def network(param, x_t, level):
@@ -446,7 +455,7 @@ def network(param, x_t, level):
 
 def _levels_of(x):
     """A level for each of a batch."""
-    return table(x)(jnp.arange(1, 1 + x.shape[0]))
+    return discrete(x)(jnp.arange(1, 1 + x.shape[0]))
 
 
 def _level_of(x):
@@ -458,7 +467,7 @@ def _falling(x):
 
 
 def _score(net, x):
-    """The network as a score."""
+    """The score computed from the network's output."""
     return parameterization.ScoreFromDenoiser(net, _level_of(x))
 
 
@@ -479,7 +488,7 @@ def decoder(x_hat, x_1, level):
 
 
 def _encode(p, *given):
-    *_, x = given  # of a ladder: what lies above, and x
+    *_, x = given  # in a hierarchy: the latent above, and x
     return Normal(p * x[:, :2], var=jnp.exp(0.1 * x[:, 1:]))
 
 
@@ -499,7 +508,7 @@ def _vae(p):
     return Partial(_encode, p), Partial(_decode, p), _likelihood
 
 
-def _ladder(p):
+def _top_down(p):
     return hvae.top_down((2,), [Partial(_encode, p)] * 2, [Partial(_below, p)], Partial(_decode, p))
 
 
@@ -540,33 +549,33 @@ def _learned_decoder(x_hat, fraction, x_1, level):
     return Normal(x_hat, var=level.sigma**2 * jnp.exp(fraction))
 
 
-# Functions of a denoiser, a key and a batch.
-ASKING: dict[str, Any] = {
-    "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, table(x), decoder),
-    "path_bounds.consistency_bound": lambda net, k, x: path_bounds.consistency_bound(net, k, x, table(x), decoder),
+# Functions of (denoiser, key, batch).
+OF_DENOISER: dict[str, Any] = {
+    "elbo.bound": lambda net, k, x: elbo.bound(net, k, x, discrete(x), decoder),
+    "path_bounds.consistency_bound": lambda net, k, x: path_bounds.consistency_bound(net, k, x, discrete(x), decoder),
     "elbo.diffusion_curve": lambda net, k, x: elbo.diffusion_curve(net, k, x, CONTINUOUS, terms=3),
     "path_bounds.importance_weighted_bound": lambda net, k, x: path_bounds.importance_weighted_bound(
-        net, k, x, table(x), decoder, samples=2
+        net, k, x, discrete(x), decoder, samples=2
     ),
     "vdm.vdm_loss": lambda net, k, x: vdm.vdm_loss(net, k, x, CONTINUOUS, decoder),
     "elbo.continuous_bound": lambda net, k, x: elbo.continuous_bound(net, k, x, CONTINUOUS, decoder, terms=3),
-    "path_bounds.joint_log_ratio": lambda net, k, x: path_bounds.joint_log_ratio(net, k, x, table(x), decoder),
-    "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(net, k, x, table(x), prediction_type="v")[1:],
-    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, table(x), time_sampling="low_discrepancy"),
-    "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, table(x), decoder),
+    "path_bounds.joint_log_ratio": lambda net, k, x: path_bounds.joint_log_ratio(net, k, x, discrete(x), decoder),
+    "losses.denoising_loss": lambda net, k, x: losses.denoising_loss(net, k, x, discrete(x), prediction_type="v")[1:],
+    "losses.simple_loss": lambda net, k, x: losses.simple_loss(net, k, x, discrete(x), time_sampling="low_discrepancy"),
+    "losses.ddpm_loss": lambda net, k, x: losses.ddpm_loss(net, k, x, discrete(x), decoder),
     "weightings.weighted_bound": lambda net, k, x: weightings.weighted_bound(
         net, k, x, CONTINUOUS, weightings.sigmoid, terms=3
     ),
-    "reverse_variance.eps_second_moment": lambda net, k, x: reverse_variance.eps_second_moment(net, k, x, table(x)),
-    "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, table(x), snapshots=3).x_0,
-    "samplers.ddim": lambda net, k, x: samplers.ddim(net, k, x, table(x), eta=0.5, snapshots=3),
-    "samplers.ddim_inverse": lambda net, k, x: samplers.ddim_inverse(net, x, table(x)),
-    "samplers.heun": lambda net, k, x: samplers.heun(net, k, x, table(x), s_churn=2.0).x_0,
-    "samplers.euler": lambda net, k, x: samplers.euler(net, k, x, table(x)).x_0,
-    "samplers.dpmpp_2m": lambda net, k, x: samplers.dpmpp_2m(net, k, x, table(x)).x_0,
-    "samplers.dpmpp_2m_sde": lambda net, k, x: samplers.dpmpp_2m_sde(net, k, x, table(x), prediction_type="v").x_0,
-    "samplers.predictor_corrector": lambda net, k, x: samplers.predictor_corrector(net, k, x, table(x)).x_0,
-    "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, table(x), 0.5 * x, x, resamplings=2).x_0,
+    "reverse_variance.eps_second_moment": lambda net, k, x: reverse_variance.eps_second_moment(net, k, x, discrete(x)),
+    "samplers.ancestral": lambda net, k, x: samplers.ancestral(net, k, x, discrete(x), snapshots=3).x_0,
+    "samplers.ddim": lambda net, k, x: samplers.ddim(net, k, x, discrete(x), eta=0.5, snapshots=3),
+    "samplers.ddim_inverse": lambda net, k, x: samplers.ddim_inverse(net, x, discrete(x)),
+    "samplers.heun": lambda net, k, x: samplers.heun(net, k, x, discrete(x), s_churn=2.0).x_0,
+    "samplers.euler": lambda net, k, x: samplers.euler(net, k, x, discrete(x)).x_0,
+    "samplers.dpmpp_2m": lambda net, k, x: samplers.dpmpp_2m(net, k, x, discrete(x)).x_0,
+    "samplers.dpmpp_2m_sde": lambda net, k, x: samplers.dpmpp_2m_sde(net, k, x, discrete(x), prediction_type="v").x_0,
+    "samplers.predictor_corrector": lambda net, k, x: samplers.predictor_corrector(net, k, x, discrete(x)).x_0,
+    "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, discrete(x), 0.5 * x, x, resamplings=2).x_0,
     "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
     "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
     "score_matching.denoising_at_level": lambda net, k, x: score_matching.denoising_at_level(
@@ -581,23 +590,23 @@ ASKING: dict[str, Any] = {
         net, k, x, _level_of(x), prediction_type="eps", steps=2
     ),
 }
-# Those whose denoiser gives a variance too.
+# The same for denoisers that also return a variance.
 LEARNING: dict[str, Any] = {
     "reverse_variance.learned_variance_bound": lambda net, k, x: reverse_variance.learned_variance_bound(
-        net, k, x, table(x), _learned_decoder
+        net, k, x, discrete(x), _learned_decoder
     ),
     "reverse_variance.vlb_loss": lambda net, k, x: (
-        reverse_variance.vlb_loss(net, k, x, table(x), _learned_decoder).loss
+        reverse_variance.vlb_loss(net, k, x, discrete(x), _learned_decoder).loss
     ),
     "reverse_variance.hybrid_loss": lambda net, k, x: (
-        reverse_variance.hybrid_loss(net, k, x, table(x), _learned_decoder).squared_error
+        reverse_variance.hybrid_loss(net, k, x, discrete(x), _learned_decoder).squared_error
     ),
-    "samplers.ancestral_learned": lambda net, k, x: samplers.ancestral_learned(net, k, x, table(x)).x_0,
+    "samplers.ancestral_learned": lambda net, k, x: samplers.ancestral_learned(net, k, x, discrete(x)).x_0,
 }
 # As functions of a row (key, the network's parameter, a batch).
 BATCHED: dict[str, Any] = {
-    **{name: lambda k, p, x, ask=ask: ask(Partial(with_variance, p), k, x) for name, ask in LEARNING.items()},
-    **{name: lambda k, p, x, ask=ask: ask(Partial(network, p), k, x) for name, ask in ASKING.items()},
+    **{name: lambda k, p, x, f=f: f(Partial(with_variance, p), k, x) for name, f in LEARNING.items()},
+    **{name: lambda k, p, x, f=f: f(Partial(network, p), k, x) for name, f in OF_DENOISER.items()},
     "elbo.denoising_error": lambda k, p, x: elbo.denoising_error(Partial(network, p), k, x, _levels_of(x), "eps"),
     "dequantization.dequantized_bound": lambda k, p, x: _dequantized(Partial(network, p), k, x),
     "dequantization.latent_dequantization_bound": lambda k, p, x: _encoded(Partial(network, p), k, x),
@@ -612,14 +621,14 @@ BATCHED: dict[str, Any] = {
     "vae.kl_decomposition": lambda k, p, x: vae.kl_decomposition(_encode(p, x), k, samples=2),
     "vae.reconstruction_nll": lambda k, p, x: vae.reconstruction_nll(Partial(_decode, p), _likelihood, x[:, 1:], x),
     "vae.reparameterized_sample": lambda k, p, x: vae.reparameterized_sample(_encode(p, x), k),
-    "hvae.top_down": lambda k, p, x: hvae.bound(_ladder(p), _likelihood, k, x),
+    "hvae.top_down": lambda k, p, x: hvae.bound(_top_down(p), _likelihood, k, x),
     "hvae.bottom_up": lambda k, p, x: hvae.bound(_bottom_up(p), _likelihood, k, x),
     "hvae.importance_weighted_bound": lambda k, p, x: hvae.importance_weighted_bound(
-        _ladder(p), _likelihood, k, x, samples=2
+        _top_down(p), _likelihood, k, x, samples=2
     ),
-    "hvae.sample": lambda k, p, x: hvae.sample(_ladder(p), _likelihood, k, 3, temperature=0.7),
-    "hvae.sample_decoder_output": lambda k, p, x: hvae.sample_decoder_output(_ladder(p), k, 3),
-    "hvae.reconstruct": lambda k, p, x: hvae.reconstruct(_ladder(p), k, x, keep=1),
+    "hvae.sample": lambda k, p, x: hvae.sample(_top_down(p), _likelihood, k, 3, temperature=0.7),
+    "hvae.sample_decoder_output": lambda k, p, x: hvae.sample_decoder_output(_top_down(p), k, 3),
+    "hvae.reconstruct": lambda k, p, x: hvae.reconstruct(_top_down(p), k, x, keep=1),
     "elbo.reconstruction_nll": lambda k, p, x: elbo.reconstruction_nll(
         Partial(network, p), k, x, _levels_of(x), decoder, "eps"
     ),
@@ -639,21 +648,24 @@ BATCHED: dict[str, Any] = {
 # Integers in or out: no gradient.
 DISCRETE: dict[str, tuple[Any, tuple]] = {
     "gaussian.Normal.sample": (lambda k, m, v: Normal(m, var=v).sample(k), (KEYS, X, VAR)),
-    "discrete_schedules.TabulatedSchedule": (lambda t: (TABLE(t), TABLE.step(t - 1, t).log_snr_drop), (STEPS,)),
-    "discrete_schedules.DiscretizedSchedule": (lambda t: (GRID(t), GRID.step(t - 1, t).log_snr_drop), (STEPS,)),
+    "discrete_schedules.TabulatedSchedule": (lambda t: (SCHEDULE(t), SCHEDULE.step(t - 1, t).log_snr_drop), (STEPS,)),
+    "discrete_schedules.DiscretizedSchedule": (
+        lambda t: (DISCRETIZED(t), DISCRETIZED.step(t - 1, t).log_snr_drop),
+        (STEPS,),
+    ),
     "discrete_schedules.to_betas": (
-        lambda t: jax.tree.map(lambda b: b[t - 1], discrete_schedules.to_betas(TABLE)),
+        lambda t: jax.tree.map(lambda b: b[t - 1], discrete_schedules.to_betas(SCHEDULE)),
         (STEPS,),
     ),
     "discrete_schedules.to_standard_deviations": (
-        lambda t: jax.tree.map(lambda b: b[t - 1], discrete_schedules.to_standard_deviations(TABLE)),
+        lambda t: jax.tree.map(lambda b: b[t - 1], discrete_schedules.to_standard_deviations(SCHEDULE)),
         (STEPS,),
     ),
-    "discrete_schedules.to_gammas": (lambda t: discrete_schedules.to_gammas(TABLE)[t - 1], (STEPS,)),
+    "discrete_schedules.to_gammas": (lambda t: discrete_schedules.to_gammas(SCHEDULE)[t - 1], (STEPS,)),
     "likelihoods.normalize": (lambda i: likelihoods.normalize(i, 17), (STEPS,)),
     "likelihoods.denormalize": (lambda x: likelihoods.denormalize(x, 17), (X,)),
-    "likelihoods.on_grid": (lambda x: likelihoods.on_grid(x, 17), (DRAWN,)),
-    "dequantization.Uniform": (lambda x: dequantization.Uniform(x, 17).log_prob(x), (DRAWN,)),
+    "likelihoods.on_grid": (lambda x: likelihoods.on_grid(x, 17), (ON_GRID,)),
+    "dequantization.Uniform": (lambda x: dequantization.Uniform(x, 17).log_prob(x), (ON_GRID,)),
     "likelihoods.sample": (
         lambda k, m, lam: (
             likelihoods.DiscretizedGaussian(m, scale=lam**2, levels=17).sample(k),
@@ -669,7 +681,7 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         (KEYS, X, numbers(13, 3, 2)),
     ),
     "vae.reinforce_surrogate": (lambda c, q: vae.reinforce_surrogate(c, q), (P, VAR)),
-    "hvae.collapse_diagnostics": (lambda k, p, x: hvae.collapse_diagnostics(_ladder(p), k, x), (KEYS, P, BATCH)),
+    "hvae.collapse_diagnostics": (lambda k, p, x: hvae.collapse_diagnostics(_top_down(p), k, x), (KEYS, P, BATCH)),
     "hvae.kl_warm_up": (lambda t: hvae.kl_warm_up(t, 4), (STEPS,)),
     "time_sampling.sample_times": (lambda k: time_sampling.sample_times(k, 5), (KEYS,)),
     "time_sampling.independent_times": (lambda k: time_sampling.independent_times(k, 5), (KEYS,)),
@@ -691,12 +703,12 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         (KEYS, BATCH),
     ),
     "sure.sure_threshold.threshold": (lambda y: sure.sure_threshold(y, 0.5)[0], (X,)),
-    # accepting is a jump
+    # acceptance is discontinuous
     "langevin.mala": (
         lambda k, p, x: langevin.mala(Partial(_minus_energy, p), k, x, 0.2, 3, path=True),
         (KEYS, P, BATCH),
     ),
-    # the gradient of its loss is not the slope of its value: none runs through the chains
+    # its gradient is not the slope of its value, since it does not flow through the chains
     "energy.contrastive_divergence": (
         lambda k, p, x: energy.contrastive_divergence(Partial(_network_energy, p), k, x, x[:4], 0.05, 2),
         (KEYS, P, BATCH),
@@ -709,7 +721,7 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         (KEYS,),
     ),
 }
-# Made on the host from static numbers; here, that they can be made inside a compiled function.
+# Made on the host from static numbers. The test makes them inside a compiled function.
 HOST = {
     "discrete_schedules.discretize": lambda: discrete_schedules.discretize(schedules.Cosine(), 4),
     "discrete_schedules.from_betas": lambda: discrete_schedules.from_betas(np.array([0.1, 0.2])),
@@ -724,11 +736,13 @@ HOST = {
     "closed_form.empirical": lambda: closed_form.empirical([[0.0], [1.0]]),
     "closed_form.independent_pixels": lambda: closed_form.independent_pixels([[0.2, 0.8]]),
     "discrete_schedules.uniform_steps": lambda: jnp.asarray(discrete_schedules.uniform_steps(10, 4)),
-    "discrete_schedules.log_snr_uniform_steps": lambda: jnp.asarray(discrete_schedules.log_snr_uniform_steps(TABLE, 4)),
-    "discrete_schedules.karras_steps": lambda: jnp.asarray(discrete_schedules.karras_steps(TABLE, 4)),
+    "discrete_schedules.log_snr_uniform_steps": lambda: jnp.asarray(
+        discrete_schedules.log_snr_uniform_steps(SCHEDULE, 4)
+    ),
+    "discrete_schedules.karras_steps": lambda: jnp.asarray(discrete_schedules.karras_steps(SCHEDULE, 4)),
 }
-# Protocols, results and checks, which have no computation of their own; `flow` has its own test of this, and
-# `samplers.adaptive` is it.
+# Protocols, results and checks, which have no computation of their own; `probability_flow` has its own test of this,
+# and `samplers.adaptive` calls it.
 NAMED_ELSEWHERE = {
     "gaussian.check_prior", "noise_levels.check_positive", "noise_levels.broadcast_to_batch", "elbo.decoder_log_prob",
     "likelihoods.evaluate_log_prob", "reverse_variance.evaluate_variance", "probability_flow.check_nonsingular",
@@ -754,7 +768,7 @@ ROWS = {
 }
 
 
-# Whole chains and their like, which take long to compile in every way there is.
+# Whole chains and similar functions, which take long to compile under every transformation.
 HEAVY = {
     *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.euler", "samplers.heun", "samplers.dpmpp_2m",
     "samplers.dpmpp_2m_sde", "samplers.predictor_corrector", "samplers.repaint", "guidance.ClassifierGuidance",
@@ -834,19 +848,19 @@ def test_gradient_by_the_network_is_the_slope(name):
 
 
 @pytest.mark.parametrize("name", HOST)
-def test_tables_can_be_made_while_tracing(name):
+def test_schedules_can_be_made_while_tracing(name):
     jax.tree.map(np.testing.assert_array_equal, jax.jit(HOST[name])(), HOST[name]())
 
 
-def test_table_is_an_argument_a_closure_and_a_scan_s_constant():
+def test_a_schedule_is_an_argument_a_closure_and_a_scan_s_constant():
     t = jnp.arange(1, 11)
-    want = TABLE.step(t - 1, t).one_minus_ratio
-    close(jax.jit(lambda table, t: table.step(t - 1, t).one_minus_ratio)(TABLE, t), want)
-    close(jax.jit(TABLE)(t), TABLE(t))
-    close(jax.lax.scan(lambda c, i: (c, TABLE.step(i - 1, i).one_minus_ratio), 0, t)[1], want)
+    want = SCHEDULE.step(t - 1, t).one_minus_ratio
+    close(jax.jit(lambda schedule, t: schedule.step(t - 1, t).one_minus_ratio)(SCHEDULE, t), want)
+    close(jax.jit(SCHEDULE)(t), SCHEDULE(t))
+    close(jax.lax.scan(lambda c, i: (c, SCHEDULE.step(i - 1, i).one_minus_ratio), 0, t)[1], want)
 
 
-@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("name", OF_DENOISER)
 def test_traced_once(name):
     traces = itertools.count()  # a list would be a variable of `counted` that changes
 
@@ -854,9 +868,9 @@ def test_traced_once(name):
         next(traces)
         return network(param, x_t, level)
 
-    ASKING[name](Partial(counted, jnp.float32(0.1)), KEYS[0], BATCH[0])
+    OF_DENOISER[name](Partial(counted, jnp.float32(0.1)), KEYS[0], BATCH[0])
     first = next(traces)
     assert 1 <= first <= 2  # once, or once in the scan and once for the reconstruction
     for i in range(1, 4):
-        ASKING[name](Partial(counted, jnp.float32(0.1 * i)), KEYS[i], BATCH[0])
+        OF_DENOISER[name](Partial(counted, jnp.float32(0.1 * i)), KEYS[i], BATCH[0])
     assert next(traces) == first + 1  # by the `next` above

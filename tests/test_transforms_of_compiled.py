@@ -15,7 +15,7 @@ from vdm_jax.types import Batch, evaluate
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (4, 3))
-TABLE = discrete_schedules.linear_betas(4)
+SCHEDULE = discrete_schedules.linear_betas(4)
 TRACES: list[int] = []
 
 
@@ -71,7 +71,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_transformations_see_the_function_within(transform):
+def test_transformations_apply_to_the_compiled_function(transform):
     same(transform(f)(W, X), transform(plain)(W, X))
 
 
@@ -81,7 +81,7 @@ def test_a_plain_function_over_a_traced_parameter_has_its_gradient():
 
     expected = jax.grad(lambda w: plain(w, X).sum())(W)
     same(jax.grad(g)(W), expected)
-    same(jax.grad(g)(W), expected)  # from no cache of the first trace
+    same(jax.grad(g)(W), expected)  # not from a cache of the first trace
     same(jax.jit(jax.grad(g))(W), expected)
     same(jax.vmap(g)(jnp.stack([W, 2 * W])), jnp.stack([g(W), g(2 * W)]))
     same(g(W), plain(W, X).sum())
@@ -161,7 +161,7 @@ def test_static_numbers_must_not_be_traced():
 @pytest.mark.slow
 def test_public_functions_have_the_transformations_of_a_loss():
     def mean(w):
-        return losses.simple_loss(Partial(lambda w, x, level: w * x, w), KEY, X, TABLE).mean()
+        return losses.simple_loss(Partial(lambda w, x, level: w * x, w), KEY, X, SCHEDULE).mean()
 
     numbers = jnp.stack([W, 2 * W])
     same(jax.vmap(mean)(numbers), jnp.stack([mean(w) for w in numbers]))

@@ -14,7 +14,7 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.schedules import LearnedSchedule, LinearLogSNR, VarianceExploding
 
-WORLD = GaussianWorld(0.4, 0.6)
+GAUSSIAN = GaussianWorld(0.4, 0.6)
 X_0 = jnp.asarray(np.random.RandomState(0).randn(64, 2), jnp.float32)
 
 
@@ -25,7 +25,7 @@ def _decoder(x_hat, x_1, level):
 def test_prediction_types_agree():
     losses = [
         vdm.vdm_loss(
-            denoiser(WORLD, prediction_type, 0.1),
+            denoiser(GAUSSIAN, prediction_type, 0.1),
             jax.random.key(0),
             X_0,
             LinearLogSNR(5.0, -4.0),
@@ -43,7 +43,7 @@ def test_a_learned_line_is_the_fixed_one():
     params = line.init(jax.random.key(0), jnp.zeros(()), jnp.ones(()))
     learned = LearnedSchedule(jnp.float32(-5.0), jnp.float32(4.0), Partial(line.apply, params))
     ours, fixed = (
-        vdm.vdm_loss(denoiser(WORLD, "eps", 0.1), jax.random.key(0), X_0, s, _decoder)
+        vdm.vdm_loss(denoiser(GAUSSIAN, "eps", 0.1), jax.random.key(0), X_0, s, _decoder)
         for s in (learned, LinearLogSNR(5.0, -4.0))
     )
     for name in elbo.DiffusionBound._fields:
@@ -54,9 +54,9 @@ def test_a_schedule_that_does_not_preserve_variance():
     schedule, prior = VarianceExploding(0.1, 5.0), Normal(0.0, var=25.0)
     options = {"prior": prior, "prediction_type": "x_0"}
     x_0 = jnp.broadcast_to(X_0[:1], (8000, 2))
-    ours = vdm.vdm_loss(denoiser(WORLD, "x_0", 0.1), jax.random.key(0), x_0, schedule, _decoder, **options)
+    ours = vdm.vdm_loss(denoiser(GAUSSIAN, "x_0", 0.1), jax.random.key(0), x_0, schedule, _decoder, **options)
     theirs = elbo.continuous_bound(
-        denoiser(WORLD, "x_0", 0.1), jax.random.key(1), x_0, schedule, _decoder, terms=50, **options
+        denoiser(GAUSSIAN, "x_0", 0.1), jax.random.key(1), x_0, schedule, _decoder, terms=50, **options
     )
     for name in elbo.DiffusionBound._fields:
         a, b = (np.asarray(getattr(bound, name), np.float64) for bound in (ours, theirs))
@@ -71,8 +71,8 @@ def test_a_schedule_that_does_not_preserve_variance():
     ],
 )
 def test_refusals(options, message):
-    # unwrapped, since the tests' run-time type checker would speak first
+    # unwrapped, since the tests' run-time type checker would raise first
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(vdm.vdm_loss)(
-            denoiser(WORLD), jax.random.key(0), X_0, LinearLogSNR(5.0, -4.0), _decoder, **options
+            denoiser(GAUSSIAN), jax.random.key(0), X_0, LinearLogSNR(5.0, -4.0), _decoder, **options
         )

@@ -52,7 +52,7 @@ def test_weights_and_slopes_are_finite_far_out(name):
     slope = jax.vmap(jax.grad(WEIGHTS[name][0]))(far)
     assert np.all(np.isfinite(WEIGHTS[name][0](far)))
     assert np.all(np.isfinite(slope))
-    # the slope, where the weight is smooth, is that of differences
+    # where the weight is smooth, its slope equals central differences
     with jax.enable_x64(True):
         x, h = jnp.asarray([-7.3, -1.1, 0.4, 6.2]), 1e-5
         secant = (WEIGHTS[name][0](x + h) - WEIGHTS[name][0](x - h)) / (2 * h)
@@ -89,7 +89,7 @@ def test_uniform_time_is_the_density_of_a_uniform_time(schedule):
         assert_close(weightings.uniform_in_time(log_snr(t), schedule) * -slope(t), np.ones(201), rtol=1e-9)
         # its slope, by the inverse function: dp/dlambda = lambda'' / lambda'^3
         np.testing.assert_allclose(rise(log_snr(t)), curve(t) / slope(t) ** 3, rtol=1e-6, atol=1e-12)
-        # nothing comes from beyond the ends
+        # the density is 0 beyond the ends
         last = float(log_snr(jnp.asarray(1.0)))
         beyond = jnp.full(201, last - 0.1 if np.isfinite(last) else -200.0)
         assert not np.any(weightings.uniform_in_time(beyond, schedule))
@@ -120,19 +120,21 @@ def test_uniform_time_has_the_gradient_of_the_schedule():
         np.testing.assert_allclose(jax.grad(total)(ends), secants, rtol=1e-6)
 
 
-WORLD, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
-X_0 = WORLD.sample(jax.random.key(3), (20_000, 2))
+GAUSSIAN, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
+X_0 = GAUSSIAN.sample(jax.random.key(3), (20_000, 2))
 NETS = {prediction_type: denoiser(WRONG, prediction_type) for prediction_type in ("eps", "v", "x_0")}
 
 
 def _error(log_snr):
-    """E ||eps - eps_hat||^2 over WORLD's data of WRONG's exact denoiser, 2 dimensions, derived on paper.
+    """E ||eps - eps_hat||^2 over GAUSSIAN's data of WRONG's exact denoiser, 2 dimensions, derived on paper.
 
     eps_hat = sigma (x_t - alpha m') / (alpha^2 c' + sigma^2), so that with s = SNR
     eps - eps_hat = (s c' eps - sqrt(s) (x_0 - m')) / (s c' + 1), and E (x_0 - m')^2 = c + (m - m')^2.
     """
     s = np.exp(np.asarray(log_snr, np.float64))
-    return 2 * ((s * WRONG.var) ** 2 + s * (WORLD.var + (WORLD.mean - WRONG.mean) ** 2)) / (s * WRONG.var + 1) ** 2
+    return (
+        2 * ((s * WRONG.var) ** 2 + s * (GAUSSIAN.var + (GAUSSIAN.mean - WRONG.mean) ** 2)) / (s * WRONG.var + 1) ** 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_the_estimate_of_a_discrete_schedule_weights_its_terms():
         (discretize(Cosine(), 5), {"terms": 5}, "terms is 5.*choose 1..4"),
     ],
 )
-def test_an_estimate_that_makes_no_sense_is_refused(schedule, options, message):
+def test_invalid_arguments_of_the_estimate_are_refused(schedule, options, message):
     with pytest.raises(ValueError, match=message):
         weightings.weighted_bound(NETS["eps"], jax.random.key(0), X_0, schedule, weightings.cosine, **options)
 
@@ -189,7 +191,7 @@ def test_an_estimate_that_makes_no_sense_is_refused(schedule, options, message):
 def test_an_estimate_has_gradients():
     # L_w(a) of a * (exact eps) is a parabola with its least at a = 1
     def loss(a):
-        net = jax.tree_util.Partial(lambda a, x, level: a * denoiser(WORLD)(x, level), a)
+        net = jax.tree_util.Partial(lambda a, x, level: a * denoiser(GAUSSIAN)(x, level), a)
         return weightings.weighted_bound(
             net, jax.random.key(0), X_0, LinearLogSNR(6.0, -6.0), weightings.sigmoid
         ).mean()
