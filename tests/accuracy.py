@@ -26,7 +26,7 @@ from vdm_jax.noise_levels import NoiseLevel, Step, level_from_log_snr, step_from
 LIMIT = 1e-6
 LOG_SNR = "log SNR (of at least 1)"
 LOG_SIGMA = "log sigma, exploding (of at least 1)"
-KINDS = ("x_0", "eps", "v", "score")
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 mpmath.mp.dps = 50
 
 
@@ -41,7 +41,7 @@ class Check(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """The true alpha and sigma of a level."""
+    """The exact alpha and sigma of a level."""
 
     alpha: mpf
     sigma: mpf
@@ -117,7 +117,8 @@ def step_values(step: Step) -> dict[str, Any]:
         "posterior by score: of x_t": by_score(one, zero, step).mean,
         "posterior by score: of score": by_score(zero, one, step).mean,
         **{
-            f"KL weight of {prediction_type}": elbo.diffusion_weight(step, prediction_type) for prediction_type in KINDS
+            f"KL weight of {prediction_type}": elbo.diffusion_weight(step, prediction_type)
+            for prediction_type in PREDICTION_TYPES
         },
     }
 
@@ -371,8 +372,8 @@ def conversion_references(source: str, target: str, noise: Noise) -> tuple[mpf, 
 def conversions() -> Iterator[Check]:
     lams = LOG_SNRS[::8]
     one, zero = jnp.ones_like(lams), jnp.zeros_like(lams)
-    for source in KINDS:
-        for target in KINDS:
+    for source in PREDICTION_TYPES:
+        for target in PREDICTION_TYPES:
             if source == target:
                 continue
 

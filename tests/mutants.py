@@ -33,7 +33,7 @@ FILES = [
     "dequantization", "closed_form", "information", "linear_gaussian", "metrics",
 ]  # fmt: skip
 GOAL = 0.95
-# No equation has a use for //, shifts or bits but the masks; one replacement says as much as eleven.
+# Equations do not use //, shifts or bit operations except on masks, so one replacement is enough.
 OPERATORS = [
     *("ReplaceBinaryOperator_" + pair for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Pow_Mul")),
     *("ReplaceBinaryOperator_" + pair for pair in ("BitAnd_BitOr", "BitOr_BitAnd")),
@@ -48,7 +48,7 @@ PYTEST = ["-x", "-q", "--tb=short", "--assert=plain", "-p", "no:cacheprovider", 
 
 
 class Mutant(NamedTuple):
-    """One change: the file's new text, and the line it changed, as it was and as it is."""
+    """One change: the file's new text, and the changed line before and after."""
 
     source: str
     number: int
@@ -57,7 +57,7 @@ class Mutant(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a mutant: killed, hung (which counts as killed), survived or equivalent."""
+    """The outcome of a mutant: killed, hung (which counts as killed), survived or equivalent."""
 
     mutant: Mutant
     fate: str
@@ -88,7 +88,7 @@ def mutants(source: str) -> Iterator[Mutant]:
 
 
 def silent_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where no equation is: annotations, decorators and the words of messages."""
+    """The positions without equations: annotations, decorators and the text of messages."""
     silent = []
     for node in ast.walk(ast.parse(source)):
         silent += [getattr(node, "annotation", None), getattr(node, "returns", None)]
@@ -99,7 +99,7 @@ def silent_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def is_less(name: str, occurrence: int, number: str) -> bool:
-    """Whether a mutant is a float less 1, which tells nothing that the float plus 1 does not; integers take both."""
+    """Whether a mutant is a float minus 1: redundant beside the float plus 1. Integers get both."""
     return name == "NumberReplacer" and occurrence % 2 == 1 and not re.match(r"\d+(?![\d.e])", number)
 
 
@@ -126,7 +126,7 @@ def equivalents(name: str) -> set[tuple[str, str]]:
 def preload() -> None:
     """Import what every test needs, once, so that each mutant's process forks with it.
 
-    Nothing that starts a thread, which a fork would lose: JAX has none before its first array, and OpenBLAS one only.
+    Import nothing that starts threads, which a fork would lose. JAX starts none before its first array, OpenBLAS one.
     """
     os.environ.update(JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
     import beartype  # noqa: F401
@@ -138,7 +138,7 @@ def preload() -> None:
     import sympy  # noqa: F401
 
     warnings.filterwarnings("ignore", message="os.fork")
-    gc.freeze()  # nor need each process look through all this for garbage
+    gc.freeze()  # garbage collection in each process skips all this
 
 
 def run_tests(tree: Path, tests: Sequence[str], limit: float) -> str:
@@ -182,7 +182,7 @@ def _run_child(tree: Path, tests: Sequence[str]) -> None:
 
 
 def stages(tree: Path, name: str) -> list[tuple[str, ...]]:
-    """The tests that may kill a mutant of a file, in the order to ask them: its own first, then ever more."""
+    """The tests that may kill a mutant of a file, in the order to run them: its own first, then more general ones."""
     derivations = sorted(str(path.relative_to(tree)) for path in (tree / "tests" / "derivations").glob("test_*.py"))
     others = [_test_of(tree, other) for other in ("accuracy", "transforms", *FILES)]
     return [(_test_of(tree, name),), ("tests/test_properties.py",), tuple(derivations), tuple(dict.fromkeys(others))]
@@ -196,11 +196,11 @@ def _test_of(tree: Path, name: str) -> str:
 
 @cache
 def baseline(tree: Path, tests: tuple[str, ...]) -> float:
-    """How many seconds a mutant may take; stops where the tests fail without any."""
+    """The time limit of a mutant in seconds; exits if the tests fail without a mutant."""
     begin = time.monotonic()
     if run_tests(tree, tests, 3600.0) != "passed":
         sys.exit((tree / "log").read_text() + "\nThe tests fail without a mutant.")
-    return 60.0 + 10.0 * (time.monotonic() - begin)  # a slow start is no hang
+    return 60.0 + 10.0 * (time.monotonic() - begin)  # a slow start is not a hang
 
 
 def judge(tree: Path, name: str, mutant: Mutant) -> str:
@@ -224,7 +224,7 @@ def judge_file(tree: Path, name: str) -> list[Outcome]:
     found = list(mutants((tree / "vdm_jax" / f"{name}.py").read_text()))
     listed = equivalents(name)
     for stale in listed - {(mutant.before, mutant.after) for mutant in found}:
-        sys.exit(f"mutants.toml lists what is no mutant of {name}: {stale}")
+        sys.exit(f"mutants.toml lists entries that are not mutants of {name}: {stale}")
     outcomes = []
     for mutant in found:
         same = (mutant.before, mutant.after) in listed

@@ -1,4 +1,4 @@
-"""Imports are acyclic and point one way, equations are pure, and docstrings name catalogue entries that exist."""
+"""Imports are acyclic and follow the layers, equations are pure, and docstrings name catalogue entries that exist."""
 
 import ast
 import importlib
@@ -87,7 +87,7 @@ def test_equations_import_only_jax_numpy_and_earlier_layers(name):
 
 @pytest.mark.parametrize("folder", ["networks", "training"])
 def test_networks_and_training_import_no_equation(folder):
-    # sample quality needs metrics and a classifier; importing weights needs interop; none of these knows of diffusion
+    # sample quality needs metrics and a classifier, importing weights needs interop; these import no equation
     also = {
         "sample_quality.py": {"metrics"},
         "features.py": {"networks", "likelihoods"},
@@ -141,11 +141,11 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 def test_there_is_no_import_cycle():
     graph = import_graph()
     assert len(graph) > 100
-    assert "vdm_jax.training.loop" in reachable(graph, "vdm_jax.__main__")  # imports in functions are seen
+    assert "vdm_jax.training.loop" in reachable(graph, "vdm_jax.__main__")  # imports in functions count
     assert [name for name in graph if name in reachable(graph, name)] == []
 
 
-def test_a_cycle_is_seen():
+def test_a_cycle_is_detected():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
     assert [name for name in graph if name in reachable(graph, name)] == ["b", "c"]
 

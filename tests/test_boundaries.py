@@ -16,7 +16,7 @@ from vdm_jax.time_sampling import LossSecondMomentSampler
 parametrize = pytest.mark.parametrize
 
 
-def test_the_distance_to_the_data_has_slope_0_on_them_and_1_beside():
+def test_the_distance_to_the_data_has_slope_0_on_them_and_1_elsewhere():
     data = jnp.asarray([[0.0, 1.0], [2.0, 3.0]])
     x = jnp.asarray([[2.0, 3.0], [2.3, 3.4]])
     distance, slopes = jax.value_and_grad(lambda x: autoencoder.nearest_distance(x, data).sum())(x)
@@ -62,7 +62,7 @@ def test_schedules_have_the_slopes_of_their_ends(name):
 @parametrize("log_snr", [-200.0, -95.0, 95.0, 200.0])
 def test_levels_beyond_float32_have_gradients(log_snr):
     slopes = jax.jacrev(lambda lam: tuple(level_from_log_snr(lam))[:4])(jnp.float32(log_snr))
-    np.testing.assert_allclose(slopes[:2], 0.0, atol=1e-19)  # alpha and sigma are 1 and 0, for good
+    np.testing.assert_allclose(slopes[:2], 0.0, atol=1e-19)  # alpha and sigma are constant there
     np.testing.assert_allclose(slopes[2:], (0.5, 0.0) if log_snr < 0 else (0.0, -0.5), atol=1e-19)
 
 
@@ -75,14 +75,14 @@ def test_a_sample_without_variance_has_the_gradient_of_its_mean():
     model = hvae.top_down((2,), [lambda *_: None, lambda *_: None], [below], lambda z: z)
 
     def mode(shift):
-        shifted = lambda n, draw: (model(n, draw)[0], model(n, draw)[1] + shift)  # noqa: E731
+        shifted = lambda n, chosen: (model(n, chosen)[0], model(n, chosen)[1] + shift)  # noqa: E731
         return hvae.sample_decoder_output(shifted, jax.random.key(0), 1, temperature=0.0).sum()
 
     assert float(jax.grad(mode)(0.3)) == pytest.approx(2.0)
 
 
 def test_directions_without_variance_are_left_out_of_gradients():
-    # data on a line: given x_t there is no variance beside it, at any level
+    # data on a line: given x_t the variance orthogonal to the line is 0 at any level
     distribution, x_t = closed_form.low_rank([0.0, 0.0], [[1.0], [0.0]]), jnp.asarray([0.4, 0.1])
 
     def second_moment(lam, expect):

@@ -1,4 +1,4 @@
-"""What functions hold: every change is seen, and nothing else is taken for one."""
+"""Closures of functions: every change is detected, and nothing else counts as a change."""
 
 import collections
 import contextvars
@@ -26,7 +26,7 @@ def held(value):
 
 
 class Box:
-    """Of slots, one of them empty, and of a base with a name that Python mangles."""
+    """A class with slots, one of them empty, and a base class with a mangled name."""
 
     __slots__ = ("_Box__value", "empty")
 
@@ -41,11 +41,11 @@ class Box:
 
 
 class Dictionary(dict):
-    """A user's own."""
+    """A user-defined class."""
 
 
 class Elementwise:
-    """Its == is an array, and it has no hash."""
+    """== returns an array, and there is no hash."""
 
     def __init__(self):
         self.values = np.ones(3)
@@ -222,7 +222,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_seen_and_nothing_else_is_one(name):
+def test_every_change_and_only_a_change_is_detected(name):
     network, change = CHANGES[name]()
     before = held(network)
     assert held(network) == before
@@ -233,7 +233,7 @@ def test_a_change_is_seen_and_nothing_else_is_one(name):
     assert held(network) == after
 
 
-def test_equal_functions_hold_equal_things():
+def test_equal_functions_have_equal_closures():
     def make(array, scale):
         return functools.partial(lambda kept, x: x * kept[0] * scale, (array, {"a": [Box(scale)]}))
 
@@ -243,7 +243,7 @@ def test_equal_functions_hold_equal_things():
     assert held(make(array, 2.0)) != held(make(jnp.ones(3), 2.0))
 
 
-def test_what_is_shared_is_another_thing_than_two_equal_ones():
+def test_a_shared_object_differs_from_two_equal_objects():
     box, other = Box(1.0), Box(1.0)
     assert held((box, box)) != held((box, other))
     assert held((box, other)) == held((other, box))
@@ -251,10 +251,10 @@ def test_what_is_shared_is_another_thing_than_two_equal_ones():
 
 def test_identities_are_of_objects_that_stay_alive():
     first = Held(object())
-    assert all(Held(object()).tokens != first.tokens for _ in range(100))  # CPython uses memory again at once
+    assert all(Held(object()).tokens != first.tokens for _ in range(100))  # CPython reuses memory immediately
 
 
-def test_arrays_are_counted_and_tracers_are_seen():
+def test_arrays_are_counted_and_tracers_are_detected():
     arrays = {"a": jnp.ones((3, 4)), "b": [np.ones(5, np.float64)]}
     assert Held(lambda: arrays).bytes == 3 * 4 * 4 + 5 * 8
     assert not Held(lambda: arrays).traced
@@ -270,11 +270,11 @@ class Network(nn.Module):
 
 
 @pytest.mark.parametrize("value", [jax.nn.relu, jnp.sin, nn.Dense, nn.Dense(3), jax.jit(jnp.sin), Network().apply, jnp])
-def test_packages_are_not_looked_into(value):
+def test_packages_are_not_inspected(value):
     assert len(held(value)) < 300
 
 
-def test_objects_that_cannot_be_looked_into_are_themselves():
+def test_objects_that_cannot_be_inspected_are_compared_by_identity():
     for value in (iter([]), threading.Lock(), contextvars.ContextVar("name"), (i for i in range(3)), sys.stdout, 3j):
         assert held(value) == held(value)
 
@@ -282,7 +282,7 @@ def test_objects_that_cannot_be_looked_into_are_themselves():
 GLOBAL = 1.0
 
 
-def test_names_of_attributes_are_no_variables():
+def test_names_of_attributes_are_not_variables():
     def network(x):
         return x.GLOBAL
 
@@ -291,7 +291,7 @@ def test_names_of_attributes_are_no_variables():
     assert held(network) == before
 
 
-def test_a_program_is_of_what_is_held_when_it_is_traced():
+def test_a_program_uses_the_closure_at_the_time_of_tracing():
     """Two functions that hold the same share a program, until one of them holds something else."""
 
     @compiled()

@@ -1,4 +1,4 @@
-"""`docs/derivations.md` and the code say the same: functions and tests exist, belong together, and none is left out."""
+"""`docs/derivations.md` matches the code: its functions and tests exist and belong together, and it is complete."""
 
 import ast
 import importlib
@@ -52,7 +52,7 @@ def _functions(path):
 
 
 def _imports(tree):
-    """What the package's names are called here: {"kl": "gaussian.kl", "forward": "forward"}."""
+    """Local names of the package's names: {"kl": "gaussian.kl", "forward": "forward"}."""
     return {
         alias.asname or alias.name: f"{node.module}.{alias.name}".removeprefix("vdm_jax.")
         for node in tree.body
@@ -107,7 +107,7 @@ def test_tests_are_about_the_functions(entry):
     for function in entry.functions:
         assert any(function in used for used in uses.values()), f"none of {list(uses)} mentions {function}"
     for test, used in uses.items():  # a proof may be in symbols alone
-        assert not used or used & set(entry.functions), f"{test} mentions {used}, none of {entry.functions}"
+        assert not used or used & set(entry.functions), f"{test} mentions {used}, but not one of {entry.functions}"
 
 
 def test_every_entry_appears_once():
@@ -126,7 +126,7 @@ def test_coverage_is_what_the_sections_give():
     rows = re.findall(r"^\| (\w+) \| [^|]+ \| (\d+) \| (\d+) \|$", DOC, re.M)
     assert {chapter: (int(n), int(of)) for chapter, n, of in rows} == {c: (here[c], total[c]) for c in total}
     coverage = f"**{sum(here.values())} of {sum(total.values())} entries**"
-    assert coverage in DOC, f"at the top it should say {coverage}"
+    assert coverage in DOC, f"at the top it should contain {coverage}"
 
 
 def test_every_entry_named_in_code_or_tests_has_a_section():

@@ -296,16 +296,16 @@ def test_a_schedule_of_one_step_is_one_noise_level():
             steps = few(1, 1) if few is uniform_steps else few(schedule, 1)
             assert steps.tolist() == [0, 1]
             jax.tree.map(np.testing.assert_array_equal, schedule.subsequence(steps), schedule)
-    for continuous in (LinearBeta(), Cosine(), Sigmoid()):  # all of the noise at once, but for what max_beta leaves
+    for continuous in (LinearBeta(), Cosine(), Sigmoid()):  # one step adds all noise, up to max_beta
         np.testing.assert_allclose(to_betas(discretize(continuous, 1)).beta, [0.999], rtol=1e-12)
 
 
 def test_one_step_is_too_few_for_a_continuous_schedule_and_for_two_betas():
     with pytest.raises(ValueError, match=r"num_steps=1.*num_steps=2"):
         InterpolatedSchedule(linear_betas(1, 0.1, 0.1))
-    tables = jax.tree.map(lambda *fields: jnp.stack(fields), *[from_betas([beta, 0.3]) for beta in (0.1, 0.2)])
+    stacked = jax.tree.map(lambda *fields: jnp.stack(fields), *[from_betas([beta, 0.3]) for beta in (0.1, 0.2)])
     levels = jax.vmap(lambda schedule: InterpolatedSchedule(schedule)(jnp.zeros(())))(
-        tables
+        stacked
     )  # two stacked schedules are not a schedule of one step
     np.testing.assert_allclose(levels.sigma**2, [0.1, 0.2], rtol=1e-14)
     with pytest.raises(ValueError, match=r"beta_1 is 0\.1 and beta_T is 0\.2"):
@@ -431,7 +431,7 @@ def test_karras_steps_have_the_published_spacing(rho):
     ours = np.asarray(schedule(jnp.asarray(karras_steps(schedule, 18, rho)[:0:-1])).sigma)
     expected = [(80.0 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho for i in range(18)]
     np.testing.assert_allclose(ours, expected, rtol=2e-3 if rho > 1 else 5e-4 * 80.0)
-    # as the power falls the places go where the noise is: at 1 they are even in sigma, at 1000 in its logarithm
+    # for rho = 1 the levels are evenly spaced in sigma, for large rho in its logarithm
     if rho == 1.0:
         assert np.std(np.diff(ours)) < 0.02  # the levels of the schedule are 0.04 apart at the end
         assert np.max(np.abs(karras_steps(schedule, 18, 1e5) - log_snr_uniform_steps(schedule, 18))) <= 1

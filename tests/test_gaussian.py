@@ -21,9 +21,9 @@ def test_sample_has_the_moments():
     p = _normal(MEAN.astype(np.float32), VAR.astype(np.float32))
     x = np.asarray(jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 100_000)), np.float64)
     assert_moments(x, MEAN.astype(np.float32), VAR.astype(np.float32))
-    centred = x - MEAN
-    assert_mean(centred[:, 0] * centred[:, 1], 0.0)  # independent dimensions
-    assert_mean(centred[:, 1] * centred[:, 2], 0.0)
+    centered = x - MEAN
+    assert_mean(centered[:, 0] * centered[:, 1], 0.0)  # independent dimensions
+    assert_mean(centered[:, 1] * centered[:, 2], 0.0)
 
 
 def test_sample_of_a_scalar_variance_has_the_shape_of_the_mean():

@@ -135,9 +135,9 @@ def test_every_recipe_trains_saves_resumes_samples_and_evaluates(name, opened):
     numbers = [value["mean"] for value in result["test"].values()]
     numbers += [entry["nats"]["mean"] for entry in result.get("likelihood", {}).values()]
     assert all(map(math.isfinite, numbers)), json.dumps(result, indent=1)
-    drawn = write_samples_and_plots(run, saved.state.ema)
-    assert len(drawn) >= 1
-    assert all(path.stat().st_size > 100 for path in drawn)
+    written = write_samples_and_plots(run, saved.state.ema)
+    assert len(written) >= 1
+    assert all(path.stat().st_size > 100 for path in written)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -196,12 +196,12 @@ def test_an_option_at_its_boundaries_can_be_traced_or_is_refused_by_its_name(rec
             report = path[0] in ("likelihood_report", "importance_samples")
             checked(opened(recipe, changed(config, path, value)), likelihood=report)
         except UserError as error:
-            said = str(error).replace("-", "_")
-            assert path[-1] in said, (value, said)
-            assert "VDM_JAX_TRACEBACK" not in said, (value, said)
+            text = str(error).replace("-", "_")
+            assert path[-1] in text, (value, text)
+            assert "VDM_JAX_TRACEBACK" not in text, (value, text)
 
 
-def test_a_line_as_a_schedule_has_no_parameter_of_size_zero():
+def test_a_linear_learned_schedule_has_no_parameter_of_size_zero():
     zero = jnp.zeros(())
     params = MonotoneNetwork(0).init(jax.random.key(0), zero, zero)
     assert [leaf.shape for leaf in jax.tree.leaves(params)] == [()]

@@ -41,7 +41,7 @@ def test_normalize_and_denormalize_are_inverse(levels):
     assert float(unit[0]) == -1.0
     assert float(unit[-1]) == pytest.approx(1.0, abs=1e-6)
     assert np.array_equal(denormalize(unit, levels), values)
-    nudge = 0.49 * 2 / (levels - 1)  # anything in a bin belongs to its value, anything outside to an end
+    nudge = 0.49 * 2 / (levels - 1)  # points in a bin belong to its value, points outside to the nearest end
     assert np.array_equal(denormalize(unit + nudge, levels), values)
     assert np.array_equal(denormalize(unit - nudge, levels), values)
     assert np.array_equal(denormalize(jnp.asarray([-7.0, 7.0]), levels), [0, levels - 1])
@@ -275,11 +275,11 @@ def test_discretized_gradient_of_the_open_edge():
 
 @parametrize("decoder", ["discretized", "categorical"])
 def test_samples_follow_the_masses(decoder):
-    centre = jnp.asarray([-0.9, 0.2])
+    center = jnp.asarray([-0.9, 0.2])
     if decoder == "discretized":
-        distribution = DiscretizedGaussian(centre, scale=jnp.asarray(0.6), levels=5)
+        distribution = DiscretizedGaussian(center, scale=jnp.asarray(0.6), levels=5)
     else:
-        distribution = Categorical(centre, level_from_log_snr(jnp.asarray(0.5)), 5)
+        distribution = Categorical(center, level_from_log_snr(jnp.asarray(0.5)), 5)
     x = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 40_000))
     onehot = np.asarray(jax.nn.one_hot(denormalize(x, 5), 5))
     assert np.allclose(x, normalize(denormalize(x, 5), 5), atol=1e-6)  # on the grid
@@ -414,7 +414,7 @@ def _sigmoid(x):
     return mpmath.mpf(int(x > 0)) if mpmath.isinf(x) else 1 / (1 + mpmath.exp(-x))
 
 
-def _mixture_truth(logits, means, log_scales, coefficients, levels, index):
+def _exact_mixture(logits, means, log_scales, coefficients, levels, index):
     """log P of one pixel by differences of logistic distribution functions, in mpmath."""
 
     def number(array):  # a NumPy scalar's value, not its shortest decimal
@@ -492,7 +492,7 @@ def test_mixture_against_fifty_digits_in_float32():
         parameters[1][30:, c] = near.astype(np.float32)
     ours = jax.vmap(lambda x, *p: _mixture(*p, levels).log_prob(x))(normalize(jnp.asarray(index), levels), *parameters)
     with mpmath.workdps(50):
-        expected = [float(_mixture_truth(*(a[i] for a in parameters), levels, index[i])) for i in range(60)]
+        expected = [float(_exact_mixture(*(a[i] for a in parameters), levels, index[i])) for i in range(60)]
     assert min(expected) < -1e4
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
@@ -500,7 +500,7 @@ def test_mixture_against_fifty_digits_in_float32():
 def test_mixture_gradients_against_fifty_digits():
     levels, index = 17, [5, 16, 0]
     parameters = [a.astype(np.float32) for a in _mixture_parameters(3, 3, 2)]
-    parameters[1][1, 0] = 30.0  # in the far tail too: the other component takes over, and the weights' gradients live
+    parameters[1][1, 0] = 30.0  # in the far tail the other component dominates, and the gradients do not vanish
     parameters[2] = np.clip(parameters[2], -3.0, 1.0)
     x = normalize(jnp.asarray(index), levels)
     slopes = jax.jit(jax.grad(lambda p: _mixture(*p, levels).log_prob(x)))(parameters)
@@ -510,7 +510,7 @@ def test_mixture_gradients_against_fifty_digits():
         def expected(which, place, step):
             moved = [array.astype(object) for array in parameters]
             moved[which][place] = mpmath.mpf(float(moved[which][place])) + step
-            return _mixture_truth(*moved, levels, index)
+            return _exact_mixture(*moved, levels, index)
 
         for which, slope in enumerate(slopes):
             for place in np.ndindex(slope.shape):

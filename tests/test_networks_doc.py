@@ -1,4 +1,4 @@
-"""The page on networks: its code runs, and what it says of it holds."""
+"""The page on networks: its code runs, and its claims about the code hold."""
 
 import re
 from pathlib import Path
@@ -44,4 +44,4 @@ def test_a_level_without_its_trailing_axes_is_found_by_both_tests(names):
             names["check_examples"](wrong, x, names["levels"])
         with pytest.raises((TypeError, ValueError), match="ncompatible shapes"):  # from JAX: either
             jax.eval_shape(lambda x: loss(wrong, names["key"], x, names["schedule"]), names["x_test"])
-        assert loss(wrong, names["key"], x, names["schedule"]).shape == (3,)  # which the loss itself cannot find
+        assert loss(wrong, names["key"], x, names["schedule"]).shape == (3,)  # which the loss itself cannot detect

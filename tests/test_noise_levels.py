@@ -1,4 +1,4 @@
-"""Levels and steps: the redundant fields agree, and ratios are what their definitions say."""
+"""Levels and steps: the redundant fields agree, and ratios follow their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_logarithms_are_those_of_the_scales():
                 assert float(ours[i]) == pytest.approx(float(expected), rel=1e-14)
 
 
-def test_a_level_remembers_its_time():
+def test_a_level_stores_its_time():
     assert level_from_log_snr(jnp.asarray(0.0)).t is None
     assert float(level_from_log_snr(jnp.asarray(0.0), t=jnp.asarray(0.25)).t) == 0.25
 

@@ -136,11 +136,11 @@ def test_the_wheel_trains_a_recipe_from_any_folder(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")
 @pytest.mark.parametrize(
-    ("says", "chosen"),
+    ("nvidia_smi", "chosen"),
     [("echo 580.65.06", "cuda13"), ("echo 535.1", "cuda12"), ("echo 470.82", "cpu"), ("echo no driver; exit 9", "cpu")],
 )
-def test_jax_is_chosen_by_the_driver_of_the_gpu(tmp_path, says, chosen):
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{says}\n")
+def test_jax_is_chosen_by_the_driver_of_the_gpu(tmp_path, nvidia_smi, chosen):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     found = subprocess.run(["sh", ROOT / ".ci" / "accelerator"], capture_output=True, text=True, env=environment)

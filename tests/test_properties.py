@@ -13,7 +13,7 @@ from vdm_jax.likelihoods import Categorical, DiscretizedGaussian, denormalize, n
 from vdm_jax.noise_levels import level_from_log_snr, step_from_log_snr
 from vdm_jax.parameterization import convert, prediction_target
 
-KINDS = ("x_0", "eps", "v", "score")
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 SHAPES = [(), (3,), (2, 1), (1, 2, 2)]
 
 some = settings(derandomize=True, deadline=None, max_examples=12, database=None)
@@ -36,12 +36,12 @@ def _normals(seed, shape, dtype=np.float64, count=2):
 
 
 def _steps(*log_snrs):
-    """The steps between neighbours of some log-SNRs, and the one across; float64."""
+    """The steps between neighbors of some log-SNRs, and the one across; float64."""
     whole = [jnp.asarray(x, jnp.float64) for x in log_snrs]
     return [*map(step_from_log_snr, whole[:-1], whole[1:]), step_from_log_snr(whole[0], whole[-1])]
 
 
-# -- the normal law ---------------------------------------------------------------------------------------------------
+# -- the normal distribution ------------------------------------------------------------------------------------------
 
 
 @some
@@ -77,9 +77,9 @@ def test_the_transition_from_clean_data_is_the_marginal(seed, shape, betas):
     x_0, x_t = _normals(seed, shape)
     schedule = discrete_schedules.from_betas(betas)
     step = schedule.step(0, betas.size)
-    ours, truth = forward.transition(x_0, step), forward.marginal(x_0, step.t)
-    np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-13)
-    np.testing.assert_allclose(ours.var, truth.var, rtol=1e-13)
+    ours, expected = forward.transition(x_0, step), forward.marginal(x_0, step.t)
+    np.testing.assert_allclose(ours.mean, expected.mean, rtol=1e-13)
+    np.testing.assert_allclose(ours.var, expected.var, rtol=1e-13)
     distribution = forward.posterior(x_t, x_0, step)  # and there the posterior is the point
     assert np.array_equal(distribution.mean, x_0)
     assert float(distribution.var) == 0.0
@@ -117,13 +117,13 @@ def test_the_posterior_by_noise_and_by_score(seed, shape, log_snr, drop):
     x_0, eps = _normals(seed, shape)
     step, _ = _steps(log_snr, log_snr - drop)
     x_t = step.t.alpha * x_0 + step.t.sigma * eps
-    truth = forward.posterior(x_t, x_0, step)
+    expected = forward.posterior(x_t, x_0, step)
     for distribution in (
         forward.posterior_from_eps(x_t, eps, step),
         forward.posterior_from_score(x_t, -eps / step.t.sigma, step),
     ):
-        np.testing.assert_allclose(distribution.mean, truth.mean, rtol=1e-8, atol=1e-10 / float(step.t.alpha))
-        assert np.array_equal(distribution.var, truth.var)
+        np.testing.assert_allclose(distribution.mean, expected.mean, rtol=1e-8, atol=1e-10 / float(step.t.alpha))
+        assert np.array_equal(distribution.var, expected.var)
 
 
 @some
@@ -145,26 +145,26 @@ def test_the_bridge_from_clean_data_is_the_posterior(seed, shape, betas):
     x_0, x_t = _normals(seed, shape)
     schedule = discrete_schedules.from_betas(np.append(betas, 0.3))
     first, second = schedule.step(0, betas.size), schedule.step(betas.size, betas.size + 1)
-    ours, truth = forward.bridge(x_0, x_t, first, second), forward.posterior(x_t, x_0, second)
-    np.testing.assert_allclose(ours.mean, truth.mean, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(ours.var, truth.var, rtol=1e-10, atol=1e-12)
+    ours, expected = forward.bridge(x_0, x_t, first, second), forward.posterior(x_t, x_0, second)
+    np.testing.assert_allclose(ours.mean, expected.mean, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(ours.var, expected.var, rtol=1e-10, atol=1e-12)
 
 
-# -- parameterisations ------------------------------------------------------------------------------------------------
+# -- parameterizations ------------------------------------------------------------------------------------------------
 
 
 @some
 @given(seeds, shapes, dtypes, log_snrs)
-def test_every_kind_there_and_back(seed, shape, dtype, log_snr):
+def test_every_prediction_type_there_and_back(seed, shape, dtype, log_snr):
     x_0, eps = _normals(seed, shape, dtype)
     level = level_from_log_snr(jnp.asarray(log_snr, dtype))
     x_t = level.alpha * x_0 + level.sigma * eps
     alpha, sigma = float(level.alpha), float(level.sigma)
     # how much a rounding of x_t moves each kind
     moves = {"x_0": 1 / alpha, "eps": 1 / sigma, "v": 1 / min(alpha, sigma), "score": 1 / sigma**2}
-    for source in KINDS:
+    for source in PREDICTION_TYPES:
         value = prediction_target(x_0, eps, level, source)
-        for wanted in KINDS:
+        for wanted in PREDICTION_TYPES:
             there = convert(value, x_t, level, source, wanted)
             back = convert(there, x_t, level, wanted, source)
             assert (there.dtype, there.shape) == (dtype, shape)
@@ -173,7 +173,7 @@ def test_every_kind_there_and_back(seed, shape, dtype, log_snr):
             np.testing.assert_allclose(back, value, atol=rounding * moves[source])
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
+# -- discrete schedules -----------------------------------------------------------------------------------------------
 
 
 @some
@@ -197,7 +197,7 @@ def test_conventions_there_and_back(betas):
 
 @some
 @given(st.sets(st.integers(1, 40), min_size=1, max_size=6))
-def test_strided_keeps_levels_and_drops(steps):
+def test_a_subsequence_keeps_levels_and_drops(steps):
     schedule, steps = discrete_schedules.linear_betas(40, 1e-3, 0.2), np.array([0, *sorted(steps)])
     short = schedule.subsequence(steps)
     for ours, theirs in zip(jax.tree.leaves(short), jax.tree.leaves(schedule), strict=True):
@@ -212,7 +212,7 @@ def test_strided_keeps_levels_and_drops(steps):
 
 @some
 @given(seeds, st.integers(2, 2**16), st.booleans())
-def test_quantised_values_there_and_back(seed, levels, double):
+def test_quantized_values_there_and_back(seed, levels, double):
     values = np.append(np.random.RandomState(seed).randint(0, levels, 6), [0, levels - 1]).astype(np.int32)
     with jax.enable_x64(double):
         unit = normalize(jnp.asarray(values), levels)
@@ -222,13 +222,13 @@ def test_quantised_values_there_and_back(seed, levels, double):
 
 @some
 @given(st.sampled_from([2, 3, 17]), st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.floats(-7, 3), log_snrs)
-def test_masses_of_decoders_sum_to_one(levels, centre, log_scale, log_snr):
-    centre, scale = jnp.asarray(np.array(centre)), jnp.asarray(np.exp(log_scale))
-    for masses in _masses(centre, scale, jnp.asarray(log_snr, jnp.float64), levels):
+def test_masses_of_decoders_sum_to_one(levels, center, log_scale, log_snr):
+    center, scale = jnp.asarray(np.array(center)), jnp.asarray(np.exp(log_scale))
+    for masses in _masses(center, scale, jnp.asarray(log_snr, jnp.float64), levels):
         np.testing.assert_allclose(np.exp(masses).sum(-1), 1.0, rtol=1e-9)
 
 
 @jax.jit(static_argnames="levels")
-def _masses(centre, scale, log_snr, levels):
-    categorical = Categorical(centre, level_from_log_snr(log_snr), levels)
-    return DiscretizedGaussian(centre, scale=scale, levels=levels).log_masses(), categorical.log_masses()
+def _masses(center, scale, log_snr, levels):
+    categorical = Categorical(center, level_from_log_snr(log_snr), levels)
+    return DiscretizedGaussian(center, scale=scale, levels=levels).log_masses(), categorical.log_masses()

@@ -179,7 +179,7 @@ def test_time_out_of_range(schedule, t):
     with pytest.raises(ValueError, match="out of range"):
         schedule.step(0.5, t)
     traced = jax.jit(schedule)(t)
-    # alpha may stay: it is 1 at any time of a variance-exploding schedule
+    # alpha may be constant: it is 1 at any time of a variance-exploding schedule
     assert np.all(np.isnan([traced.sigma, traced.log_sigma, traced.log_snr]))
 
 

@@ -75,12 +75,12 @@ def test_no_source_runs_what_it_reads():
         "os.system(c)", "os.popen(c)", "pandas.io.pickle.read(f)", "from os import system", "f()(shell=True)",
     ],
 )  # fmt: skip
-def test_each_way_to_run_code_is_seen(source):
+def test_each_way_to_run_code_is_detected(source):
     assert risks(source)
 
 
 @pytest.mark.parametrize("source", ["lowered.compile()", "re.compile('x')", "subprocess.run([a, b])", "a.load(f)"])
-def test_what_runs_nothing_passes(source):
+def test_harmless_code_passes(source):
     assert not risks(source)
 
 
@@ -88,14 +88,14 @@ WATCH = []
 
 
 def watch(event, arguments):
-    """An audit hook, which stays for good: it notes what is unpickled while WATCH holds a list."""
+    """An audit hook, which cannot be removed: it records what is unpickled while WATCH contains a list."""
     if WATCH and event == "pickle.find_class":
         WATCH[-1].append(arguments)
 
 
 @pytest.fixture
 def unpickled():
-    """Classes and functions that a pickle has asked for meanwhile, in whatever library."""
+    """The classes and functions that any library has unpickled during the test."""
     if not hasattr(sys, "_watched_by_tests"):
         sys.addaudithook(watch)
         sys._watched_by_tests = True

@@ -12,8 +12,8 @@ from scipy import stats
 from tests.derivations.check import assert_close
 from vdm_jax import time_sampling
 
-HOWS = ("independent", "low_discrepancy", "antithetic")
-SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1; begins and ends with bins of nothing
+TIME_SAMPLINGS = ("independent", "low_discrepancy", "antithetic")
+SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1; the outer bins have mass 0
 
 
 def _many(function, count=20_000, seed=0):
@@ -27,7 +27,7 @@ def test_time_sampling_has_the_stated_structure():
         for batch in (6, 7):
             u = np.asarray(time_sampling.sample_times(key, batch, "antithetic"))
             half = (batch + 1) // 2
-            np.testing.assert_array_equal(u[: batch - half] + u[half:], 1.0)  # a half of an odd batch is left over
+            np.testing.assert_array_equal(u[: batch - half] + u[half:], 1.0)  # an odd batch has one unpaired time
     independent = _many(lambda k: time_sampling.sample_times(k, 2))
     assert abs(np.corrcoef(independent.T)[0, 1]) < 0.03
 
@@ -37,7 +37,7 @@ def test_times_stay_below_one_after_rounding(monkeypatch):
     largest = np.float32(1 - 2.0**-23)
     for value in (0.0, largest):
         monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), v=value: jnp.full(shape, v, jnp.float32))
-        for how in HOWS:
+        for how in TIME_SAMPLINGS:
             for batch in (1, 3, 1000):
                 u = np.asarray(time_sampling.sample_times(jax.random.key(0), batch, how))
                 assert np.all((u >= 0) & (u < 1))
@@ -49,7 +49,7 @@ def test_times_stay_below_one_after_rounding(monkeypatch):
 
 def test_unknown_time_sampling_is_refused():
     how: Any = "even"
-    uniforms = inspect.unwrap(time_sampling.sample_times)  # past the check of annotations, which only tests have
+    uniforms = inspect.unwrap(time_sampling.sample_times)  # without the tests' run-time type checker
     with pytest.raises(ValueError, match=r"time_sampling 'even'.*'low_discrepancy'"):
         uniforms(jax.random.key(0), 3, how)
 
@@ -98,7 +98,7 @@ def test_bins_are_sampled_with_their_probabilities():
     seen = np.asarray(SKEWED) > 0
     assert np.all(counts[~seen] == 0)
     assert stats.chisquare(counts[seen], np.asarray(SKEWED, np.float64)[seen] / SKEWED.sum() * 1e5).pvalue > 1e-3
-    # times lie in their bins, uniformly
+    # times are uniform in their bins
     assert np.array_equal(np.floor(np.asarray(sampled.time) * 8), sampled.bin)
     part = np.asarray(sampled.time * 8) % 1.0
     for k in np.flatnonzero(counts > 1000):

@@ -49,7 +49,7 @@ def swish(x):
 
 
 def perceptron(params, x):
-    """The residual perceptron by matrix products, in float64; and the product of a layer."""
+    """The residual perceptron by matrix products in float64, and the function of one layer."""
 
     def layer(params, i, h):
         return h @ np.asarray(params[f"Dense_{i}"]["kernel"], np.float64) + np.asarray(params[f"Dense_{i}"]["bias"])

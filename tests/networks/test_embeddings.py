@@ -49,7 +49,7 @@ def test_log_snr_embedding_is_finite_and_distinguishes_levels():
     np.testing.assert_array_equal(embedding[0], embedding[2])
     np.testing.assert_array_equal(embedding[1], embedding[2])
     np.testing.assert_array_equal(embedding[5], embedding[6])
-    assert float(jnp.abs(embedding[3] - embedding[4]).max()) > 0.5  # a step of 0.02 is seen
+    assert float(jnp.abs(embedding[3] - embedding[4]).max()) > 0.5  # a difference of 0.02 is resolved
     np.testing.assert_array_equal(log_snr_embedding(jnp.asarray([-20.0]), 16)[0, :8], 0.0)  # sines of angle 0
 
 

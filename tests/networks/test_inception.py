@@ -40,7 +40,7 @@ def test_the_number_of_parameters_is_torchvision_s():
 
 @pytest.mark.slow
 def test_features_come_in_the_order_of_the_branches():
-    # Blind convolutions leave max(bias - mean scale / (var + 0.001)^1/2, 0) of the last block's branches.
+    # Convolutions with zero weights leave max(bias - mean scale / (var + 0.001)^1/2, 0) of the last block's branches.
     weights = {
         name: np.zeros_like(value) if name.endswith("conv.weight") else value
         for name, value in random_weights().items()
@@ -77,7 +77,7 @@ def test_resizing_a_ramp(side):
 
 
 def test_resizing_larger_images_does_not_filter():
-    # Every output is a mean of four pixels at most: one white pixel in nine is missed or seen whole.
+    # Every output interpolates at most four pixels: without a filter the output is white at the white pixels.
     image = jnp.zeros((1, 897, 897, 1)).at[:, 1::3, 1::3].set(1.0)
     np.testing.assert_allclose(inception.resize(image), 1.0, atol=1e-4)
 

@@ -135,7 +135,7 @@ def test_two_resolutions_against_matrix_products():
 
 
 def test_generation_repeats_inference():
-    # The priors may not look at x: given the same z they and the features are the same without it.
+    # The priors do not depend on x: given the same z they and the features are the same without it.
     x, z, variables = images(), latents(SMALL), perturbed(SMALL)
     levels, features = run(SMALL, variables, x, z)
     blind, generated = run(SMALL, variables, None, z)
@@ -210,7 +210,7 @@ def test_divergence_is_moderate_at_initialization_however_deep():
         assert -1e-7 < float(divergence.mean()) < 0.1
         assert float(jnp.abs(q[0]).max()) > 1e-6
     assert 1e-2 < float(jnp.std(features)) < 3.0
-    params = variables["params"]  # what leads back into a stream is smaller by the root of its length
+    params = variables["params"]  # layers that add to a residual stream are divided by the root of its length
     for block, last, fan, length in (
         (params["level_9"]["residual"], "Conv_3", 4, 45),
         (params["level_9"], "project", 2, 45),

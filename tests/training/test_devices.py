@@ -78,7 +78,7 @@ def test_an_array_is_sharded_along_its_longest_divisible_axis():
 
 
 def test_a_sharded_state_needs_a_fraction_of_the_memory(tiny):
-    """Of the arguments of a compiled step, by the compiler's own analysis: state and batch on one device."""
+    """The size of a compiled step's arguments (state and batch) on one device, by the compiler's analysis."""
     taken = {}
     for shard in (False, True):
         run = tiny(8, shard=shard, widths=Widths(512))
