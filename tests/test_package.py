@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -107,6 +108,9 @@ def test_the_wheel_alone_in_a_fresh_environment(tmp_path):
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", wheel, "--constraint", constraints], check=True)
     assert run(f"FORBIDDEN = {TRAINING_ONLY}\n" + FIRST_USE, "-P", python=python, cwd=tmp_path) == "[]\n"
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert example is not None
+    assert run(example[1], "-P", python=python, cwd=tmp_path)
     for command in ([python, "-m", "vdm_jax.training"], [python, "-m", "vdm_jax"], [python.with_name("vdm-jax")]):
         done = subprocess.run([*command, "train", "ddpm_digits"], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 1
