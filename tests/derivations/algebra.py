@@ -1,4 +1,4 @@
-"""The forward process in symbols: where the chapters' derivations begin, and exact levels to end at."""
+"""The forward process in symbols, the starting point of the derivations, and exact levels to evaluate results at."""
 
 import sympy as sp
 
@@ -8,7 +8,7 @@ x_0, x_s, x_t, eps, score = sp.symbols("x_0 x_s x_t eps score", real=True)
 KEEP = a_t / a_s
 ADDED = g_t**2 - KEEP**2 * g_s**2
 
-# Ho et al.'s symbols, for neighbours: abar_{t-1} and beta_t
+# Ho et al.'s symbols for adjacent steps: abar_{t-1} and beta_t
 abar_s, beta = sp.symbols("abar_s beta", positive=True)
 ABAR_T = abar_s * (1 - beta)
 IN_BETAS = {a_s: sp.sqrt(abar_s), g_s: sp.sqrt(1 - abar_s), a_t: sp.sqrt(ABAR_T), g_t: sp.sqrt(1 - ABAR_T)}

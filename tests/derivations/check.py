@@ -1,6 +1,6 @@
-"""What a derivation's test may claim: an identity proved, a number met, a mean met by samples.
+"""Assertions for the derivations: a symbolic identity, an exact value, a mean of samples.
 
-Every claim is noted with how close it came; `make derivations` prints the worst of each entry (see conftest.py).
+Each assertion records its error; `make derivations` prints the largest of each entry (see conftest.py).
 """
 
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import sympy as sp
 
-# The catalogue of equations: how many entries a chapter has, and the names of the tests of the misprints.
+# The catalog of equations: the number of entries per chapter, and the names of the tests of misprints.
 CATALOGUE = {
     "AE": 3, "VAE": 12, "HVAE": 5, "FWD": 7, "POST": 8, "ELBO": 13, "PAR": 3, "SAM": 4, "TIME": 3, "WEIGHT": 2,
     "VDM": 2, "VAR": 4, "LIK": 5, "EBM": 4, "SM": 5, "LAN": 3, "TW": 3, "SURE": 3,
@@ -22,9 +22,9 @@ ERRATA = (
     "the_half_belongs_to_the_whole_kl",
     "algorithms_need_the_cumulative_product",
     "reverse_step_goes_to_the_next_state",
-    "the_decoder_is_a_law_of_x",
+    "the_decoder_is_a_distribution_of_x",
     "a_hierarchy_counts_each_latent_once",
-    "generation_draws_from_the_prior",
+    "generation_samples_the_prior",
     "consistency_term_averages_over_the_bridge",
     "hierarchy_kl_needs_the_sample",
 )
@@ -41,7 +41,7 @@ def assert_proved(left, right=0):
 
 
 def assert_disproved(left, right=0):
-    """left and right differ at one point: every symbol a number of its own in (0, 1/2]."""
+    """left and right differ at one point: every symbol has its own value in (0, 1/2]."""
     notes.append(("symbolic", 0.0))
     rest = sp.sympify(left) - right
     symbols = sorted(rest.free_symbols, key=str)
@@ -50,19 +50,19 @@ def assert_disproved(left, right=0):
 
 
 def assert_close(ours, truth, *, rtol=1e-12, atol=0.0):
-    """Every number is within atol + rtol |truth|. Noted is the largest error over the largest |truth|."""
+    """Every number is within atol + rtol |truth|. Records the largest error over the largest |truth|."""
     ours, truth = np.asarray(ours, np.float64), np.asarray(truth, np.float64)
     if truth.ndim and ours.shape != truth.shape:
-        raise ValueError(f"shapes {ours.shape} and {truth.shape}: no failure that `refuted` may take for its own")
+        raise ValueError(f"shapes {ours.shape} and {truth.shape}: not a failure that `refuted` may catch")
     error = np.abs(ours - truth)
     notes.append(("exact", float(error.max() / (np.abs(truth).max() or 1.0))))
     assert np.all(error <= atol + rtol * np.abs(truth)), f"{ours} is not {truth}: off by {error}"
 
 
 def assert_mean(samples, truth, *, resolution=None):
-    """The mean of independent samples is the truth, within four of its own standard errors.
+    """The mean of independent samples is within four standard errors of the exact value `truth`.
 
-    `resolution` bounds the standard error: a test whose error bar is too wide to see a wrong formula is none.
+    `resolution` bounds the standard error: a test with a wider error bar would not detect a wrong formula.
     """
     samples = np.asarray(samples, np.float64)
     error = samples.std(axis=0, ddof=1) / np.sqrt(samples.shape[0])
@@ -88,10 +88,10 @@ def refuted():
         return
     finally:
         del notes[before:]
-    raise AssertionError("the printed form passes too: this check cannot tell it from the correct one")
+    raise AssertionError("the printed form passes too: this check does not distinguish it from the correct one")
 
 
 def _simplest(left, right):
-    """left - right, simplified until it is zero: logarithms are first made one, since simplify does not."""
+    """left - right, simplified until it is zero: logarithms are combined first, since simplify does not."""
     rest = sp.simplify(sp.expand(sp.simplify(left) - sp.simplify(right)))
     return rest if rest == 0 else sp.simplify(sp.logcombine(sp.expand(rest), force=True))

@@ -1,6 +1,6 @@
-"""`make derivations`: one line for each entry of the catalogue that has a test here.
+"""`make derivations`: one line for each entry of the catalog that has a test here.
 
-What a test claimed (check.notes) travels with its report, so that xdist's workers are heard too.
+The recorded assertions of a test (check.notes) are sent with its report, so that this works with xdist too.
 """
 
 import re
@@ -29,8 +29,8 @@ class Entry(NamedTuple):
         return max((error for k, error in self.claims or [] if k == kind), default=None)
 
     def __str__(self):
-        none = "no test" if self.claims is None else "no claim"
-        kind = next((k for k in check.KINDS if self.worst(k) is not None), none)
+        missing = "no test" if self.claims is None else "no claim"
+        kind = next((k for k in check.KINDS if self.worst(k) is not None), missing)
         error, z = (
             "" if worst is None else f"{worst:{form}}"
             for worst, form in ((self.worst("exact"), ".1e"), (self.worst("statistical"), ".1f"))
@@ -46,7 +46,7 @@ def names(test: str) -> list[str]:
 
 
 def entries() -> list[Entry]:
-    """In the catalogue's order."""
+    """All entries, in the order of the catalog."""
     claims, failed = defaultdict(list), set()
     for report in reports:
         for name in names(report.location[2].split("[")[0]):
@@ -54,13 +54,13 @@ def entries() -> list[Entry]:
             failed |= {name} if report.failed else set()
     order = [f"{chapter}-{i}" for chapter, last in check.CATALOGUE.items() for i in range(1, last + 1)]
     order += [f"erratum {name}" for name in check.ERRATA]
-    strange = sorted(claims.keys() - set(order))  # a name that the catalogue does not have: fails as a line of its own
+    strange = sorted(claims.keys() - set(order))  # a name that is not in the catalog: fails, on a separate line
     lines = [Entry(name, claims.get(name), name in failed) for name in order]
-    return lines + [Entry(f"{name} (not in the catalogue)", [], True) for name in strange]
+    return lines + [Entry(f"{name} (not in the catalog)", [], True) for name in strange]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--derivations", action="store_true", help="one line for each entry of the catalogue of equations")
+    parser.addoption("--derivations", action="store_true", help="one line for each entry of the catalog of equations")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -76,21 +76,21 @@ def pytest_runtest_logreport(report):
     reports.append(report)
 
 
-def asked(config):
+def _requested(config):
     return config.getoption("derivations", default=False) and not hasattr(config, "workerinput")
 
 
 def pytest_sessionfinish(session):
-    if asked(session.config) and not all(entry.good for entry in entries()):
+    if _requested(session.config) and not all(entry.good for entry in entries()):
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if not asked(config):
+    if not _requested(config):
         return
     write, lines = terminalreporter.write_line, entries()
     write(f"\n{'entry':<52} {'kind':<11} {'error':>8} {'|z|':>5}")
     for entry in lines:
         write(str(entry))
     total = sum(check.CATALOGUE.values()) + len(check.ERRATA)
-    write(f"{sum(entry.good for entry in lines)} of {total} entries of the catalogue")
+    write(f"{sum(entry.good for entry in lines)} of {total} entries of the catalog")

@@ -1,4 +1,4 @@
-"""AE: what an autoencoder's best map is, where it is known; and that nothing makes its codes normal."""
+"""AE: the optimal autoencoder where it is known in closed form; the distribution of its codes is not constrained."""
 
 from functools import partial
 
@@ -54,20 +54,20 @@ def _mean_error(encoder, decoder, data):
 
 
 def _projection_error(basis, data):
-    """Of the autoencoder that projects on orthonormal columns."""
-    basis, centred = jnp.asarray(basis), jnp.asarray(data - data.mean(0))
-    return _mean_error(Partial(_linear, basis), Partial(_linear, basis.T), centred)
+    """Reconstruction error of the autoencoder that projects onto orthonormal columns."""
+    basis, centered = jnp.asarray(basis), jnp.asarray(data - data.mean(0))
+    return _mean_error(Partial(_linear, basis), Partial(_linear, basis.T), centered)
 
 
-def test_AE_1_a_line_through_the_plane_loses_what_is_across():
-    # Two dimensions with variances l > m, one code: the points on a line at angle theta to the first axis.
+def test_AE_1_projection_on_a_line_loses_the_variance_across_it():
+    # Two dimensions with variances l > m, one code: projection onto a line at angle theta to the first axis.
     theta, x, y = sp.symbols("theta x y", real=True)
     m, extra = sp.symbols("m extra", positive=True)
     line, point = sp.Matrix([sp.cos(theta), sp.sin(theta)]), sp.Matrix([x, y])
     rest = point - line * line.dot(point)
     error = sp.expand(rest.dot(rest)).subs(x * y, 0).subs({x**2: m + extra, y**2: m})  # E: uncorrelated axes
-    assert_proved(error, m + extra * sp.sin(theta) ** 2)  # m, the discarded eigenvalue, and no less
-    # and so in the library, in the plane of the first two principal axes
+    assert_proved(error, m + extra * sp.sin(theta) ** 2)  # m, the discarded eigenvalue, is the minimum
+    # the same with the library's functions, in the plane of the first two principal axes
     data = _data()
     variances, directions = _eigen(data)
     for angle in (0.0, 0.4, -1.1):
@@ -78,7 +78,7 @@ def test_AE_1_a_line_through_the_plane_loses_what_is_across():
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_AE_1_training_ends_in_the_principal_subspace(k):
-    # Gradient descent on the error alone: affine maps from a random start, and no orthogonality asked for.
+    # Gradient descent on the error alone: affine maps from a random start, without an orthogonality constraint.
     data = jnp.asarray(_data())
     random = np.random.RandomState(1)
     start = [(0.3 * random.randn(*shape), np.zeros(shape[1])) for shape in ((5, k), (k, 5))]
@@ -100,7 +100,7 @@ def test_AE_1_training_ends_in_the_principal_subspace(k):
 
 
 def test_AE_1_no_other_subspace_does_better():
-    # The error of any orthogonal projection is the variance less that kept; the principal directions keep most.
+    # The error of an orthogonal projection is the total minus the retained variance, which the principal axes maximize.
     data = _data()
     variances, directions = _eigen(data)
     covariance, principal = np.cov(data.T, bias=True), linear_gaussian.principal_components(jnp.asarray(data))
@@ -108,10 +108,10 @@ def test_AE_1_no_other_subspace_does_better():
         encode = partial(principal.encode, k=k)
         ours = autoencoder.reconstruction_error(encode, principal.decode, jnp.asarray(data))
         assert_close(ours.mean(), variances[k:].sum(), rtol=1e-12)
-    assert_close(np.abs(np.sum(principal.directions * directions, 0)), np.ones(5), rtol=1e-12)  # but for their signs
+    assert_close(np.abs(np.sum(principal.directions * directions, 0)), np.ones(5), rtol=1e-12)  # up to signs
 
     random = np.random.RandomState(2)
-    for size in (1e-3, 0.1, 10.0):  # near the principal subspace, and anywhere
+    for size in (1e-3, 0.1, 10.0):  # subspaces close to the principal one, and random ones
         for _ in range(5):
             basis, _ = np.linalg.qr(directions[:, :2] + size * random.randn(5, 2))
             ours = _projection_error(basis, data)
@@ -119,8 +119,8 @@ def test_AE_1_no_other_subspace_does_better():
             assert ours > variances[2:].sum()
 
 
-# Worlds of clean data for AE-2: one dimension, where integrals are sums over a grid.
-LAWS = {
+# Distributions of clean data for AE-2: one dimension, where integrals are sums over a grid.
+DISTRIBUTIONS = {
     "gaussian": lambda: closed_form.gaussian([0.4], [[0.5]]),
     "mixture": lambda: closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02]),
 }
@@ -128,7 +128,7 @@ SIGMA = 0.6
 
 
 def _level(sigma=SIGMA):
-    """Data as they are, noise on top: alpha = 1."""
+    """Unscaled data plus noise: alpha = 1."""
     one, sigma = jnp.ones(()), jnp.asarray(sigma)
     return NoiseLevel(one, sigma, jnp.zeros(()), jnp.log(sigma))
 
@@ -138,7 +138,7 @@ def _best(distribution, sigma=SIGMA):
 
 
 def _denoisers(distribution):
-    """Batched maps y -> x: the best one, and others."""
+    """Batched maps y -> x: the optimal one and others."""
     best = _best(distribution)
     return {
         "best": best,
@@ -157,7 +157,7 @@ def _error(denoiser, key, x, sigma=SIGMA):
 
 
 def _square_at_noisy(f, key, x):
-    """||f(y)||^2 at the very y that `_error` sees: the error of a decoder that knows x."""
+    """||f(y)||^2 at exactly the y that `_error` uses: the error of a decoder x + f(y)."""
     return _error(lambda y: x + f(y), key, x)
 
 
@@ -166,10 +166,10 @@ def _over_noisy(distribution, f):
     return information.quadrature(f, closed_form.marginal(distribution, _level())).value
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_AE_2_best_denoiser_is_the_conditional_expectation(name):
     # E ||x - D(x + sigma eps)||^2 = E Var[x | y] + E ||D(y) - E[x | y]||^2, both by quadrature
-    distribution, key = LAWS[name](), jax.random.key(1)
+    distribution, key = DISTRIBUTIONS[name](), jax.random.key(1)
     x, denoisers = draws(distribution, jax.random.key(0), 50_000), _denoisers(distribution)
     best = denoisers["best"]
 
@@ -187,7 +187,7 @@ def test_AE_2_best_denoiser_is_the_conditional_expectation(name):
     least, found = jax.jit(all_claims)()
     for other, (error, apart, excess) in found.items():
         assert_mean(error, least + excess, resolution=0.02 * (least + excess))
-        if other != "best":  # pair by pair, over one noise: the cross term has mean 0
+        if other != "best":  # paired, with the same noise: the cross term has mean 0
             assert_mean(np.asarray(error) - found["best"][0] - apart, 0.0, resolution=0.02)
             assert error.mean() > found["best"][0].mean()
     if name == "gaussian":  # by the regression of x on y
@@ -202,7 +202,7 @@ def test_AE_2_no_noise_is_AE_1():
     assert_close(ours, np.square(x - np.tanh(x)).sum(1), rtol=1e-12)
 
 
-def test_AE_2_error_is_a_score_s_error_in_symbols():
+def test_AE_2_error_is_a_score_error_in_symbols():
     # with D(y) = y + sigma^2 s(y):  (x - D)^2 = sigma^4 (s - d log q(y|x) / dy)^2
     x, y, s = sp.symbols("x y s", real=True)
     sigma = sp.Symbol("sigma", positive=True)
@@ -211,7 +211,7 @@ def test_AE_2_error_is_a_score_s_error_in_symbols():
 
 
 def test_AE_2_training_is_denoising_score_matching():
-    distribution = LAWS["mixture"]()
+    distribution = DISTRIBUTIONS["mixture"]()
     x, key = draws(distribution, jax.random.key(2), 50_000), jax.random.key(3)
     noisy, denoisers = closed_form.marginal(distribution, _level()), _denoisers(distribution)
     conditional = jax.vmap(lambda x, y: jax.grad(Normal(x, var=jnp.asarray(SIGMA**2)).log_prob)(y))
@@ -228,15 +228,15 @@ def test_AE_2_training_is_denoising_score_matching():
     constant = information.mmse(distribution, _level()).value / SIGMA**4
     for error, matched, fisher in jax.jit(lambda: [claims(denoiser) for denoiser in denoisers.values()])():
         assert_close(error, SIGMA**4 * matched, rtol=1e-9, atol=1e-12)
-        # and matching the score of the *marginal* law: the same but for the constant, whatever the denoiser
+        # and matching the score of the *marginal* distribution: the same up to the constant, for any denoiser
         assert_mean(error / SIGMA**4 - fisher, constant, resolution=0.1 * constant)
 
 
 # AE-3
 
 
-def test_AE_3_the_error_does_not_know_the_scale_of_codes():
-    # Codes z A, A invertible, and the decoder that undoes it: one error, any law of codes, so any decoded draws.
+def test_AE_3_error_does_not_depend_on_the_scale_of_codes():
+    # Codes z A, A invertible, with the inverse in the decoder: the error is the same for any distribution of the codes.
     data = jnp.asarray(_data())
     principal, z = linear_gaussian.principal_components(data), jax.random.normal(jax.random.key(0), (20_000, 2))
     best, seen = principal.reconstruction_error(2), []
@@ -248,18 +248,18 @@ def test_AE_3_the_error_does_not_know_the_scale_of_codes():
             return principal.decode(z @ inverse)
 
         assert_close(_mean_error(lambda x, a=matrix: principal.encode(x, 2) @ a, decode, data), best, rtol=1e-11)
-        drawn = decode(z)
-        assert_mean(np.square(drawn - principal.mean[None]).sum(1), np.trace(inverse @ inverse.T))
-        seen.append(np.square(drawn - principal.mean[None]).sum(1).mean())
+        decoded = decode(z)
+        assert_mean(np.square(decoded - principal.mean[None]).sum(1), np.trace(inverse @ inverse.T))
+        seen.append(np.square(decoded - principal.mean[None]).sum(1).mean())
     assert max(seen) > 100 * min(seen)
-    # a linear VAE's codes are normal: its decoded draws have the data's own variance in the plane, less the noise
+    # the codes of a linear VAE are normal: decoded samples have the data's variance in the plane, minus the noise
     model = linear_gaussian.probabilistic_pca(data, 2)
     kept = _eigen(data)[0][:2].sum() - 2 * _eigen(data)[0][2:].mean()
     assert_mean(np.square(model.decode(z) - principal.mean[None]).sum(1), kept)
 
 
 def test_AE_3_decoded_normal_codes_are_off_the_data():
-    # Data of images' size, within [-1, 1]: 16 numbers on a plane of 2, but for a little noise.
+    # Data in 16 dimensions within [-1, 1], on a plane plus a little noise.
     factor = 0.15 * np.linalg.qr(np.random.RandomState(3).randn(16, 2))[0] * np.sqrt(16) * [1.0, 0.5]
     distribution = closed_form.low_rank(np.zeros(16), factor, 0.01**2)
     data, fresh = draws(distribution, jax.random.key(0), 500), draws(distribution, jax.random.key(1), 500)
@@ -275,7 +275,7 @@ def test_AE_3_decoded_normal_codes_are_off_the_data():
 
     off, near, own = distances(principal.decode(z)), distances(model.decode(z) + noise), distances(fresh)
     print(f"nearest datum: autoencoder {off.mean():.3f}, linear VAE {near.mean():.4f}, fresh data {own.mean():.4f}")
-    assert_mean(near - own, 0.0, resolution=0.003)  # the VAE's draws are as near as the data's own law's
+    assert_mean(near - own, 0.0, resolution=0.003)  # the VAE's samples are as near to the data as new data are
     with refuted():
         assert_mean(off - own, 0.0)
     assert off.mean() > 5 * own.mean()

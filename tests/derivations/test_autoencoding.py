@@ -1,4 +1,4 @@
-"""Misprints about variational autoencoders, on linear-Gaussian models, where every integral is known."""
+"""Misprints about variational autoencoders, tested on linear-Gaussian models, where every integral is known."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def _decoder(x, z):
     )
 
 
-def test_erratum_the_decoder_is_a_law_of_x():
-    # p(x|z) = N(x; mu(z), v). Printed as p(z|x) := N(x; mu(z), v): but in z it does not integrate to 1.
+def test_erratum_the_decoder_is_a_distribution_of_x():
+    # p(x|z) = N(x; mu(z), v). Printed as p(z|x) := N(x; mu(z), v), which does not integrate to 1 over z.
     x, z, shift = sp.symbols("x z b", real=True)
     slope, v = sp.symbols("w v", positive=True)
     distribution = sp.exp(log_normal(x, slope * z + shift, v))
@@ -45,7 +45,7 @@ def test_erratum_the_decoder_is_a_law_of_x():
     over_z = sp.simplify(sp.integrate(distribution.subs(x, shift), (z, -sp.oo, sp.oo)))
     assert_proved(over_z, 1 / slope)
     assert_disproved(over_z, 1)
-    # as p(x|z) it gives p(x) by the integral over z; as p(z|x) it is not what Bayes' rule makes of the same model
+    # as p(x|z) it gives p(x) by the integral over z; as p(z|x) it is not the posterior of the same model
     grid = np.linspace(-12.0, 12.0, 6001)
     prior, evidence = _density(_normal(0.0, 1.0), grid), _normal(SHIFT, SLOPE**2 + NOISE)
     assert_close(np.trapezoid(_decoder(1.2, grid) * prior, grid), _density(evidence, [1.2])[0], rtol=1e-12)
@@ -54,7 +54,7 @@ def test_erratum_the_decoder_is_a_law_of_x():
         assert_close(np.trapezoid(_decoder(1.2, grid), grid), 1.0, rtol=0.1)
 
 
-# A hierarchy of three: y = (x, z_1, z_2, z_3), each the next one's multiple plus noise, from z_3 ~ N(0, 1).
+# A hierarchy of three levels: y = (x, z_1, z_2, z_3), each a multiple of the next plus noise, from z_3 ~ N(0, 1).
 GAINS, NOISES = (2.0, 0.7, -0.5), (0.3, 0.4, 1.1)
 
 
@@ -68,7 +68,7 @@ def _joint_covariance():
 
 
 def _conditional(y, i, j=None):
-    """log p(y_i | y_j), or log p(y_i), of the joint law."""
+    """log p(y_i | y_j), or log p(y_i), of the joint distribution."""
     covariance = _joint_covariance()
     gain = 0.0 if j is None else covariance[i, j] / covariance[j, j]
     var = covariance[i, i] - (0.0 if j is None else gain * covariance[j, i])
@@ -76,13 +76,13 @@ def _conditional(y, i, j=None):
 
 
 def _mass(log_density):
-    """The integral over y of a centred Gaussian function, and the covariance it has."""
+    """The integral over y of a centered Gaussian function, and its precision matrix."""
     precision = -np.asarray(jax.hessian(log_density)(jnp.zeros(4)))
     return np.exp(log_density(jnp.zeros(4))) * np.sqrt(np.linalg.det(2 * np.pi * np.linalg.inv(precision))), precision
 
 
 def test_erratum_a_hierarchy_counts_each_latent_once():
-    # p(x|z_1) p(z_1|z_2) p(z_2|z_3) p(z_3). Printed with p(x, z_1) for p(x|z_1), which has p(z_1) in it once more.
+    # p(x|z_1) p(z_1|z_2) p(z_2|z_3) p(z_3). Printed with p(x, z_1) for p(x|z_1), which counts p(z_1) twice.
     def down(y):
         return _conditional(y, 1, 2) + _conditional(y, 2, 3) + _conditional(y, 3)
 
@@ -102,7 +102,7 @@ def test_erratum_a_hierarchy_counts_each_latent_once():
         assert_close(np.linalg.inv(precision), _joint_covariance(), rtol=0.1)
 
     # Bottom up, q(z_i|z_{i-1}): with this model's own conditionals p(x, z) / q(z|x) is p(x) at every z. Printed with
-    # q(z_i|z_{i-2}), where z_0 = x: then z_2 does not hear of z_1, and the ratio moves with z.
+    # q(z_i|z_{i-2}), where z_0 = x: then z_2 is not conditioned on z_1, and the ratio depends on z.
     def up(y):
         return _conditional(y, 1, 0) + _conditional(y, 2, 1) + _conditional(y, 3, 2)
 
@@ -116,9 +116,9 @@ def test_erratum_a_hierarchy_counts_each_latent_once():
         assert_close(jax.vmap(lambda y: correct(y) - skipping(y))(points), evidence, rtol=0.1)
 
 
-def test_erratum_generation_draws_from_the_prior():
-    # Decoded draws of the prior have the law p(x). Printed: draws of the encoder, N(mu_phi(x), sigma_phi^2), which
-    # give back the x that went in; here with the best encoder there is, the posterior.
+def test_erratum_generation_samples_the_prior():
+    # Decoded samples of the prior have the distribution p(x). Printed: samples of the encoder, N(mu_phi(x),
+    # sigma_phi^2), which reconstruct the input x; the encoder used here is the optimal one, the posterior.
     evidence = _normal(SHIFT, SLOPE**2 + NOISE)
     posterior_var = NOISE / (SLOPE**2 + NOISE)
 
@@ -128,7 +128,7 @@ def test_erratum_generation_draws_from_the_prior():
     def decoded(distribution):
         return Normal(SLOPE * distribution.mean + SHIFT, var=SLOPE**2 * distribution.var + NOISE)
 
-    # decoded() is the integral of p(x|z) over the law of z
+    # decoded() is the integral of p(x|z) over the distribution of z
     grid, x = np.linspace(-12.0, 12.0, 6001), np.array([-1.0, 0.2, 3.0])
     for distribution in (_normal(0.0, 1.0), encoder(1.7)):
         integral = [np.trapezoid(_decoder(value, grid) * _density(distribution, grid), grid) for value in x]

@@ -1,4 +1,4 @@
-"""The assertions of the derivations fail when they should, and note what they saw."""
+"""The assertions of the derivations fail when they should, and record their errors."""
 
 import numpy as np
 import pytest
@@ -37,13 +37,13 @@ def test_close_is_close(ours):
 
 
 def test_a_mean_is_within_four_standard_errors():
-    draws = np.random.default_rng(0).normal(3.0, 2.0, 10_000)
-    assert_moments(draws, 3.0, 4.0)
+    samples = np.random.default_rng(0).normal(3.0, 2.0, 10_000)
+    assert_moments(samples, 3.0, 4.0)
     for wrong in (3.0 + 0.12, 3.0 - 0.12, np.nan):
         with pytest.raises(AssertionError):
-            assert_mean(draws, wrong)
+            assert_mean(samples, wrong)
     with pytest.raises(AssertionError, match="resolves less"):
-        assert_mean(draws, 3.0, resolution=0.01)
+        assert_mean(samples, 3.0, resolution=0.01)
 
 
 def test_notes_are_kept_but_for_what_is_refuted():

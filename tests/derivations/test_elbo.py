@@ -1,4 +1,4 @@
-"""ELBO: the bound, its two forms, its weights and its optimum, in worlds where log p is known."""
+"""ELBO: the bound, its two forms, its weights and its optimum, for distributions whose log p is known."""
 
 from dataclasses import dataclass
 
@@ -38,36 +38,36 @@ from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.parameterization import convert, prediction_target
 from vdm_jax.schedules import LinearLogSNR
 
-WORLD = GaussianWorld(0.4, 0.5)
-KINDS = ("x_0", "eps", "v", "score")
+DATA = GaussianWorld(0.4, 0.5)
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 
 
-def _table(num_steps):
+def _schedule(num_steps):
     return linear_betas(num_steps, 0.1 / num_steps, min(20 / num_steps, 0.9))
 
 
 def _gaussian_decoder(x_hat, x_1, level):
-    """p(x_0|x_1) with the exact posterior variance of WORLD."""
-    return Normal(x_hat, var=WORLD.var_x_0(level))
+    """p(x_0|x_1) with the exact posterior variance of DATA."""
+    return Normal(x_hat, var=DATA.var_x_0(level))
 
 
 def _discretized(x_hat, x_1, level):
     return DiscretizedGaussian(x_hat, scale=level.sigma, levels=17)
 
 
-def _finite_world():
+def _finite():
     return closed_form.empirical(normalize(jnp.asarray([[0, 3], [8, 8], [16, 2]]), 17), [0.5, 0.3, 0.2])
 
 
-def test_ELBO_1_falls_short_by_a_divergence():
+def test_ELBO_1_gap_is_a_divergence():
     # One step, any reverse kernel N(k x_1 + c, v): p(x_0, x_1) = p(x_0) p(x_1|x_0), so that on every path
-    # log p(x_0, x_1) / q(x_1|x_0) = log p(x_0) - log q(x_1|x_0) / p(x_1|x_0), in expectation less by a divergence.
+    # log p(x_0, x_1) / q(x_1|x_0) = log p(x_0) - log q(x_1|x_0) / p(x_1|x_0), in expectation less than log p by a KL.
     x_1, k, c = sp.symbols("x_1 k c", real=True)
     v, u = sp.symbols("v u", positive=True)
     joint = log_normal(x_1, 0, 1) + log_normal(x_0, k * x_1 + c, v)
     posterior = log_normal(x_1, k * (x_0 - c) / (k**2 + v), v / (k**2 + v))
     assert_proved(joint, log_normal(x_0, c, k**2 + v) + posterior)
-    # ELBO-6's divergence is a square and u - 1 - log u, u a ratio of variances: convex, and 0 where least
+    # ELBO-6's divergence is a square plus u - 1 - log u, u a ratio of variances: convex, with minimum 0
     excess = u - 1 - sp.log(u)
     assert_proved(sp.diff(excess, u, 2), 1 / u**2)
     (least,) = sp.solve(sp.diff(excess, u), u)
@@ -87,9 +87,9 @@ def test_ELBO_1_and_3_are_one_sum():
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_ELBO_1_and_3_have_one_expectation(shift):
-    # path by path over fixed data; a spoiled denoiser too, since the identity holds for any model
-    schedule, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
-    wrong = denoiser(WORLD, shift=shift)
+    # path by path over fixed data; with an inexact denoiser, since the identity holds for any model
+    schedule, x_0 = _schedule(6), jnp.full((100_000, 1), 0.9)
+    wrong = denoiser(DATA, shift=shift)
     joint = np.asarray(
         path_bounds.joint_log_ratio(wrong, jax.random.key(0), x_0, schedule, _gaussian_decoder), np.float64
     )
@@ -97,22 +97,22 @@ def test_ELBO_1_and_3_have_one_expectation(shift):
     assert_mean(-joint - bound, 0.0, resolution=0.03)
 
 
-def test_ELBO_3_has_less_variance_for_a_blunt_denoiser():
-    # One-sample variances at fixed x_0, of a model that hardly looks at x_t: it believes in far narrower data.
-    blunt = denoiser(GaussianWorld(WORLD.mean, WORLD.var / 50))
+def test_ELBO_3_has_less_variance_for_an_insensitive_denoiser():
+    # One-sample variances at fixed x_0, of a model that hardly depends on x_t: it assumes far narrower data.
+    insensitive = denoiser(GaussianWorld(DATA.mean, DATA.var / 50))
     schedule, x_0 = linear_betas(10, 0.1, 0.5), jnp.full((20_000, 4), 0.9)
-    joint = path_bounds.joint_log_ratio(blunt, jax.random.key(0), x_0, schedule, _gaussian_decoder)
-    bound = elbo.bound(blunt, jax.random.key(1), x_0, schedule, _gaussian_decoder).total
+    joint = path_bounds.joint_log_ratio(insensitive, jax.random.key(0), x_0, schedule, _gaussian_decoder)
+    bound = elbo.bound(insensitive, jax.random.key(1), x_0, schedule, _gaussian_decoder).total
     assert np.var(bound) > 0
     assert np.var(joint) > 20 * np.var(bound)
 
 
 def test_ELBO_3_has_more_variance_at_the_optimum():
-    # Not "strictly": p(x_0:T) / q(x_1:T|x_0) of the *true* reverse process is p(x_0) on every path. With the exact
-    # denoiser and many steps ELBO-1 is nearly that, while ELBO-3 keeps the spread of log p(x_0|x_1).
+    # Not "strictly": p(x_0:T) / q(x_1:T|x_0) of the *exact* reverse process is p(x_0) on every path. With the exact
+    # denoiser and many steps ELBO-1 is close to that, while ELBO-3 keeps the variance of log p(x_0|x_1).
     schedule, x_0 = discretize(LinearLogSNR(5.0, -10.0), 400), jnp.full((5000, 1), 0.9)
-    joint = path_bounds.joint_log_ratio(denoiser(WORLD), jax.random.key(0), x_0, schedule, _gaussian_decoder)
-    bound = elbo.bound(denoiser(WORLD), jax.random.key(1), x_0, schedule, _gaussian_decoder).total
+    joint = path_bounds.joint_log_ratio(denoiser(DATA), jax.random.key(0), x_0, schedule, _gaussian_decoder)
+    bound = elbo.bound(denoiser(DATA), jax.random.key(1), x_0, schedule, _gaussian_decoder).total
     assert np.var(joint) < np.var(bound) / 2
 
 
@@ -132,27 +132,27 @@ def test_ELBO_4_prior_vanishes_with_the_signal():
         values = [float(elbo.prior_kl(x, from_betas(np.full(n, 0.02))(n))) for n in (10, 100, 300, 600)]
         assert np.all(np.diff(values) < 0)
         assert values[-1] < 1e-5
-        # against log q / p along draws of q
+        # against log q / p at samples of q
         level = from_betas(np.full(10, 0.02))(10)
         q, p = forward.marginal(x, level), Normal(jnp.zeros(2), var=jnp.asarray(1.0))
-        draws = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
-        assert_mean(jax.vmap(q.log_prob)(draws) - jax.vmap(p.log_prob)(draws), elbo.prior_kl(x, level))
+        samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
+        assert_mean(jax.vmap(q.log_prob)(samples) - jax.vmap(p.log_prob)(samples), elbo.prior_kl(x, level))
 
 
 @pytest.mark.parametrize("decoder", ["gaussian", "discretized", "categorical"])
-def test_ELBO_5_decoders_are_laws_of_the_data(decoder):
+def test_ELBO_5_decoders_are_normalized_distributions(decoder):
     with jax.enable_x64(True):
         level = linear_betas(10, 0.1, 0.5)(3)
-        centre = jnp.asarray([0.3])
+        center = jnp.asarray([0.3])
         if decoder == "gaussian":
             grid = jnp.linspace(-8.0, 8.0, 4001)
-            log_p = jax.vmap(lambda x: Normal(centre, var=level.sigma**2).log_prob(x[None]))(grid)
+            log_p = jax.vmap(lambda x: Normal(center, var=level.sigma**2).log_prob(x[None]))(grid)
             assert_close(np.trapezoid(np.exp(log_p), grid), 1.0, rtol=1e-10)
             return
         distribution = (
-            DiscretizedGaussian(centre, scale=level.sigma, levels=17)
+            DiscretizedGaussian(center, scale=level.sigma, levels=17)
             if decoder == "discretized"
-            else Categorical(centre, level, 17)
+            else Categorical(center, level, 17)
         )
         grid = normalize(jnp.arange(17), 17)
         masses = np.exp(jax.vmap(lambda x: distribution.log_prob(x[None]))(grid))
@@ -167,7 +167,7 @@ def test_ELBO_5_decoders_are_laws_of_the_data(decoder):
 
 
 def test_ELBO_6_kl_of_equal_variances():
-    # E log p/q of any two normals, integrated: Kingma & Welling's form, and with equal variances the distance of means
+    # E log p/q of any two normals, integrated: Kingma & Welling's form; with equal variances, the distance of the means
     x, m, n = sp.symbols("x m n", real=True)
     v, w = sp.symbols("v w", positive=True)
     closed = ((m - n) ** 2 / w + v / w - 1 - sp.log(v / w)) / 2
@@ -190,18 +190,18 @@ def test_ELBO_6_diffusion_term_is_the_kl_of_two_posteriors():
             q, p = forward.posterior(noisy, clean, step), forward.posterior(noisy, x_hat, step)
             ours = elbo.diffusion_kl(clean, x_hat, step, "x_0")
             assert_close(ours, kl(q, p), rtol=1e-11)
-            draws = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 5000))
-            assert_mean(jax.vmap(q.log_prob)(draws) - jax.vmap(p.log_prob)(draws), ours)
+            samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 5000))
+            assert_mean(jax.vmap(q.log_prob)(samples) - jax.vmap(p.log_prob)(samples), ours)
 
 
 def test_ELBO_6_l_ddpm_is_the_sum_over_t():
-    # against the closed form of each term, Gaussian data: the error of a shifted x_hat is the shift and the variance
-    schedule, shift = _table(6), 0.3
-    x_0 = WORLD.sample(jax.random.key(3), (100_000, 1))
-    bound = elbo.bound(denoiser(WORLD, shift=shift), jax.random.key(1), x_0, schedule, _gaussian_decoder)
+    # against the closed form of each term, Gaussian data: a shifted x_hat has the error shift^2 + variance
+    schedule, shift = _schedule(6), 0.3
+    x_0 = DATA.sample(jax.random.key(3), (100_000, 1))
+    bound = elbo.bound(denoiser(DATA, shift=shift), jax.random.key(1), x_0, schedule, _gaussian_decoder)
     abar = np.cumprod(1 - np.linspace(0.1 / 6, 0.9, 6))
     snr = abar / (1 - abar)
-    error = 1 / (1 / WORLD.var + snr) + shift**2  # precision of x_0 given x_t adds up
+    error = 1 / (1 / DATA.var + snr) + shift**2  # precisions of x_0 given x_t add up
     assert_mean(bound.diffusion, 0.5 * np.sum((snr[:-1] - snr[1:]) * error[1:]))
 
 
@@ -267,7 +267,7 @@ def test_ELBO_9_all_weights_give_one_kl():
             step = exact_step(*levels)
             noisy = step.t.alpha * clean + step.t.sigma * eps
             truth = kl(forward.posterior(noisy, clean, step), forward.posterior(noisy, x_hat, step))
-            for prediction_type in KINDS:
+            for prediction_type in PREDICTION_TYPES:
                 prediction = convert(x_hat, noisy, step.t, "x_0", prediction_type)
                 ours = elbo.diffusion_kl(
                     prediction_target(clean, eps, step.t, prediction_type), prediction, step, prediction_type
@@ -276,10 +276,10 @@ def test_ELBO_9_all_weights_give_one_kl():
 
 
 def test_ELBO_10_one_random_term_for_the_sum():
-    # T E_t is the sum: the one-term bound against the closed form, and against all terms; spreading terms cuts variance
-    schedule = _table(6)
+    # T E_t is the sum: the one-term bound against the closed form and all terms; low-discrepancy t lowers the variance
+    schedule = _schedule(6)
     x_0 = jnp.full((100_000, 1), 0.9)
-    wrong = denoiser(WORLD, shift=0.3)
+    wrong = denoiser(DATA, shift=0.3)
     every, one, three = (
         np.asarray(
             elbo.bound(wrong, jax.random.key(n), x_0, schedule, _gaussian_decoder, terms=k).diffusion, np.float64
@@ -292,7 +292,7 @@ def test_ELBO_10_one_random_term_for_the_sum():
     assert every.var() < three.var() < one.var()
 
 
-def test_ELBO_11_any_other_answer_costs_its_square():
+def test_ELBO_11_excess_loss_is_the_squared_deviation():
     # Given x_t, a target with two values: E (target - f)^2 = Var + (f - E)^2. A weight scales all of it, so that every
     # weighted loss has this optimum.
     w, first, second, f = sp.symbols("w first second f", real=True)
@@ -303,11 +303,11 @@ def test_ELBO_11_any_other_answer_costs_its_square():
 
 
 def test_ELBO_11_the_weighted_loss_is_the_bound():
-    # T E_t w_t ||.||^2 with the bound's weight (none at t = 1, the decoder's step) is the diffusion term
-    schedule, x_0 = _table(6), jnp.full((100_000, 1), 0.9)
+    # T E_t w_t ||.||^2 with the bound's weight (0 at t = 1, the decoder's step) is the diffusion term
+    schedule, x_0 = _schedule(6), jnp.full((100_000, 1), 0.9)
 
-    for prediction_type in KINDS:
-        wrong = denoiser(WORLD, prediction_type, shift=0.3)
+    for prediction_type in PREDICTION_TYPES:
+        wrong = denoiser(DATA, prediction_type, shift=0.3)
 
         def weight(step, prediction_type=prediction_type):
             return jnp.where(step.s.sigma > 0, elbo.diffusion_weight(step, prediction_type), 0.0)
@@ -322,12 +322,12 @@ def test_ELBO_11_the_weighted_loss_is_the_bound():
 
 
 def test_ELBO_11_the_optimum_is_the_conditional_expectation():
-    # L of the exact denoiser is E Var[target | x_t], and any change of it costs its square
-    schedule, x_0 = _table(6), WORLD.sample(jax.random.key(3), (100_000, 1))
+    # L of the exact denoiser is E Var[target | x_t], and any deviation from it adds its square
+    schedule, x_0 = _schedule(6), DATA.sample(jax.random.key(3), (100_000, 1))
     for prediction_type in ("x_0", "eps"):
         exact, worse, better = (
             losses.denoising_loss(
-                denoiser(WORLD, prediction_type, shift),
+                denoiser(DATA, prediction_type, shift),
                 jax.random.key(4),
                 x_0,
                 schedule,
@@ -337,22 +337,22 @@ def test_ELBO_11_the_optimum_is_the_conditional_expectation():
         )
         level = schedule(exact.t)
         scale = 1.0 if prediction_type == "x_0" else level.snr
-        assert_mean(exact.squared_error - scale * WORLD.var_x_0(level), 0.0)
+        assert_mean(exact.squared_error - scale * DATA.var_x_0(level), 0.0)
         for other in (worse, better):
             assert_mean(other.squared_error - exact.squared_error - scale * 0.04, 0.0)
             assert other.squared_error.mean() > exact.squared_error.mean()
 
 
-def test_ELBO_11_bound_and_truth_gaussian():
-    # E bound >= E[-log p]; the gap is the discretisation's, it falls towards 0 as T grows
-    entropy = stats.norm(WORLD.mean, np.sqrt(WORLD.var)).entropy()
-    x_0 = WORLD.sample(jax.random.key(5), (20_000, 1))
-    surprise = -np.asarray(WORLD.log_prob(x_0), np.float64)  # pairs with the bound, to take its spread out
+def test_ELBO_11_bound_and_exact_entropy_gaussian():
+    # E bound >= E[-log p]; the gap is due to discretization and falls towards 0 as T grows
+    entropy = stats.norm(DATA.mean, np.sqrt(DATA.var)).entropy()
+    x_0 = DATA.sample(jax.random.key(5), (20_000, 1))
+    surprise = -np.asarray(DATA.log_prob(x_0), np.float64)  # paired with the bound, to reduce the variance
     assert_mean(surprise, entropy)
     gaps, errors = [], []
     for num_steps in (5, 20, 80, 320):  # between fixed end points
         schedule = discretize(LinearLogSNR(5.0, -10.0), num_steps)
-        bound = elbo.bound(denoiser(WORLD), jax.random.key(6), x_0, schedule, _gaussian_decoder).total
+        bound = elbo.bound(denoiser(DATA), jax.random.key(6), x_0, schedule, _gaussian_decoder).total
         gap = np.asarray(bound, np.float64) - surprise
         gaps.append(gap.mean())
         errors.append(gap.std() / np.sqrt(gap.size))
@@ -368,20 +368,20 @@ def _categorical(x_hat, x_1, level):
 
 
 @pytest.mark.parametrize("decoder", [_discretized, _categorical])
-def test_ELBO_11_bound_and_truth_finite_data(decoder):
-    world = _finite_world()
-    entropy = float(world.entropy())
-    x_0 = draws(world, jax.random.key(7), 5000)
+def test_ELBO_11_bound_and_exact_entropy_finite_data(decoder):
+    data = _finite()
+    entropy = float(data.entropy())
+    x_0 = draws(data, jax.random.key(7), 5000)
     means = []
     for num_steps in (10, 400):
         schedule = discretize(LinearLogSNR(9.0, -9.0), num_steps)
-        bound = np.asarray(elbo.bound(denoiser(world), jax.random.key(8), x_0, schedule, decoder).total, np.float64)
+        bound = np.asarray(elbo.bound(denoiser(data), jax.random.key(8), x_0, schedule, decoder).total, np.float64)
         assert bound.mean() > entropy - 4 * bound.std() / np.sqrt(bound.size)
         means.append(bound.mean())
     assert means[1] - entropy < 0.5 * (means[0] - entropy)
 
 
-# The worlds of the bound: what the best model reaches, and what is left to the data's own entropy
+# Exact distributions: the bound of the optimal model, and the entropy of the data
 
 
 def _mixture():
@@ -389,7 +389,7 @@ def _mixture():
 
 
 def _spoiled(distribution, shift):
-    """The exact denoiser of x_0, moved: the identities hold for any model."""
+    """The exact denoiser of x_0, shifted: the identities hold for any model."""
     return jax.vmap(lambda x_t, level: closed_form.optimal_prediction(distribution, x_t, level, "x_0") + shift)
 
 
@@ -446,8 +446,8 @@ def test_ELBO_2_and_3_have_one_expectation(shift):
 
 @pytest.mark.slow
 def test_ELBO_2_varies_more_the_more_steps():
-    # One-sample variances at fixed x_0, exact denoiser. ELBO-3's falls with T: ever more of the same integral.
-    # ELBO-2's does not: each of its terms stands on two states whose noise is not averaged out.
+    # One-sample variances at fixed x_0, exact denoiser. ELBO-3's falls with T, as its sum averages over more steps.
+    # ELBO-2's does not: each of its terms depends on two states whose noise is not averaged out.
     distribution, x_0 = closed_form.gaussian([0.4], [[0.5]]), jnp.full((20_000, 1), 0.9)
     best, decoder, ratios = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution), []
     for num_steps in (10, 40, 160):
@@ -460,7 +460,7 @@ def test_ELBO_2_varies_more_the_more_steps():
 
 
 def test_erratum_consistency_term_averages_over_the_bridge():
-    # Printed: E KL(q(x_t|x_{t-1}) || p(x_t|x_{t+1})) over the pair, as if x_{t+1} told nothing of x_t. In expectation
+    # Printed: E KL(q(x_t|x_{t-1}) || p(x_t|x_{t+1})) over the pair, as if x_t did not depend on x_{t+1}. In expectation
     # over the data, exactly: Gaussian data, T = 2, the exact denoiser. The one term is over (x_0, x_2).
     with jax.enable_x64(True):
         m, v, schedule = 0.4, 0.5, linear_betas(2, 0.3, 0.6)
@@ -486,7 +486,7 @@ def test_erratum_consistency_term_averages_over_the_bridge():
         def printed(x_0, x_2):
             return kl(forward.transition(x_0, first), model(x_2))
 
-        # ELBO-3 without its reconstruction, which both have
+        # ELBO-3 without its reconstruction, which both have in common
         truth = information.optimal_bound(distribution, schedule)
         x_1 = information.quadrature(
             lambda x: kl(forward.transition(x, second), Normal(jnp.zeros(1), var=jnp.asarray(1.0))),
@@ -496,7 +496,7 @@ def test_erratum_consistency_term_averages_over_the_bridge():
         assert_close(pair(consistency), bound, rtol=1e-10)
         with refuted():
             assert_close(pair(printed), bound, rtol=0.1)
-        # the library's is the first
+        # the library computes the first
         x_0 = jnp.asarray(m + v**0.5 * np.random.RandomState(0).randn(100_000, 1))
         denoiser, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
         ours = path_bounds.consistency_bound(denoiser, jax.random.key(0), x_0, schedule, decoder).diffusion
@@ -506,7 +506,7 @@ def test_erratum_consistency_term_averages_over_the_bridge():
 
 
 def _reverse_divergence(distribution, step):
-    """E over x_t of KL(q(x_s|x_t) || p(x_s|x_t)): what a normal step loses, by quadrature in x_t and x_s."""
+    """E over x_t of KL(q(x_s|x_t) || p(x_s|x_t)): the loss of a normal step, by quadrature in x_t and x_s."""
 
     def at(x_t):
         kernel = closed_form.reverse_transition(distribution, x_t, step)
@@ -540,8 +540,8 @@ def test_ELBO_3_gap_shrinks_as_one_over_T():
         slope = np.polyfit(np.log(steps[1:]), np.log(gaps[1:]), 1)[0]
         assert np.all(np.array(gaps) > 0)
         assert -1.05 < slope < -0.95
-        # one point, whose reverse kernel *is* the posterior, leaves no gap at any T but the prior's, which ends with
-        # the signal
+        # for one point, whose reverse kernel *is* the posterior, the gap at any T is the prior's alone, which vanishes
+        # with the signal
         for low, left in ((-2.0, 1e-2), (-12.0, 1e-5)):
             bound = information.optimal_bound(closed_form.empirical([[0.3]]), discretize(LinearLogSNR(9.0, low), 8))
             assert_close(bound.diffusion.value + bound.reconstruction.value, 0.0, atol=1e-12)
@@ -571,7 +571,7 @@ class Bent(LinearLogSNR):
 SHAPES = [Bent(5.0, -6.0, bend) for bend in (-0.9, 0.0, 0.9)]
 
 
-@pytest.mark.parametrize("prediction_type", KINDS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
     # the weight of a step whose log-SNR falls by -lambda' dt, to first order in dt
     lam, slope, dt = sp.symbols("lambda slope dt", real=True)
@@ -580,7 +580,7 @@ def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
     by_x_0 = (sp.exp(ahead) - sp.exp(lam)) / 2
     factor = {"x_0": 1, "eps": sigma2 / alpha2, "v": sigma2, "score": sigma2**2 / alpha2}[
         prediction_type
-    ]  # error(x_0) / error(kind)
+    ]  # error(x_0) / error(prediction type)
     rate = sp.limit(by_x_0 * factor / dt, dt, 0)
     assert_proved(rate, -slope / 2 * sp.exp(lam) * factor)
     with jax.enable_x64(True):
@@ -593,7 +593,7 @@ def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
 
 
 def test_ELBO_12_the_sum_tends_to_the_integral():
-    # larger T tightens the bound, down to the limit, whatever the shape: exactly
+    # larger T tightens the bound, down to the limit, for every shape: exactly
     with jax.enable_x64(True):
         distribution = _mixture()
         limit = information.optimal_bound_limit(distribution, SHAPES[0](0.0), SHAPES[0](1.0)).total.value
@@ -609,7 +609,7 @@ def test_ELBO_12_the_sum_tends_to_the_integral():
 
 @pytest.mark.slow
 def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
-    # the integral over time, for three shapes and any kind of prediction, is the one integral over the SNR
+    # the integral over time, for three shapes and any prediction type, is the integral over the SNR
     distribution = _mixture()
     x_0 = draws(distribution, jax.random.key(0), 40_000)
     truth = information.optimal_bound_limit(distribution, SHAPES[0](0.0), SHAPES[0](1.0))
@@ -627,7 +627,7 @@ def test_ELBO_12_invariant_to_the_shape_of_the_schedule():
         assert_mean(ours.diffusion, truth.diffusion.value, resolution=0.05)
         assert_mean(ours.total, truth.total.value)
         variances.append(np.var(ours.diffusion))
-    assert max(variances) > 1.5 * min(variances)  # the variance is not invariant: that is what a learned shape lowers
+    assert max(variances) > 1.5 * min(variances)  # the variance does depend on the shape: a learned schedule reduces it
 
 
 @pytest.mark.slow
@@ -660,7 +660,7 @@ def test_ELBO_13_bits_per_dimension():
         assert_close(elbo.bits_per_dim(jnp.asarray(12 * np.log(256)), 12), 8.0, rtol=1e-14)
         density = -12 * np.log(255 / 512)
         assert_close(elbo.bits_per_dim(jnp.asarray(density), 12, bin_width=2 / 255), 8.0, rtol=1e-14)
-        # a smooth law: density times bin is nearly the probability of the bin
+        # a smooth distribution: density times bin width is close to the probability of the bin
         x, mean, scale = normalize(jnp.asarray([100, 140]), 256), jnp.zeros(2), jnp.asarray(0.5)
         discrete = elbo.bits_per_dim(-DiscretizedGaussian(mean, scale=scale, levels=256).log_prob(x), 2)
         smooth = elbo.bits_per_dim(-Normal(mean, var=scale**2).log_prob(x), 2, bin_width=2 / 255)
@@ -679,8 +679,8 @@ def test_erratum_the_half_belongs_to_the_whole_kl():
         q, p = Normal(jnp.asarray(mean), var=jnp.asarray(var)), Normal(jnp.zeros(2), var=jnp.asarray(1.0))
         rest = var.sum() - 2 - np.log(var).sum()
         assert_close(kl(q, p), (mean @ mean + rest) / 2, rtol=1e-12)
-        draws = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
-        log_ratio = jax.vmap(q.log_prob)(draws) - jax.vmap(p.log_prob)(draws)
+        samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
+        log_ratio = jax.vmap(q.log_prob)(samples) - jax.vmap(p.log_prob)(samples)
         assert_mean(log_ratio, kl(q, p))
         with refuted():
             assert_mean(log_ratio, mean @ mean / 2 + rest)

@@ -1,4 +1,4 @@
-"""EBM: a law up to its constant; what its score forgets, how log p comes back, and what learning it takes."""
+"""EBM: unnormalized densities, their scores, recovery of log p by line integrals, and maximum-likelihood learning."""
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,14 @@ def _plane(nodes=120):
     return grid, (log_weights[:, None] + log_weights[None, :]).reshape(-1)
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "gaussian": lambda: closed_form.gaussian([0.5, -1.0], [[0.8, 0.3], [0.3, 0.5]]),
     "mixture": lambda: closed_form.mixture([0.3, 0.7], [[-1.0, 0.5], [1.2, -0.4]], [0.4, 0.7]),
 }
 
 
 def _energy_of(distribution, lift=0.0):
-    """E of an exact law, `lift` above -log p: log Z is -lift."""
+    """E of an exact distribution, `lift` above -log p: log Z is -lift."""
     log_prob = jax.jit(jax.vmap(distribution.log_prob))
     return lambda x: lift - log_prob(x)
 
@@ -47,7 +47,7 @@ def _energy_of(distribution, lift=0.0):
 # EBM-1
 
 
-def test_EBM_1_lower_here_is_less_elsewhere():
+def test_EBM_1_lower_energy_at_one_point_lowers_the_other_probabilities():
     # d log p_j / dE_i = p_i - [i = j], of any three points
     energies = sp.symbols("E_1:4", real=True)
     total = sum(sp.exp(-e) for e in energies)
@@ -71,21 +71,21 @@ def test_EBM_1_lower_here_is_less_elsewhere():
 
 def test_EBM_1_a_bump_on_the_energy_moves_mass_away():
     # Along E + u phi:  d log p(y) / du = E_p phi - phi(y). A bump exp(-(x-c)^2/2b) has E_p phi in closed form.
-    mean, var, centre, width = 0.3, 0.6, 1.0, 0.2
+    mean, var, center, width = 0.3, 0.6, 1.0, 0.2
     nodes, log_weights = _rule()
     y = jnp.asarray([1.0, 0.8, -0.5, -2.0])
 
     def log_p(u):
         def lifted(x):
-            return (x - mean) ** 2 / (2 * var) + u * jnp.exp(-((x - centre) ** 2) / (2 * width))
+            return (x - mean) ** 2 / (2 * var) + u * jnp.exp(-((x - center) ** 2) / (2 * width))
 
         return energy.log_density(lifted, y, energy.log_partition(lifted, nodes, log_weights))
 
     value, slope = jax.jit(lambda u: jax.jvp(log_p, (u,), (1.0,)))(0.0)
     assert_close(value, [float(log_normal(sp.Float(float(x), 20), mean, var)) for x in y], rtol=1e-12)
-    mass = np.sqrt(width / (width + var)) * np.exp(-((mean - centre) ** 2) / (2 * (width + var)))
-    assert_close(slope, mass - np.exp(-((np.asarray(y) - centre) ** 2) / (2 * width)), rtol=1e-11)
-    assert np.all(np.sign(slope) == [-1, -1, 1, 1])  # raised at the bump: less there, more elsewhere
+    mass = np.sqrt(width / (width + var)) * np.exp(-((mean - center) ** 2) / (2 * (width + var)))
+    assert_close(slope, mass - np.exp(-((np.asarray(y) - center) ** 2) / (2 * width)), rtol=1e-11)
+    assert np.all(np.sign(slope) == [-1, -1, 1, 1])  # a higher energy at the bump: lower density there
 
 
 def test_EBM_1_partition_by_quadrature():
@@ -95,10 +95,10 @@ def test_EBM_1_partition_by_quadrature():
         assert_close(energy.log_partition(ours, *_rule()), sp.N(sp.log(whole), 20), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_EBM_1_the_partition_makes_it_a_law(name):
-    # the exact world's energy, lifted by a number that log Z takes back
-    distribution = LAWS[name]()
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_EBM_1_the_partition_function_normalizes_the_density(name):
+    # the exact energy plus a constant, which log Z subtracts again
+    distribution = DISTRIBUTIONS[name]()
     lifted = _energy_of(distribution, 3.7)
     log_z = energy.log_partition(lifted, *_plane())
     assert_close(log_z, -3.7, rtol=1e-11)
@@ -109,11 +109,11 @@ def test_EBM_1_the_partition_makes_it_a_law(name):
         assert_close(energy.log_density(lifted, x), truth, rtol=0.1)
 
 
-SPREAD = 1.5  # the standard deviation of q, beside 1 of p
+SPREAD = 1.5  # the standard deviation of q; p has 1
 
 
 def _estimates(count, repeats, lift=0.7):
-    """log Z of E = x^2/2 + lift, so many times, each by `count` draws of q = N(0, SPREAD^2)."""
+    """`repeats` estimates of log Z of E = x^2/2 + lift, each from `count` samples of q = N(0, SPREAD^2)."""
     x = SPREAD * jax.random.normal(jax.random.key(count), (repeats, count))
     log_q = -(x**2) / (2 * SPREAD**2) - 0.5 * np.log(2 * np.pi * SPREAD**2)
     log_weights = -log_q - np.log(count)
@@ -121,9 +121,9 @@ def _estimates(count, repeats, lift=0.7):
 
 
 @pytest.mark.slow
-def test_EBM_1_partition_by_draws_is_low_on_average():
+def test_EBM_1_sampled_log_partition_is_biased_low():
     truth = 0.5 * np.log(2 * np.pi) - 0.7
-    # one draw: low by KL(q || p); of many: by Var(p/q) / 2N and O(1/N^2); the estimate of Z itself is never biased
+    # bias of one sample: -KL(q || p); of N samples: -Var(p/q) / 2N + O(1/N^2); the estimate of Z itself is unbiased
     w = SPREAD**2
     kl, chi = 0.5 * (w - 1 - np.log(w)), w / np.sqrt(2 * w - 1) - 1
     for count, low, resolution in ((1, kl, 0.005), (50, chi / 100, 0.0004)):
@@ -137,23 +137,23 @@ def test_EBM_1_partition_by_draws_is_low_on_average():
 # EBM-2
 
 
-def test_EBM_2_the_constant_has_no_slope():
+def test_EBM_2_the_constant_has_no_gradient():
     x, y, z, c = sp.symbols("x y Z c", positive=True)
     potential = sp.Function("E")(x, y)
     for at in (x, y):
         assert_proved(sp.diff(sp.log(sp.exp(-potential - c) / z), at), -sp.diff(potential, at))
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_EBM_2_score_is_the_exact_world_s(name):
-    distribution = LAWS[name]()
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_EBM_2_score_is_that_of_the_exact_distribution(name):
+    distribution = DISTRIBUTIONS[name]()
     x = draws(distribution, jax.random.key(1), 20)
     score = jax.jit(lambda x, lift, scale: energy.score(lambda x: lift + scale * _energy_of(distribution)(x), x))
     ours = score(x, 0.0, 1.0)
     assert_close(ours, jax.vmap(distribution.score)(x), rtol=1e-10, atol=1e-12)
-    for lift in (-3.7, 1e3, 1e9):  # whatever is added, to the bit
+    for lift in (-3.7, 1e3, 1e9):  # for any constant added, to the bit
         assert_close(score(x, lift, 1.0), ours, rtol=0.0)
-    assert_close(score(x, 0.0, 0.5), ours / 2, rtol=1e-14)  # a law of twice the temperature is not the same
+    assert_close(score(x, 0.0, 0.5), ours / 2, rtol=1e-14)  # a distribution of twice the temperature has another score
 
 
 # EBM-3
@@ -169,12 +169,12 @@ def _left(v):
 
 
 def _bent(u, start, end):
-    """A parabola to the left: between it and the straight line lies |end - start|^2 / 4."""
+    """A parabola to the left: the area between it and the straight line is |end - start|^2 / 4."""
     return _straight(u, start, end) + 1.5 * u * (1 - u) * _left(end - start)
 
 
 def _detour(u, start, end):
-    """A loop on the way, not at an even pace."""
+    """A path with a loop, at a varying pace."""
     turn = 2 * jnp.pi * u
     return _straight(u**2, start, end) + jnp.stack([1 - jnp.cos(turn), jnp.sin(turn)])[None, :]
 
@@ -182,8 +182,8 @@ def _detour(u, start, end):
 PATHS = {"straight": None, "bent": _bent, "detour": _detour}
 
 
-def test_EBM_3_no_path_matters_in_symbols():
-    # From (0, 0) to (1, 2) by paths of any bend b and pace c: the integral is that of the potential's ends.
+def test_EBM_3_the_integral_is_independent_of_the_path_in_symbols():
+    # From (0, 0) to (1, 2) by paths of any bend b and pace c: the integral depends on the potential at the ends alone.
     u, b, c, x, y, w = sp.symbols("u b c x y omega", real=True)
     potential = x**4 + x * y + y**2 / 2 - 3 * x
     path = {x: u + b * u * (1 - u), y: 2 * u**2 + c * u * (1 - u)}
@@ -194,14 +194,14 @@ def test_EBM_3_no_path_matters_in_symbols():
 
     score = [-sp.diff(potential, at) for at in (x, y)]
     assert_proved(integral(score), potential.subs({x: 0, y: 0}) - potential.subs({x: 1, y: 2}))
-    # a field that turns is no gradient: the path is in the integral
+    # a rotational field is not a gradient: the integral depends on the path
     turning = integral([score[0] - w * y, score[1] + w * x])
     assert_disproved(sp.diff(turning, b))
 
 
 @pytest.mark.slow
-def test_EBM_3_every_path_gives_the_law_back():
-    distribution = LAWS["mixture"]()
+def test_EBM_3_every_path_recovers_the_log_density():
+    distribution = DISTRIBUTIONS["mixture"]()
     start, end = draws(distribution, jax.random.key(2), 8).reshape(2, 4, 2)
     lifted = _energy_of(distribution, 3.7)
     truth = lifted(start) - lifted(end)
@@ -213,7 +213,7 @@ def test_EBM_3_every_path_gives_the_law_back():
 
 
 def test_EBM_3_a_rotation_differs_by_its_circulation():
-    # Green: forward by the path on the left and back by the straight line goes round -area, where the curl is 2 omega.
+    # Green: forward by the path on the left and back by the straight line encloses -area, where the curl is 2 omega.
     omega = 0.7
     start, end = jax.random.normal(jax.random.key(3), (2, 4, 2))
     straight, bent = (
@@ -226,7 +226,7 @@ def test_EBM_3_a_rotation_differs_by_its_circulation():
     assert_close(*still, rtol=1e-12)
 
 
-def test_EBM_3_nodes_a_polynomial_needs():
+def test_EBM_3_number_of_nodes_for_a_polynomial():
     # n nodes integrate degree 2n - 1: a quartic energy on a straight line needs two
     start, end = jax.random.normal(jax.random.key(4), (2, 6, 2, 2))
     truth = np.sum(start**4 - end**4, (1, 2)) / 4
@@ -239,20 +239,20 @@ def test_EBM_3_nodes_a_polynomial_needs():
 
 
 def test_EBM_4_gradient_of_the_likelihood_in_symbols():
-    # any energy on three points: the slope of log Z is the model's mean slope of -E
+    # any energy on three points: the derivative of log Z is the expectation of that of -E under the model
     theta = sp.Symbol("theta", real=True)
     energies = [sp.Function(f"E_{i}")(theta) for i in range(3)]
     total = sum(sp.exp(-e) for e in energies)
     model = sum(sp.exp(-e) / total * sp.diff(e, theta) for e in energies)
     assert_proved(sp.diff(-energies[0] - sp.log(total), theta), model - sp.diff(energies[0], theta))
-    # a normal law of mean m and precision k, data of mean mu and variance s
+    # a normal distribution of mean m and precision k, data of mean mu and variance s
     x, m, mu = sp.symbols("x m mu", real=True)
     k, s = sp.symbols("kappa s", positive=True)
     distribution = log_normal(x, m, 1 / k)
     potential = k * (x - m) ** 2 / 2
 
-    def mean(f, centre, var):
-        return sp.expand(f).subs(x**2, centre**2 + var).subs(x, centre)
+    def mean(f, center, var):
+        return sp.expand(f).subs(x**2, center**2 + var).subs(x, center)
 
     for at in (m, k):
         ours = mean(sp.diff(potential, at), m, 1 / k) - mean(sp.diff(potential, at), mu, s)
@@ -261,14 +261,14 @@ def test_EBM_4_gradient_of_the_likelihood_in_symbols():
 
 
 def _well(parameters, x):
-    """Two wells on the line, a x^4 - b x^2 + c x."""
+    """A double-well energy on the line, a x^4 - b x^2 + c x."""
     a, b, c = parameters
     return a * x**4 - b * x**2 + c * x
 
 
 @pytest.mark.slow
-def test_EBM_4_draws_of_the_model_give_the_gradient():
-    # Exact draws by inversion, chains too short to leave them: -log p's own gradient, by quadrature of Z.
+def test_EBM_4_samples_of_the_model_give_the_gradient():
+    # Exact samples by inversion, and chains too short to move: the gradient of -log p, by quadrature of Z.
     parameters = jnp.asarray([0.25, 0.8, 0.2])
     x = jnp.asarray([-0.5, 0.3, 1.0, 1.2])
     nodes, log_weights = _rule(reach=5.0)
@@ -288,7 +288,7 @@ def test_EBM_4_draws_of_the_model_give_the_gradient():
     slopes, data = jax.jacfwd(contrast)(parameters)[1::-1]
     truth = jax.grad(cost)(parameters)
     assert_mean(data.mean(0)[None] - slopes, truth, resolution=0.05)
-    assert np.abs(truth).min() > 0.2  # enough to tell it from its negative
+    assert np.abs(truth).min() > 0.2  # large enough to distinguish it from its negative
     assert_close(jax.grad(lambda p: contrast(p).loss)(parameters), data.mean(0) - slopes.mean(0), rtol=1e-11)
 
 
@@ -302,7 +302,7 @@ def _normal(parameters, x):
 
 
 def _contrast(key, x, start, num_steps):
-    """Contrast of the normal model, and its slopes by mean and precision, shape (B, 2), example by example."""
+    """Contrastive loss of the normal model and its derivatives by mean and precision, shape (B, 2), per example."""
 
     def both(parameters):
         found = energy.contrastive_divergence(Partial(_normal, parameters), key, x, start, ETA, num_steps)
@@ -316,7 +316,7 @@ def _data(count=20_000):
     return MU + np.sqrt(S) * jax.random.normal(jax.random.key(7), (count,))
 
 
-# what the likelihood says, and what it says of chains that end with this mean and variance
+# the exact gradient, and the one of chains that end with this mean and variance
 def _gradient(mean, var):
     return np.array([-K * (MU - mean), 0.5 * (S + (MU - M) ** 2 - var - (mean - M) ** 2)])
 
@@ -327,7 +327,7 @@ STATIONARY = _gradient(M, 1 / K / (1 - ETA * K / 2))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 5])
-def test_EBM_4_contrastive_divergence_is_short_of_the_gradient(num_steps):
+def test_EBM_4_contrastive_divergence_underestimates_the_gradient(num_steps):
     # After k steps from the data, with a = 1 - eta K: mean M + a^k (MU - M), variance a^2k S + 2 eta sum_{i<k} a^2i.
     shrink = 1 - ETA * K
     var = shrink ** (2 * num_steps) * S + 2 * ETA * sum(shrink ** (2 * i) for i in range(num_steps))
@@ -335,20 +335,20 @@ def test_EBM_4_contrastive_divergence_is_short_of_the_gradient(num_steps):
     x = _data()
     slopes, found = _contrast(jax.random.key(8), x, x, num_steps)
     assert_mean(slopes, truth, resolution=0.015)
-    assert_close(truth[0], EXACT[0] * (1 - shrink**num_steps), rtol=1e-12)  # that share of it, in the mean
+    assert_close(truth[0], EXACT[0] * (1 - shrink**num_steps), rtol=1e-12)  # that fraction of it, in the mean
     with refuted():
         assert_mean(slopes, EXACT)
-    # no gradient runs through the chain: the slopes are those at negatives that stand still
+    # no gradient runs through the chain: the negatives are held constant
     ours = np.stack([-K * (x - found.negatives), ((x - M) ** 2 - (found.negatives - M) ** 2) / 2], -1)
     assert_close(slopes, ours, rtol=1e-10, atol=1e-12)
-    # and the share is exact: the same noise from data elsewhere
+    # and the fraction is exact: the same noise from other data
     _, moved = _contrast(jax.random.key(8), x, x + 1.0, num_steps)
     assert_close(moved.negatives - found.negatives, np.full(x.shape, shrink**num_steps), rtol=1e-11)
 
 
-def test_EBM_4_persistent_chains_come_to_the_gradient():
-    # Begun where the last ended, five steps at a time: all that is left is the bias of a step, half of eta in the
-    # variance of a normal law, by LAN-2
+def test_EBM_4_persistent_chains_approach_the_gradient():
+    # Chains of five steps, each from the last state: what remains is the bias of the step size, eta / 2 in the
+    # variance of a normal distribution, by LAN-2
     x = _data()
     found = x
     for key in jax.random.split(jax.random.key(9), 8):

@@ -50,7 +50,7 @@ def _float64():
         yield
 
 
-def _table():
+def _schedule():
     return from_betas(np.array([float(b) for b in BETAS]))
 
 
@@ -65,12 +65,12 @@ def _fold(betas):
 
 
 def test_FWD_1_one_step_has_variance_beta():
-    # q(x_t|x_s) between neighbours: alpha_t / alpha_s = sqrt(1 - beta), and the variance added is beta
+    # q(x_t|x_s) of adjacent steps: alpha_t / alpha_s = sqrt(1 - beta), and the variance added is beta
     assert_proved(KEEP.subs(IN_BETAS), sp.sqrt(1 - beta))
     assert_proved(ADDED.subs(IN_BETAS), beta)
     x = jnp.asarray([1.7, -0.4])
     for t, b in enumerate(BETAS, start=1):
-        distribution = forward.transition(x, _table().step(t - 1, t))
+        distribution = forward.transition(x, _schedule().step(t - 1, t))
         assert_close(distribution.mean, x * float(sp.sqrt(1 - b)), rtol=1e-14)
         assert_close(distribution.var, b, rtol=1e-13)
 
@@ -85,13 +85,13 @@ def test_FWD_2_marginal_folds_the_noises():
     # and the library, at rational betas
     for t in range(1, 5):
         signal, noise = _fold(BETAS[:t])
-        distribution = forward.marginal(jnp.asarray([2.0]), _table()(t))
+        distribution = forward.marginal(jnp.asarray([2.0]), _schedule()(t))
         assert_close(distribution.mean[0], 2 * signal, rtol=1e-14)
         assert_close(distribution.var, noise, rtol=1e-14)
 
 
 def test_FWD_3_any_pair_folds_the_noises_between():
-    # the noises after s alone: what is kept of x_s is alpha_t / alpha_s, what they add makes up the variance at t
+    # the noises after s alone: the gain on x_s is alpha_t / alpha_s, and the variance adds up to that at t
     b = sp.symbols("b_1:5", positive=True)
     abar = [sp.prod(1 - k for k in b[:t]) for t in range(5)]
     signal, noise = _fold(b[2:])
@@ -101,12 +101,12 @@ def test_FWD_3_any_pair_folds_the_noises_between():
     for s in range(4):
         for t in range(s + 1, 5):
             signal, noise = _fold(BETAS[s:t])
-            distribution = forward.transition(jnp.asarray([2.0]), _table().step(s, t))
+            distribution = forward.transition(jnp.asarray([2.0]), _schedule().step(s, t))
             assert_close(distribution.mean[0], 2 * signal, rtol=1e-14)
             assert_close(distribution.var, noise, rtol=1e-13)
 
 
-def test_FWD_3_the_marginals_leave_no_choice():
+def test_FWD_3_the_marginals_determine_the_transition():
     # x_t = k x_s + sqrt(v) eps must have the marginal at t: two equations for k and v, for any levels
     k, v = sp.symbols("k v")
     (found,) = sp.solve([k * a_s - a_t, k**2 * g_s**2 + v - g_t**2], [k, v], dict=True)
@@ -158,7 +158,7 @@ def test_FWD_4_the_last_marginal_becomes_the_prior():
     assert_proved(sp.limit(by_abar / abar, abar, 0, "+"), x_0**2 / 2)
     # ... and abar_T = (1 - beta)^T to 0 with T
     assert_proved(sp.limit((1 - BETAS[0]) ** steps, steps, sp.oo))
-    # the library: at rational levels, along Ho et al.'s table, and its rate with beta fixed
+    # the library: at rational levels, for Ho et al.'s schedule, and its rate with beta fixed
     prior = Normal(jnp.zeros(1), var=jnp.asarray(1.0))
     for levels in LEVELS:
         level, truth = exact_step(*levels).t, at_levels(divergence, levels, x_0=sp.Rational(7, 10))
@@ -178,7 +178,7 @@ def test_FWD_4_the_last_marginal_becomes_the_prior():
 
 
 def test_FWD_5_markov():
-    # Conditioning the joint law of (x_s, x_t) given x_0 on x_s: E[x_t] + Cov / Var (x_s - E[x_s]) is free of x_0
+    # Conditioning the joint distribution of x_s and x_t given x_0 on x_s: E[x_t] + Cov / Var (x_s - E[x_s]) has no x_0
     covariance = KEEP * g_s**2
     mean = a_t * x_0 + covariance / g_s**2 * (x_s - a_s * x_0)
     assert_proved(sp.diff(mean, x_0))
@@ -193,7 +193,7 @@ def test_FWD_5_markov():
 
 
 def test_FWD_5_markov_in_the_library():
-    step = _table().step(1, 3)
+    step = _schedule().step(1, 3)
 
     def log_conditional(x_0, x_s, x_t):
         posterior = forward.posterior(x_t, x_0, step).log_prob(x_s)
@@ -207,13 +207,13 @@ def test_FWD_5_markov_in_the_library():
 
 
 def test_FWD_6_three_conventions_give_the_same_kernels():
-    # a deviation squared is a variance, and alpha^2 = sigmoid(-gamma): each is Ho et al.'s alpha, one by one
+    # a squared deviation is a variance, and alpha^2 = sigmoid(-gamma): each equals Ho et al.'s alpha
     deviation, abar = sp.symbols("deviation abar", positive=True)
     assert_proved(sp.sqrt(1 - deviation**2).subs(deviation, sp.sqrt(beta)), sp.sqrt(1 - beta))
     gamma = sp.log((1 - abar) / abar)  # -log SNR
     assert_proved(1 / (1 + sp.exp(gamma)), abar)
     assert_proved(1 / (1 + sp.exp(-gamma)), 1 - abar)
-    # three tables from exact numbers, in the three conventions
+    # three discrete schedules from exact numbers, in the three conventions
     abars = [sp.prod(1 - b for b in BETAS[:t]) for t in range(1, 5)]
     numbers = [BETAS, [sp.sqrt(b) for b in BETAS], [gamma.subs(abar, a) for a in abars]]
     makers = [from_betas, from_standard_deviations, from_gammas]
@@ -248,7 +248,7 @@ def test_FWD_7_schedules():
 
 
 def test_exact_step_is_exact():
-    # the tool of the other chapters: 3-4-5 and 5-12-13 levels
+    # the helper for the other chapters: 3-4-5 and 5-12-13 levels
     step = exact_step(sp.Rational(12, 13), sp.Rational(5, 13), sp.Rational(3, 5), sp.Rational(4, 5))
     assert_close(step.snr_ratio, (9 / 16) / (144 / 25), rtol=1e-15)
     assert_close(step.one_minus_ratio, 1 - (9 / 16) / (144 / 25), rtol=1e-15)
@@ -270,10 +270,10 @@ def test_erratum_alpha_of_a_standard_deviation():
 
 
 def test_erratum_product_to_i():
-    # abar_i = prod_{k=1..i}; the printed prod_{k=1..k} binds k twice: as one factor it is no marginal from i = 2 on
+    # abar_i = prod_{k=1..i}; the printed prod_{k=1..k} binds k twice: as one factor it is wrong from i = 2 on
     for i in range(2, 5):
         signal, _ = _fold(BETAS[:i])
-        ours = to_betas(_table()).abar[i - 1]
+        ours = to_betas(_schedule()).abar[i - 1]
         assert_close(ours, signal**2, rtol=1e-13)
         with refuted():
             assert_close(ours, 1 - BETAS[i - 1], rtol=0.01)
@@ -284,7 +284,7 @@ def test_erratum_noise_scale_of_one_step():
     correct, printed = sp.sqrt(beta) ** 2, beta**2  # variance of the noise
     assert_proved((1 - beta) + correct, 1)
     assert_disproved((1 - beta) + printed, 1)
-    ours = forward.transition(jnp.asarray([1.0]), _table().step(0, 1)).var
+    ours = forward.transition(jnp.asarray([1.0]), _schedule().step(0, 1)).var
     assert_close(ours, correct.subs(beta, BETAS[0]), rtol=1e-13)
     with refuted():
         assert_close(ours, printed.subs(beta, BETAS[0]), rtol=0.1)

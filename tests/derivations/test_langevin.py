@@ -1,4 +1,4 @@
-"""LAN: a step of Langevin dynamics, what law it keeps and how nearly, and how long it takes from mode to mode."""
+"""LAN: Langevin steps, their stationary distribution and its bias, and the time to cross between modes."""
 
 from functools import partial
 
@@ -32,14 +32,14 @@ def _float64():
         yield
 
 
-_draws = jax.jit(draws, static_argnums=2)
+_samples = jax.jit(draws, static_argnums=2)
 
 
 # LAN-1
 
 
 def test_LAN_1_small_steps_are_the_diffusion():
-    # What a step changes of E f, over eta: the generator of dx = s dt + sqrt(2) dW, f' s + f''
+    # The change of E f in a step, over eta: the generator of dx = s dt + sqrt(2) dW, f' s + f''
     xi = sp.Symbol("xi", real=True)
 
     def mean(f, var):
@@ -50,7 +50,7 @@ def test_LAN_1_small_steps_are_the_diffusion():
     for f in (x, x**2, x**4, x**6 - 2 * x**3):
         generator = s * sp.diff(f, x) + sp.diff(f, x, 2)
         assert_proved(sp.expand((mean(f, 2 * eta) - f) / eta).subs(eta, 0), generator)
-    # noise of sqrt(eta) is another diffusion's
+    # noise of sqrt(eta) belongs to another diffusion
     assert_disproved(sp.expand((mean(x**2, eta) - x**2) / eta).subs(eta, 0), 2 * s * x + 2)
 
 
@@ -65,9 +65,9 @@ def test_LAN_1_the_kernel():
 
 
 @pytest.mark.slow
-def test_LAN_1_a_chain_is_the_kernel_again_and_again():
+def test_LAN_1_a_chain_iterates_the_kernel():
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
-    start = _draws(distribution, jax.random.key(1), 20_000)
+    start = _samples(distribution, jax.random.key(1), 20_000)
     chain = langevin.ula(jax.vmap(distribution.score), jax.random.key(0), start, 0.1, 3, path=True)
     assert_close(chain.path[-1], chain.x, rtol=0.0)
     means = jax.jit(jax.vmap(lambda x: langevin.langevin_kernel(x, distribution.score(x), jnp.asarray(0.1)).mean))(
@@ -76,7 +76,7 @@ def test_LAN_1_a_chain_is_the_kernel_again_and_again():
     noise = (chain.path[2] - means)[:, 0]
     assert_moments(noise, 0.0, 0.2)
     assert_mean(noise * chain.path[1][:, 0], 0.0, resolution=0.005)  # new at every step
-    # a constant slope: k eta is a time, and the size of the steps is all one
+    # a constant score: k eta is a time, and the step size does not matter
     for size, count in ((0.25, 1), (0.05, 5)):
         drifted = langevin.ula(lambda x: 0.0 * x - 3.0, jax.random.key(2), jnp.ones((20_000,)), size, count)
         assert_moments(drifted.x, 1.0 - 3.0 * 0.25, 2 * 0.25)
@@ -85,8 +85,8 @@ def test_LAN_1_a_chain_is_the_kernel_again_and_again():
 # LAN-2
 
 
-def test_LAN_2_the_diffusion_keeps_the_law():
-    # Fokker-Planck, dp/dt = -div(p grad log p) + lap p = 0, for any energy; by half the noise it is not
+def test_LAN_2_the_diffusion_leaves_the_distribution_invariant():
+    # Fokker-Planck, dp/dt = -div(p grad log p) + lap p = 0, for any energy; with half the noise it is not zero
     energy = sp.Function("E")(x, y)
     for axes, p in (((x,), sp.exp(-sp.Function("E")(x))), ((x, y), sp.exp(-energy))):
         drift = sum(sp.diff(p * sp.diff(sp.log(p), at), at) for at in axes)
@@ -96,7 +96,7 @@ def test_LAN_2_the_diffusion_keeps_the_law():
         assert_disproved(-drift + sum(sp.diff(p, at, 2) for at in axes) / 2)
 
 
-def test_LAN_2_a_step_of_a_normal_law_in_symbols():
+def test_LAN_2_a_step_from_a_normal_distribution_in_symbols():
     m, var = sp.symbols("m var", positive=True)
     start = sp.Symbol("start", real=True)
     k = sp.Symbol("k", integer=True, nonnegative=True)
@@ -109,7 +109,7 @@ def test_LAN_2_a_step_of_a_normal_law_in_symbols():
     assert_proved(spreads.subs(k, k + 1), shrink**2 * spreads + 2 * eta)
     assert_proved(means.subs(k, 0), start)
     assert_proved(spreads.subs(k, 0))
-    # the law it settles in, eta/2 too wide to the first order whatever v; and at 2v it widens by 2 eta a step
+    # the stationary distribution is eta/2 too wide to first order for any v; at 2v the variance grows by 2 eta a step
     assert_proved(shrink**2 * stationary + 2 * eta, stationary)
     assert_proved(sp.limit((stationary - v) / eta, eta, 0), R(1, 2))
     assert_proved((shrink**2 * var + 2 * eta - var).subs(eta, 2 * v), 4 * v)
@@ -123,7 +123,7 @@ def _normal_score(x):
 
 
 def _next(distribution, size):
-    """The law after a step from a normal law: of the kernel's mean, found by its slope, and variance."""
+    """The distribution after a step from a normal one, by the mean of the kernel, its derivative and its variance."""
     kernel = lambda x: langevin.langevin_kernel(x, _normal_score(x), jnp.asarray(size))  # noqa: E731
     origin = jnp.zeros(())
     mean, slope = kernel(origin).mean, jax.grad(lambda x: kernel(x).mean)(origin)
@@ -132,7 +132,7 @@ def _next(distribution, size):
     ).pushforward(slope, mean[None], kernel(origin).var)
 
 
-def test_LAN_2_the_kernel_s_stationary_law():
+def test_LAN_2_stationary_distribution_of_the_kernel():
     for size in (0.4, 0.2, 0.1, 0.05):
         distribution = closed_form.gaussian([MEAN], [[VAR / (1 - size / (2 * VAR))]])
         after = _next(distribution, size)
@@ -142,16 +142,16 @@ def test_LAN_2_the_kernel_s_stationary_law():
             assert_close(_next(closed_form.gaussian([MEAN], [[VAR]]), size).variances, [VAR], rtol=1e-3)
 
 
-def test_LAN_2_chains_have_the_law_of_every_step():
+def test_LAN_2_chains_have_the_exact_distribution_at_every_step():
     start, count = 3.0, 20_000
     run = partial(langevin.ula, _normal_score, jax.random.key(3), num_steps=40, path=True)
-    for size in (0.2, 2 * VAR):  # at 2v the variance grows by 2 eta a step, for ever
+    for size in (0.2, 2 * VAR):  # at 2v the variance grows by 2 eta a step, without limit
         shrink = 1 - size / VAR
         chain = run(jnp.full((count,), start), size).path
         for k in (1, 3, 40):
             spread = 2 * size * sum(shrink ** (2 * i) for i in range(k))
             assert_moments(chain[k - 1], MEAN + shrink**k * (start - MEAN), spread)
-    # two chains of one noise come together by that factor, exactly; beyond 2v they part
+    # two chains with the same noise converge by that factor, exactly; beyond 2v they diverge
     for size in (0.2, 1.1):
         near, far = (run(jnp.full((3,), at), size).path for at in (start, start + 1.0))
         assert_close((far - near)[:, 0], (1 - size / VAR) ** np.arange(1.0, 41.0), rtol=1e-9, atol=1e-12)
@@ -161,32 +161,32 @@ def test_LAN_2_chains_have_the_law_of_every_step():
         assert_mean((long - MEAN) ** 2, VAR)
 
 
-LAW = ([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
+MIXTURE = ([0.3, 0.7], [[-1.0], [0.8]], [0.5, 0.2])
 SIZE = 0.25
 PROBES = {"x": lambda x: x, "x^2": jnp.square, "tanh 3x": lambda x: jnp.tanh(3 * x), "x^4": lambda x: x**4}
 
 
 def _chain(name, distribution, x, steps):
-    """Where chains of either kind are after so many steps."""
-    if name == "metropolis":
+    """The chains of this sampler after so many steps."""
+    if name == "mala":
         return langevin.mala(jax.vmap(distribution.log_prob), jax.random.key(4), x, SIZE, steps)
     return langevin.ula(jax.vmap(distribution.score), jax.random.key(4), x, SIZE, steps)
 
 
 @pytest.mark.slow
-def test_LAN_2_metropolis_keeps_the_law():
-    # At a step where the unadjusted chain is visibly too wide, begun at draws of the law
-    distribution = closed_form.mixture(*LAW)
-    start = _draws(distribution, jax.random.key(5), 20_000)
+def test_LAN_2_mala_leaves_the_distribution_invariant():
+    # At a step size where the unadjusted chain is visibly too wide, starting from samples of the distribution
+    distribution = closed_form.mixture(*MIXTURE)
+    start = _samples(distribution, jax.random.key(5), 20_000)
     truth = [information.quadrature(lambda x, f=f: jnp.sum(f(x)), distribution).value for f in PROBES.values()]
 
     def probe(chain):
         return np.stack([f(chain.x[:, 0]) for f in PROBES.values()], -1)
 
-    kept = _chain("metropolis", distribution, start, 20)
+    kept = _chain("mala", distribution, start, 20)
     assert_mean(probe(kept), truth, resolution=0.06)
     assert 0.5 < kept.acceptance_rate.mean() < 0.95
-    wide = probe(_chain("unadjusted", distribution, start, 20))
+    wide = probe(_chain("ula", distribution, start, 20))
     with refuted():
         assert_mean(wide, truth)
     with refuted():
@@ -194,10 +194,10 @@ def test_LAN_2_metropolis_keeps_the_law():
 
 
 @pytest.mark.slow
-def test_LAN_2_metropolis_is_in_detailed_balance():
-    # Pairs (x, x') of a chain in its law are as likely the other way round; f(x) g(x') tells, if f and g differ
-    distribution = closed_form.mixture(*LAW)
-    start = _draws(distribution, jax.random.key(6), 50_000)
+def test_LAN_2_mala_is_in_detailed_balance():
+    # Pairs (x, x') of a stationary chain are as likely in reverse; f(x) g(x') detects a violation if f and g differ
+    distribution = closed_form.mixture(*MIXTURE)
+    start = _samples(distribution, jax.random.key(6), 50_000)
     x = np.asarray(start[:, 0])
 
     def turned(name):
@@ -206,15 +206,15 @@ def test_LAN_2_metropolis_is_in_detailed_balance():
             [f(x) * g(y) - g(x) * f(y) for f, g in ((np.tanh, np.square), (lambda x: x, lambda x: x**3))], -1
         )
 
-    assert_mean(turned("metropolis"), np.zeros(2), resolution=0.015)
+    assert_mean(turned("mala"), np.zeros(2), resolution=0.015)
     with refuted():
-        assert_mean(turned("unadjusted"), np.zeros(2))
+        assert_mean(turned("ula"), np.zeros(2))
 
 
 @pytest.mark.slow
-def test_LAN_2_metropolis_accepts_what_it_should():
+def test_LAN_2_mala_has_the_metropolis_acceptance_rate():
     # E min(1, p(y) k(x|y) / p(x) k(y|x)) over y, written out on a grid
-    weights, means, variances = (np.asarray(part, np.float64).reshape(2, -1) for part in LAW)
+    weights, means, variances = (np.asarray(part, np.float64).reshape(2, -1) for part in MIXTURE)
 
     def log_p(x):
         return np.log(np.sum(weights * np.exp(-((x - means) ** 2) / 2 / variances) / np.sqrt(variances), 0))
@@ -225,9 +225,9 @@ def test_LAN_2_metropolis_accepts_what_it_should():
     def log_k(x, y):
         return -((y - x - SIZE * score(x)) ** 2) / (4 * SIZE)
 
-    distribution, y = closed_form.mixture(*LAW), np.linspace(-10.0, 10.0, 4001)
+    distribution, y = closed_form.mixture(*MIXTURE), np.linspace(-10.0, 10.0, 4001)
     starts = np.array([-1.5, -0.4, 0.2, 1.6])
-    chain = _chain("metropolis", distribution, jnp.asarray(np.repeat(starts, 5000)[:, None]), 1)
+    chain = _chain("mala", distribution, jnp.asarray(np.repeat(starts, 5000)[:, None]), 1)
     for start, rate in zip(starts, chain.acceptance_rate.reshape(4, -1), strict=True):
         proposal = np.exp(log_k(np.full_like(y, start), y))
         log_ratio = log_p(y) + log_k(y, np.full_like(y, start)) - log_p(np.full_like(y, start)) - np.log(proposal)
@@ -235,8 +235,8 @@ def test_LAN_2_metropolis_accepts_what_it_should():
         assert_mean(rate, truth, resolution=0.01)
 
 
-def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
-    # eta(x) for eta: drift eta s, noise sqrt(2 eta). What is kept is p / eta, with eta ~ 1/||s||^2 p ||s||^2.
+def test_LAN_2_a_state_dependent_step_size_is_a_bias_in_symbols():
+    # eta(x) for eta: drift eta s, noise sqrt(2 eta). Stationary is p / eta; with eta ~ 1/||s||^2, p ||s||^2.
     p, size = sp.Function("p", positive=True)(x), sp.Function("eta", positive=True)(x)
 
     def flow(distribution):
@@ -251,14 +251,14 @@ def test_LAN_2_a_step_s_own_size_is_a_bias_in_symbols():
 
 
 @pytest.mark.parametrize("dims", [1, 8])
-def test_LAN_2_corrector_keeps_the_law(dims):
-    # one step, and many, of a normal law: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
+def test_LAN_2_corrector_widens_the_distribution_by_its_step_size(dims):
+    # one step, and many, from a normal one: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
     level, snr = level_from_log_snr(jnp.asarray(0.5)), 0.3
     distribution = closed_form.gaussian(np.full(dims, 0.4), 0.6 * np.eye(dims))
     noisy = closed_form.marginal(distribution, level)
     spread = float(level.alpha**2 * 0.6 + level.sigma**2)
     h = 2 * snr**2 * float(level.sigma) ** 2 / spread
-    x_t = _draws(noisy, jax.random.key(7), 40_000 // dims)
+    x_t = _samples(noisy, jax.random.key(7), 40_000 // dims)
 
     def corrected(steps):
         denoiser = closed_form.OptimalDenoiser(distribution, "v")
@@ -271,7 +271,7 @@ def test_LAN_2_corrector_keeps_the_law(dims):
     many = corrected(60)
     assert_moments(many, 0.0, spread / (1 - h / 2))
     with refuted():
-        assert_mean(many**2, spread * (1 + 2 / dims))  # where eta ~ 1/||s||^2 would end
+        assert_mean(many**2, spread * (1 + 2 / dims))  # the result if eta ~ 1/||s||^2
 
 
 # LAN-3
@@ -287,9 +287,9 @@ def _large(x):
 
 
 @pytest.mark.slow
-def test_LAN_3_far_modes_do_not_tell_their_weights():
-    # Modes N(-c, v) and N(c, v) of weights w and 1 - w. Beside the second, p / N(x; c, v) is 1 - w + w ratio, and the
-    # ratio exp(-2cx/v) goes to 0 as they part: with it all that the score has of w.
+def test_LAN_3_score_does_not_depend_on_the_weights_of_far_modes():
+    # Modes N(-c, v) and N(c, v) of weights w and 1 - w. Near the second, p / N(x; c, v) is 1 - w + w ratio, and the
+    # ratio exp(-2cx/v) goes to 0 as the modes separate: the score depends on w through it alone.
     w, c, ratio = sp.symbols("w c ratio", positive=True)
     beside = w * sp.exp(-2 * c * x / v) + 1 - w
     p = w * sp.exp(log_normal(x, -c, v)) + (1 - w) * sp.exp(log_normal(x, c, v))
@@ -300,9 +300,9 @@ def test_LAN_3_far_modes_do_not_tell_their_weights():
     assert_proved(sp.diff(known, w).subs(ratio, 0))
     assert_disproved(sp.diff(known, w))  # nearer by it is there
     assert_proved(sp.limit(c * sp.exp(-2 * c * (c - 1)), c, sp.oo))  # even c times the ratio, 1 before the mode
-    # the two of the library, 14 standard deviations apart, at draws of both: weights turned round, the same score
+    # the two of the library, 14 standard deviations apart, at samples of both: with the weights swapped, the same score
     distribution, turned = closed_form.mixture(*FAR), closed_form.mixture(FAR[0][::-1], *FAR[1:])
-    points = _draws(distribution, jax.random.key(10), 1000)
+    points = _samples(distribution, jax.random.key(10), 1000)
     scores = jax.jit(lambda distribution: jax.vmap(distribution.score)(points))
     assert_close(scores(turned), scores(distribution), rtol=1e-9, atol=1e-12)
     values = {v: 1, x: 2, w: R(1, 5), c: R(3, 2)}
@@ -312,7 +312,7 @@ def test_LAN_3_far_modes_do_not_tell_their_weights():
 
 @jax.jit
 def _walk(distribution, size, grid):
-    """The matrix of one unadjusted step on an even grid of the line: the chain's law, without its draws."""
+    """The matrix of one unadjusted step on an even grid of the line: the distribution of the chain without sampling."""
     kernels = lambda x: langevin.langevin_kernel(x, distribution.score(x[None])[0], size)  # noqa: E731
     logs = jax.vmap(lambda x: jax.vmap(kernels(x).log_prob)(grid))(grid)
     return jnp.exp(logs) * (grid[1] - grid[0])
@@ -342,7 +342,7 @@ def test_LAN_3_time_to_cross_is_kramers():
     assert times[2] > 10 * times[1] > 50 * times[0]
 
 
-def test_LAN_3_chains_cross_as_their_law_does():
+def test_LAN_3_chains_cross_at_the_exact_rate():
     distribution, grid, size = _pair(2.0), jnp.linspace(-10.0, 10.0, 201), 0.1
     start = -2.0 + jax.random.normal(jax.random.key(11), (8000, 1))
     path = langevin.ula(jax.vmap(distribution.score), jax.random.key(12), start, size, 60, path=True).path
@@ -353,26 +353,26 @@ def test_LAN_3_chains_cross_as_their_law_does():
         mass = mass @ walk
         if step in (9, 59):
             assert_mean(_large(path[step]), mass @ right, resolution=0.006)
-    assert mass @ right < 0.45  # still on its way to a half
+    assert mass @ right < 0.45  # still converging to one half
 
 
 @pytest.mark.slow
-def test_LAN_3_unadjusted_and_metropolis_keep_the_weights_they_began_with():
+def test_LAN_3_ula_and_mala_keep_the_weights_they_began_with():
     distribution = closed_form.mixture(*FAR)
     uniform = jax.random.uniform(jax.random.key(13), (2000, 2), minval=-8.0, maxval=8.0)
-    small = _draws(closed_form.gaussian(FAR[1][0], np.eye(2)), jax.random.key(14), 2000)
+    small = _samples(closed_form.gaussian(FAR[1][0], np.eye(2)), jax.random.key(14), 2000)
     chains = {
-        "unadjusted": partial(langevin.ula, jax.vmap(distribution.score)),
-        "metropolis": partial(langevin.mala, jax.vmap(distribution.log_prob)),
+        "ula": partial(langevin.ula, jax.vmap(distribution.score)),
+        "mala": partial(langevin.mala, jax.vmap(distribution.log_prob)),
     }
     for name, chain in chains.items():
         ends = chain(jax.random.key(15), jnp.concatenate([uniform, small]), 0.1, 80).x
         share, crossed = _large(ends[:2000]), _large(ends[2000:])
-        print(f"{name}: {share.mean():.3f} of those begun anywhere in the large mode; crossed {crossed.mean():g}")
+        print(f"{name}: {share.mean():.3f} of those started anywhere in the large mode; crossed {crossed.mean():g}")
         assert crossed.sum() == 0
-        # in the mode where they are, all is well
+        # within their mode the chains are correct
         assert_mean(ends[2000:], FAR[1][0], resolution=0.03)
-        # the sides part where the two components weigh the same, at x + y = -log(4)/10: the share is the uniform's
+        # the basins meet where the two components have equal density, at x + y = -log(4)/10: the share is the uniform's
         assert_mean(share, 0.5 + np.log(4) / 10 / 16, resolution=0.012)
         with refuted():
             assert_mean(share, 0.8)
@@ -383,7 +383,7 @@ def _levels(high, low, count):
 
 
 def _annealed_share(levels, rate, steps):
-    """Share of the large mode by the law of the chains, along the line through the modes: across it nothing happens."""
+    """Share of the large mode by the exact distribution of the chains along the line through the modes."""
     distribution = closed_form.mixture(FAR[0], [[-np.sqrt(50)], [np.sqrt(50)]], FAR[2])
     before = np.linspace(-10 * FIRST, 10 * FIRST, 401)
     mass = np.exp(-0.5 * (before / FIRST) ** 2)
@@ -398,7 +398,7 @@ def _annealed_share(levels, rate, steps):
     return mass @ np.heaviside(grid, 0.5)
 
 
-FIRST = 20.0  # the noise that annealed chains begin with
+FIRST = 20.0  # the initial noise of annealed chains
 
 
 @pytest.mark.slow
@@ -409,16 +409,16 @@ def test_LAN_3_annealed_chains_find_the_weights():
         closed_form.OptimalDenoiser(distribution, "score"), jax.random.key(17), start, levels, rate=0.2, steps=50
     ).x
     short, long = _annealed_share(levels, 0.2, 50), _annealed_share(levels, 0.1, 200)
-    print(f"annealed: {_large(ends).mean():.3f} of the chains in the large mode; of their law {short:.4f}, {long:.4f}")
+    print(f"annealed: {_large(ends).mean():.3f} of the chains in the large mode; exactly {short:.4f}, {long:.4f}")
     assert_mean(_large(ends), short, resolution=0.01)
-    # what is missing is of finite steps: fewer cross back as the noise falls than should
+    # the deficit is due to finite steps: too few chains cross back as the noise falls
     assert 0.785 < short < long < 0.8
     assert long > 0.795
 
 
 @pytest.mark.slow
-def test_LAN_3_annealed_chains_of_a_normal_law():
-    # Of N(m, v) every step is affine, and so is the last denoising: a mean and a variance all the way
+def test_LAN_3_annealed_chains_of_a_normal_distribution():
+    # For N(m, v) every step is affine, and so is the last denoising: a mean and a variance describe the chain
     m, var, rate, steps = 0.7, 0.5, 0.1, 5
     distribution, levels, start = closed_form.gaussian([m], [[var]]), _levels(3.0, 0.3, 4), jnp.full((20_000, 1), 2.5)
     mean, spread = 2.5, 0.0
@@ -433,7 +433,7 @@ def test_LAN_3_annealed_chains_of_a_normal_law():
     assert_moments(exploding.path[-1, :, 0], mean, spread)
     gain = var / (var + sigma**2)
     assert_moments(exploding.x[:, 0], m + gain * (mean - m), gain**2 * spread)
-    # where the variance is preserved it is the same chain, each state by its alpha
+    # with a variance-preserving schedule it is the same chain, each state scaled by its alpha
     preserving = jax.vmap(level_from_log_snr)(levels.log_snr)
     same = run(start * preserving.alpha[0], preserving)
     assert_close(same.path / preserving.alpha[:, None, None], exploding.path, rtol=1e-9, atol=1e-11)

@@ -30,7 +30,7 @@ def _mixture():
 
 
 def _off(ours, distribution, schedule, x, t_0=0.0, log_var=0.0):
-    """The log-density less the true one, and less what the prior differs from q(x_1) where the flow ends."""
+    """The log-density minus the exact one, and minus the effect of a prior that differs from q(x_1)."""
     first, last = (closed_form.marginal(distribution, schedule(jnp.asarray(t, x.dtype))) for t in (t_0, 1.0))
     prior = stats.norm(scale=np.exp(0.5 * log_var)).logpdf(ours.x_1).sum(-1)
     end = prior - np.asarray(jax.vmap(last.log_prob)(ours.x_1))
@@ -50,7 +50,7 @@ def test_LIK_2_drift_moves_the_marginals():
     ours = sp.diff(alpha, t) * (x - sigma * eps) / alpha + sp.diff(sigma, t) * eps
     assert_proved(ours, f * x - slope * sigma * eps / 2)
     assert_proved(ours, f * x - g2 * (-eps / sigma) / 2)
-    # and with the marginal's score, N(m, v) the data, the marginals obey the continuity equation; whole, they do not
+    # and with the marginal's score, for data N(m, v), they obey the continuity equation; with twice the score term not
     log_q = log_normal(x, alpha * m, alpha**2 * v + sigma**2)
 
     def residual(share):
@@ -85,7 +85,7 @@ def test_LIK_2_density_of_a_mixture(prediction_type):
         distribution = _mixture()
         x = draws(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
         denoiser = closed_form.OptimalDenoiser(distribution, prediction_type)
-        ask = partial(
+        evaluate = partial(
             probability_flow.log_likelihood,
             key=jax.random.key(1),
             x=x,
@@ -93,13 +93,13 @@ def test_LIK_2_density_of_a_mixture(prediction_type):
             prediction_type=prediction_type,
             trace="exact",
         )
-        assert_close(_off(ask(denoiser, tolerance=1e-8), distribution, DEEP, x), np.zeros(32), atol=1e-7)
-        # DEEP ends so near N(0, I) that the prior alone would do, to the signal's share e^-14 of it
+        assert_close(_off(evaluate(denoiser, tolerance=1e-8), distribution, DEEP, x), np.zeros(32), atol=1e-7)
+        # DEEP ends so near N(0, I) that the standard prior would suffice, up to the remaining signal e^-14
         truth = jax.vmap(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))).log_prob)(x)
-        assert_close(ask(denoiser, tolerance=1e-8).log_prob, truth, rtol=0, atol=5e-3)
+        assert_close(evaluate(denoiser, tolerance=1e-8).log_prob, truth, rtol=0, atol=5e-3)
         if prediction_type == "eps":
-            with refuted():  # were the score taken whole, as in the SDE, and not by half
-                whole = ask(lambda x_t, level: 2 * denoiser(x_t, level), tolerance=1e-6)
+            with refuted():  # with the full score, as in the SDE, and not half of it
+                whole = evaluate(lambda x_t, level: 2 * denoiser(x_t, level), tolerance=1e-6)
                 assert_close(_off(whole, distribution, DEEP, x), np.zeros(32), atol=1e-2)
 
 
@@ -129,36 +129,36 @@ def test_LIK_2_density_under_every_schedule(name):
         ours = probability_flow.log_likelihood(
             closed_form.OptimalDenoiser(distribution, prediction_type), jax.random.key(1), x, schedule, **options
         )
-        corners = isinstance(schedule, InterpolatedSchedule)  # where a solver of fifth order is of none
+        corners = isinstance(schedule, InterpolatedSchedule)  # where a fifth-order solver loses its order
         assert_close(_off(ours, distribution, schedule, x, t_0, log_var), np.zeros(16), atol=2e-5 if corners else 1e-7)
 
 
 @pytest.mark.slow
-def test_LIK_2_only_the_schedule_s_ends_matter():
-    # of any denoiser of (x, lambda), a wrong one too: another pace is the same path
+def test_LIK_2_only_the_ends_of_the_schedule_matter():
+    # for any denoiser of (x, lambda), an inexact one too: a time change leaves the path unchanged
     with jax.enable_x64(True):
         best = closed_form.OptimalDenoiser(_mixture())
         x = jax.random.normal(jax.random.key(0), (16, 2))
-        ask = partial(
+        evaluate = partial(
             probability_flow.log_likelihood,
             lambda x_t, level: 0.8 * best(x_t, level),
             jax.random.key(1),
             trace="exact",
             tolerance=1e-9,
         )
-        even = ask(x, LinearLogSNR(5.0, -8.0))
-        other = ask(x, LearnedSchedule(-5.0, 8.0, Partial(lambda s, t: t**3 - s**3 + (t - s) / 4)))
+        even = evaluate(x, LinearLogSNR(5.0, -8.0))
+        other = evaluate(x, LearnedSchedule(-5.0, 8.0, Partial(lambda s, t: t**3 - s**3 + (t - s) / 4)))
         assert_close(other.log_prob, even.log_prob, rtol=0, atol=1e-7)
         assert_close(other.x_1, even.x_1, rtol=0, atol=1e-7)
-        # nor is preserving the variance more than a choice of units, u = x / alpha: log p(u) = log p(x) + D log alpha
+        # and preserving the variance is a choice of units, u = x / alpha: log p(u) = log p(x) + D log alpha
         first, last = (LinearLogSNR(5.0, -8.0)(jnp.asarray(t)) for t in (0.0, 1.0))
         exploding = VarianceExploding(float(np.exp(-2.5)), float(np.exp(4.0)))
-        units = ask(x / first.alpha, exploding, prior=Normal(0.0, var=float(last.alpha**-2)))
+        units = evaluate(x / first.alpha, exploding, prior=Normal(0.0, var=float(last.alpha**-2)))
         assert_close(units.log_prob, even.log_prob + 2 * first.log_alpha, rtol=0, atol=1e-7)
         assert_close(last.alpha * units.x_1, even.x_1, rtol=0, atol=1e-7)
 
 
-def test_LIK_2_normal_data_go_straight():
+def test_LIK_2_normal_data_are_mapped_linearly():
     # x_1 = alpha_1 mean + sd_1 / sd_0 (x - alpha_0 mean), sd in every direction of the covariance: a linear map
     with jax.enable_x64(True):
         schedule, mean = LinearLogSNR(5.0, -6.0), np.array([0.4, -0.3, 0.1, 0.0])
@@ -178,14 +178,14 @@ def test_LIK_2_normal_data_go_straight():
 
 
 @pytest.mark.slow
-def test_LIK_2_there_and_back():
+def test_LIK_2_the_ode_is_inverted_by_its_reverse():
     with jax.enable_x64(True):
         distribution = _mixture()
         denoiser = closed_form.OptimalDenoiser(distribution)
         x = draws(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
         x_1 = probability_flow.log_likelihood(denoiser, jax.random.key(1), x, DEEP, tolerance=1e-9).x_1
         assert_close(probability_flow.sample(denoiser, x_1, DEEP, tolerance=1e-9), x, rtol=0, atol=1e-7)
-        # from the prior's draws it samples q(x_{t_0}): moments of the mixture
+        # samples of the prior are mapped to samples of q(x_{t_0}): moments of the mixture
         prior = jax.random.normal(jax.random.key(2), (10_000, 2))
         x = np.asarray(probability_flow.sample(denoiser, prior, DEEP, tolerance=1e-4))
         noisy = closed_form.marginal(distribution, DEEP(jnp.asarray(0.0)))
@@ -205,11 +205,11 @@ def test_LIK_2_random_probes_have_no_bias(trace):
             probability_flow.log_likelihood, denoiser, jax.random.key(1), schedule=schedule, tolerance=1e-5
         )
         truth = estimate(x[:1], trace="exact").log_prob[0]
-        # v^T A v, A the Jacobian integrated along the path: symmetric, for the axes of normal data do not turn
+        # v^T A v, A the Jacobian integrated along the path: symmetric, since the axes of normal data do not rotate
         values, vectors = np.linalg.eigh(np.array(covariance))
         sd_0, sd_1 = (np.sqrt(level.alpha**2 * values + level.sigma**2) for level in map(schedule, (0.0, 1.0)))
         squares = ((vectors * np.log(sd_1 / sd_0)) @ vectors.T) ** 2
-        # signs: 2 sum of A_ij^2 over i != j; normal v: over all i, j
+        # Rademacher: 2 sum of A_ij^2 over i != j; normal v: over all i, j
         var = 2 * (squares.sum() - (trace == "rademacher") * np.trace(squares))
         for probes in (1, 4):
             ours = estimate(x, trace=trace, probes=probes).log_prob
@@ -218,38 +218,38 @@ def test_LIK_2_random_probes_have_no_bias(trace):
 
 
 @pytest.mark.slow
-def test_LIK_2_signs_leave_nothing_to_chance_where_dimensions_are_apart():
+def test_LIK_2_rademacher_probes_are_exact_for_independent_dimensions():
     with jax.enable_x64(True):
         distribution = closed_form.independent_pixels([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])
         schedule, denoiser = LinearLogSNR(5.0, -8.0), closed_form.OptimalDenoiser(distribution)
         x = draws(closed_form.marginal(distribution, schedule(jnp.asarray(0.0))), jax.random.key(0), 8)
-        ask = partial(probability_flow.log_likelihood, denoiser, jax.random.key(1), x, schedule, tolerance=1e-8)
-        assert_close(ask(trace="rademacher").log_prob, ask(trace="exact").log_prob, rtol=0, atol=1e-10)
+        evaluate = partial(probability_flow.log_likelihood, denoiser, jax.random.key(1), x, schedule, tolerance=1e-8)
+        assert_close(evaluate(trace="rademacher").log_prob, evaluate(trace="exact").log_prob, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
-def test_LIK_2_in_float32_and_beside_any_neighbour():
+def test_LIK_2_in_float32_and_independent_of_the_batch():
     distribution = _mixture()
     x = draws(closed_form.marginal(distribution, DEEP(jnp.float32(0.0))), jax.random.key(0), 64)
-    ask = partial(
+    evaluate = partial(
         probability_flow.log_likelihood,
         closed_form.OptimalDenoiser(distribution),
         jax.random.key(1),
         schedule=DEEP,
         trace="exact",
     )
-    ours = ask(x)
+    ours = evaluate(x)
     with jax.enable_x64(True):
         ours = ours._replace(x_1=ours.x_1.astype(jnp.float64))
         error = np.abs(_off(ours, _mixture(), DEEP, x.astype(jnp.float64))) / 2
     print(f"float32 error of the ODE's log-density a dimension: mean {error.mean():.1e}, worst {error.max():.1e} nats")
     assert error.max() < 2e-5
     far = x.at[1:].set(3.0 * x[1:])
-    assert abs(ask(far).log_prob[0] - ask(x).log_prob[0]) < 1e-4
+    assert abs(evaluate(far).log_prob[0] - evaluate(x).log_prob[0]) < 1e-4
 
 
-class _World:
-    """A scalar world of quantised data, with a density whose integrals over bins are known."""
+class _QuantizedGaussian:
+    """A scalar quantized value, with a density whose integrals over bins are known."""
 
     levels, x = 5, 0.5
 
@@ -280,29 +280,29 @@ class _World:
         return jnp.asarray(self.x + half * nodes)[:, None], jnp.asarray(half * weights)
 
 
-def test_LIK_3_uniform_dequantisation_loses_the_kl():
+def test_LIK_3_uniform_dequantization_loses_the_kl():
     with jax.enable_x64(True):
-        world = _World(0.25)
-        distribution = partial(Uniform, levels=world.levels)
+        data = _QuantizedGaussian(0.25)
+        distribution = partial(Uniform, levels=data.levels)
         bound = partial(
-            dequantization.dequantized_bound, world.log_prob, x_0=world.batch(20_000), dequantizer=distribution
+            dequantization.dequantized_bound, data.log_prob, x_0=data.batch(20_000), dequantizer=distribution
         )
-        loss = world.loss(distribution(jnp.asarray([world.x])))
+        loss = data.loss(distribution(jnp.asarray([data.x])))
         assert loss > 0.3
         ours = [bound(key=jax.random.key(k), samples=k) for k in (1, 4, 64)]
-        assert_mean(ours[0], world.truth + loss, resolution=0.01)
+        assert_mean(ours[0], data.truth + loss, resolution=0.01)
         with refuted():  # the density at the data, without the width of the bin
-            assert_mean(ours[0] + np.log(2 / (world.levels - 1)), world.truth + loss)
+            assert_mean(ours[0] + np.log(2 / (data.levels - 1)), data.truth + loss)
         for samples, each in zip((1, 4, 64), ours, strict=True):
-            # E e^-bound = P(x) for any number of samples, and the more the nearer, about as 1/K
-            assert_mean(np.exp(-np.asarray(each)), np.exp(-world.truth), resolution=0.001)
-            assert world.truth < each.mean() < world.truth + 1.5 * loss / samples
+            # E e^-bound = P(x) for any number of samples, and the gap falls about as 1/K
+            assert_mean(np.exp(-np.asarray(each)), np.exp(-data.truth), resolution=0.001)
+            assert data.truth < each.mean() < data.truth + 1.5 * loss / samples
         with refuted():  # a sum and not a mean over the samples
-            assert_mean(np.exp(-np.asarray(ours[1] - np.log(4))), np.exp(-world.truth))
+            assert_mean(np.exp(-np.asarray(ours[1] - np.log(4))), np.exp(-data.truth))
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(0.0, 0.05), (0.1, 0.3), (-0.2, 3.0), (-0.5, 0.12), (0.4, 0.03)])
-def test_LIK_4_truncated_normal_is_a_law_of_its_bin(mean, scale):
+def test_LIK_4_truncated_normal_is_a_distribution_on_its_bin(mean, scale):
     with jax.enable_x64(True):
         distribution = TruncatedNormal(jnp.asarray([0.5]), levels=5, mean=jnp.asarray(mean), scale=jnp.asarray(scale))
         truth = stats.truncnorm((-0.25 - mean) / scale, (0.25 - mean) / scale, 0.5 + mean, scale)
@@ -315,17 +315,17 @@ def test_LIK_4_truncated_normal_is_a_law_of_its_bin(mean, scale):
 
 
 @pytest.mark.slow
-def test_LIK_4_learned_dequantisation_closes_the_gap():
+def test_LIK_4_learned_dequantization_closes_the_gap():
     # The best normal is the density itself: mean -x, scale sd, and then no gap is left.
     with jax.enable_x64(True):
-        world = _World(0.25)
+        data = _QuantizedGaussian(0.25)
 
         def distribution(params, x):
-            return TruncatedNormal(x, levels=world.levels, mean=params[0], scale=jnp.exp(params[1]))
+            return TruncatedNormal(x, levels=data.levels, mean=params[0], scale=jnp.exp(params[1]))
 
         def bound(params, key, count=256):
             return dequantization.dequantized_bound(
-                world.log_prob, key, world.batch(count), Partial(distribution, params)
+                data.log_prob, key, data.batch(count), Partial(distribution, params)
             )
 
         @jax.jit
@@ -335,18 +335,18 @@ def test_LIK_4_learned_dequantisation_closes_the_gap():
 
         params, losses = jnp.asarray([0.0, np.log(0.5)]), []
         for _ in range(5):
-            losses.append(world.loss(distribution(params, jnp.asarray([world.x]))))
+            losses.append(data.loss(distribution(params, jnp.asarray([data.x]))))
             params = descend(params)
-        plain = world.loss(Uniform(jnp.asarray([world.x]), world.levels))
-        assert plain > losses[0]  # wide at first, so little better than uniform
+        plain = data.loss(Uniform(jnp.asarray([data.x]), data.levels))
+        assert plain > losses[0]  # wide at first, so hardly better than uniform
         assert np.all(np.diff(losses) < 0)
         assert losses[-1] < 0.02 * plain
         assert_mean(
-            bound(params, jax.random.key(9), 20_000), world.truth + world.loss(distribution(params, jnp.asarray([0.5])))
+            bound(params, jax.random.key(9), 20_000), data.truth + data.loss(distribution(params, jnp.asarray([0.5])))
         )
-        # at the optimum itself the bound is -log P for every draw
-        best = jnp.asarray([-world.x, np.log(world.sd)])
-        assert_close(bound(best, jax.random.key(1)), np.full(256, world.truth), rtol=1e-9)
+        # at the optimum itself the bound is -log P for every sample
+        best = jnp.asarray([-data.x, np.log(data.sd)])
+        assert_close(bound(best, jax.random.key(1)), np.full(256, data.truth), rtol=1e-9)
 
 
 def _pixels():
@@ -355,35 +355,37 @@ def _pixels():
 
 def _flow(denoiser, schedule, tolerance=1e-5):
     """log p(z_0) of a batch; the Jacobian is diagonal, so one probe of signs is exact."""
-    ask = partial(probability_flow.log_likelihood, denoiser, jax.random.key(5), schedule=schedule, tolerance=tolerance)
-    return lambda z_0: ask(z_0).log_prob
+    evaluate = partial(
+        probability_flow.log_likelihood, denoiser, jax.random.key(5), schedule=schedule, tolerance=tolerance
+    )
+    return lambda z_0: evaluate(z_0).log_prob
 
 
 @pytest.mark.slow
-def test_LIK_5_every_row_of_the_ledger_meets_the_truth():
-    # quantised data with the exact denoiser and decoder: -log P(x) is known, and every number bounds it
+def test_LIK_5_every_row_of_the_likelihood_report_matches_its_exact_value():
+    # quantized data with the exact denoiser and decoder: -log P(x) is known, and every row bounds it
     with jax.enable_x64(True):
         distribution, schedule = _pixels(), LinearLogSNR(9.0, -9.0)
         denoiser, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
         x_0 = draws(distribution, jax.random.key(0), 2000)
         truth, level = -jax.vmap(distribution.log_prob)(x_0), schedule(jnp.asarray(0.0))
         given = (_flow(denoiser, schedule), denoiser, jax.random.key(1), x_0, level)
-        # with the exact decoder P(x|z) p(z) / q(z|x) is P(x), for every draw: but for the prior, e^-9 of signal
+        # with the exact decoder P(x|z) p(z) / q(z|x) is P(x), for every sample, up to the prior's e^-9 of signal
         encoder = dequantization.latent_dequantization_bound(*given, decoder)
         assert_close(encoder, truth, rtol=0, atol=0.2)
         assert_mean(encoder - truth, 0.0, resolution=1e-3)
-        # a decoder that does not know the law loses its own divergence from the exact one
+        # a decoder that ignores the data distribution loses its divergence from the exact one
         plain = dequantization.latent_dequantization_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
         assert np.mean(plain - encoder) >= 0
         limit = elbo.continuous_bound(denoiser, jax.random.key(2), x_0, schedule, decoder, terms=50).total
         assert_mean(limit - truth, 0.0, resolution=0.03)
-        # finite T costs something, less the more steps and the more paths
+        # finite T has a gap, which falls with more steps and more paths
         gaps = [
             elbo.bound(denoiser, jax.random.key(3), x_0, DiscretizedSchedule(schedule, num_steps + 1), decoder).total
             - truth
             for num_steps in (4, 16)
         ]
-        ask = partial(
+        evaluate = partial(
             path_bounds.importance_weighted_bound,
             denoiser,
             jax.random.key(4),
@@ -391,7 +393,7 @@ def test_LIK_5_every_row_of_the_ledger_meets_the_truth():
             DiscretizedSchedule(schedule, 17),
             decoder,
         )
-        gaps = [float(np.mean(gap)) for gap in (*gaps, ask(samples=16) - truth)]
+        gaps = [float(np.mean(gap)) for gap in (*gaps, evaluate(samples=16) - truth)]
         assert gaps[0] > gaps[1] > gaps[2] > -0.05
 
 
@@ -422,7 +424,7 @@ def test_LIK_5_a_wrong_decoder_loses_its_divergence(log_snr):
 
 @pytest.mark.slow
 def test_LIK_4_noise_kept_within_its_bin_is_nearly_the_encoder():
-    # truncated normal noise of the first level's scale: the flow's density of x + noise, against the truth
+    # truncated normal noise of the first level's scale: the flow's density of x + noise, against the exact value
     with jax.enable_x64(True):
         distribution, schedule = _pixels(), LinearLogSNR(6.0, -14.0)
         denoiser, level = closed_form.OptimalDenoiser(distribution), schedule(jnp.asarray(0.0))
@@ -439,7 +441,7 @@ def test_LIK_4_noise_kept_within_its_bin_is_nearly_the_encoder():
                 partial(Uniform, levels=4),
             )
         )
-        # P(x) of the model is the mixture's mass within the bin: what leaks is all that is lost
+        # P(x) of the model is the mixture's mass within the bin: the loss is the mass outside
         inside = stats.norm.cdf(1 / 3 / float(scale)) - stats.norm.cdf(-1 / 3 / float(scale))
         assert_mean(truncated, -2 * np.log(inside), resolution=1e-3)
         assert uniform.mean() > 100 * abs(truncated.mean())

@@ -1,4 +1,4 @@
-"""PAR: four things to predict, one prediction; what the score of the conditional law has to do with the marginal's."""
+"""PAR: four prediction types, all equivalent; the conditional score and the marginal score."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.parameterization import convert, prediction_target, to_eps, to_score, to_v, to_x_0
 from vdm_jax.schedules import VarianceExploding
 
-KINDS = ("x_0", "eps", "v", "score")
+PREDICTION_TYPES = ("x_0", "eps", "v", "score")
 a, g = sp.symbols("alpha sigma", positive=True)
 x_0, eps, x_t, value = sp.symbols("x_0 eps x_t value", real=True)
-# what each kind is, in the true x_0 and eps
+# the definition of each prediction type, in the true x_0 and eps
 DEFINITIONS = {"x_0": x_0, "eps": eps, "v": a * eps - g * x_0, "score": -eps / g}
 TO = {"x_0": to_x_0, "eps": to_eps, "v": to_v, "score": to_score}
 
@@ -28,7 +28,7 @@ def _float64():
         yield
 
 
-def _world():
+def _points():
     return closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
 
 
@@ -37,10 +37,10 @@ def _levels():
     return preserving + [VarianceExploding(0.1, 5.0)(t) for t in (0.0, 0.5, 1.0)]
 
 
-@pytest.mark.parametrize("source", KINDS)
-@pytest.mark.parametrize("wanted", KINDS)
+@pytest.mark.parametrize("source", PREDICTION_TYPES)
+@pytest.mark.parametrize("wanted", PREDICTION_TYPES)
 def test_PAR_1_round_trips(source, wanted):
-    # every kind against its definition from the true (x_0, eps), and back again
+    # every prediction type against its definition from the true (x_0, eps), and back again
     x_0, eps = jax.random.normal(jax.random.key(0), (2, 5))
     for level in _levels():
         x_t = level.alpha * x_0 + level.sigma * eps
@@ -62,16 +62,16 @@ def _average(w, first, second):
 
 
 def _solve(prediction_type):
-    """x_0 and eps from x_t and a value of this kind: two linear equations."""
+    """x_0 and eps from x_t and a prediction of this type: two linear equations."""
     return sp.solve([a * x_0 + g * eps - x_t, DEFINITIONS[prediction_type] - value], [x_0, eps])
 
 
-@pytest.mark.parametrize("source", KINDS)
-@pytest.mark.parametrize("wanted", KINDS)
+@pytest.mark.parametrize("source", PREDICTION_TYPES)
+@pytest.mark.parametrize("wanted", PREDICTION_TYPES)
 def test_PAR_1_solves_the_two_linear_equations(source, wanted):
-    # the kind wanted, at the x_0 and eps that solve for the kind given
+    # the target prediction type, at the x_0 and eps that solve for the source
     formula = DEFINITIONS[wanted].subs(_solve(source), simultaneous=True)
-    # and back: the true value, put in, gives the true value wanted
+    # and back: the true source gives the true target
     truth = {value: DEFINITIONS[source], x_t: a * x_0 + g * eps}
     assert_proved(formula.subs(truth, simultaneous=True), DEFINITIONS[wanted])
     for alpha, sigma in [(R(3, 5), R(4, 5)), (R(1, 2), R(3)), (R(1), R(1, 10))]:  # preserving, neither, exploding
@@ -82,7 +82,7 @@ def test_PAR_1_solves_the_two_linear_equations(source, wanted):
 
 
 def test_PAR_2_conditional_score():
-    # the slope of log q(x_t|x_0), at the x_t that x_0 and eps make
+    # the derivative of log q(x_t|x_0), at the x_t of x_0 and eps
     score = sp.diff(log_normal(x_t, a * x_0, g**2), x_t)
     assert_proved(score.subs(x_t, a * x_0 + g * eps), DEFINITIONS["score"])
 
@@ -98,7 +98,7 @@ def test_PAR_2_conditional_score_in_the_library():
 
 
 def test_PAR_2_marginal_score_of_two_points():
-    # q(x_t) of two points: the slope of its logarithm is the mean of the conditional scores, weighted by q(x_0|x_t)
+    # q(x_t) of two points: the derivative of its log is the mean of the conditional scores, weighted by q(x_0|x_t)
     w, first, second = sp.symbols("w c_1 c_2", positive=True)
     terms = [weight * sp.exp(log_normal(x_t, a * c, g**2)) for weight, c in ((w, first), (1 - w, second))]
     score = sp.diff(sp.log(sum(terms)), x_t)
@@ -106,59 +106,61 @@ def test_PAR_2_marginal_score_of_two_points():
     assert_proved(score, sum(p * s for p, s in zip(terms, conditional, strict=True)) / sum(terms))
     # and the score of the average of the two points
     assert_proved(score, (a * _average(w, first, second) - x_t) / g**2)
-    world = closed_form.empirical([[0.25], [1.5]], [0.375, 0.625])
+    distribution = closed_form.empirical([[0.25], [1.5]], [0.375, 0.625])
     for alpha, sigma in [(R(3, 5), R(4, 5)), (R(1, 2), R(3))]:
         truth = score.subs({w: R(3, 8), first: R(1, 4), second: R(3, 2), a: alpha, g: sigma, x_t: R(7, 5)})
         noisy, level = number(R(7, 5))[None], _level(alpha, sigma)
-        x_hat = closed_form.optimal_prediction(world, noisy, level, "x_0")
+        x_hat = closed_form.optimal_prediction(distribution, noisy, level, "x_0")
         assert_close(to_score(x_hat, noisy, level, "x_0")[0], sp.N(truth, 30), rtol=1e-13)
 
 
 def test_PAR_2_marginal_score_is_the_conditional_expectation():
     # grad log q(x_t) of the exact mixture = the score of the exact denoiser E[x_0 | x_t]
-    world = _world()
+    distribution = _points()
     for level in _levels():
         for x_t in jax.random.normal(jax.random.key(2), (4, 2)):
-            truth = jax.grad(closed_form.marginal(world, level).log_prob)(x_t)
-            x_hat = closed_form.optimal_prediction(world, x_t, level, "x_0")
+            truth = jax.grad(closed_form.marginal(distribution, level).log_prob)(x_t)
+            x_hat = closed_form.optimal_prediction(distribution, x_t, level, "x_0")
             assert_close(to_score(x_hat, x_t, level, "x_0"), truth, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.slow
 def test_erratum_marginal_score_is_not_minus_eps_over_sigma():
-    # Printed for the marginal law: -eps / sigma with the eps that made x_t. The correct form passes the same check.
-    world, level = _world(), level_from_log_snr(jnp.asarray(0.0))
-    x_0 = draws(world, jax.random.key(3), 20_000)
+    # Printed for the marginal: -eps / sigma with the eps that made x_t. The correct form passes the same check.
+    distribution, level = _points(), level_from_log_snr(jnp.asarray(0.0))
+    x_0 = draws(distribution, jax.random.key(3), 20_000)
     eps = jax.random.normal(jax.random.key(4), x_0.shape)
     x_t = level.alpha * x_0 + level.sigma * eps
-    marginal = jax.vmap(jax.grad(closed_form.marginal(world, level).log_prob))(x_t)
+    marginal = jax.vmap(jax.grad(closed_form.marginal(distribution, level).log_prob))(x_t)
     printed = jax.vmap(lambda x, e: prediction_target(x, e, level, "score"))(x_0, eps)
-    correct = jax.vmap(lambda x: to_score(closed_form.optimal_prediction(world, x, level, "x_0"), x, level, "x_0"))(x_t)
+    correct = jax.vmap(
+        lambda x: to_score(closed_form.optimal_prediction(distribution, x, level, "x_0"), x, level, "x_0")
+    )(x_t)
     assert_close(correct, marginal, rtol=1e-8, atol=1e-10)
     with refuted():
         assert_close(printed, marginal, rtol=1e-8, atol=0.1)
     assert np.mean(np.abs(printed - marginal)) > 0.1
-    # true on average over what may have made x_t: no function of x_t tells them apart
+    # both agree on average given x_t: no function of x_t distinguishes them
     for probe in (jnp.ones_like(x_t), x_t, jnp.tanh(3 * x_t), x_t**3):
         assert_mean((printed - marginal) * probe, 0.0)
 
 
 def test_PAR_3_the_optimal_denoiser_averages_clean_points():
-    world = _world()
+    distribution = _points()
     for level in _levels():
         for x_t in jax.random.normal(jax.random.key(5), (4, 2)):
-            # three points of the plane: solve for the weights of the average
-            noise = closed_form.optimal_prediction(world, x_t, level, "eps")  # what the best network answers
+            # three points in the plane: solve for the weights of the average
+            noise = closed_form.optimal_prediction(distribution, x_t, level, "eps")  # the optimal network output
             prediction = np.asarray(to_x_0(noise, x_t, level, "eps"))
-            system = np.vstack([np.asarray(world.points).T, np.ones(3)])
+            system = np.vstack([np.asarray(distribution.points).T, np.ones(3)])
             weights = np.linalg.solve(system, np.append(prediction, 1.0))
             assert np.all(weights > -1e-9)
     # much noise: the mean of the data, blurred; little noise: one of the points
     noisy = jnp.asarray([0.3, -0.2])
-    blurred = closed_form.optimal_prediction(world, noisy, level_from_log_snr(jnp.asarray(-20.0)), "x_0")
-    np.testing.assert_allclose(blurred, world.mean, atol=1e-3)
-    sharp = closed_form.optimal_prediction(world, noisy, level_from_log_snr(jnp.asarray(9.0)), "x_0")
-    np.testing.assert_allclose(sharp, world.points[1], atol=1e-6)
+    blurred = closed_form.optimal_prediction(distribution, noisy, level_from_log_snr(jnp.asarray(-20.0)), "x_0")
+    np.testing.assert_allclose(blurred, distribution.mean, atol=1e-3)
+    sharp = closed_form.optimal_prediction(distribution, noisy, level_from_log_snr(jnp.asarray(9.0)), "x_0")
+    np.testing.assert_allclose(sharp, distribution.points[1], atol=1e-6)
 
 
 def test_PAR_3_much_noise_blurs_and_little_does_not():
@@ -170,16 +172,18 @@ def test_PAR_3_much_noise_blurs_and_little_does_not():
     assert_proved(sp.limit(sp.simplify(near), g, 0, "+"), first)
 
 
-def test_PAR_3_in_every_kind_the_average_is_optimal():
-    # conditional expectations commute with the (affine) conversions: E[kind | x_t] = convert(E[x_0 | x_t])
-    world, level = _world(), level_from_log_snr(jnp.asarray(0.5))
+def test_PAR_3_the_average_is_optimal_for_every_prediction_type():
+    # conditional expectations commute with the (affine) conversions: E[type | x_t] = convert(E[x_0 | x_t])
+    distribution, level = _points(), level_from_log_snr(jnp.asarray(0.5))
     x_t = jnp.asarray([0.1, 0.4])
-    weights = jnp.exp(world.posterior(x_t, level).log_weights)
-    for prediction_type in KINDS:
+    weights = jnp.exp(distribution.posterior(x_t, level).log_weights)
+    for prediction_type in PREDICTION_TYPES:
         values = jax.vmap(
             lambda x, prediction_type=prediction_type: prediction_target(
                 x, (x_t - level.alpha * x) / level.sigma, level, prediction_type
             )
-        )(world.points)
-        ours = convert(closed_form.optimal_prediction(world, x_t, level, "x_0"), x_t, level, "x_0", prediction_type)
+        )(distribution.points)
+        ours = convert(
+            closed_form.optimal_prediction(distribution, x_t, level, "x_0"), x_t, level, "x_0", prediction_type
+        )
         assert_close(weights @ values, ours, rtol=1e-12)

@@ -56,7 +56,7 @@ def _complete_the_square():
 
 MEAN, VAR = _complete_the_square()
 RATIO = (a_t / g_t) ** 2 / (a_s / g_s) ** 2  # r = SNR(t) / SNR(s)
-# what made x_t, in the place of the clean x_0
+# the noise in x_t, in the place of the clean x_0
 BY_EPS = {x_0: (x_t - g_t * eps) / a_t}
 BY_SCORE = {x_0: (x_t + g_t**2 * score) / a_t}
 
@@ -65,7 +65,7 @@ def _arrays(*numbers):
     return (jnp.asarray([number]) for number in numbers)
 
 
-def _table():
+def _schedule():
     return from_betas(np.array(BETAS, np.float64))
 
 
@@ -96,7 +96,7 @@ def test_POST_1_bayes_on_schedules(schedule):
         assert_close(ours, _log_bayes(before, after, clean, step), rtol=1e-9)
 
 
-def test_POST_1_bayes_on_a_table():
+def test_POST_1_bayes_on_a_discrete_schedule():
     schedule, rng = linear_betas(), np.random.default_rng(1)
     for s, t in [(1, 2), (1, 1000), (499, 500), (999, 1000), (3, 700)]:
         clean, before, after = (jnp.asarray(rng.normal(size=3)) for _ in range(3))
@@ -106,16 +106,16 @@ def test_POST_1_bayes_on_a_table():
 
 
 def test_POST_2_mean_by_completing_the_square():
-    # Ho et al.'s form and the SNR form are both what the square gives ...
+    # Ho et al.'s form and the SNR form both follow from the square ...
     ho = (sp.sqrt(1 - beta) * (1 - abar_s) * x_t + sp.sqrt(abar_s) * beta * x_0) / (1 - ABAR_T)
     assert_proved(MEAN.subs(IN_BETAS), ho)
     assert_proved(MEAN, a_s * (RATIO * x_t / a_t + (1 - RATIO) * x_0))
-    # ... and what the library gives
+    # ... and both equal the library's
     for levels in LEVELS:
         distribution = forward.posterior(*_arrays(0.7, -1.5), exact_step(*levels))
         assert_close(distribution.mean[0], at_levels(MEAN, levels, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-14)
     for t in (2, 3):
-        distribution = forward.posterior(*_arrays(0.7, -1.5), _table().step(t - 1, t))
+        distribution = forward.posterior(*_arrays(0.7, -1.5), _schedule().step(t - 1, t))
         assert_close(distribution.mean[0], at_step(ho, t, x_t=R(7, 10), x_0=R(-3, 2)), rtol=1e-13)
 
 
@@ -128,7 +128,7 @@ def test_POST_3_variance_by_completing_the_square():
         assert_close(forward.posterior_variance(step), at_levels(VAR, levels), rtol=1e-14)
         assert_close(forward.posterior(*_arrays(0.7, -1.5), step).var, at_levels(VAR, levels), rtol=1e-14)
     for t in (2, 3):
-        assert_close(forward.posterior_variance(_table().step(t - 1, t)), at_step(ho, t), rtol=1e-13)
+        assert_close(forward.posterior_variance(_schedule().step(t - 1, t)), at_step(ho, t), rtol=1e-13)
 
 
 def test_POST_3_a_clean_s_is_the_limit():
@@ -151,7 +151,7 @@ def test_POST_4_mean_by_noise():
 
 
 def test_POST_5_mean_by_score():
-    # the score of q(x_t|x_0) holds x_0; with x_0 solved for it, the mean of POST-2 is in x_t and the score
+    # the score of q(x_t|x_0) contains x_0; solved for x_0, the mean of POST-2 depends on x_t and the score
     assert_proved(sp.diff(log_normal(x_t, a_t * x_0, g_t**2), x_t).subs(BY_SCORE), score)
     mean = MEAN.subs(BY_SCORE)
     assert_proved(mean.subs(IN_BETAS), (x_t + beta * score) / sp.sqrt(1 - beta))
@@ -182,7 +182,7 @@ def test_POST_6_interpolation_form():
 
 
 def test_POST_6_interpolation_reproduces_the_marginal():
-    # x_t drawn from q(x_t|x_0), then x_s from the posterior: x_s has q(x_s|x_0). Means and variances, exactly.
+    # x_t sampled from q(x_t|x_0), then x_s from the posterior: x_s has q(x_s|x_0). Means and variances, exactly.
     c_1, c_2 = sp.expand(MEAN).coeff(x_t), sp.expand(MEAN).coeff(x_0)
     assert_proved(c_1 * a_t + c_2, a_s)
     assert_proved(c_1**2 * g_t**2 + VAR, g_s**2)
@@ -193,19 +193,19 @@ def test_POST_6_interpolation_reproduces_the_marginal():
         assert_close(ours.c_1**2 * step.t.sigma**2 + ours.sigma**2, step.s.sigma**2, rtol=1e-13)
 
 
-# POST-7 and POST-8: data that is no Gaussian
+# POST-7 and POST-8: non-Gaussian data
 
 TWO = [0.5, 0.5], [[-1.0], [1.0]], [0.01, 0.01]  # two narrow modes
 
 
 def _modes(density):
-    """How many maxima a density has, on a grid of [-3, 3]."""
+    """The number of maxima of a density, on a grid of [-3, 3]."""
     values = np.asarray(jax.vmap(density)(jnp.linspace(-3.0, 3.0, 2001)[:, None]))
     return int(np.sum((values[1:-1] > values[:-2]) & (values[1:-1] > values[2:])))
 
 
 def _shortfall(distribution):
-    """KL(law || the normal of its mean and variance) = h(normal) - h(law): 0 for a normal law alone."""
+    """KL(p || the normal of its mean and variance) = h(normal) - h(p): 0 for a normal distribution alone."""
     normal = 0.5 * jnp.log(2 * jnp.pi * jnp.e * distribution.variance[0])
     return float(normal - information.entropy(distribution).value)
 
@@ -226,22 +226,22 @@ def test_POST_7_reverse_kernel_is_bayes_rule_over_the_data():
             )
 
 
-def test_POST_7_normal_for_small_beta_and_of_many_modes_for_large():
-    # from x_t = 0.1 at log-SNR -2, backwards by steps of all sizes
+def test_POST_7_normal_for_small_beta_and_multimodal_for_large():
+    # from x_t = 0.1 at log-SNR -2, backwards by steps of several sizes
     distribution, x_t, low = closed_form.mixture(*TWO), jnp.asarray([0.1]), jnp.asarray(-2.0)
     drops = np.array([0.05, 0.1, 0.2, 0.4, 6.0])
     kernels = [closed_form.reverse_transition(distribution, x_t, step_from_log_snr(low + drop, low)) for drop in drops]
     assert [_modes(kernel.log_prob) for kernel in kernels] == [1, 1, 1, 1, 2]
     shortfall = np.array([_shortfall(kernel) for kernel in kernels])
     assert np.all(np.diff(shortfall) > 0)
-    assert shortfall[-1] > 0.5  # nats: a normal law cannot be this kernel
-    # In units of its width the kernel's fourth cumulant falls as beta^2, and with its square the shortfall
+    assert shortfall[-1] > 0.5  # nats: no normal distribution is close to this kernel
+    # In units of its width the kernel's fourth cumulant falls as beta^2, and with its square the KL
     slopes = np.diff(np.log(shortfall[:4])) / np.diff(np.log(drops[:4]))
     assert np.all(slopes > 2.5), slopes
 
 
-def test_POST_7_the_model_s_normal_step_loses_less_the_smaller_the_step():
-    # per unit of log-SNR: KL(q(x_s|x_t) || N(mean, sigma_q^2)) / drop -> 0, so a chain of small steps loses nothing
+def test_POST_7_the_normal_step_loses_less_the_smaller_the_step():
+    # per unit of log-SNR: KL(q(x_s|x_t) || N(mean, sigma_q^2)) / drop -> 0, so chains of small steps have no gap
     distribution, x_t, low = closed_form.mixture(*TWO), jnp.asarray([0.3]), jnp.asarray(-1.0)
     losses = []
     for drop in (0.1, 0.05, 0.025, 0.0125):
@@ -255,12 +255,12 @@ def test_POST_7_the_model_s_normal_step_loses_less_the_smaller_the_step():
 
 @pytest.mark.slow
 def test_POST_8_two_divergences_differ_by_a_constant():
-    # By E (m_q - m)^2 = Var m_q + (E m_q - m)^2, for any law of m_q: the second term alone knows the model's mean.
+    # By E (m_q - m)^2 = Var m_q + (E m_q - m)^2, for any distribution of m_q: only the second term contains m.
     p, m_1, m_2, m = sp.symbols("p m_1 m_2 m", real=True)
     mean = p * m_1 + (1 - p) * m_2
     variance = p * (m_1 - mean) ** 2 + (1 - p) * (m_2 - mean) ** 2
     assert_proved(p * (m_1 - m) ** 2 + (1 - p) * (m_2 - m) ** 2, variance + (mean - m) ** 2)
-    # In a world of three points, both divergences for any model N(m, v), at one x_t: each x_0 by its share in x_t
+    # For data of three points, both divergences for any model N(m, v), at one x_t: each x_0 by its weight given x_t
     distribution, step = (
         closed_form.empirical([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]),
         step_from_log_snr(*map(jnp.asarray, (1.0, -1.0))),
@@ -281,7 +281,7 @@ def test_POST_8_two_divergences_differ_by_a_constant():
     models = [Normal(jnp.asarray([m]), var=jnp.asarray(v)) for m in (-1.0, 0.0, 0.4) for v in (0.1, 0.5, 3.0)]
     differences = np.array([conditional(model) - marginal(model) for model in models])
     assert_close(differences, np.full(9, differences[0]), rtol=1e-9)
-    # one minimiser, whatever the variance: E[mu_q | x_t]
+    # one minimizer, for any variance: E[mu_q | x_t]
     best = shares @ jax.vmap(lambda x_0: forward.posterior(x_t, x_0, step).mean)(distribution.points)
     for divergence in (marginal, conditional):
         slope = jax.grad(lambda m, d=divergence: d(Normal(m, var=jnp.asarray(0.5))))(best)
@@ -291,7 +291,7 @@ def test_POST_8_two_divergences_differ_by_a_constant():
     assert_close(closed_form.reverse_transition(distribution, x_t, step).mean, best, rtol=1e-12)
 
 
-def test_POST_8_the_constant_is_what_x_s_still_tells_of_x_0():
+def test_POST_8_the_constant_is_the_conditional_mutual_information():
     # over all x_t: I(x_0; x_s | x_t) = I(x_0; x_s) - I(x_0; x_t), since x_0 -> x_s -> x_t is a Markov chain
     distribution, step = (
         closed_form.empirical([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]),
@@ -317,7 +317,7 @@ def test_erratum_scale_of_the_posterior_mean():
     square = MEAN.subs(BY_EPS).subs(IN_BETAS)
     assert_proved(square, correct)
     assert_disproved(square, printed)
-    ours = forward.posterior_from_eps(*_arrays(0.7, -1.5), _table().step(2, 3)).mean[0]
+    ours = forward.posterior_from_eps(*_arrays(0.7, -1.5), _schedule().step(2, 3)).mean[0]
     assert_close(ours, at_step(correct, 3, x_t=R(7, 10), eps=R(-3, 2)), rtol=1e-13)
     with refuted():
         assert_close(ours, at_step(printed, 3, x_t=R(7, 10), eps=R(-3, 2)), rtol=0.01)

@@ -1,4 +1,4 @@
-"""SAM: in worlds with exact denoisers the training minimum and the sampler's law are known in closed form."""
+"""SAM: with exact denoisers the training minimum and the sampler's distribution are known in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from vdm_jax.noise_levels import level_from_log_snr
 from vdm_jax.samplers import ancestral
 from vdm_jax.schedules import LinearLogSNR
 
-WORLD = GaussianWorld(0.7, 0.25)
+DATA = GaussianWorld(0.7, 0.25)
 
 
-def _table(num_steps):
+def _schedule(num_steps):
     return linear_betas(num_steps, 0.1 / num_steps, min(20 / num_steps, 0.9))
 
 
@@ -27,24 +27,24 @@ def _abar(num_steps):
     return np.concatenate([[1.0], np.cumprod(1 - np.linspace(0.1 / num_steps, min(20 / num_steps, 0.9), num_steps))])
 
 
-def _chain_law(abar, world, upper):
+def _chain_moments(abar, data, upper):
     """Mean and variance of x_0: x_T ~ N(0, 1) through the linear-Gaussian chain, float64, in Ho et al.'s symbols."""
     mean, var = 0.0, 1.0
     for t in range(len(abar) - 1, 0, -1):
         before, after = abar[t - 1], abar[t]
         beta = 1 - after / before
-        gain = np.sqrt(after) * world.var / (after * world.var + 1 - after)  # of E[x_0 | x_t] on x_t
+        gain = np.sqrt(after) * data.var / (after * data.var + 1 - after)  # of E[x_0 | x_t] on x_t
         to_x_0 = np.sqrt(before) * beta / (1 - after)
         scale = np.sqrt(1 - beta) * (1 - before) / (1 - after) + to_x_0 * gain
         noise = 0.0 if t == 1 else beta if upper else beta * (1 - before) / (1 - after)
-        mean = scale * mean + to_x_0 * (1 - gain * np.sqrt(after)) * world.mean
+        mean = scale * mean + to_x_0 * (1 - gain * np.sqrt(after)) * data.mean
         var = scale**2 * var + noise
     return mean, var
 
 
-def test_SAM_1_training_draws_pairs_of_the_forward_process():
-    # A denoiser that answers 0 has loss ||eps||^2; one that answers x_t, ||eps - x_t||^2: both known at every t.
-    schedule, x_0 = _table(5), jnp.full((200_000, 1), 1.3)
+def test_SAM_1_training_samples_pairs_of_the_forward_process():
+    # A denoiser that returns 0 has loss ||eps||^2; one that returns x_t, ||eps - x_t||^2: both known at every t.
+    schedule, x_0 = _schedule(5), jnp.full((200_000, 1), 1.3)
     zero = losses.denoising_loss(lambda x, _: jnp.zeros_like(x), jax.random.key(0), x_0, schedule)
     assert_mean(zero.squared_error, 1.0)
     same = losses.denoising_loss(lambda x, _: x, jax.random.key(0), x_0, schedule)
@@ -62,14 +62,14 @@ def test_SAM_1_descent_finds_the_conditional_expectation():
     mean_square = (1 - w * sigma) ** 2 + (w * alpha) ** 2 * v  # of eps (1 - w sigma) - w alpha x_0
     (optimum,) = sp.solve(sp.diff(mean_square, w), w)
     assert_proved(optimum, sigma / (alpha**2 * v + sigma**2))
-    # the loss's own gradient, at T = 1: it vanishes there, and descent ends there
-    schedule, world = linear_betas(1, 0.5, 0.5), GaussianWorld(0.0, 0.25)
+    # the gradient of the loss, at T = 1: it vanishes there, and gradient descent converges there
+    schedule, data = linear_betas(1, 0.5, 0.5), GaussianWorld(0.0, 0.25)
     truth = float(optimum.subs({alpha: sp.sqrt(R(1, 2)), sigma: sp.sqrt(R(1, 2)), v: R(1, 4)}))
 
     def loss(w, key):
         scaled = jax.tree_util.Partial(lambda w, x, _: w * x, w)
         key_x, key_loss = jax.random.split(key)
-        return losses.simple_loss(scaled, key_loss, world.sample(key_x, (1000, 1)), schedule).mean()
+        return losses.simple_loss(scaled, key_loss, data.sample(key_x, (1000, 1)), schedule).mean()
 
     def descend(w, key):
         w = w - 0.5 * jax.grad(loss)(w, key)
@@ -82,25 +82,25 @@ def test_SAM_1_descent_finds_the_conditional_expectation():
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_SAM_2_law_of_the_chain(variance):
+def test_SAM_2_distribution_of_the_chain(variance):
     for num_steps, schedule, abar in [
-        (4, _table(4), _abar(4)),
-        (30, _table(30), _abar(30)),
-        (6, _table(60).subsequence(uniform_steps(60, 6)), _abar(60)[::10]),
+        (4, _schedule(4), _abar(4)),
+        (30, _schedule(30), _abar(30)),
+        (6, _schedule(60).subsequence(uniform_steps(60, 6)), _abar(60)[::10]),
     ]:
         assert schedule.num_steps == num_steps
         x_T = jax.random.normal(jax.random.key(1), (100_000, 1))
-        x_0 = ancestral(denoiser(WORLD), jax.random.key(2), x_T, schedule, variance=variance).x_0
-        assert_moments(x_0, *_chain_law(abar, WORLD, variance == "fixed_large"))
+        x_0 = ancestral(denoiser(DATA), jax.random.key(2), x_T, schedule, variance=variance).x_0
+        assert_moments(x_0, *_chain_moments(abar, DATA, variance == "fixed_large"))
 
 
 def test_SAM_2_sensitivity_to_x_T_is_exact():
-    # the chain is affine in x_T: its slope is the product of the steps' gains, without any sampling error
+    # the chain is affine in x_T: its derivative is the product of the steps' gains, without sampling error
     with jax.enable_x64(True):
-        schedule, abar = _table(30), _abar(30)
+        schedule, abar = _schedule(30), _abar(30)
 
         def end(x_T):
-            return ancestral(denoiser(WORLD), jax.random.key(0), x_T[None, None], schedule).x_0[0, 0]
+            return ancestral(denoiser(DATA), jax.random.key(0), x_T[None, None], schedule).x_0[0, 0]
 
         slope, other = jax.grad(end)(jnp.asarray(0.3)), jax.grad(end)(jnp.asarray(-5.0))
         gains = []
@@ -114,42 +114,44 @@ def test_SAM_2_sensitivity_to_x_T_is_exact():
         assert_close(other, np.prod(gains), rtol=1e-9)
 
 
-def test_SAM_2_law_tends_to_the_data():
-    distributions = np.array([_chain_law(_abar(n), WORLD, False) for n in (30, 100, 300, 1000, 3000)])
-    errors = np.abs(distributions - [WORLD.mean, WORLD.var])[:, 1]
+def test_SAM_2_distribution_tends_to_the_data():
+    moments = np.array([_chain_moments(_abar(n), DATA, False) for n in (30, 100, 300, 1000, 3000)])
+    errors = np.abs(moments - [DATA.mean, DATA.var])[:, 1]
     assert np.all(np.diff(errors) < 0)
     assert errors[-1] < errors[0] / 50
-    # and the sampler is at that law, thus at the data to its error bar
+    # and the sampler has that distribution, thus that of the data within its error bar
     x_0 = ancestral(
-        denoiser(WORLD), jax.random.key(5), jax.random.normal(jax.random.key(6), (20_000, 1)), _table(1000)
+        denoiser(DATA), jax.random.key(5), jax.random.normal(jax.random.key(6), (20_000, 1)), _schedule(1000)
     ).x_0
-    assert_moments(x_0, *distributions[3])
-    assert_mean(x_0, WORLD.mean)
+    assert_moments(x_0, *moments[3])
+    assert_mean(x_0, DATA.mean)
 
 
 @pytest.mark.parametrize("prediction_type", ["x_0", "v", "score"])
-def test_SAM_2_law_in_every_kind(prediction_type):
+def test_SAM_2_distribution_for_every_prediction_type(prediction_type):
     x_T = jax.random.normal(jax.random.key(7), (50_000, 1))
     x_0 = ancestral(
-        denoiser(WORLD, prediction_type), jax.random.key(8), x_T, _table(5), prediction_type=prediction_type
+        denoiser(DATA, prediction_type), jax.random.key(8), x_T, _schedule(5), prediction_type=prediction_type
     ).x_0
-    assert_moments(x_0, *_chain_law(_abar(5), WORLD, False))
+    assert_moments(x_0, *_chain_moments(_abar(5), DATA, False))
 
 
-def test_SAM_2_upper_variance_is_exact_for_standard_normal_data():
-    # each state but x_0 (whose step has no noise) is N(0, 1); lower variance is too narrow
-    world, x_T = GaussianWorld(0.0, 1.0), jax.random.normal(jax.random.key(0), (100_000, 1))
+def test_SAM_2_fixed_large_variance_is_exact_for_standard_normal_data():
+    # each state but x_0 (whose step has no noise) is N(0, 1); "fixed_small" is too narrow
+    data, x_T = GaussianWorld(0.0, 1.0), jax.random.normal(jax.random.key(0), (100_000, 1))
     chain = ancestral(
-        denoiser(world), jax.random.key(1), x_T, _table(4), variance="fixed_large", snapshots=4
+        denoiser(data), jax.random.key(1), x_T, _schedule(4), variance="fixed_large", snapshots=4
     ).trajectory
     assert_moments(chain.x_t[-1], 0.0, 1.0)
-    low = ancestral(denoiser(world), jax.random.key(1), x_T, _table(4), variance="fixed_small", snapshots=4).trajectory
+    low = ancestral(
+        denoiser(data), jax.random.key(1), x_T, _schedule(4), variance="fixed_small", snapshots=4
+    ).trajectory
     assert np.var(low.x_t[-1]) < 0.9
 
 
-def test_SAM_2_lower_variance_is_exact_for_one_point():
-    # x_t of the chain has the forward marginal N(alpha_t c, sigma_t^2), if it begins there; x_0 is the point
-    point, schedule = closed_form.empirical([[0.6]]), _table(5)
+def test_SAM_2_fixed_small_variance_is_exact_for_one_point():
+    # x_t of the chain has the forward marginal N(alpha_t c, sigma_t^2), if it starts there; x_0 is the point
+    point, schedule = closed_form.empirical([[0.6]]), _schedule(5)
     x_T = schedule(5).alpha * 0.6 + schedule(5).sigma * jax.random.normal(jax.random.key(0), (100_000, 1))
     samples = ancestral(denoiser(point), jax.random.key(1), x_T, schedule, variance="fixed_small", snapshots=5)
     for t, x_t in zip(samples.trajectory.t, samples.trajectory.x_t, strict=True):
@@ -160,21 +162,21 @@ def test_SAM_2_lower_variance_is_exact_for_one_point():
     assert np.var(wide.x_t[-1]) > 1.1 * float(schedule(1).sigma) ** 2
 
 
-def test_SAM_2_finite_data_come_back_with_their_weights():
-    world = closed_form.empirical([[-1.0], [0.0], [1.0]], [0.6, 0.1, 0.3])
+def test_SAM_2_finite_data_are_sampled_with_their_weights():
+    data = closed_form.empirical([[-1.0], [0.0], [1.0]], [0.6, 0.1, 0.3])
     x_T = jax.random.normal(jax.random.key(3), (20_000, 1))
-    x_0 = ancestral(denoiser(world), jax.random.key(4), x_T, _table(400), snapshots=1).x_0
+    x_0 = ancestral(denoiser(data), jax.random.key(4), x_T, _schedule(400), snapshots=1).x_0
     nearest = np.round(np.asarray(x_0))
     assert np.mean(np.abs(x_0 - nearest) < 0.05) > 0.99
     assert_mean(nearest == np.array([-1.0, 0.0, 1.0]), [0.6, 0.1, 0.3], resolution=0.004)
 
 
-# SAM-3: four points, two pairs; which pair is the coarse question, which of the two the fine one
+# SAM-3: four points in two pairs; the pair is the coarse feature, the point within the pair the fine one
 FAMILY = np.array([[-1.1], [-0.9], [0.9], [1.1]])
 
 
 def _decided(distribution, x_t, level):
-    """Chance that two draws of x_0 given x_t agree on the pair, and, that they agree on the point within the pair."""
+    """Probability that two samples of x_0 given x_t agree on the pair, and that they agree on the point within it."""
     shares = jnp.exp(distribution.posterior(x_t, level).log_weights).reshape(2, 2)
     pair, place = shares.sum(1), shares.sum(0)
     return jnp.sum(pair**2), jnp.sum(place**2)
@@ -189,7 +191,7 @@ def _chances(distribution, level):
 
 
 def test_SAM_3_coarse_before_fine():
-    # A question of size d is open until the noise falls to d: exactly, the chance that x_t has decided it
+    # A feature of size d is undecided until the noise falls to d: exactly, the probability that x_t has decided it
     with jax.enable_x64(True):
         distribution = closed_form.empirical(FAMILY)
         log_snr = jnp.linspace(-6.0, 8.0, 29)
@@ -202,7 +204,7 @@ def test_SAM_3_coarse_before_fine():
 
 
 def test_SAM_3_a_tenth_of_the_size_is_decided_two_log_ten_later():
-    # x_0 = +-d: only d alpha / sigma matters, so the curve of a smaller question is the same, moved
+    # x_0 = +-d: only d alpha / sigma matters, so the curve of a smaller feature is the same, shifted
     def decided(size, lam):
         distribution, level = closed_form.empirical([[-size], [size]]), level_from_log_snr(jnp.asarray(lam))
         chance = lambda x: jnp.sum(jnp.exp(2 * distribution.posterior(x, level).log_weights))  # noqa: E731
@@ -214,7 +216,7 @@ def test_SAM_3_a_tenth_of_the_size_is_decided_two_log_ten_later():
 
 
 def test_SAM_3_the_sampler_decides_when_the_reverse_process_does():
-    # along sampled chains: how surely x_t already says which pair, which place its x_0 will have
+    # along sampled chains: how far x_t determines the pair, and the place within it, of its x_0
     distribution, schedule = closed_form.empirical(FAMILY), discretize(LinearLogSNR(9.0, -9.0), 600)
     x_T = jax.random.normal(jax.random.key(0), (8000, 1))
     chain = ancestral(
@@ -225,12 +227,12 @@ def test_SAM_3_the_sampler_decides_when_the_reverse_process_does():
         level = schedule(t)
         ours = jax.vmap(lambda x, lv=level: jnp.stack(_decided(distribution, x, lv)))(x_t)
         truth = chances(level)
-        # the chain's own error at T = 600, and the rounding of what is certain, are below this
+        # the chain's own error at T = 600, and the rounding of probabilities near 1, are below this
         error = np.std(ours, axis=0) / np.sqrt(len(ours)) + 2e-3
         assert np.all(np.abs(np.mean(ours, axis=0) - truth) < 4 * error), (t, np.mean(ours, 0), truth)
 
 
-# SAM-4: the law of the sampler with the exact denoiser, against the data's
+# SAM-4: the distribution of the sampler with the exact denoiser, against the data's
 
 
 def _mixture():
@@ -262,8 +264,8 @@ def _chain_mean(distribution, schedule, f):
 
 
 @pytest.mark.slow
-def test_SAM_4_samples_have_the_chain_s_law():
-    # few steps, so that the law is not the data's: as an integral over every state, and by sampling
+def test_SAM_4_samples_have_the_distribution_of_the_chain():
+    # few steps, so that the distribution differs from the data's: as an integral over every state, and by sampling
     continuous, count = LinearLogSNR(6.0, -6.0), 50_000
     x_0 = ancestral(
         closed_form.OptimalDenoiser(_mixture()), jax.random.key(0), jax.random.normal(jax.random.key(1), (count, 1)),
@@ -278,29 +280,29 @@ def test_SAM_4_samples_have_the_chain_s_law():
 
 
 @pytest.mark.slow
-def test_SAM_4_law_tends_to_the_data():
-    distribution, draws = _mixture(), 100_000
+def test_SAM_4_distribution_tends_to_the_data():
+    distribution, count = _mixture(), 100_000
     floor = np.mean(
-        [_distance(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(i), draws))) for i in range(5)]
+        [_distance(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(i), count))) for i in range(5)]
     )
     steps, distances = np.array([8, 16, 32, 64, 128, 400]), []
     for i, num_steps in enumerate(steps):
         key_T, key = jax.random.split(jax.random.key(100 + i))
-        x_T = jax.random.normal(key_T, (draws, 1))
+        x_T = jax.random.normal(key_T, (count, 1))
         schedule = discretize(LinearLogSNR(9.0, -9.0), int(num_steps))
         distances.append(_distance(ancestral(closed_form.OptimalDenoiser(distribution), key, x_T, schedule).x_0))
     distances = np.array(distances)
     slope = np.polyfit(np.log(steps[1:-1]), np.log(distances[1:-1]), 1)[0]
     assert np.all(np.diff(distances) < 0)
-    assert distances[-1] < 4 * floor  # T = 400 can hardly be told from the data
+    assert distances[-1] < 4 * floor  # at T = 400 hardly distinguishable from the data
     assert -1.15 < slope < -0.85
 
 
 def test_erratum_algorithms_need_the_cumulative_product():
     # x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; printed with alpha_t = 1 - beta_t of one step. From t = 2 on the
-    # printed pair is no draw of the chain: what the loss shows its denoiser tells, here by ||eps + x_t||^2.
+    # printed pair is not a sample of the chain: the loss of a denoiser detects it, here by ||eps + x_t||^2.
     abar, one_step, t = _abar(5), 1 - np.linspace(0.02, 0.9, 5), 3
-    loss = losses.denoising_loss(lambda x, _: -x, jax.random.key(0), jnp.full((100_000, 1), 10.0), _table(5))
+    loss = losses.denoising_loss(lambda x, _: -x, jax.random.key(0), jnp.full((100_000, 1), 10.0), _schedule(5))
     seen = np.asarray(loss.squared_error, np.float64)[np.asarray(loss.t) == t]
 
     def truth(signal):
@@ -310,10 +312,12 @@ def test_erratum_algorithms_need_the_cumulative_product():
     with refuted():
         assert_mean(seen, truth(one_step[t - 1]))
 
-    # Algorithm 2 divides beta_t by sqrt(1 - abar_t), printed sqrt(1 - alpha_t): how far a constant eps moves x_0 from
-    # one fixed x_T tells, since step t adds -eps beta_t / (divisor sqrt(alpha_t)) and each later one scales that.
+    # Algorithm 2 divides beta_t by sqrt(1 - abar_t), printed sqrt(1 - alpha_t): visible in how far a constant eps moves
+    # x_0 from a fixed x_T, since step t adds -eps beta_t / (divisor sqrt(alpha_t)) and each later one scales that.
     def end(eps):
-        return ancestral(lambda x, _: eps * jnp.ones_like(x), jax.random.key(0), jnp.ones((1, 1)), _table(5)).x_0[0, 0]
+        return ancestral(lambda x, _: eps * jnp.ones_like(x), jax.random.key(0), jnp.ones((1, 1)), _schedule(5)).x_0[
+            0, 0
+        ]
 
     def moved(divisor):
         reach = np.sqrt(np.cumprod(one_step))  # sqrt(alpha_1 .. alpha_t)
@@ -328,7 +332,7 @@ def test_erratum_algorithms_need_the_cumulative_product():
 
 def test_erratum_reverse_step_goes_to_the_next_state():
     # p(x_{t-1} | x_t), not the printed p(x_t | x_t): the level of the state falls by one with each step
-    point, schedule = closed_form.empirical([[0.6]]), _table(5)
+    point, schedule = closed_form.empirical([[0.6]]), _schedule(5)
     x_T = schedule(5).alpha * 0.6 + schedule(5).sigma * jax.random.normal(jax.random.key(0), (50_000, 1))
     chain = ancestral(denoiser(point), jax.random.key(1), x_T, schedule, snapshots=5).trajectory
     assert_moments(chain.x_t[1], schedule(4).alpha * 0.6, schedule(4).sigma ** 2)

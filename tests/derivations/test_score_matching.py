@@ -1,4 +1,4 @@
-"""SM: matching a score without knowing it. Each loss against the explicit one, by parts, by sums and by draws."""
+"""SM: matching an unknown score. Each loss against the explicit one, by parts, by sums and by samples."""
 
 import itertools
 from functools import cache, partial
@@ -31,23 +31,23 @@ def _float64():
         yield
 
 
-# A world of two dimensions: correlated, and with two modes
+# A two-dimensional mixture: correlated, with two modes
 @cache
-def _law():
+def _mixture():
     covariances = [[[0.3, 0.1], [0.1, 0.2]], [[0.4, -0.2], [-0.2, 0.3]]]
     return closed_form.mixture([0.3, 0.7], [[-1.0, 0.3], [0.8, -0.4]], covariances)
 
 
 @cache
-def _truth():
-    return jax.vmap(_law().score)
+def _exact_score():
+    return jax.vmap(_mixture().score)
 
 
-MATRIX = np.array([[0.9, -0.4, 0.2], [0.3, 0.7, -0.5], [-0.8, 0.1, 0.4]])  # not symmetric: no gradient's field
+MATRIX = np.array([[0.9, -0.4, 0.2], [0.3, 0.7, -0.5], [-0.8, 0.1, 0.4]])  # not symmetric: not the field of a gradient
 
 
 def _bent(x):
-    """Coupled and no gradient, of as many numbers as there are (up to 3)."""
+    """A coupled, rotational field in up to 3 dimensions."""
     weights = MATRIX[: x.shape[1], : x.shape[1]]
     return jnp.tanh(x @ weights) @ weights - 0.5 * x
 
@@ -57,7 +57,7 @@ def _affine(x):
 
 
 def _shifted(x):
-    return _truth()(x) + 0.3
+    return _exact_score()(x) + 0.3
 
 
 FIELDS = {"bent": _bent, "affine": _affine}
@@ -71,29 +71,29 @@ def _mean(distribution, loss):
 # SM-1
 
 
-def test_SM_1_is_zero_at_the_truth_alone():
-    x, truth = draws(_law(), jax.random.key(0), 100), _truth()
+def test_SM_1_is_zero_at_the_exact_score_alone():
+    x, truth = draws(_mixture(), jax.random.key(0), 100), _exact_score()
 
     @jax.jit
     def claims():
-        off = _bent(x) - jax.vmap(jax.grad(_law().log_prob))(x)
+        off = _bent(x) - jax.vmap(jax.grad(_mixture().log_prob))(x)
         return off, [score_matching.explicit(s, truth, x) for s in (truth, _shifted, _bent)]
 
     off, (right, shifted, bent) = claims()
     assert_close(right, np.zeros(100))
-    # a wrong score is seen wherever it is wrong, and by how much
+    # the loss of a wrong score is its squared error, wherever it is wrong
     assert_close(shifted, np.full(100, 0.5 * 2 * 0.3**2), rtol=1e-12)
     assert_close(bent, 0.5 * np.linalg.norm(off, axis=1) ** 2, rtol=1e-10)
     assert np.all(bent > 0)
 
 
 @pytest.mark.slow
-def test_SM_1_of_two_normal_laws_in_closed_form():
+def test_SM_1_of_two_normal_distributions_in_closed_form():
     y, m, n = sp.symbols("y m n", real=True)
     v, w = sp.symbols("v w", positive=True)
     s, truth = (sp.diff(log_normal(y, *distribution), y) for distribution in ((n, w), (m, v)))
     assert_proved(expected((s - truth) ** 2 / 2, y, m, v), ((m - n) ** 2 / w**2 + (v - w) ** 2 / (v * w**2)) / 2)
-    # and in two dimensions: the shift of means, and the precisions' difference over the spread of p
+    # and in two dimensions: the shift of means, and the precisions' difference over the covariance of p
     spread, other = np.array([[1.0, 0.4], [0.4, 0.5]]), np.array([[0.6, -0.1], [-0.1, 0.9]])
     p, q = closed_form.gaussian([0.3, -0.2], spread), closed_form.gaussian([-0.5, 0.1], other)
     shift = np.linalg.solve(other, [0.8, -0.3])
@@ -105,8 +105,8 @@ def test_SM_1_of_two_normal_laws_in_closed_form():
     assert_mean(ours, fisher / 2, resolution=0.03 * fisher)
 
 
-def test_SM_1_hardly_sees_the_weights_of_modes_apart():
-    # Zero is the truth's alone, but nearly zero is not: with no data between two modes, their weights are not seen.
+def test_SM_1_hardly_depends_on_the_weights_of_separate_modes():
+    # The loss is zero at the exact score alone, but with no data between two modes it hardly depends on their weights.
     def compare(distance):
         p, q = (closed_form.mixture(w, [[-distance], [distance]], [1.0, 1.0]) for w in ([0.5, 0.5], [0.1, 0.9]))
         fisher = _mean(p, lambda x: score_matching.explicit(jax.vmap(q.score), jax.vmap(p.score), x))
@@ -123,14 +123,14 @@ def test_SM_1_hardly_sees_the_weights_of_modes_apart():
 
 
 def test_SM_2_by_parts():
-    # any p and s: the explicit loss less the implicit one is |truth|^2 / 2, and a derivative, that of -p s
+    # any p and s: the explicit loss minus the implicit one is |exact score|^2 / 2, and a derivative, that of -p s
     y, m = sp.symbols("y m", real=True)
     v = sp.Symbol("v", positive=True)
     p, s = sp.Function("p", positive=True)(y), sp.Function("s")(y)
     truth = sp.diff(sp.log(p), y)
     difference = (s - truth) ** 2 / 2 - (s**2 / 2 + sp.diff(s, y))
     assert_proved(p * (difference - truth**2 / 2), -sp.diff(p * s, y))
-    # whose integral is that of the ends: of a normal law and a power of y, 0; carried out, half the information 1 / v
+    # whose integral depends on the ends: for a normal p and a power of y, 0; carried out, half the information 1 / v
     normal = sp.exp(log_normal(y, m, v))
     for end in (sp.oo, -sp.oo):
         assert_proved(sp.limit((normal * y**3).subs({m: 1, v: 2}), y, end))
@@ -141,8 +141,8 @@ def test_SM_2_by_parts():
 
 
 @pytest.mark.slow
-def test_SM_2_is_the_explicit_loss_less_a_constant():
-    distribution, truth = _law(), _truth()
+def test_SM_2_is_the_explicit_loss_minus_a_constant():
+    distribution, truth = _mixture(), _exact_score()
     x = draws(distribution, jax.random.key(2), 50_000)
 
     def differences(x):
@@ -160,7 +160,7 @@ def test_SM_2_is_the_explicit_loss_less_a_constant():
 
     ours, half_fisher, each = claims()
     assert_close(ours, np.full(len(FIELDS), half_fisher), rtol=1e-10)
-    for difference in each.values():  # draw by draw
+    for difference in each.values():  # sample by sample
         assert_mean(difference, half_fisher, resolution=0.01 * half_fisher)
 
 
@@ -169,8 +169,8 @@ TRUNCATED = stats.truncnorm(-1.0, 1.5)
 
 
 @pytest.mark.parametrize("distribution", [UNIFORM, TRUNCATED], ids=["uniform", "truncated normal"])
-def test_SM_2_needs_a_law_that_vanishes_at_its_edge(distribution):
-    # On [a, b]:  E explicit = E implicit + E |truth|^2 / 2 - [p s]_a^b, and the last term is s's own
+def test_SM_2_needs_a_density_that_vanishes_at_its_edge(distribution):
+    # On [a, b]:  E explicit = E implicit + E |exact score|^2 / 2 - [p s]_a^b, and the last term depends on s
     a, b = distribution.support()
     nodes, weights = np.polynomial.legendre.leggauss(80)
     x = jnp.asarray(a + (b - a) * (nodes + 1) / 2)[:, None]
@@ -226,9 +226,9 @@ def test_SM_2_trace_is_the_jacobians():
     assert_close(traces, -np.trace(hessians.reshape(7, 6, 6), axis1=1, axis2=2), rtol=1e-12)
 
 
-def test_SM_2_the_best_normal_law_has_the_moments_of_the_data():
-    # Scores -P (x - m) of normal laws: the loss on a data set is least where P^-1 is its covariance, m its mean.
-    x = draws(_law(), jax.random.key(4), 300)
+def test_SM_2_the_best_normal_distribution_has_the_moments_of_the_data():
+    # Scores -P (x - m) of normals: the loss on a data set is minimal where P^-1 is its covariance, m its mean.
+    x = draws(_mixture(), jax.random.key(4), 300)
     mean, precision = np.asarray(x).mean(0), np.linalg.inv(np.cov(np.asarray(x).T, bias=True))
 
     def loss(parameters):
@@ -251,7 +251,7 @@ def test_SM_2_the_best_normal_law_has_the_moments_of_the_data():
 
 
 def _copies(count):
-    """One point, many times: what differs is the direction."""
+    """One point, many times: only the directions differ."""
     return jnp.broadcast_to(jnp.asarray([0.4, -0.7, 1.1]), (count, 3))
 
 
@@ -271,7 +271,7 @@ def _along(x, v):
 
 @pytest.mark.slow
 def test_SM_3_all_signs_give_the_trace():
-    # every vector of signs once: the mean over them is the trace, and its variance what is off the diagonal
+    # every vector of signs once: their mean is the trace, and the variance comes from the off-diagonal entries
     _, jacobian, implicit = _at_the_point()
     signs = jnp.asarray(list(itertools.product([-1.0, 1.0], repeat=3)))
     value, each = _along(_copies(8), signs[None])
@@ -279,7 +279,7 @@ def test_SM_3_all_signs_give_the_trace():
     assert_close(each.var(), 2 * np.sum((jacobian - np.diag(np.diag(jacobian))) ** 2), rtol=1e-12)
     _, together = _along(_copies(1), signs[:, None])  # as directions of one example
     assert_close(together[0], np.trace(jacobian), rtol=1e-13)
-    # of a diagonal Jacobian every single vector of signs gives it, and so does the library's one
+    # with a diagonal Jacobian every single vector of signs is exact, and so is the library's
     x = jax.random.normal(jax.random.key(5), (6, 2, 4))
     ours = score_matching.sliced(jnp.sinh, jax.random.key(6), x)
     assert_close(ours, score_matching.implicit(jnp.sinh, x), rtol=1e-13)
@@ -300,7 +300,7 @@ def test_SM_3_normal_directions_have_twice_the_jacobians_square():
 
 
 def _variance(matrix, trace):
-    """Of v^T A v, A symmetric, for the three laws of v."""
+    """Variance of v^T A v, A symmetric, for the three distributions of v."""
     square, dims = np.sum(matrix**2), len(matrix)
     if trace == "rademacher":
         return 2 * (square - np.sum(np.diag(matrix) ** 2))
@@ -314,7 +314,7 @@ def _variance(matrix, trace):
     "trace", ["rademacher", *(pytest.param(t, marks=pytest.mark.slow) for t in ("gaussian", "sphere"))]
 )
 def test_SM_3_has_the_implicit_losss_mean(trace):
-    # not reduced it is v^T (J + s s^T / 2) v: both forms' means, and the variances of quadratic forms
+    # unreduced it is v^T (J + s s^T / 2) v: both forms' means, and the variances of quadratic forms
     s, jacobian, implicit = _at_the_point()
     x = _copies(100_000)
     for reduced, matrix in ((True, jacobian), (False, jacobian + 0.5 * np.outer(s, s))):
@@ -345,7 +345,7 @@ def test_SM_3_the_reduced_form_need_not_vary_less():
         sliced = partial(score_matching.sliced, jnp.negative, jax.random.key(9), jnp.ones((50_000, dims)), trace=trace)
         return sliced(), sliced(reduced=False)
 
-    # at x = 1 of one dimension, where the loss is 1/2 - 1; and signs, of which the reduced form needs but one
+    # at x = 1 in one dimension, where the loss is 1/2 - 1; and signs, of which the reduced form needs one only
     reduced, plain = both(1, "gaussian")
     assert_mean((np.asarray(reduced) + 0.5) ** 2, 2.0, resolution=0.1)
     assert_mean((np.asarray(plain) + 0.5) ** 2, 0.5, resolution=0.03)
@@ -355,7 +355,7 @@ def test_SM_3_the_reduced_form_need_not_vary_less():
 
 
 @pytest.mark.slow
-def test_SM_3_differences_are_off_by_the_square_of_h():
+def test_SM_3_finite_differences_have_an_error_of_order_h_squared():
     h, c = sp.Symbol("h"), sp.symbols("c:7")
     ahead, behind = (sum(c[k] * (sign * h) ** k / sp.factorial(k) for k in range(7)) for sign in (1, -1))
     loss = sp.expand(((ahead - behind) / (2 * h)) ** 2 / 2 - (ahead - 2 * c[0] + behind) / h**2)
@@ -371,7 +371,7 @@ def test_SM_3_differences_are_off_by_the_square_of_h():
     off = np.array(ours) - truth[None]
     assert_close(off[:-1] / off[1:], np.full((2, 5), 4.0), rtol=0.02)
     assert np.abs(off[-1]).max() < 1e-3
-    # and by how much: x^4 of one dimension, c_1 = 4 x^3, c_3 = 24 x, c_4 = 24
+    # and the size of the bias: x^4 in one dimension, c_1 = 4 x^3, c_3 = 24 x, c_4 = 24
     one = jnp.asarray([[0.5], [1.0], [-1.2]])
     ours = score_matching.finite_difference(lambda x: (x**4).sum(1), key, one, 0.01)
     plain = 0.5 * (4 * one**3) ** 2 - 12 * one**2
@@ -383,7 +383,7 @@ def test_SM_3_differences_are_off_by_the_square_of_h():
 
 
 class Logistic(NamedTuple):
-    """Noise that is not normal."""
+    """Non-Gaussian noise."""
 
     mean: Any
     scale: Any
@@ -397,7 +397,7 @@ class Logistic(NamedTuple):
 
 
 class At(NamedTuple):
-    """A law's density, and of its draws one that is given: so an expectation over draws is a sum."""
+    """A distribution's density with a fixed sample: so an expectation over samples is a sum."""
 
     distribution: Any
     y: Any
@@ -409,7 +409,7 @@ class At(NamedTuple):
         return self.distribution.log_prob(y)
 
 
-# q(y|x): as the library sees it, and its density and score by hand
+# q(y|x): the library's object, and its density and score by hand
 KERNELS = {
     "normal": (lambda x: Normal(x, var=jnp.asarray(0.25)), lambda x: stats.norm(x, 0.5), lambda x, y: (x - y) / 0.25),
     "logistic": (
@@ -427,17 +427,17 @@ POINTS, SHARES = np.array([-1.0, 0.2, 1.1]), np.array([0.5, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_SM_4_is_the_explicit_loss_of_the_noisy_law_and_a_constant(name):
+def test_SM_4_is_the_explicit_loss_of_the_noisy_distribution_and_a_constant(name):
     # Three clean points, all noisy y on a line: an example is a pair (x, y), and expectations are sums.
     kernel, density, conditional = KERNELS[name]
     line = np.linspace(-30.0, 30.0, 2001)
     x, y = np.repeat(POINTS, 2001), np.tile(line, 3)
     share = np.repeat(SHARES, 2001) * density(x).pdf(y) * 0.03
     assert_close(share.sum(), 1.0)
-    # the noisy law's score: the mean of the conditional ones, given y
+    # the score of the noisy distribution: the mean of the conditional ones, given y
     joint = np.array([w * density(c).pdf(line) for w, c in zip(SHARES, POINTS, strict=True)])
     slopes = np.array([conditional(c, line) for c in POINTS])
-    inside = joint.sum(0) > 1e-200  # beyond, nothing weighs
+    inside = joint.sum(0) > 1e-200  # the density elsewhere is negligible
     mean_slope = np.where(inside, (joint * slopes).sum(0) / np.where(inside, joint.sum(0), 1.0), 0.0)
 
     def log_marginal(y):
@@ -448,7 +448,7 @@ def test_SM_4_is_the_explicit_loss_of_the_noisy_law_and_a_constant(name):
     assert_close(truth(jnp.asarray(line)[:, None])[inside, 0], mean_slope[inside], rtol=1e-9, atol=1e-12)
     constant = share @ (conditional(x, y) - np.tile(mean_slope, 3)) ** 2 / 2
     information_lost = share @ (conditional(x, y) ** 2 - np.tile(mean_slope, 3) ** 2) / 2
-    assert_close(constant, information_lost, rtol=1e-11)  # of two Fisher informations, the difference
+    assert_close(constant, information_lost, rtol=1e-11)  # the difference of two Fisher informations
     pairs, noisy = jnp.stack([jnp.asarray(x), jnp.asarray(y)], 1), jnp.asarray(y)[:, None]
 
     def noise(pair):
@@ -465,21 +465,21 @@ def test_SM_4_is_the_explicit_loss_of_the_noisy_law_and_a_constant(name):
         denoising, explicit, implicit = (share @ np.asarray(loss) for loss in jax.jit(losses_of, static_argnums=0)(s))
         assert_close(denoising, explicit + constant, rtol=1e-10)
         assert_close(denoising, implicit + share @ conditional(x, y) ** 2 / 2, rtol=1e-10)
-    with refuted():  # against the law of the clean points, the constant would be all there is
+    with refuted():  # without the constant the identity fails
         assert_close(denoising, explicit, rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_SM_4_draws_of_the_library():
-    # clean points of the plane under logistic noise: what a score loses to the best one is its explicit loss
-    world = closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
-    x = draws(world, jax.random.key(12), 50_000)
+def test_SM_4_samples_of_the_library():
+    # clean points in the plane under logistic noise: the excess loss of a score is its explicit loss
+    clean = closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3])
+    x = draws(clean, jax.random.key(12), 50_000)
 
     def noise(x):
         return Logistic(x, jnp.asarray(0.4))
 
     def log_marginal(y):
-        return jax.nn.logsumexp(world.log_weights + jax.vmap(lambda point: noise(point).log_prob(y))(world.points))
+        return jax.nn.logsumexp(clean.log_weights + jax.vmap(lambda point: noise(point).log_prob(y))(clean.points))
 
     truth = jax.vmap(jax.grad(log_marginal))
 
@@ -497,8 +497,8 @@ def test_SM_4_draws_of_the_library():
         assert more.mean() > 0.1
 
 
-def test_SM_4_needs_noise_without_an_edge():
-    # Uniform noise on a normal law: the slope of log q(y|x) is 0 inside, and the least loss at s = 0, not the truth.
+def test_SM_4_needs_noise_with_unbounded_support():
+    # Uniform noise on a normal distribution: the score of q(y|x) is 0 inside, and the loss is minimal at s = 0.
     class Flat(NamedTuple):
         x: Any
 
@@ -522,7 +522,7 @@ def test_SM_4_needs_noise_without_an_edge():
     zero, best, fisher = claims()
     assert_close(zero, np.zeros(20_000))
     assert fisher.mean() > 0.1
-    assert_mean(best - fisher, 0.0, resolution=0.02)  # the truth pays for what it should earn
+    assert_mean(best - fisher, 0.0, resolution=0.02)  # higher than at s = 0, not lower
     with refuted():
         assert_mean(zero - best - fisher, 0.0)
 
@@ -559,22 +559,22 @@ def test_SM_5_target_in_symbols():
     ["score", "v", *(pytest.param(prediction_type, marks=pytest.mark.slow) for prediction_type in ("x_0", "eps"))],
 )
 def test_SM_5_is_half_the_noise_loss(prediction_type):
-    # draw by draw, whatever the denoiser predicts; the score's error is bare with the weight 1
+    # sample by sample, for every prediction type; the score's error is unweighted with the weight 1
     levels, key = _each_level(4), jax.random.key(17)
-    x_0 = draws(_law(), jax.random.key(18), 32)
+    x_0 = draws(_mixture(), jax.random.key(18), 32)
 
     @jax.jit
     def claims():
         ours = partial(
             score_matching.denoising_at_level,
-            denoiser(_law(), prediction_type, shift=0.2),
+            denoiser(_mixture(), prediction_type, shift=0.2),
             key,
             x_0,
             levels,
             prediction_type=prediction_type,
         )
         errors = [
-            elbo.denoising_error(denoiser(_law(), other, shift=0.2), key, x_0, levels, other)
+            elbo.denoising_error(denoiser(_mixture(), other, shift=0.2), key, x_0, levels, other)
             for other in ("eps", "score")
         ]
         return ours(), ours(weight=lambda level: jnp.ones_like(level.sigma)), *errors
@@ -586,9 +586,9 @@ def test_SM_5_is_half_the_noise_loss(prediction_type):
 
 
 def test_SM_5_is_SM_4_with_normal_noise():
-    # the same noise handed to both: an example carries its own, and its level, for the law that `denoising` asks
+    # the same noise in both: an example carries its own noise and level, for the distribution that `denoising` uses
     levels, key = _each_level(4), jax.random.key(19)
-    x_0 = draws(_law(), jax.random.key(20), 32)
+    x_0 = draws(_mixture(), jax.random.key(20), 32)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     scales = jnp.stack([levels.alpha, levels.sigma], 1)
 
@@ -604,7 +604,7 @@ def test_SM_5_is_SM_4_with_normal_noise():
 
 @pytest.mark.slow
 def test_SM_5_at_the_exact_denoiser_is_the_least_error():
-    # 1/2 E |eps - E[eps|x_t]|^2 = SNR mmse / 2; and without a score at all D / 2: with the weight, of one size
+    # 1/2 E |eps - E[eps|x_t]|^2 = SNR mmse / 2; and with the score 0, D / 2: with this weight, of equal size
     distribution = closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
     x_0 = draws(distribution, jax.random.key(21), 20_000)
     exactly = denoiser(distribution)
@@ -622,9 +622,9 @@ def test_SM_5_at_the_exact_denoiser_is_the_least_error():
 
 
 @pytest.mark.slow
-def test_SM_5_over_a_table_is_the_simple_loss():
+def test_SM_5_over_a_discrete_schedule_is_the_simple_loss():
     schedule, steps = linear_betas(4, 0.05, 0.4), jnp.tile(jnp.arange(1, 5), 10_000)
-    x_0, spoiled = draws(_law(), jax.random.key(24), 40_000), denoiser(_law(), shift=0.3)
+    x_0, spoiled = draws(_mixture(), jax.random.key(24), 40_000), denoiser(_mixture(), shift=0.3)
 
     @jax.jit
     def claims():
@@ -647,7 +647,7 @@ def _inner(equation):
 
 
 def _products(jaxpr):
-    """How many matrix products a program runs, those of a loop as often as it runs."""
+    """The number of matrix products that a program runs, counting loop iterations."""
     count = 0
     for equation in jaxpr.eqns:
         inner = sum(_products(sub) for sub in _inner(equation))
@@ -656,7 +656,7 @@ def _products(jaxpr):
 
 
 def test_SM_2_and_3_and_4_cost():
-    # A network of two matrices: its products over two are the passes.
+    # A network of two matrices: half the number of its products is the number of passes.
     key, found = jax.random.key(27), {}
     for dims in (8, 16, 32, 64):
         x = jnp.zeros((5, dims))

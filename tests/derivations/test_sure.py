@@ -1,4 +1,4 @@
-"""SURE: a denoiser judged without clean data, for every clean x; the best of them, and how it matches a score."""
+"""SURE: the risk of a denoiser without clean data, for every clean x; the optimal denoiser, and score matching."""
 
 from functools import cache
 
@@ -50,14 +50,14 @@ DENOISERS = {"shrink": _shrink, "soft threshold": _soft, "coupled": _coupled}
 
 @pytest.mark.slow
 def test_SURE_1_by_steins_lemma():
-    # y ~ N(x, sigma^2), any D: what the estimate is off by is a derivative, whose integral is that of the ends, 0
+    # y ~ N(x, sigma^2), any D: the error of the estimate is a derivative, whose integral vanishes at the ends
     x, y = sp.symbols("x y", real=True)
     sigma = sp.Symbol("sigma", positive=True)
     p, d = sp.exp(log_normal(y, x, sigma**2)), sp.Function("D")(y)
     assert_proved(sp.diff(p * d, y), p * sp.diff(d, y) - p * (y - x) / sigma**2 * d)
     off = (d - y) ** 2 - sigma**2 + 2 * sigma**2 * sp.diff(d, y) - (d - x) ** 2
     assert_proved(p * off, sp.diff(p * sigma**2 * (2 * d - y - x), y))
-    # carried out, of a parabola
+    # carried out, for a parabola
     parabola = y**2 / 3 - y / 2
     assert_proved(expected(off.subs(d, parabola).doit(), y, x, sigma**2))
 
@@ -73,7 +73,7 @@ def _soft_risk(x, threshold, sigma):
 @pytest.mark.slow
 @pytest.mark.parametrize("trace", ["exact", "rademacher"])
 def test_SURE_1_has_the_risk_for_every_x(trace):
-    # one x for all: no law of clean data comes into it
+    # one x for all: the distribution of clean data does not matter
     clean = np.array([0.0, 0.8, -2.0])
     y = clean[None] + SIGMA * jax.random.normal(jax.random.key(0), (50_000, 3))
     known = {
@@ -89,7 +89,7 @@ def test_SURE_1_has_the_risk_for_every_x(trace):
 
 
 def test_SURE_1_by_quadrature():
-    # of the kinked denoiser too, piece by piece between its kinks
+    # for the kinked denoiser too, piece by piece between its kinks
     nodes, weights = np.polynomial.legendre.leggauss(60)
     for x in (0.0, 0.8, -2.0):
         pieces = np.array([-9 * SIGMA + min(x, -0.5), -0.5, 0.5, 9 * SIGMA + max(x, 0.5)])
@@ -98,7 +98,7 @@ def test_SURE_1_by_quadrature():
         p = (width / 2 * weights).ravel() * stats.norm(x, SIGMA).pdf(y)
         ours = sure.sure(_soft, None, jnp.asarray(y)[:, None], SIGMA, trace="exact")
         assert_close(p @ np.asarray(ours), _soft_risk(x, 0.5, SIGMA), rtol=1e-10)
-        # a jump has no derivative: the hard threshold's estimate lacks its two edges, 0.5 high at +-0.5
+        # a jump has no derivative: the estimate for the hard threshold lacks its two edges, 0.5 high at +-0.5
         hard = sure.sure(_hard, None, jnp.asarray(y)[:, None], SIGMA, trace="exact")
         risk = p @ np.square(np.where(np.abs(y) > 0.5, y, 0.0) - x)
         edges = 2 * SIGMA**2 * 0.5 * stats.norm(x, SIGMA).pdf([-0.5, 0.5]).sum()
@@ -140,7 +140,7 @@ def test_SURE_1_best_threshold_is_the_least_of_all():
         return sure.sure(lambda y: sure.soft_threshold(y, threshold), None, y.reshape(1, -1), SIGMA, trace="exact")[0]
 
     thresholds = np.linspace(0.0, 10.0, 2001)
-    # at a candidate itself the derivative is a kink's: just above it, whose number then counts as cut
+    # at a candidate itself the derivative has a kink: evaluate just above it, where that number counts as cut
     candidates = np.append(np.abs(y).ravel() * (1 + 1e-12), 0.0)
     grid, tried = (np.asarray(jax.jit(jax.vmap(at))(jnp.asarray(t))) for t in (thresholds, candidates))
     threshold, estimate = sure.sure_threshold(y, SIGMA)
@@ -149,7 +149,7 @@ def test_SURE_1_best_threshold_is_the_least_of_all():
     assert np.all(grid >= estimate - 1e-9)
     assert 0.0 < threshold < np.abs(y).max()  # neither end of the range
     assert grid.min() - estimate < 0.02 * abs(estimate)
-    # nothing but noise: all is cut, but for what looks like a signal; nothing but signal: nothing is
+    # pure signal: no entry is cut; pure noise: all entries are cut
     assert_close(sure.sure_threshold(10.0 + y, SIGMA)[0], 0.0)
     faint = 0.1 * y / jnp.abs(y).max()
     assert_close(sure.sure_threshold(faint, SIGMA), [0.1, np.sum(np.square(faint)) - 40 * SIGMA**2], rtol=1e-12)
@@ -157,7 +157,7 @@ def test_SURE_1_best_threshold_is_the_least_of_all():
 
 @pytest.mark.slow
 def test_SURE_1_best_threshold_is_near_the_oracles():
-    # Donoho and Johnstone's setting: 1,000 numbers of which 50 are not zero, noise 1. The oracle sees the clean ones.
+    # Donoho and Johnstone's setting: 1,000 numbers, 50 of them not zero, noise 1. The oracle knows the clean ones.
     random = np.random.RandomState(1)
     clean = np.zeros((40, 1000))
     clean[:, :50] = 4.0 * random.choice([-1.0, 1.0], (40, 50))
@@ -177,7 +177,7 @@ def test_SURE_1_best_threshold_is_near_the_oracles():
 
 @pytest.mark.slow
 def test_SURE_2_best_affine_denoiser_is_wieners():
-    # in symbols, of one dimension, for any law of mean m and variance v: only two moments of y come in
+    # in symbols, in one dimension, for any distribution of mean m and variance v: only two moments of y matter
     c, b, m, y = sp.symbols("c b m y", real=True)
     v, sigma = sp.symbols("v sigma", positive=True)
     estimate = sp.expand((c * y + b - y) ** 2 - sigma**2 + 2 * sigma**2 * c)
@@ -186,7 +186,7 @@ def test_SURE_2_best_affine_denoiser_is_wieners():
     assert_proved(best[c], v / (v + sigma**2))
     assert_proved(best[b], m * sigma**2 / (v + sigma**2))
     assert_proved(risk.subs(best), v * sigma**2 / (v + sigma**2))
-    # in the library: the estimate over a normal law is quadratic in (A, b), so one step of Newton's reaches the least
+    # in the library: the estimate over normal data is quadratic in (A, b), so one Newton step reaches the minimum
     distribution = closed_form.gaussian([0.3, -0.5], [[0.8, 0.3], [0.3, 0.4]])
     noisy, level = closed_form.marginal(distribution, _level()), _level()
 
@@ -212,14 +212,14 @@ def test_SURE_2_best_affine_denoiser_is_wieners():
 
 
 @cache
-def _world():
+def _mixture():
     return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
 @pytest.mark.slow
-def test_SURE_2_no_denoiser_undercuts_tweedies():
-    # E SURE(best + c h) = mmse + c^2 E h^2 for any h whatever: no direction leads down
-    distribution, level = _world(), _level()
+def test_SURE_2_no_denoiser_has_less_risk_than_tweedies():
+    # E SURE(best + c h) = mmse + c^2 E h^2 for any h: no direction decreases the risk
+    distribution, level = _mixture(), _level()
     noisy = closed_form.marginal(distribution, level)
     score = jax.vmap(noisy.score)
 
@@ -249,9 +249,9 @@ def test_SURE_2_no_denoiser_undercuts_tweedies():
 
 
 @pytest.mark.slow
-def test_SURE_2_risk_of_tweedies_in_draws():
-    # over the law of clean data, without looking at them: the estimate's mean is the least squared error
-    distribution, level = _world(), _level()
+def test_SURE_2_risk_of_tweedies_denoiser_by_sampling():
+    # over the distribution of clean data, without clean data: the mean of the estimate is the least squared error
+    distribution, level = _mixture(), _level()
     y = draws(closed_form.marginal(distribution, level), jax.random.key(5), 50_000)
     score = jax.vmap(closed_form.marginal(distribution, level).score)
 
@@ -263,7 +263,7 @@ def test_SURE_2_risk_of_tweedies_in_draws():
 
     ours, wrong, mmse = claims()
     assert_mean(ours, mmse, resolution=0.02 * mmse)
-    with refuted():  # a denoiser for less noise does worse
+    with refuted():  # a denoiser for less noise is worse
         assert_mean(wrong, mmse)
 
 
@@ -283,7 +283,7 @@ def test_SURE_3_in_symbols():
 
 @pytest.mark.slow
 def test_SURE_3_is_implicit_score_matching():
-    # draw by draw, of a field that is no gradient; with estimated traces too, of the same directions
+    # sample by sample, for a field that is not a gradient; with estimated traces too, with the same directions
     y, key = jax.random.normal(jax.random.key(7), (10, 3)), jax.random.key(8)
 
     def field(y):
@@ -306,7 +306,7 @@ def test_SURE_3_is_implicit_score_matching():
         assert_close(ours, 3 * SIGMA**2 + 2 * SIGMA**4 * loss, rtol=1e-12, atol=1e-14)
         with refuted():
             assert_close(ours, 3 * SIGMA**2 + SIGMA**4 * loss, rtol=1e-2)
-    # of normal directions |v|^2 is D on average alone, and the identity in D takes part in the estimate
+    # for normal directions |v|^2 is D on average only, and the identity in D takes part in the estimate
     ours, loss = found["gaussian"]
     with refuted():
         assert_close(ours, 3 * SIGMA**2 + 2 * SIGMA**4 * loss, rtol=1e-2)

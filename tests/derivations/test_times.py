@@ -1,4 +1,4 @@
-"""TIME: how times are drawn: each uniform, weights without bias, and how much less variance each way leaves."""
+"""TIME: how times are sampled: each uniform, weights without bias, and how much each scheme reduces the variance."""
 
 from functools import partial
 
@@ -15,9 +15,9 @@ from vdm_jax.discrete_schedules import linear_betas
 from vdm_jax.schedules import LinearLogSNR
 
 HOWS = ("independent", "low_discrepancy", "antithetic")
-SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1; begins and ends with bins of nothing
-TABLE = linear_betas(50, 0.002, 0.4)
-WORLD = GaussianWorld(0.0, 0.3)
+SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1; some bins have probability 0
+BETAS = linear_betas(50, 0.002, 0.4)
+DATA = GaussianWorld(0.0, 0.3)
 
 
 def _many(function, count=20_000, seed=0):
@@ -36,23 +36,23 @@ def test_TIME_1_each_number_is_uniform(how):
 
 @pytest.mark.slow
 def test_TIME_2_weights_have_no_bias_in_float32():
-    # Every number that float32's generator can give, once: the bins' frequencies are then no estimate. The mean of
+    # Every number that float32's generator can return, once, so that the bins' frequencies are exact. The mean of
     # weight f(bin) is the plain mean of f over bins, for T = 1000 and probabilities over eight orders of magnitude.
     grid = jnp.asarray(np.arange(2**23, dtype=np.float32) / 2**23)
     p = jnp.asarray(np.random.RandomState(0).lognormal(0, 3, 1000), jnp.float32)
-    drawn = jax.jit(time_sampling.importance_sample)(grid, p)
-    bins, weight = np.asarray(drawn.bin), np.asarray(drawn.weight, np.float64)
+    sampled = jax.jit(time_sampling.importance_sample)(grid, p)
+    bins, weight = np.asarray(sampled.bin), np.asarray(sampled.weight, np.float64)
     total = np.bincount(bins, weight, 1000) / 2**23 * 1000
     p = np.asarray(p / p.sum(), np.float64)
     never = total == 0
     assert p[never].max() < 2 * 2.0**-23  # both ends rounded to one grain
     np.testing.assert_allclose(total[~never], 1.0, rtol=2e-7)
-    print(f"{never.sum()} of 1000 bins are never drawn, which hold {p[never].sum():.1e}; the others' totals are off by")
+    print(f"{never.sum()} of 1000 bins are never sampled, together {p[never].sum():.1e}; the others' totals are off by")
     print(f"{np.abs(total[~never] - 1).max():.1e}")
     likely = p[bins] > 1e-4
     np.testing.assert_allclose(weight[likely], 1 / (1000 * p[bins][likely]), rtol=2e-3)
-    assert np.all(np.diff(np.asarray(drawn.time)) >= 0)
-    assert np.asarray(drawn.time).max() < 1
+    assert np.all(np.diff(np.asarray(sampled.time)) >= 0)
+    assert np.asarray(sampled.time).max() < 1
 
 
 def test_TIME_2_the_inverse_cdf_is_exact_in_float64():
@@ -60,30 +60,30 @@ def test_TIME_2_the_inverse_cdf_is_exact_in_float64():
     with jax.enable_x64(True):
         p = jnp.asarray(np.random.RandomState(1).lognormal(0, 2, 40))
         u = jnp.asarray(np.random.RandomState(2).uniform(size=1000))
-        drawn = time_sampling.importance_sample(u, p)
+        sampled = time_sampling.importance_sample(u, p)
         density = np.asarray(p / p.sum()) * 40
-        cdf = np.interp(drawn.time, np.arange(41) / 40, np.r_[0, np.cumsum(density) / 40])
+        cdf = np.interp(sampled.time, np.arange(41) / 40, np.r_[0, np.cumsum(density) / 40])
         assert_close(cdf, u, rtol=0, atol=1e-14)
-        assert_close(drawn.weight * density[np.asarray(drawn.bin)], np.ones(1000), rtol=1e-11)
-        # equal probabilities change nothing
+        assert_close(sampled.weight * density[np.asarray(sampled.bin)], np.ones(1000), rtol=1e-11)
+        # equal probabilities leave the times unchanged
         same = time_sampling.importance_sample(u, jnp.full(8, 3.0))
         assert_close(same.time, u, rtol=0, atol=1e-15)
         assert_close(same.weight, np.ones(1000), rtol=1e-14)
 
 
-# What each way leaves of the variance, on the integrand of the bound of a world known in closed form
+# The variance of each scheme, on the integrand of the bound of a distribution known in closed form
 
 
 SCHEDULE = LinearLogSNR(6.0, -6.0)
 
 
 def _integrand(t):
-    """1/2 gamma'(t) E ||eps - eps_hat||^2 of N(0, v) with its exact denoiser, v = 0.3: no noise but that of t."""
+    """1/2 gamma'(t) E ||eps - eps_hat||^2 of N(0, v) with its exact denoiser, v = 0.3: t is the only noise."""
     snr = jnp.exp(SCHEDULE.log_snr(t))
-    return 6.0 * WORLD.var * snr / (1.0 + WORLD.var * snr)
+    return 6.0 * DATA.var * snr / (1.0 + DATA.var * snr)
 
 
-INTEGRAL = 0.5 * (np.log1p(WORLD.var * np.exp(6.0)) - np.log1p(WORLD.var * np.exp(-6.0)))  # of d log(1 + v SNR) / 2
+INTEGRAL = 0.5 * (np.log1p(DATA.var * np.exp(6.0)) - np.log1p(DATA.var * np.exp(-6.0)))  # of d log(1 + v SNR) / 2
 
 
 def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
@@ -91,8 +91,8 @@ def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
 
     def mean(how, warped, key):
         u = time_sampling.sample_times(key, 16, how)
-        drawn = time_sampling.importance_sample(u, p)
-        return jnp.mean(drawn.weight * _integrand(drawn.time) if warped else _integrand(u))
+        sampled = time_sampling.importance_sample(u, p)
+        return jnp.mean(sampled.weight * _integrand(sampled.time) if warped else _integrand(u))
 
     var = {}
     for how in HOWS:
@@ -108,15 +108,15 @@ def test_TIME_1_every_arrangement_is_unbiased_and_two_have_less_variance():
     assert ratio["low_discrepancy", True] > 20 * ratio["independent", True]  # stratified importance sampling
 
 
-# The terms of L_vlb in a world where their second moments are known
+# The terms of L_vlb for a distribution where their second moments are known
 
 
 DIMS = 64
 STANDARD = GaussianWorld(0.0, 1.0)
-EXACT, EXACT_STANDARD = denoiser(WORLD), denoiser(STANDARD)
+EXACT, EXACT_STANDARD = denoiser(DATA), denoiser(STANDARD)
 
 
-def _moments(var=WORLD.var):
+def _moments(var=DATA.var):
     """E L_t and sqrt(E L_t^2) of the diffusion terms t = 2..T, 0 at t = 1: ||eps - eps_hat||^2 is e chi^2_D."""
     with jax.enable_x64(True):
         schedule = linear_betas(50, 0.002, 0.4)
@@ -130,7 +130,7 @@ def _moments(var=WORLD.var):
 
 
 def _second_moment(p, root):
-    """E (L_t / (T p_t))^2 under t ~ p; terms that are zero cost nothing. Least is (mean of the roots)^2."""
+    """E (L_t / (T p_t))^2 under t ~ p; terms that are zero do not contribute. The least is (mean of the roots)^2."""
     used = root > 0
     return np.sum(root[used] ** 2 / np.asarray(p, np.float64)[used]) / root.size**2
 
@@ -143,12 +143,12 @@ def _without_decoder(step):
 
 
 def _loss(key, batch, **options):
-    x_0 = jnp.sqrt(WORLD.var) * jax.random.normal(jax.random.fold_in(key, 7), (batch, DIMS))
-    return losses.denoising_loss(EXACT, key, x_0, TABLE, weight=_without_decoder, **options)
+    x_0 = jnp.sqrt(DATA.var) * jax.random.normal(jax.random.fold_in(key, 7), (batch, DIMS))
+    return losses.denoising_loss(EXACT, key, x_0, BETAS, weight=_without_decoder, **options)
 
 
 @pytest.mark.slow
-def test_TIME_2_second_moments_come_near_the_best_proposal():
+def test_TIME_2_second_moments_approach_the_optimal_proposal():
     first, root = _moments()
     best, even = root.mean() ** 2, _second_moment(np.full(50, 1 / 50), root)
     moments = time_sampling.LossSecondMomentSampler.init(50)
@@ -199,20 +199,26 @@ def test_TIME_3_variance_proposal_is_near_the_best_for_standard_normal_data():
         np.testing.assert_allclose(np.array(excess[:-1]) / excess[1:], 4.0, rtol=0.05)
 
 
-def test_TIME_3_the_best_proposal_leaves_the_noise_alone():
-    # L_t / p_t then has one mean, so that chi^2_D alone is left of the variance: 2 / D of the mean's square
-    p = time_sampling.timestep_proposal(TABLE(jnp.arange(51)))
+def test_TIME_3_the_optimal_proposal_leaves_the_variance_of_the_noise_only():
+    # L_t / p_t then has one mean, so that the variance is that of chi^2_D alone: 2 / D of the mean's square
+    p = time_sampling.timestep_proposal(BETAS(jnp.arange(51)))
     x_0 = jax.random.normal(jax.random.key(5), (20_000, DIMS))
     first, _ = _moments(var=1.0)
     mean, var = first.mean(), {}
     for how in ("independent", "low_discrepancy"):
         loss = losses.denoising_loss(
-            EXACT_STANDARD, jax.random.key(6), x_0, TABLE, weight=_without_decoder, probabilities=p, time_sampling=how
+            EXACT_STANDARD,
+            jax.random.key(6),
+            x_0,
+            BETAS,
+            weight=_without_decoder,
+            probabilities=p,
+            time_sampling=how,
         )
         assert_mean(loss.loss, mean, resolution=0.01)
-        assert np.asarray(loss.t).min() == 2  # p_1 = 0: never the decoder's
+        assert np.asarray(loss.t).min() == 2  # p_1 = 0: the decoder's step is never sampled
         var[how] = np.var(loss.loss)
         assert var[how] == pytest.approx(mean**2 * 2 / DIMS, rel=0.05)
-    even = losses.denoising_loss(EXACT_STANDARD, jax.random.key(6), x_0, TABLE, weight=_without_decoder)
+    even = losses.denoising_loss(EXACT_STANDARD, jax.random.key(6), x_0, BETAS, weight=_without_decoder)
     print(f"variance: uniform {np.var(even.loss):.3f}, the best {var['independent']:.4f}")
     assert np.var(even.loss) > 50 * var["independent"]

@@ -1,4 +1,4 @@
-"""TW: what the clean data were, by the derivatives of the noisy law. Posteriors that are known, and cumulants."""
+"""TW: moments of the clean data by derivatives of the noisy density. Known posteriors, and cumulants."""
 
 from functools import cache, partial
 
@@ -26,8 +26,8 @@ def _float64():
         yield
 
 
-# Worlds of other shapes each, and levels of three schedules: preserving, neither, exploding
-WORLDS = {
+# Distributions of different shapes, and levels of three schedules: preserving, neither, exploding
+DISTRIBUTIONS = {
     "gaussian": lambda: closed_form.gaussian([[0.3, -0.2]], [[0.5, 0.2], [0.2, 0.3]]),
     "low rank": lambda: closed_form.low_rank(np.linspace(-1, 1, 5), np.arange(10.0).reshape(5, 2) / 10 - 0.5, 0.01),
     "mixture": lambda: closed_form.mixture(
@@ -81,7 +81,7 @@ def test_TW_1_by_differentiating_under_the_integral():
     # two points, whose posterior is Bayes' rule
     slope, moment = _two_points(1)
     assert_proved((y + g**2 * slope) / a, moment(1))
-    # a normal law, whose posterior is a completed square
+    # a normal distribution, whose posterior is a completed square
     log_q = log_normal(y, a * m, a**2 * v + g**2)
     joint = log_normal(x, m, v) + log_normal(y, a * x, g**2)
     mean = sp.solve(sp.diff(joint, x), x)[0]
@@ -89,11 +89,11 @@ def test_TW_1_by_differentiating_under_the_integral():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("gaussian", "points") else n for n in WORLDS]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("gaussian", "points") else n for n in DISTRIBUTIONS]
 )
-def test_TW_1_and_2_posterior_of_every_world(name):
+def test_TW_1_and_2_posterior_of_every_distribution(name):
     # conjugacy on one side, derivatives of q(x_t) on the other
-    distribution = WORLDS[name]()
+    distribution = DISTRIBUTIONS[name]()
     x_t = _noisy(distribution)
 
     @jax.jit
@@ -115,8 +115,8 @@ def test_TW_1_and_2_posterior_of_every_world(name):
 
 
 @pytest.mark.slow
-def test_TW_1_and_2_of_a_law_outside_the_library():
-    # x uniform on [-1, 1]: q(x_t) is a difference of normal integrals, and the posterior a truncated normal law
+def test_TW_1_and_2_of_a_distribution_outside_the_library():
+    # x uniform on [-1, 1]: q(x_t) is a difference of normal integrals, and the posterior a truncated normal
     y = np.linspace(-2.0, 2.0, 9)
     for level in _levels():
         alpha, sigma = float(level.alpha), float(level.sigma)
@@ -125,8 +125,8 @@ def test_TW_1_and_2_of_a_law_outside_the_library():
             ends = jax.scipy.special.ndtr((x_t + alpha) / sigma) - jax.scipy.special.ndtr((x_t - alpha) / sigma)
             return jnp.sum(jnp.log(ends))
 
-        centre, width = y / alpha, sigma / alpha
-        posterior = stats.truncnorm((-1 - centre) / width, (1 - centre) / width, centre, width)
+        center, width = y / alpha, sigma / alpha
+        posterior = stats.truncnorm((-1 - center) / width, (1 - center) / width, center, width)
         score, x_t = jax.jit(jax.vmap(jax.grad(log_q))), jnp.asarray(y)[:, None]
         assert_close(tweedie.posterior_mean(score, x_t, level)[:, 0], posterior.mean(), rtol=1e-7, atol=1e-9)
         assert_close(tweedie.posterior_covariance(score, x_t, level)[:, 0, 0], posterior.var(), rtol=1e-7)
@@ -134,8 +134,8 @@ def test_TW_1_and_2_of_a_law_outside_the_library():
 
 @pytest.mark.slow
 def test_TW_1_and_2_need_the_marginal_score():
-    # the conditional law's score knows x_0: it gives that back, with nothing left to be unsure of
-    distribution, level = WORLDS["mixture"](), _levels()[0]
+    # the conditional score depends on x_0 and returns it, with variance 0
+    distribution, level = DISTRIBUTIONS["mixture"](), _levels()[0]
     x_0, x_t = _noisy(distribution)[:2], jnp.asarray([[0.4, -0.3], [1.0, 0.2]])
 
     @jax.jit
@@ -167,7 +167,7 @@ def test_TW_2_by_differentiating_twice():
     "trace", ["rademacher", *(pytest.param(t, marks=pytest.mark.slow) for t in ("gaussian", "sphere"))]
 )
 def test_TW_2_diagonal_has_no_bias(trace):
-    distribution, level = WORLDS["low rank"](), _levels()[2]
+    distribution, level = DISTRIBUTIONS["low rank"](), _levels()[2]
     x_t = jnp.broadcast_to(_noisy(distribution)[:1], (20_000, 5))
     ours = jax.jit(partial(tweedie.posterior_variance, trace=trace), static_argnums=0)(
         _score(distribution, level), jax.random.key(1), x_t, level
@@ -176,8 +176,8 @@ def test_TW_2_diagonal_has_no_bias(trace):
     assert_mean(ours, truth, resolution=0.05 * truth)
 
 
-def test_TW_2_signs_see_a_diagonal_at_once():
-    distribution, level = WORLDS["pixels"](), _levels()[0]
+def test_TW_2_rademacher_probes_are_exact_for_a_diagonal():
+    distribution, level = DISTRIBUTIONS["pixels"](), _levels()[0]
     x_t, key = _noisy(distribution), jax.random.key(2)
 
     @jax.jit
@@ -194,7 +194,7 @@ def test_TW_2_signs_see_a_diagonal_at_once():
 @pytest.mark.slow
 def test_TW_2_total_variance():
     # Cov[x_0] = E Cov[x_0|x_t] + Cov E[x_0|x_t], and E tr Cov is the least squared error
-    distribution, level = WORLDS["mixture"](), _levels()[0]
+    distribution, level = DISTRIBUTIONS["mixture"](), _levels()[0]
     score = _score(distribution, level)
     noisy = closed_form.marginal(distribution, level)
 
@@ -234,8 +234,8 @@ def test_TW_3_derivatives_of_the_log_partition():
     assert_proved(sp.diff(log_partition, x, 4), central[4] - 3 * central[2] ** 2)
 
 
-def test_TW_3_bases_make_laws():
-    # log h + eta x - psi(eta) is each family's own density
+def test_TW_3_bases_give_normalized_densities():
+    # log h + eta x - psi(eta) is the density of each family
     x, mu, var, rate, shape = 3.0, 0.7, 0.4, 1.3, 2.5
     at = jnp.asarray([x])
     normal = tweedie.normal_base(at, jnp.asarray(var)) + mu / var * x - mu**2 / (2 * var)
@@ -248,7 +248,7 @@ def test_TW_3_bases_make_laws():
 
 @pytest.mark.slow
 def test_TW_3_of_normal_noise():
-    # points in the plane: the posterior is finite, its cumulants sums over points; tensors to the fourth order
+    # points in the plane: the posterior is finite, its cumulants are sums over points; tensors up to fourth order
     distribution, var = (
         closed_form.empirical([[-1.0, 0.5], [0.2, -0.3], [1.0, 1.0]], [0.5, 0.2, 0.3]),
         jnp.asarray(0.36),
@@ -280,13 +280,13 @@ def test_TW_3_of_counts():
     shape, prior = 1.7, 0.8
 
     def log_prob(x):
-        return jnp.sum(gammaln(x + shape) - gammaln(x + 1) - x * np.log1p(prior))  # but for a constant
+        return jnp.sum(gammaln(x + shape) - gammaln(x + 1) - x * np.log1p(prior))  # up to a constant
 
     ours = jax.jit(jax.vmap(lambda x: tweedie.cumulants(log_prob, tweedie.poisson_base, x, 4)))(jnp.asarray(COUNTS))
     assert_close(ours[0], special.digamma(COUNTS + shape) - np.log1p(prior), rtol=1e-12)
     for k in (1, 2, 3):
         assert_close(ours[k], special.polygamma(k, COUNTS + shape), rtol=1e-12)
-    # that log_prob is the law of the counts, up to its constant
+    # that log_prob is the distribution of the counts, up to its constant
     known = stats.nbinom(shape, prior / (1 + prior)).logpmf(COUNTS)
     off = jax.vmap(log_prob)(jnp.asarray(COUNTS)) - known
     assert_close(off, np.full(3, off[0]), rtol=1e-12)
@@ -299,12 +299,12 @@ COUNTS = np.array([0.0, 1.0, 6.0])
 
 
 def test_TW_3_of_gamma_noise():
-    # rate ~ Gamma(a, b): x has a beta-prime law, and the rate given x is Gamma(a + shape, b + x); eta is minus it
+    # rate ~ Gamma(a, b): x has a beta-prime distribution, and the rate given x is Gamma(a + shape, b + x); eta is -rate
     shape, a, b = 2.5, 1.4, 0.6
     x = np.array([0.3, 1.0, 4.0])
 
     def log_prob(x):
-        return jnp.sum((shape - 1) * jnp.log(x) - (a + shape) * jnp.log(b + x))  # but for a constant
+        return jnp.sum((shape - 1) * jnp.log(x) - (a + shape) * jnp.log(b + x))  # up to a constant
 
     known = stats.betaprime(shape, a, scale=b).logpdf(x)
     off = jax.vmap(log_prob)(jnp.asarray(x)) - known
@@ -319,8 +319,8 @@ def test_TW_3_of_gamma_noise():
         assert_close(ours[0], mean, rtol=0.5)
 
 
-def test_TW_3_whatever_the_prior():
-    # A prior of the log-rate with two bumps, conjugate to nothing: the posterior's moments by scipy's own quadrature.
+def test_TW_3_for_any_prior():
+    # A non-conjugate prior of the log-rate with two bumps: the posterior's moments by scipy's quadrature.
     def prior(eta):
         return np.exp(-((eta + 1) ** 2)) + 0.5 * np.exp(-2 * (eta - 1.5) ** 2)
 

@@ -40,13 +40,13 @@ def _model(name="orthogonal", var=VAR):
 
 
 def _evidence(model):
-    """The law of x, by scipy."""
+    """The distribution of x, by scipy."""
     weights = np.asarray(model.weights)
     return stats.multivariate_normal(model.bias, weights @ weights.T + float(model.var) * np.eye(len(weights)))
 
 
 def _posterior(model, x):
-    """Mean and covariance of p(z|x), by the regression of z on x in their joint law."""
+    """Mean and covariance of p(z|x), by the regression of z on x in their joint distribution."""
     weights, evidence = np.asarray(model.weights), _evidence(model)
     gain = np.linalg.solve(evidence.cov, weights).T
     return (np.asarray(x) - evidence.mean) @ gain.T, np.eye(weights.shape[1]) - gain @ weights
@@ -77,8 +77,8 @@ def _exact_bound(model, q, x):
     return jax.vmap(cost)(nodes).mean(0) + jax.vmap(vae.kl_to_prior)(q)
 
 
-def _some_law(count=2):
-    """A q of the two z of each of some examples that is no posterior."""
+def _some_q(count=2):
+    """A q of the two z of each of `count` examples that is not the posterior."""
     mean, var = np.array([0.7, -0.4]), np.array([0.5, 0.2])
     return Normal(jnp.asarray(np.tile(mean, (count, 1))), var=jnp.asarray(np.tile(var, (count, 1))))
 
@@ -88,7 +88,7 @@ def _fixed(q, x):
     return q
 
 
-# One code of one number and a decoder that bends: nothing normal about p(x) or p(z|x); integrals are sums.
+# One scalar code and a nonlinear decoder: neither p(x) nor p(z|x) is normal; integrals are sums.
 GRID = np.linspace(-9.0, 9.0, 4001)
 
 
@@ -136,8 +136,8 @@ def _prior_square(model, x):
     return half * (4 * np.pi * float(model.var)) ** (-len(x) / 2) / _evidence(model).pdf(x) ** 2
 
 
-def test_VAE_1_draws_of_the_prior_hardly_ever_land():
-    # p(x) by draws of the prior, and of laws near p(z|x): all unbiased; the variance of their ratio to p(x) is
+def test_VAE_1_samples_of_the_prior_rarely_explain_the_data():
+    # p(x) by samples of the prior, and of normals near p(z|x): all unbiased; the variance of their ratio to p(x) is
     # int p(x,z)^2 / q dz / p(x)^2 - 1, which is 0 for the posterior alone.
     model, count = _model(var=0.05), 100_000
     x = jnp.broadcast_to(jnp.asarray(X[0]), (count, 3))
@@ -163,13 +163,13 @@ def test_VAE_1_draws_of_the_prior_hardly_ever_land():
     assert_close(variances["prior"], _prior_square(model, X[0]) - 1, rtol=1e-9)
     print(f"variance of p(x)'s estimate over p(x)^2: {variances}")
     assert variances["prior"] > 50 * variances["wide"]
-    # and with the noise, or with codes, it gets hopeless: nothing but the closed form can be asked there
+    # with less noise or more codes the number of samples explodes: only the closed form can be evaluated there
     small = [float(_prior_square(_model(var=v), SHIFT)) for v in (0.05, 0.005, 0.0005)]
     assert np.diff(np.log10(small)) == pytest.approx([1.0, 1.0], abs=0.05)  # as v^(-k/2), k = 2
     weights = np.linalg.qr(np.random.RandomState(0).randn(64, 20))[0] * 2.0
     many = linear_gaussian.LinearGaussianModel(*map(jnp.asarray, (weights, np.zeros(64), np.float64(0.05))))
     wanted = _prior_square(many, _evidence(many).rvs(random_state=0)) / 0.1**2
-    print(f"64 numbers of 20 codes: {wanted:.1e} draws of the prior for p(x) within a tenth")
+    print(f"64 numbers of 20 codes: {wanted:.1e} samples of the prior for p(x) within a tenth")
     assert wanted > 1e12
 
 
@@ -183,18 +183,18 @@ def test_VAE_2_bound_is_the_evidence_and_a_divergence(name):
     ours_mean, ours_cov = model.posterior(x)
     assert_close(ours_mean, mean, rtol=1e-12)
     assert_close(ours_cov, cov, rtol=1e-12, atol=1e-15)
-    for q in (_some_law(), model.encoder(x), Normal(jnp.zeros((2, 2)), var=jnp.ones((2, 2)))):
-        gaps = [_gaussian_kl(*distribution, m, cov) for distribution, m in zip(_laws(q), mean, strict=True)]
+    for q in (_some_q(), model.encoder(x), Normal(jnp.zeros((2, 2)), var=jnp.ones((2, 2)))):
+        gaps = [_gaussian_kl(*moments, m, cov) for moments, m in zip(_moments(q), mean, strict=True)]
         assert_close(_exact_bound(model, q, x) - np.array(gaps), -_evidence(model).logpdf(X), rtol=1e-12)
     # and the library's estimates have this mean
-    q = _some_law(100_000)
+    q = _some_q(100_000)
     many = jnp.broadcast_to(x[:1], (100_000, 3))
     for sampled in (False, True):
         ours = vae.bound(Partial(_fixed, q), *_parts(model), jax.random.key(0), many, sampled_kl=sampled)
-        assert_mean(ours.total, _exact_bound(model, _some_law(), x)[0], resolution=0.02)
+        assert_mean(ours.total, _exact_bound(model, _some_q(), x)[0], resolution=0.02)
 
 
-def _laws(q):
+def _moments(q):
     """Mean and covariance of each example's q, for numpy."""
     return [(np.asarray(m), np.diag(v)) for m, v in zip(q.mean, q.var, strict=True)]
 
@@ -203,14 +203,14 @@ def _laws(q):
 def test_VAE_2_equality_at_the_posterior_alone(name):
     model, x = _model(name), jnp.asarray(X)
     best, truth = model.encoder(x), -_evidence(model).logpdf(X)
-    # the best q there is among the independent ones: nothing to gain by its mean or its variance
+    # the optimal q among the independent ones: the gradient by its mean and variance is zero
     slopes = jax.grad(lambda q: _exact_bound(model, q, x).sum())(best)
     assert_close([slopes.mean, slopes.var], np.zeros((2, 2, 2)), atol=1e-12)
     gap = np.asarray(_exact_bound(model, best, x)) - truth
     if name == "orthogonal":
         assert_close(gap, np.zeros(2), atol=1e-12)
         ratio = vae.bound(model.encoder, *_parts(model), jax.random.key(0), x, sampled_kl=True).total
-        assert_close(ratio, truth, rtol=1e-12)  # at every draw
+        assert_close(ratio, truth, rtol=1e-12)  # for every sample
     else:  # dependent z: 1/2 log of the precision's diagonal over its determinant
         precision = np.linalg.inv(_posterior(model, X)[1])
         lost = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
@@ -221,8 +221,8 @@ def test_VAE_2_equality_at_the_posterior_alone(name):
         assert np.all(_exact_bound(model, other, x) > _exact_bound(model, best, x) + 1e-3)
 
 
-def test_VAE_2_whatever_the_decoder():
-    # a posterior of two humps, and a normal q
+def test_VAE_2_for_any_decoder():
+    # a posterior of two modes, and a normal q
     x = jnp.asarray([0.1, 0.9])
     cost, prior = _bent_costs(x), stats.norm.pdf(GRID)
     evidence = _integral(np.exp(-cost) * prior)
@@ -240,10 +240,10 @@ def test_VAE_2_whatever_the_decoder():
 
 def test_VAE_3_three_forms_of_one_bound():
     # E_q log p(x,z)/q(z|x) = E_q log p(x|z) - KL(q || p) = log p(x) - KL(q || p(z|x)): by sums over a grid of z, and by
-    # the library at the same draws and in the mean
+    # the library at the same samples and in the mean
     x, mean, var = jnp.asarray([0.1, 0.9]), 0.3, 0.5
     cost, prior, q = _bent_costs(x), stats.norm.pdf(GRID), stats.norm.pdf(GRID, mean, var**0.5)
-    jensen = _integral(q * (np.log(q) - np.log(prior) + cost))  # E of the log, turned into a cost
+    jensen = _integral(q * (np.log(q) - np.log(prior) + cost))  # E of the log, as a cost
     assert_close(_integral(q * cost) + vae.kl_to_prior(Normal(jnp.asarray([mean]), var=jnp.asarray([var]))), jensen)
     assert jensen > -np.log(_integral(np.exp(-cost) * prior))  # Jensen: the log of E is more
 
@@ -260,7 +260,7 @@ def test_VAE_3_three_forms_of_one_bound():
     assert_close(ratio.total, log_ratio[:, 0] - log_decoder, rtol=1e-9, atol=1e-9)
 
 
-def test_VAE_3_more_draws_come_nearer_to_the_evidence():
+def test_VAE_3_more_samples_tighten_the_bound():
     x, count = jnp.asarray([0.1, 0.9]), 10_000
     evidence = _integral(np.exp(-_bent_costs(x)) * stats.norm.pdf(GRID))
     distribution = Normal(jnp.full((count, 1), 0.3), var=jnp.full((count, 1), 0.8))
@@ -294,28 +294,28 @@ def test_VAE_4_kl_to_the_prior():
     truth = sum(float(one.subs({m: a, v: b})) for a, b in zip(mean, var, strict=True))
     assert_close(vae.kl_to_prior(q), truth, rtol=1e-13)
     assert_close(vae.kl_to_prior(q), _gaussian_kl(mean, np.diag(var), np.zeros(3), np.eye(3)), rtol=1e-13)
-    # at one point, and over draws
+    # at one point, and over samples
     point = np.array([0.2, -0.3, 1.1])
     log_ratio = stats.norm.logpdf(point, mean, var**0.5).sum() - stats.norm.logpdf(point).sum()
     assert_close(vae.kl_monte_carlo(q, jnp.asarray(point)), log_ratio, rtol=1e-13)
-    drawn = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 50_000))
-    assert_mean(jax.vmap(vae.kl_monte_carlo, in_axes=(None, 0))(q, drawn), truth, resolution=0.01)
+    sampled = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 50_000))
+    assert_mean(jax.vmap(vae.kl_monte_carlo, in_axes=(None, 0))(q, sampled), truth, resolution=0.01)
 
 
 # VAE-5
 
 
-def test_VAE_5_draws_have_the_law():
+def test_VAE_5_samples_have_the_distribution():
     # z = mu + sigma eps: the density of eps at (z - mu) / sigma, less log of the stretching, is the density of z
     z, m = sp.symbols("z m", real=True)
     v = sp.Symbol("v", positive=True)
     assert_proved(log_normal((z - m) / sp.sqrt(v), 0, 1) - sp.log(sp.sqrt(v)), log_normal(z, m, v))
-    q = _some_law(100_000)
-    drawn = vae.reparameterized_sample(q, jax.random.key(0))
-    assert_moments(drawn, q.mean[0], q.var[0])
-    white = (drawn - q.mean) / jnp.sqrt(q.var)
+    q = _some_q(100_000)
+    sampled = vae.reparameterized_sample(q, jax.random.key(0))
+    assert_moments(sampled, q.mean[0], q.var[0])
+    white = (sampled - q.mean) / jnp.sqrt(q.var)
     assert stats.kstest(np.asarray(white).ravel(), "norm").pvalue > 1e-3
-    # the noise does not move with mean and variance: that is what gradients go through
+    # the noise does not depend on mean and variance: gradients pass through the latter
     other = Normal(q.mean + 1.7, var=4.0 * q.var)
     assert_close(
         (vae.reparameterized_sample(other, jax.random.key(0)) - other.mean) / jnp.sqrt(other.var),
@@ -329,7 +329,7 @@ def test_VAE_5_draws_have_the_law():
 def test_VAE_5_two_gradients_of_one_bound():
     # Of the bound's expectation, by mean and log-deviation of q: both unbiased, the score function's far more spread.
     model, count = _model(), 40_000
-    x, q = jnp.broadcast_to(jnp.asarray(X[0]), (count, 3)), _some_law(count)
+    x, q = jnp.broadcast_to(jnp.asarray(X[0]), (count, 3)), _some_q(count)
 
     def distribution(parameters, x=None):
         mean, log_deviation = parameters
@@ -366,8 +366,8 @@ def test_VAE_5_two_gradients_of_one_bound():
     assert_close(*values, rtol=1e-15)  # one value
 
 
-def test_VAE_5_score_function_needs_no_slope():
-    # E 1[z > 0] under N(m, 1) is Phi(m): its derivative is the density at m, which no draw's own slope tells.
+def test_VAE_5_score_function_needs_no_gradient_of_the_cost():
+    # E 1[z > 0] under N(m, 1) is Phi(m): its derivative is the density at m, but every sample's own derivative is 0.
     mean, count = 0.4, 100_000
     distribution = Normal(jnp.full((count, 1), mean), var=jnp.ones((count, 1)))
 
@@ -401,7 +401,7 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
     ours = linear_gaussian.maximum_likelihood_decoder(pairs, jnp.asarray(x))
     assert_close(ours.weights, solution[:2].T, rtol=1e-11)
     assert_close(ours.bias, solution[2], rtol=1e-11)
-    assert_close(ours.var, rest.sum() / (40 * 3), rtol=1e-11)  # the mean square left
+    assert_close(ours.var, rest.sum() / (40 * 3), rtol=1e-11)  # the remaining mean square
 
     @jax.jit
     def cost(model):
@@ -409,7 +409,7 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
 
     for slope in jax.grad(cost)(ours):
         assert_close(slope, np.zeros(slope.shape), atol=1e-9)
-    # maximum likelihood differs from least squares by nothing but scale, at any fixed variance
+    # at any fixed variance maximum likelihood differs from least squares by a scale only
     one, other = ours._replace(var=jnp.asarray(0.7)), _model("slanted", var=0.7)
     squares = [np.sum((x - z @ np.asarray(m.weights).T - np.asarray(m.bias)) ** 2) for m in (one, other)]
     assert_close(cost(other) - cost(one), (squares[1] - squares[0]) / (2 * 0.7), rtol=1e-10)
@@ -420,24 +420,24 @@ def test_VAE_6_a_decoder_on_pairs_is_least_squares():
 
 
 def test_VAE_6_uncertain_codes_count_their_variance():
-    # With q's variance: the slope of the *expected* cost is zero, by the exact mean of the quadratic.
+    # With q's variance: the derivative of the *expected* cost is zero, by the exact mean of the quadratic.
     z, x = map(jnp.asarray, _pairs())
     q = Normal(z, var=jnp.broadcast_to(jnp.asarray([0.3, 0.1]), z.shape))
     ours = linear_gaussian.maximum_likelihood_decoder(q, x)
     for slope in jax.grad(lambda model: _exact_bound(model, q, x).sum())(ours):
         assert_close(slope, np.zeros(slope.shape), atol=1e-9)
     points = linear_gaussian.maximum_likelihood_decoder(replace(q, var=jnp.zeros_like(q.var)), x)
-    assert np.all(np.abs(points.weights) > np.abs(ours.weights))  # codes of pure chance count for less
+    assert np.all(np.abs(points.weights) > np.abs(ours.weights))  # uncertain codes shrink the weights
 
 
 def test_VAE_7_gaussian_bound_in_full():
-    # One number of each kind, -log N(x; mu(z), v) and the KL in symbols; in the library at its own draw.
+    # One dimension of each, -log N(x; mu(z), v) and the KL in symbols; in the library at its own sample.
     x, mu, m = sp.symbols("x mu m", real=True)
     v, s = sp.symbols("v s", positive=True)
     cost = (x - mu) ** 2 / (2 * v) + sp.log(2 * sp.pi * v) / 2
     assert_proved(sp.integrate(sp.exp(-cost), (x, -sp.oo, sp.oo)), 1)
     assert_proved(-log_normal(x, mu, v), cost)
-    model, q = _model("slanted"), _some_law()
+    model, q = _model("slanted"), _some_q()
     ours = vae.bound(Partial(_fixed, q), *_parts(model), jax.random.key(0), jnp.asarray(X))
     z = np.asarray(vae.reparameterized_sample(q, jax.random.key(0)))
     squares = np.sum((X - z @ WEIGHTS["slanted"].T - SHIFT) ** 2, 1)
@@ -455,14 +455,14 @@ def test_VAE_7_gaussian_bound_in_full():
 
 
 def _overlapping():
-    """Five examples of three numbers, and codes of two, some of which overlap."""
+    """Five examples in three dimensions and codes in two, some of them overlapping."""
     random = np.random.RandomState(3)
     mean = np.array([[0.0, 0.0], [0.4, 0.1], [2.0, -1.0], [2.1, -1.2], [-3.0, 3.0]])
     return jnp.asarray(random.randn(5, 3)), Normal(jnp.asarray(mean), var=jnp.asarray(random.uniform(0.1, 0.5, (5, 2))))
 
 
 def test_VAE_8_the_best_mean_is_an_average():
-    # sum_n q(z|x_n) ||x_n - f||^2 at each z, by scipy's densities: any other f costs its square, times their sum
+    # sum_n q(z|x_n) ||x_n - f||^2 at each z, by scipy's densities: any other f adds its square, times their sum
     data, q = _overlapping()
     random = np.random.RandomState(4)
     for z in ([0.2, 0.0], [2.0, -1.1], [0.7, 0.6], [-3.0, 3.0]):
@@ -475,13 +475,13 @@ def test_VAE_8_the_best_mean_is_an_average():
         for _ in range(3):
             other = best + random.randn(3)
             assert_close(loss(other) - loss(best), weights.sum() * np.sum((other - best) ** 2), rtol=1e-10)
-    # two codes in one place: halfway between their examples; a lonely one: its own
+    # two codes in one place: halfway between their examples; an isolated one: its own example
     same = Normal(jnp.zeros((2, 2)), var=jnp.full((2, 2), 0.3))
     assert_close(vae.optimal_mean_decoder(same, data[:2], jnp.asarray([0.4, -0.2])), data[:2].mean(0), rtol=1e-14)
     assert_close(vae.optimal_mean_decoder(q, data, jnp.asarray([-3.0, 3.0])), data[4], rtol=1e-10)
 
 
-def test_VAE_8_what_is_left_is_orthogonal_to_every_decoder():
+def test_VAE_8_the_residual_is_orthogonal_to_every_decoder():
     # over x_n of the data and z ~ q(z|x_n): E (x - E[x|z]) g(z) = 0, so that no decoder can lower the bound
     data, q = _overlapping()
     n = jnp.arange(100_000) % 5
@@ -496,7 +496,7 @@ def test_VAE_8_what_is_left_is_orthogonal_to_every_decoder():
         assert_mean(left * np.asarray(g)[:, None], np.zeros(3), resolution=0.02)
         other = best + 0.3 * g[:, None]
         assert_mean(costs(other) - costs(best), float(np.mean(3 * 0.09 * np.asarray(g) ** 2)), resolution=0.02)
-    assert np.abs(left).mean() > 0.1  # a blur: it does not go away
+    assert np.abs(left).mean() > 0.1  # a blur that remains
 
 
 # VAE-9, VAE-10
@@ -540,13 +540,13 @@ def test_VAE_9_em_never_lowers_the_bound_and_reaches_probabilistic_pca():
     best = _best_log_likelihood(data, 2)
     assert_close(elbo[-1], best, rtol=1e-9)
     assert_close(_evidence(last).logpdf(data).mean(), best, rtol=1e-9)
-    # the same model but for signs and order of codes: W W^T is one
+    # the same model up to signs and order of codes: W W^T is unique
     closed = linear_gaussian.probabilistic_pca(x, 2)
     assert_close(last.weights @ last.weights.T, closed.weights @ closed.weights.T, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("k", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_VAE_9_probabilistic_pca_is_the_likeliest(k):
+def test_VAE_9_probabilistic_pca_maximizes_the_likelihood(k):
     data = _cloud()
     model, best = linear_gaussian.probabilistic_pca(jnp.asarray(data), k), _best_log_likelihood(data, k)
     assert_close(_evidence(model).logpdf(data).mean(), best, rtol=1e-12)
@@ -567,7 +567,7 @@ def test_VAE_9_probabilistic_pca_is_the_likeliest(k):
     assert_close(-_exact_bound(model, model.encoder(jnp.asarray(data)), jnp.asarray(data)).mean(), best, rtol=1e-12)
 
 
-def test_VAE_10_the_likeliest_model_is_the_nearest():
+def test_VAE_10_maximum_likelihood_minimizes_the_kl():
     # E_data[-log p_model] = KL(p_data || p_model) + h(p_data): of one model or another, the same difference
     distribution = closed_form.mixture([0.4, 0.6], [[-1.0, 0.3], [0.9, 0.1]], [0.3, 0.1])
     x, entropy = (
@@ -576,7 +576,7 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
     )
     mean, cov = np.asarray(distribution.mean), np.asarray(distribution.covariance())
     values, vectors = np.linalg.eigh(cov)
-    nearest = linear_gaussian.LinearGaussianModel(  # of all normal laws: the one of the data's own mean and covariance
+    nearest = linear_gaussian.LinearGaussianModel(  # among all normals: the one with the data's moments
         *map(jnp.asarray, (vectors[:, 1:] * np.sqrt(values[1] - values[0]), mean, values[0]))
     )
 
@@ -594,13 +594,13 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
         costs.append(cost.mean())
         divergences.append(float(divergence))
     assert np.argmin(costs) == np.argmin(divergences) == 0
-    # exactly, for normal data: and so one gradient
+    # exactly, for normal data: and so the gradients are equal
     normal = closed_form.gaussian(mean, cov)
     cost_of = jax.jit(lambda m: information.quadrature(lambda x: -m.log_prob(x), normal, nodes=61).value)
     for model in (nearest, nearest._replace(bias=nearest.bias + 0.2, weights=1.3 * nearest.weights)):
         own = _evidence(model)
         assert_close(cost_of(model), _gaussian_kl(mean, cov, own.mean, own.cov) + normal.entropy(), rtol=1e-12)
-    # the likeliest model of a data set is the nearest to its moments: probabilistic PCA, at a divergence of none
+    # the most likely model of a data set is the nearest to its moments: probabilistic PCA, at divergence 0
     data = _cloud()
     three = linear_gaussian.probabilistic_pca(jnp.asarray(data), 3)
     own = _evidence(three)
@@ -611,7 +611,7 @@ def test_VAE_10_the_likeliest_model_is_the_nearest():
 
 
 def test_VAE_11_kl_splits_into_information_and_mismatch():
-    # Six examples, codes of one number: each part by sums over a grid of z.
+    # Six examples, scalar codes: each part by sums over a grid of z.
     mean, var = np.array([-1.5, -1.2, 0.0, 0.1, 0.8, 2.0]), np.array([0.3, 0.2, 0.5, 0.1, 0.4, 0.2])
     q = Normal(jnp.asarray(mean[:, None]), var=jnp.asarray(var[:, None]))
     density = stats.norm.pdf(GRID, mean[:, None], np.sqrt(var)[:, None])
@@ -631,18 +631,18 @@ def test_VAE_11_kl_splits_into_information_and_mismatch():
     assert_mean((split.mutual_information + split.marginal_kl - split.kl).mean(1), 0.0, resolution=0.02)
 
 
-def test_VAE_11_codes_that_tell_all_or_nothing():
-    names = Normal(100.0 * jnp.arange(5.0)[:, None], var=jnp.ones((5, 1)))  # each example has a code of its own: log N
+def test_VAE_11_codes_that_identify_examples_and_codes_that_do_not():
+    names = Normal(100.0 * jnp.arange(5.0)[:, None], var=jnp.ones((5, 1)))  # each example has a distinct code: log N
     split = vae.kl_decomposition(names, jax.random.key(0), samples=100)
     assert_close(split.mutual_information, np.full(5, np.log(5)), rtol=1e-12)
-    nothing = Normal(jnp.full((5, 1), 0.7), var=jnp.full((5, 1), 0.4))
-    split = vae.kl_decomposition(nothing, jax.random.key(0), samples=20_000)
+    constant = Normal(jnp.full((5, 1), 0.7), var=jnp.full((5, 1), 0.4))
+    split = vae.kl_decomposition(constant, jax.random.key(0), samples=20_000)
     assert_close(split.mutual_information, np.zeros(5), atol=1e-12)
     assert float(split.marginal_kl.mean()) == pytest.approx(float(split.kl.mean()), rel=0.02)  # all of it is mismatch
 
 
-def test_VAE_11_a_perfect_vae_pays_for_information_alone():
-    # Where q is the posterior of a model that is true, the codes of all data together are the prior: KL(q(z)||p) = 0,
+def test_VAE_11_kl_of_a_perfect_vae_is_the_information():
+    # Where q is the posterior of the correct model, the codes of all data together are the prior: KL(q(z)||p) = 0,
     # and E KL(q(z|x) || p(z)) = I(x; z) = 1/2 log |W W^T / v + I|.
     model = _model()
     weights = np.asarray(model.weights)
@@ -675,7 +675,7 @@ def test_VAE_12_new_data_come_from_the_prior():
     assert_mean(-truth.logpdf(new), truth.entropy(), resolution=0.02)
     cool = hvae.sample(hierarchy, likelihood, jax.random.key(1), count, temperature=0.5)
     assert_mean(squares(cool), 0.25 * weights @ weights.T + VAR * np.eye(3))
-    # the encoder's draws give back the x that went in
+    # samples of the encoder reconstruct the input x
     x = jnp.broadcast_to(jnp.asarray(X[0]), (count, 3))
     again = hvae.reconstruct(hierarchy, jax.random.key(2), x, keep=1)
     q = model.encoder(x[:1])
@@ -683,5 +683,5 @@ def test_VAE_12_new_data_come_from_the_prior():
     for moment, value in ((again, SHIFT), (squares(again), truth.cov - VAR * np.eye(3))):
         with refuted():
             assert_mean(moment, value)
-    # and with nothing kept it hears nothing of x: the prior's mean, decoded
+    # and with keep=0 the result does not depend on x: the prior's mean, decoded
     assert_close(hvae.reconstruct(hierarchy, jax.random.key(2), x[:1], keep=0)[0], SHIFT, rtol=1e-15)

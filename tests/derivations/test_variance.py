@@ -19,7 +19,7 @@ from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 from vdm_jax.time_sampling import importance_sample
 
 KINDS = ("x_0", "eps", "v", "score")
-TABLES = {  # to be called with x64 enabled
+SCHEDULES = {  # to be called with x64 enabled
     "preserving": lambda: linear_betas(6, 0.1, 0.6),
     "exploding": lambda: discretize(VarianceExploding(0.2, 5.0), 6),
 }
@@ -30,16 +30,16 @@ def _mixture():
 
 
 def _with_fraction(distribution, fractions, prediction_type="eps", shift=0.0):
-    """The exact denoiser of a law (x_hat moved by `shift`), with a fraction for each step 0..T."""
+    """The exact denoiser of a distribution (x_hat shifted by `shift`), with a fraction for each step 0..T."""
 
-    def answer(fractions, x_t, level):
+    def predict(fractions, x_t, level):
         x_hat = closed_form.OptimalDenoiser(distribution, "x_0")(x_t, level) + shift
         eps = jax.vmap(lambda x, h, lv: (x - lv.alpha * h) / lv.sigma)(x_t, x_hat, level)
         prediction = jax.vmap(lambda h, e, lv: prediction_target(h, e, lv, prediction_type))(x_hat, eps, level)
         fraction = fractions[level.t.astype(int)]
         return prediction, jax.vmap(jnp.full_like)(x_t, fraction)
 
-    return Partial(answer, fractions)
+    return Partial(predict, fractions)
 
 
 def _normal_decoder(x_hat, fraction, x_1, level):
@@ -55,7 +55,7 @@ def _power(distribution, level):
 
 
 def _steps(schedule):
-    """All of them, stacked."""
+    """The values of all steps, stacked."""
     t = jnp.arange(1, schedule.num_steps + 1)
     return schedule.step(t - 1, t)
 
@@ -69,7 +69,7 @@ def _best_variances(distribution, schedule):
 
 @jax.jit
 def _best_fractions(distribution, schedule):
-    """An entry a step 0..T."""
+    """One entry for each step 0..T."""
     fractions = jax.vmap(reverse_variance.variance_fraction)(_best_variances(distribution, schedule), _steps(schedule))
     return jnp.concatenate([jnp.zeros(1), fractions])
 
@@ -94,11 +94,11 @@ def test_VAR_1_between_the_two_extremes_in_betas():
 
 
 @pytest.mark.parametrize("prediction_type", KINDS)
-@pytest.mark.parametrize("continuous", TABLES)
+@pytest.mark.parametrize("continuous", SCHEDULES)
 def test_VAR_1_the_divergence_of_any_variance(prediction_type, continuous):
-    # from target and prediction alone, without forming the two means: the same as the divergence of the two laws
+    # from target and prediction alone, without the two means: equal to the divergence of the two distributions
     with jax.enable_x64(True):
-        schedule, rng = TABLES[continuous](), np.random.RandomState(0)
+        schedule, rng = SCHEDULES[continuous](), np.random.RandomState(0)
         x_0, x_hat, eps, log_ratio = (jnp.asarray(rng.randn(3)) for _ in range(4))
         for t in (2, 4, 6):
             step = schedule.step(t - 1, t)
@@ -155,7 +155,7 @@ def test_VAR_1_of_the_posterior_s_variance_it_is_the_bound(prediction_type, term
 
 @pytest.mark.slow
 def test_VAR_1_the_bound_is_the_mean_over_paths():
-    # -log p(x_0:T) / q(x_1:T | x_0) over forward paths, every law as it is defined, for a spoiled denoiser
+    # -log p(x_0:T) / q(x_1:T | x_0) over forward paths, every factor by its definition, for an inexact denoiser
     with jax.enable_x64(True):
         distribution, schedule, count = closed_form.gaussian([0.4], [[0.5]]), linear_betas(4, 0.2, 0.7), 40_000
         fractions = jnp.asarray([0.0, 0.7, 1.3, -0.4, 0.5])
@@ -168,13 +168,13 @@ def test_VAR_1_the_bound_is_the_mean_over_paths():
             chain = jax.vmap(Normal.sample)(after, jax.random.split(jax.random.key(t), count))
             x_hat, f = model(chain, jax.tree.map(lambda leaf: jnp.full(count, leaf), step.t))
             if t == 1:
-                law_s = jax.vmap(lambda h, g, st=step: Normal(h, var=st.t.sigma**2 * jnp.exp(g)))(x_hat, f)
+                model_kernel = jax.vmap(lambda h, g, st=step: Normal(h, var=st.t.sigma**2 * jnp.exp(g)))(x_hat, f)
             else:
                 beta = step.t.sigma**2 * step.one_minus_ratio
                 low = beta * (step.s.sigma / step.t.sigma) ** 2
                 means = jax.vmap(lambda x, h, st=step: forward.posterior(x, h, st).mean)(chain, x_hat)
-                law_s = Normal(means, var=beta**f * low ** (1 - f))
-            cost += jax.vmap(Normal.log_prob)(after, chain) - jax.vmap(Normal.log_prob)(law_s, before)
+                model_kernel = Normal(means, var=beta**f * low ** (1 - f))
+            cost += jax.vmap(Normal.log_prob)(after, chain) - jax.vmap(Normal.log_prob)(model_kernel, before)
         cost -= jax.vmap(lambda x: Normal(jnp.zeros(1), var=jnp.asarray(1.0)).log_prob(x))(chain)
         ours = reverse_variance.learned_variance_bound(
             model, jax.random.key(9), x_0, schedule, _normal_decoder, prediction_type="x_0"
@@ -195,7 +195,7 @@ def test_VAR_1_the_bound_is_the_mean_over_paths():
         assert float(ours.mean() - 4 * ours.std() / count**0.5) > float(truth)
 
 
-# VAR-2: what trains it
+# VAR-2: training the variance
 
 
 def _trained(a, b, x_t, level):
@@ -229,8 +229,8 @@ def test_VAR_2_hybrid_gradient_of_the_mean_is_that_of_the_simple_loss():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("importance", [False, True])
-def test_VAR_2_one_step_stands_for_the_bound(importance):
-    # its mean is the bound's reconstruction and diffusion, its gradient's mean theirs; so too where t is drawn unevenly
+def test_VAR_2_one_step_estimates_the_bound(importance):
+    # its mean is the bound's reconstruction and diffusion, its gradient's mean theirs; also for non-uniform t
     with jax.enable_x64(True):
         distribution, schedule, count = _mixture(), linear_betas(5, 0.1, 0.6), 60_000
         x_0 = draws(distribution, jax.random.key(0), count)
@@ -239,8 +239,8 @@ def test_VAR_2_one_step_stands_for_the_bound(importance):
             model, x, options = Partial(_trained, a, b), x[None], {}
             key_u, key_one, key_all = jax.random.split(key, 3)
             if importance:
-                drawn = importance_sample(jax.random.uniform(key_u, (1,)), jnp.asarray([3.0, 2.0, 1.0, 1.0, 0.5]))
-                options = {"t": drawn.bin + 1, "importance": drawn.weight}
+                sampled = importance_sample(jax.random.uniform(key_u, (1,)), jnp.asarray([3.0, 2.0, 1.0, 1.0, 0.5]))
+                options = {"t": sampled.bin + 1, "importance": sampled.weight}
             one = reverse_variance.vlb_loss(model, key_one, x, schedule, _normal_decoder, **options).loss[0]
             bound = reverse_variance.learned_variance_bound(model, key_all, x, schedule, _normal_decoder)
             return one - (bound.reconstruction + bound.diffusion)[0]
@@ -255,7 +255,7 @@ def test_VAR_2_one_step_stands_for_the_bound(importance):
 
 @pytest.mark.slow
 def test_VAR_2_descent_finds_the_analytic_variance():
-    # a free fraction for each step, trained by L_vlb alone, mean exact: it ends where the closed form says
+    # a free fraction for each step, trained by L_vlb alone with the exact mean, converges to the closed form
     with jax.enable_x64(True):
         distribution, schedule = _mixture(), discretize(VarianceExploding(0.2, 3.0), 5)
         best = _best_fractions(distribution, schedule)
@@ -278,14 +278,14 @@ def test_VAR_2_descent_finds_the_analytic_variance():
 
         _, path = jax.lax.scan(descend, jnp.ones(6), keys)
         ends = path[200:].mean(0)[2:]
-        assert np.all(best[2:] < 0.9)  # it had a way to go
+        assert np.all(best[2:] < 0.9)  # the start, 1, is not the optimum
         assert_close(ends, best[2:], atol=0.02)
 
 
 # VAR-3: the best variance
 
 
-def test_VAR_3_symbolically_the_reverse_kernel_s():
+def test_VAR_3_is_the_variance_of_the_reverse_kernel_in_symbols():
     # data N(m, v): Var[x_s | x_t] by regression, against the formula with E eps_hat^2 = sigma_t^2 / Var x_t
     a_s, a_t, g_s, g_t, v = sp.symbols("a_s a_t g_s g_t v", positive=True)
     r = (a_t * g_s / (g_t * a_s)) ** 2
@@ -301,12 +301,12 @@ def test_VAR_3_symbolically_the_reverse_kernel_s():
     assert_proved(term.subs(var, u), sp.log(u / w) / 2)
 
 
-@pytest.mark.parametrize("continuous", TABLES)
+@pytest.mark.parametrize("continuous", SCHEDULES)
 def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(continuous):
     with jax.enable_x64(True):
-        schedule, x_t = TABLES[continuous](), jnp.asarray([0.3, -0.7, 1.1])
+        schedule, x_t = SCHEDULES[continuous](), jnp.asarray([0.3, -0.7, 1.1])
         covariance = np.array([[0.5, 0.2, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.9]])
-        distribution, round_law = (
+        distribution, isotropic = (
             closed_form.gaussian(np.zeros(3), covariance),
             closed_form.gaussian(np.full(3, 0.4), 0.5 * np.eye(3)),
         )
@@ -319,7 +319,7 @@ def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(continuous):
                     closed_form.reverse_transition(distribution, x_t, step)
                     if t > 1
                     else distribution.posterior(x_t, step.t)
-                )  # s clean: the data's
+                )  # s clean: the posterior of the data
 
             # one number: E||eps_hat||^2 / D = sigma^2 tr M^-1 / D, M the covariance of x_t; and one for each dimension
             inverse = np.linalg.inv(a**2 * covariance + g**2 * np.eye(3))
@@ -328,11 +328,11 @@ def test_VAR_3_gaussian_data_have_exactly_this_reverse_variance(continuous):
             alike = reverse_variance.analytic_dpm_variance(jnp.asarray(g**2 * np.trace(inverse) / 3), step)
             assert_close(alike, kernel(distribution).variance.mean(), rtol=1e-12)
             power = jnp.asarray(g**2 / (a**2 * 0.5 + g**2))
-            assert_close(reverse_variance.analytic_dpm_variance(power, step), kernel(round_law).variance[0], rtol=1e-12)
+            assert_close(reverse_variance.analytic_dpm_variance(power, step), kernel(isotropic).variance[0], rtol=1e-12)
 
 
 @pytest.mark.slow
-def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
+def test_VAR_3_for_a_mixture_it_is_the_mean_over_kernels_and_closest_to_them():
     with jax.enable_x64(True):
         distribution, schedule = _mixture(), discretize(LinearLogSNR(3.0, -3.0), 4)
         for t in (2, 3, 4):
@@ -364,8 +364,8 @@ def test_VAR_3_a_mixture_s_is_the_mean_of_its_kernels_and_is_closest_to_them():
 
 
 @pytest.mark.slow
-def test_VAR_3_the_least_bound():
-    # its diffusion term is sum_t log(var / sigma_q^2) / 2 a dimension, and any other variance has a larger one
+def test_VAR_3_minimizes_the_bound():
+    # its diffusion term is sum_t log(var / sigma_q^2) / 2 per dimension, and any other variance has a larger one
     with jax.enable_x64(True):
         distribution, schedule = _mixture(), discretize(LinearLogSNR(4.0, -4.0), 5)
         x_0, best, bounds = draws(distribution, jax.random.key(0), 40_000), _best_fractions(distribution, schedule), []
@@ -393,7 +393,7 @@ def test_VAR_3_the_least_bound():
 
 
 @pytest.mark.slow
-def test_VAR_3_of_an_imperfect_mean_the_measured_error_decides():
+def test_VAR_3_for_an_inexact_mean_the_measured_error_is_optimal():
     # x_hat off by 0.3 everywhere: E (x_0 - x_hat)^2 = mmse + 0.09. At that variance the bound's slope in f vanishes;
     # at the formula for the best eps_hat it does not.
     with jax.enable_x64(True):
@@ -431,7 +431,7 @@ def test_VAR_3_one_point_and_standard_normal_data_are_the_extremes():
         many = jax.vmap(lambda key: reverse_variance.eps_second_moment(point, key, x_0, schedule))(
             jax.random.split(jax.random.key(0), 2000)
         )
-        assert_mean(many, 1.0, resolution=0.01)  # it tells the noise itself
+        assert_mean(many, 1.0, resolution=0.01)  # it predicts the noise itself
         for t in range(2, 7):
             step = schedule.step(t - 1, t)
             assert_close(
@@ -452,7 +452,7 @@ def test_VAR_3_eps_second_moment_from_data():
     def estimate(key):
         key_x, key = jax.random.split(key)
         x_0 = draws(distribution, key_x, 400)
-        three = jnp.concatenate([x_0, 0.5 * x_0], axis=1)  # another law in the second place: dimensions differ
+        three = jnp.concatenate([x_0, 0.5 * x_0], axis=1)  # another distribution in the second dimension
 
         def both(x_t, level):
             first = closed_form.OptimalDenoiser(distribution, "v")(x_t[:, :1], level)
@@ -476,8 +476,8 @@ def test_VAR_3_eps_second_moment_from_data():
 def test_VAR_3_sampling_few_steps_of_gaussian_data_without_error():
     # with the exact mean and variance of every reverse kernel each state has the forward marginal, at any T
     with jax.enable_x64(True):
-        world, schedule = GaussianWorld(0.7, 0.25), linear_betas(3, 0.3, 0.8)
-        distribution = world.distribution((1,))
+        data, schedule = GaussianWorld(0.7, 0.25), linear_betas(3, 0.3, 0.8)
+        distribution = data.distribution((1,))
         x_T = draws(closed_form.marginal(distribution, schedule(3)), jax.random.key(0), 100_000)
         variances = _best_variances(distribution, schedule)
         options = {"snapshots": 3}
@@ -500,13 +500,13 @@ def test_VAR_3_sampling_few_steps_of_gaussian_data_without_error():
                 assert_moments(other.x_t[-1], level.alpha * 0.7, level.alpha**2 * 0.25 + level.sigma**2)
 
 
-# VAR-4: between these it lies
+# VAR-4: bounds on the optimal variance
 
 
-@pytest.mark.parametrize("continuous", TABLES)
+@pytest.mark.parametrize("continuous", SCHEDULES)
 def test_VAR_4_bounds_hold_and_are_reached(continuous):
     with jax.enable_x64(True):
-        schedule, rng = TABLES[continuous](), np.random.RandomState(0)
+        schedule, rng = SCHEDULES[continuous](), np.random.RandomState(0)
         distributions = [closed_form.empirical(rng.uniform(-1, 1, (4, 1)), rng.uniform(0.1, 1, 4)) for _ in range(3)]
         distributions += [_mixture(), closed_form.gaussian([3.0], [[40.0]])]
         steps = _steps(schedule)
@@ -520,9 +520,9 @@ def test_VAR_4_bounds_hold_and_are_reached(continuous):
             var = _best_variances(distribution, schedule)
             assert np.all((free.lower <= var) & (var <= free.upper))
             assert not isinstance(distribution, closed_form.Empirical) or np.all(var <= held.upper)
-        # ever broader data reach the upper bound
+        # broader and broader data approach the upper bound
         assert_close(_best_variances(closed_form.gaussian([0.0], [[1e12]]), schedule), free.upper, rtol=1e-9)
-        # data at the two ends of [-1, 1], hidden in noise: half the width squared, which is less than sigma / alpha
+        # data at the two ends of [-1, 1] with large noise: half the width squared, which is less than sigma / alpha
         noisy = discretize(LinearLogSNR(-9.0, -16.0), 2).step(1, 2)
         ends = reverse_variance.analytic_dpm_variance(_power(closed_form.empirical([[-1.0], [1.0]]), noisy.t), noisy)
         top = reverse_variance.variance_bounds(noisy, 1.0)
@@ -530,7 +530,7 @@ def test_VAR_4_bounds_hold_and_are_reached(continuous):
         assert float(top.upper) < 0.9 * float(reverse_variance.variance_bounds(noisy).upper)
 
 
-def test_VAR_1_the_decoder_s_width_lies_between_its_two_variances():
+def test_VAR_1_decoder_width_is_between_the_two_variances():
     with jax.enable_x64(True):
         schedule = linear_betas(4, 0.1, 0.6)
         betas = np.linspace(0.1, 0.6, 4)

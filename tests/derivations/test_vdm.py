@@ -1,4 +1,4 @@
-"""VDM: a learned schedule, its shape's own gradient, and bounds of models whose every number is known."""
+"""VDM: a learned schedule, the gradient of its shape, and bounds of models in closed form."""
 
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ PIXELS = [[0.1, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]]
 
 
 def _learned(gamma_0, gamma_1, dtype=jnp.float64, features=16, spoil=0.0):
-    """A schedule between these end points; `spoil` > 0 draws its network's parameters at random."""
+    """A schedule between these end points; `spoil` > 0 perturbs its network's parameters at random."""
     network = MonotoneNetwork(features)
     zero = jnp.zeros((), dtype)
     params = network.init(jax.random.key(0), zero, zero)
@@ -33,7 +33,7 @@ def _learned(gamma_0, gamma_1, dtype=jnp.float64, features=16, spoil=0.0):
     return LearnedSchedule(jnp.asarray(gamma_0, dtype), jnp.asarray(gamma_1, dtype), Partial(network.apply, params))
 
 
-def _world(schedule):
+def _pixels(schedule):
     """Two pixels of four values, with the exact denoiser and decoder."""
     distribution = jax.tree.map(
         lambda leaf: leaf.astype(schedule.gamma_0.dtype), closed_form.independent_pixels(PIXELS)
@@ -49,7 +49,7 @@ def test_FWD_7_learned_end_points_are_pinned():
             assert_close(-schedule.log_snr(jnp.asarray([0.0, 1.0])), [-7.3, 4.1], rtol=1e-13)
             t = jnp.linspace(0.0, 1.0, 101)
             assert np.all(np.diff(schedule.log_snr(t)) < 0)
-            # the drop of a step too short for a difference is the derivative
+            # the drop over a step too short for a difference is the derivative
             slope = jax.vmap(jax.grad(schedule.log_snr))(t[:-1])
             assert_close(schedule.step(t[:-1], t[:-1] + 1e-9).log_snr_drop * 1e9, -slope, rtol=1e-6)
             assert_close(schedule.step(t[:-1], t[1:]).log_snr_drop, -np.diff(schedule.log_snr(t)), rtol=1e-10)
@@ -59,7 +59,7 @@ def test_FWD_7_learned_end_points_are_pinned():
 def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=1.0)
-        distribution, denoiser, decoder = _world(schedule)
+        distribution, denoiser, decoder = _pixels(schedule)
         x_0 = draws(distribution, jax.random.key(0), 20_000)
         truth = information.optimal_bound_limit(
             distribution, *(level_from_log_snr(jnp.asarray(v)) for v in (5.0, -3.0))
@@ -74,7 +74,7 @@ def test_ELBO_12_the_bound_depends_on_the_end_points_alone():
 def test_ELBO_9_t_steps_of_a_learned_schedule():
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=1.0)
-        distribution, denoiser, decoder = _world(schedule)
+        distribution, denoiser, decoder = _pixels(schedule)
         x_0 = draws(distribution, jax.random.key(0), 20_000)
         grid = DiscretizedSchedule(schedule, 6)
         truth = information.optimal_bound(distribution, grid)
@@ -88,10 +88,10 @@ def test_ELBO_9_t_steps_of_a_learned_schedule():
 
 @pytest.mark.slow
 def test_VDM_1_gradients_of_ends_and_shape():
-    # The ends' gradient is the bound's, the shape's that of E[L^2] / 2D: by differentiating each by itself.
+    # The gradient by the ends is the bound's, by the shape that of E[L^2] / 2D: each differentiated by itself.
     with jax.enable_x64(True):
         schedule = _learned(-5.0, 3.0, spoil=0.5)
-        distribution, denoiser, decoder = _world(schedule)
+        distribution, denoiser, decoder = _pixels(schedule)
         x_0 = draws(distribution, jax.random.key(0), 64)
 
         @partial(jax.jit, static_argnums=1)
@@ -128,7 +128,7 @@ def test_VDM_1_training_the_shape_reaches_the_least_variance():
     # One-sample E L^2 = 1/4 int gamma' m_2(gamma) dgamma is least where gamma' is proportional to m_2^(-1/2), where it
     # is (1/2 int m_2^(1/2) dgamma)^2; m_2(gamma) = E ||eps - eps_hat||^4.
     schedule = _learned(-4.0, 4.0, jnp.float32, features=32)
-    distribution, denoiser, decoder = _world(schedule)
+    distribution, denoiser, decoder = _pixels(schedule)
     x_0 = draws(distribution, jax.random.key(0), 20_000)
     gamma = jnp.linspace(-4.0, 4.0, 121)
     first, second = map(np.asarray, _moments(denoiser, x_0, -gamma))
@@ -161,7 +161,7 @@ def test_VDM_1_training_the_shape_reaches_the_least_variance():
     before, after, optimum = variance(schedule), variance(trained), least - mean**2
     print(f"variance of the estimate: ratio {after / before:.3f} after training, {optimum / before:.3f} at the optimum")
     assert optimum < after < 1.05 * optimum < 0.5 * before
-    # and the estimates themselves say the same: one mean, the smaller spread
+    # and the estimates agree: the same mean, the smaller variance
     old, new = (
         np.asarray(vdm.vdm_loss(denoiser, jax.random.key(3), x_0, s, decoder).diffusion, np.float64)
         for s in (schedule, trained)
@@ -172,9 +172,9 @@ def test_VDM_1_training_the_shape_reaches_the_least_variance():
     assert abs(new.var() / old.var() - after / before) < 0.1 * after / before
 
 
-def test_VDM_1_neighbours_in_a_batch_do_not_matter_to_values():
+def test_VDM_1_values_do_not_depend_on_the_rest_of_the_batch():
     schedule = _learned(-5.0, 3.0, jnp.float32)
-    distribution, denoiser, decoder = _world(schedule)
+    distribution, denoiser, decoder = _pixels(schedule)
     x_0 = draws(distribution, jax.random.key(0), 8)
     ours = vdm.vdm_loss(denoiser, jax.random.key(1), x_0, schedule, decoder).diffusion
     changed = vdm.vdm_loss(denoiser, jax.random.key(1), x_0.at[3].set(-x_0[3]), schedule, decoder).diffusion
@@ -182,7 +182,7 @@ def test_VDM_1_neighbours_in_a_batch_do_not_matter_to_values():
     assert ours[3] != changed[3]
 
 
-def test_VDM_2_logits_of_the_pixels_law_are_the_exact_denoiser():
+def test_VDM_2_logits_of_the_pixel_distribution_are_the_exact_denoiser():
     with jax.enable_x64(True):
         distribution = closed_form.independent_pixels(PIXELS)
         z = jnp.asarray([0.3, -1.2])
@@ -230,7 +230,7 @@ def _chain(distribution, schedule, decoder_var):
     return lambda x: 0.5 * ((x - mean) ** 2 / var + np.log(2 * np.pi * var))
 
 
-def test_LIK_1_more_paths_come_nearer_to_the_models_likelihood():
+def test_LIK_1_more_paths_tighten_the_bound():
     with jax.enable_x64(True):
         distribution, schedule = closed_form.gaussian([0.4], [[0.5]]), discretize(LinearLogSNR(3.0, -5.0), 4)
 

@@ -1,7 +1,7 @@
-"""Weights of the log-SNR: each source's loss, in its own words and its own variable, is one weighted bound.
+"""Weights of the log-SNR: each published loss, in its own notation and variable, is one weighted bound.
 
-The world is N(m, c) in each of two dimensions, the network the exact denoiser of another law N(m', c'), so that every
-expectation over data and noise is written down; what is left is one integral, done by two rules in two variables.
+The data are N(m, c) in each of two dimensions, the network is the exact denoiser of N(m', c'), so that every
+expectation over data and noise has a closed form; the remaining integral is computed by two rules in two variables.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ from vdm_jax.gaussian import Normal
 from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, Sigmoid
 
 DIMS = 2
-WORLD, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
-SPREAD = WORLD.var + (WORLD.mean - WRONG.mean) ** 2  # E (x_0 - m')^2
+DATA, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
+SPREAD = DATA.var + (DATA.mean - WRONG.mean) ** 2  # E (x_0 - m')^2
 
 
 def _x_hat_error(alpha, sigma):
@@ -38,7 +38,7 @@ def _weighted(weight):
 
 
 def _uniform_t(function):
-    """E_t function(t) for t uniform on [0, 1], by the tanh-sinh rule, which does not mind what happens at the ends.
+    """E_t function(t) for t uniform on [0, 1], by the tanh-sinh rule, which tolerates singularities at the ends.
 
     function takes t and 1 - t, each right to the last digit.
     """
@@ -127,8 +127,8 @@ def _panels(*edges, count=300):
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_WEIGHT_1_min_snr_in_three_kinds(gamma):
-    # one loss, whatever is predicted; both integrals are cut where SNR = gamma: tan(pi t / 2) = gamma^(-1/2)
+def test_WEIGHT_1_min_snr_for_three_prediction_types(gamma):
+    # one loss, for every prediction type; both integrals are cut where SNR = gamma: tan(pi t / 2) = gamma^(-1/2)
     with jax.enable_x64(True):
         grid, weights = _panels(-70.0, np.log(gamma), 70.0)
         error = np.exp(grid) * _x_hat_error(1.0, np.exp(-grid / 2))
@@ -156,12 +156,12 @@ def test_WEIGHT_1_sigmoid(bias):
         assert_close(_cosine_t(source), _weighted(partial(weightings.sigmoid, bias=bias)), rtol=1e-12)
 
 
-def test_WEIGHT_1_the_network_is_asked_for_the_same_error():
-    # the error written down here is the one that the package's denoiser makes, at the level and the kind it is asked in
+def test_WEIGHT_1_the_network_is_evaluated_for_the_same_error():
+    # the error written here is that of the denoiser, at the level and prediction type it is evaluated for
     for prediction_type, error in (("eps", _eps_error), ("x_0", _x_hat_error), ("v", _v_error)):
         schedule = Cosine()
         t = jnp.full(40_000, 0.4)
-        x_0 = WORLD.sample(jax.random.key(0), (40_000, DIMS))
+        x_0 = DATA.sample(jax.random.key(0), (40_000, DIMS))
         ours = elbo.denoising_error(
             denoiser(WRONG, prediction_type), jax.random.key(1), x_0, schedule(t), prediction_type
         )
@@ -181,24 +181,24 @@ def test_WEIGHT_1_densities_of_the_two_closed_forms():
 # The theorem: L_w = w(0) L(0) + int w'(t) L(t) dt - w(1) L(1)
 
 SCHEDULE = LinearLogSNR(8.0, -6.0)
-SLOW = ("v_prediction", "min_snr", "cosine")  # one that falls and one that does not are enough for every day
+SLOW = ("v_prediction", "min_snr", "cosine")  # the others suffice outside the slow tests
 FALLING = {"v_prediction": weightings.v_prediction, "sigmoid": weightings.sigmoid}
 WEIGHTS = FALLING | {"edm": weightings.edm, "min_snr": weightings.min_snr, "cosine": weightings.cosine}
 
 
-def _mixture_world():
+def _mixture():
     return closed_form.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.05, 0.02])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in WEIGHTS])
 def test_WEIGHT_2_a_weighted_loss_is_a_mixture_of_bounds(name):
-    # Two roads to the same number. Left, the MMSE curve: of the exact denoiser E ||eps - eps_hat||^2 = SNR mmse. Right,
+    # Two ways to the same number. Left, the MMSE curve: for the exact denoiser E ||eps - eps_hat||^2 = SNR mmse. Right,
     # entropies alone: KL(q(z_t..1|x) || p(z_t..1)), averaged over data, is I(x; z_t) - I(x; z_1) + E KL(q(z_1|x) || p),
     # p being the true reverse process from another prior. No integral over noise levels is in it.
     weight = WEIGHTS[name]
     with jax.enable_x64(True):
-        distribution = _mixture_world()
+        distribution = _mixture()
         t, share = _panels(0.0, (8.0 - np.log(5.0)) / 14.0, 1.0, count=40)  # cut at min_snr's corner
         t = jnp.asarray(t)
         level = SCHEDULE(t)
@@ -215,7 +215,7 @@ def test_WEIGHT_2_a_weighted_loss_is_a_mixture_of_bounds(name):
         w_0, w_1 = weight(first.log_snr), weight(last.log_snr)
         ours = w_0 * (shared(first) - shared(last) + prior) + share @ np.asarray(rate * bound) - w_1 * prior
         assert_close(ours, loss, rtol=1e-9)
-        with refuted():  # with the sign of the mixture turned
+        with refuted():  # with the sign of the mixture reversed
             assert_close(ours - 2 * share @ np.asarray(rate * bound), loss, rtol=1e-2)
 
 
@@ -248,7 +248,7 @@ def _decoder(x_hat, x_1, level):
     return Normal(x_hat, var=level.sigma**2)
 
 
-def test_WEIGHT_2_where_the_weight_falls_every_bound_counts():
+def test_WEIGHT_2_for_a_falling_weight_every_bound_has_positive_weight():
     t = jnp.linspace(0.0, 1.0, 401)
     for name, weight in WEIGHTS.items():
         rate = np.asarray(jax.jit(jax.vmap(lambda time, w=weight: weightings.as_elbo_mixture(w, SCHEDULE, time)))(t))
@@ -275,10 +275,10 @@ def test_WEIGHT_2_by_parts():
 
 @pytest.mark.slow
 def test_WEIGHT_2_the_bound_of_noised_data():
-    # L(t) is the bound on -log p of data noised to t, less their entropy given x: for the exact model of the world's
-    # law it exceeds -E log q(z_t) - h(z_t|x) by the prior's KL(q(z_1) || p(z_1)) alone.
+    # L(t) is the bound on -log p of data noised to t, minus their entropy given x: for the exact model of the data
+    # it exceeds -E log q(z_t) - h(z_t|x) by the prior's KL(q(z_1) || p(z_1)) alone.
     with jax.enable_x64(True):
-        distribution, start = _mixture_world(), 0.4
+        distribution, start = _mixture(), 0.4
         net, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
         x_0 = draws(distribution, jax.random.key(0), 8000)
         ours = elbo.continuous_bound(net, jax.random.key(1), x_0, SCHEDULE, decoder, terms=8, t_0=start)

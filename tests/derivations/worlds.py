@@ -1,4 +1,4 @@
-"""Worlds small enough that everything about them is known, and the tools that hold an estimate against a truth."""
+"""Distributions with closed-form answers, and helpers that compare an estimate with its exact value."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class GaussianWorld(NamedTuple):
     var: float
 
     def distribution(self, shape):
-        """The law of one example of this shape."""
+        """The distribution of one example of this shape."""
         return closed_form.gaussian(np.full(shape, self.mean), self.var * np.eye(int(np.prod(shape))))
 
     def sample(self, key, shape):
@@ -39,15 +39,15 @@ class GaussianWorld(NamedTuple):
 
 
 def draws(distribution, key, count):
-    """So many of a law's, stacked."""
+    """`count` samples of a distribution, stacked."""
     return jax.vmap(distribution.sample)(jax.random.split(key, count))
 
 
-def denoiser(world, prediction_type="eps", shift=0.0):
-    """The exact denoiser of a world or law, as a batched callable; `shift` spoils its x_hat."""
+def denoiser(data, prediction_type="eps", shift=0.0):
+    """The exact denoiser of a distribution, as a batched callable; `shift` is added to its x_hat."""
 
     def one(x_t, level):
-        distribution = world.distribution(x_t.shape) if isinstance(world, GaussianWorld) else world
+        distribution = data.distribution(x_t.shape) if isinstance(data, GaussianWorld) else data
         x_hat = closed_form.optimal_prediction(distribution, x_t, level, "x_0") + shift
         return prediction_target(x_hat, (x_t - level.alpha * x_hat) / level.sigma, level, prediction_type)
 
