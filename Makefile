@@ -79,7 +79,7 @@ bench: $(tools) ## run the benchmarks, which print ratios measured in one run (o
 	@$(python) -m benchmarks.convolutions
 	@$(python) -m benchmarks.score_matching
 
-derivations: $(tools) ## check every derivation of the catalogue, one line an entry
+derivations: $(tools) ## check every derivation of the catalog, one line an entry
 	@$(python) -m pytest -q -n auto tests/derivations --derivations $(ARGS)
 
 mutants: $(mutators) ## run mutation tests: the tests must detect every change of an equation
