@@ -265,6 +265,7 @@ def test_the_network_is_evaluated_at_the_documented_levels(name):
     levels_seen = []
 
     def spy(x_t, level):
+        _ = name  # plain functions that capture equal values share a compiled program: here two empty lists
         jax.debug.callback(lambda level: levels_seen.append(level), level)
         return 0.3 * x_t
 
