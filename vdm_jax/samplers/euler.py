@@ -1,5 +1,9 @@
 """Euler's method for the probability-flow ODE, with optional churn."""
 
+from collections.abc import Callable
+
+import jax
+
 from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.noise_levels import NoiseLevel
@@ -7,7 +11,7 @@ from vdm_jax.samplers.chain import Prediction, Samples, check_snapshots, noise, 
 from vdm_jax.samplers.churn import Churn, add_noise
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType
 
-__all__ = ["euler", "euler_step"]
+__all__ = ["euler", "integrate"]
 
 
 @compiled(static=("s_churn", "s_tmin", "s_tmax", "s_noise", "clip", "snapshots"), check=warn_of_amplification)
@@ -56,23 +60,40 @@ def euler(
     Source: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2.
     """
     churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
+    return integrate(denoiser, key, x_T, schedule, churn, full_schedule, prediction_type, clip, snapshots)
+
+
+def integrate(
+    denoiser: Denoiser,
+    key: Key | None,
+    x_T: Batch,
+    schedule: DiscreteSchedule,
+    churn: Churn,
+    full_schedule: DiscreteSchedule | None,
+    prediction_type: PredictionType,
+    clip: float | None,
+    snapshots: int,
+    correct: Callable[[Batch, Prediction, NoiseLevel, NoiseLevel], Batch] | None = None,
+) -> Samples:
+    """Euler steps, each corrected if wanted, except the last one, to clean data; args and errors as in `euler`.
+
+    Args:
+        churn: its parameters.
+        correct: (x_s, prediction at x_t, level of x_t, level of x_s) -> the corrected x_s.
+    """
     churn.check(key)
     check_snapshots(snapshots, schedule)
 
     def update(x_t, carry, step, t):
         level = step.t
-        if s_churn > 0.0:
+        if churn.s_churn > 0.0:
             z = noise(key, t, x_t)
             x_t, level = add_noise(x_t, level, z, churn, schedule.num_steps, full_schedule or schedule)
         prediction = predict(denoiser, x_t, level, prediction_type, clip)
-        return euler_step(prediction, step.s).astype(x_T.dtype), prediction.x_hat, carry
+        # alpha_s x_hat + sigma_s eps equals y + (n_s - n_t) eps, and rounds less where n is large
+        x_s = (step.s.alpha * prediction.x_hat + step.s.sigma * prediction.eps).astype(x_T.dtype)
+        if correct is not None:
+            x_s = jax.lax.cond(t > 1, correct, lambda x_s, *_: x_s, x_s, prediction, level, step.s)
+        return x_s, prediction.x_hat, carry
 
     return run(update, x_T, schedule, snapshots)
-
-
-def euler_step(prediction: Prediction, s: NoiseLevel) -> Batch:
-    """x_s = alpha_s x_hat + sigma_s eps.
-
-    This equals y + (n_s - n_t) eps in exact arithmetic, and rounds less where n is large.
-    """
-    return s.alpha * prediction.x_hat + s.sigma * prediction.eps

@@ -1,14 +1,13 @@
 """Heun's method for the probability-flow ODE, with optional churn: the sampler of EDM."""
 
-import jax
 import jax.numpy as jnp
 
 from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import DiscreteSchedule
 from vdm_jax.noise_levels import NoiseLevel
-from vdm_jax.samplers.chain import Prediction, Samples, check_snapshots, noise, predict, run, warn_of_amplification
-from vdm_jax.samplers.churn import Churn, add_noise
-from vdm_jax.samplers.euler import euler_step
+from vdm_jax.samplers.chain import Prediction, Samples, predict, warn_of_amplification
+from vdm_jax.samplers.churn import Churn
+from vdm_jax.samplers.euler import integrate
 from vdm_jax.types import Batch, Denoiser, Key, PredictionType
 
 __all__ = ["heun"]
@@ -51,25 +50,13 @@ def heun(
 
     Source: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2.
     """
+
+    def correct(x_s, at_start, level, s):
+        at_end = predict(denoiser, x_s, s, prediction_type, clip)
+        return _corrected(x_s, at_start, at_end, level, s, clip)
+
     churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-    churn.check(key)
-    check_snapshots(snapshots, schedule)
-
-    def update(x_t, carry, step, t):
-        level = step.t
-        if s_churn > 0.0:
-            z = noise(key, t, x_t)
-            x_t, level = add_noise(x_t, level, z, churn, schedule.num_steps, full_schedule or schedule)
-        prediction = predict(denoiser, x_t, level, prediction_type, clip)
-        x_s = euler_step(prediction, step.s).astype(x_T.dtype)
-
-        def correct(x_s):
-            at_end = predict(denoiser, x_s, step.s, prediction_type, clip)
-            return _corrected(x_s, prediction, at_end, level, step.s, clip)
-
-        return jax.lax.cond(t > 1, correct, lambda x_s: x_s, x_s), prediction.x_hat, carry
-
-    return run(update, x_T, schedule, snapshots)
+    return integrate(denoiser, key, x_T, schedule, churn, full_schedule, prediction_type, clip, snapshots, correct)
 
 
 def _corrected(x_s: Batch, at_start: Prediction, at_end: Prediction, t: NoiseLevel, s: NoiseLevel, clip) -> Batch:
