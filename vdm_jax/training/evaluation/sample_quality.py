@@ -12,7 +12,7 @@ from vdm_jax.training.data.sources import Dataset
 from vdm_jax.training.evaluation.features import Extractor, extractor, inception_extractor, progress_bar
 from vdm_jax.training.evaluation.report import format_mean_and_error, mean_and_error, num_examples
 from vdm_jax.training.evaluation.sampling import check_samples
-from vdm_jax.training.evaluation.time_budget import MIN_BUDGET, PASSES_PER_STEP
+from vdm_jax.training.evaluation.time_budget import exceeds_budget, seconds_for
 from vdm_jax.training.experiment import Params
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run
@@ -81,14 +81,14 @@ def add_quality(
 
 def reason_to_skip(run: Run, saved: Saved, inception_file: str = "") -> str | None:
     """Why sample quality is not measured unless requested; None if it is measured."""
-    number, rate = min(num_examples(run), MAX_DEFAULT_SAMPLES), saved.notes["training_images_per_second"]
+    number = min(num_examples(run), MAX_DEFAULT_SAMPLES)
     for images, split in ((number, "test"), (len(run.data.train), "training")):
         if images < MIN_SAMPLES:
             return f"it needs {MIN_SAMPLES} {split} {run.data.spec.noun}, and there are {images}"
     if run.data.spec.levels and run.data.spec.num_classes < 2 and not inception_file:
         return f"{run.data.spec.name} has no labels to train a classifier on; give Inception's weights: --inception"
-    seconds = number * run.experiment.cost.sample / (PASSES_PER_STEP * rate) if rate else 0.0
-    if seconds > max(MIN_BUDGET, saved.notes["seconds"]):
+    seconds = seconds_for(saved, number * run.experiment.cost.sample)
+    if exceeds_budget(saved, seconds):
         fewer = max(MIN_SAMPLES, number // 50)
         return f"{number:,} samples would take about {format_duration(seconds)}; use fewer: --quality {fewer}"
     return None
