@@ -18,11 +18,12 @@ from vdm_jax.discrete_schedules import InterpolatedSchedule, TabulatedSchedule, 
 from vdm_jax.guidance import ClassifierFreeGuidance
 from vdm_jax.likelihoods import DiscretizedGaussian, normalize
 from vdm_jax.models.images import sample_batch
-from vdm_jax.models.likelihood_report import LikelihoodReport, likelihood_rows
+from vdm_jax.models.likelihood_report import LikelihoodReport, bound_in_bits, likelihood_rows
 from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
+from vdm_jax.time_sampling import TimeSampling
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.experiment import Cost, DataSpec, Experiment
 
@@ -45,7 +46,7 @@ class DDPM(TrainConfig):
     """Log-SNR of timestep 1 (noise schedule log_snr only)."""
     log_snr_min: float = -4.0
     """Log-SNR of timestep T (noise schedule log_snr only)."""
-    time_sampling: Literal["independent", "low_discrepancy", "antithetic"] = "independent"
+    time_sampling: TimeSampling = "independent"
     """How the timesteps of a batch are sampled; low_discrepancy has the least variance."""
     label_dropout: float = 0.1
     """Probability that a label is dropped in training (class-conditional networks only). Classifier-free guidance and
@@ -200,8 +201,7 @@ class _Functions:
             prediction_type=self.config.prediction_type,
             terms=self.config.eval_terms or None,
         )
-        bits = {name: elbo.bits_per_dim(nats, self.num_dims) for name, nats in terms._asdict().items()}
-        return {"bits_per_dim": elbo.bits_per_dim(terms.total, self.num_dims), **bits}
+        return bound_in_bits(terms, self.num_dims)
 
     def decoder(self, x_hat, x_1, level):
         """Ho et al.'s p(x_0 | x_1): a discretized Gaussian at the predicted x_0 with the standard deviation of x_1."""

@@ -18,6 +18,7 @@ from vdm_jax.discrete_schedules import InterpolatedSchedule, TabulatedSchedule
 from vdm_jax.likelihoods import normalize
 from vdm_jax.models.ddpm import DDPM
 from vdm_jax.models.images import sample_batch
+from vdm_jax.models.likelihood_report import bound_in_bits
 from vdm_jax.networks.unet import UNet
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.training.experiment import Cost, DataSpec, Experiment
@@ -146,8 +147,7 @@ class _Functions:
             prediction_type=self.config.prediction_type,
             terms=self.config.eval_terms or None,
         )
-        bits = {name: elbo.bits_per_dim(nats, self.num_dims) for name, nats in terms._asdict().items()}
-        return {"bits_per_dim": elbo.bits_per_dim(terms.total, self.num_dims), **bits}
+        return bound_in_bits(terms, self.num_dims)
 
 
 def _prediction_alone(model, x_t, level):

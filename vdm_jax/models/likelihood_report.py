@@ -21,7 +21,7 @@ from vdm_jax.schedules import Schedule, time_from_log_snr
 from vdm_jax.training.experiment import DataSpec, LikelihoodCurve, LikelihoodRow
 from vdm_jax.types import Denoiser, PredictionType
 
-__all__ = ["LikelihoodReport", "likelihood_rows"]
+__all__ = ["LikelihoodReport", "bound_in_bits", "likelihood_rows"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class LikelihoodReport:
         """Approximate number of network evaluations per image along the ODE, Jacobian products included."""
         products = data.shape[0] * data.shape[1] * data.shape[2] if self.trace == "exact" else 1
         return 150 * (1 + 2 * products)
+
+
+def bound_in_bits(bound: elbo.DiffusionBound, num_dims: int) -> dict[str, jax.Array]:
+    """A bound and its terms in bits per dimension, by name."""
+    nats = {"bits_per_dim": bound.total, **bound._asdict()}
+    return {name: elbo.bits_per_dim(value, num_dims) for name, value in nats.items()}
 
 
 def likelihood_rows(

@@ -16,7 +16,7 @@ from vdm_jax.likelihoods import normalize
 from vdm_jax.models.annealing import AnnealedLangevin, NoiseScales
 from vdm_jax.models.images import to_pixels
 from vdm_jax.networks.refinenet import RefineNet, RefineNetConfig
-from vdm_jax.time_sampling import sample_timesteps
+from vdm_jax.time_sampling import TimeSampling, sample_timesteps
 from vdm_jax.training.config import TrainConfig
 from vdm_jax.training.experiment import Cost, DataSpec, Experiment, SampleBatch
 
@@ -35,7 +35,7 @@ class NCSN(TrainConfig):
     """Options of annealed Langevin dynamics."""
     prediction_type: Literal["eps", "score"] = "eps"
     """Output of the network: eps, which has the same magnitude at all levels, or the score, as in the 2019 paper."""
-    time_sampling: Literal["independent", "low_discrepancy", "antithetic"] = "independent"
+    time_sampling: TimeSampling = "independent"
     """How the noise levels of a batch are sampled; low_discrepancy has the least variance."""
     dequantize: bool = False
     """Add uniform noise to the pixel values in training, so that they fill their bins."""

@@ -16,7 +16,7 @@ from vdm_jax import elbo, vdm
 from vdm_jax.discrete_schedules import DiscretizedSchedule
 from vdm_jax.likelihoods import Categorical, normalize
 from vdm_jax.models.images import sample_batch
-from vdm_jax.models.likelihood_report import LikelihoodReport, likelihood_rows
+from vdm_jax.models.likelihood_report import LikelihoodReport, bound_in_bits, likelihood_rows
 from vdm_jax.models.sampling import Sampling
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNet, UNetConfig
@@ -189,5 +189,4 @@ class _Functions:
             terms = elbo.bound(denoiser, key, x_0, steps, self.decoder, **options)
         else:
             terms = elbo.continuous_bound(denoiser, key, x_0, schedule, self.decoder, **options)
-        bits = {name: elbo.bits_per_dim(nats, self.num_dims) for name, nats in terms._asdict().items()}
-        return {"bits_per_dim": elbo.bits_per_dim(terms.total, self.num_dims), **bits}
+        return bound_in_bits(terms, self.num_dims)

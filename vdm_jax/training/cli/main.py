@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vdm_jax.training.runtime import environment
+from vdm_jax.training.runtime import environment  # noqa: F401  imported first: it changes the environment
 
 COMMANDS = {
     "train": "train a recipe, or resume its run; then evaluate and sample",
@@ -48,7 +48,6 @@ def start(command: str, arguments: Sequence[str], program: str) -> None:
     # Before and after training there is nothing to save: Ctrl-C ends the process without the traceback of an import.
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    environment.prepare()
     from vdm_jax.training.cli import common, compare, evaluate, import_weights, sample, train
 
     mains = {
