@@ -5,8 +5,8 @@ import platform
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
-# Compiling takes most of the time of most tests, so that programs are kept, for the other processes of a run and for the
-# next run. A program may not run on another machine. `pytest --cache-clear` deletes them.
+# Compiling takes most of the time of most tests, so programs are kept for the other processes of a run and for the next
+# run. A program may not run on another machine. `pytest --cache-clear` deletes them.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(Path(__file__).parent.parent / ".pytest_cache" / "d" / f"jax-{platform.node()}"),
