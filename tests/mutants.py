@@ -1,25 +1,29 @@
 """Mutation tests of the equation files: `make mutants`.
 
-Every equation file is changed in one place at a time: a sign, an operator, a number, a comparison. The tests must
-notice each change that matters. The mutants are cosmic-ray's; the few that change nothing are in `mutants.toml`, with
-the reason. All happens in a copy of the tree: the tree itself is only read.
+Every equation file is changed in one place at a time: a sign, an operator, a number, a comparison. The tests that
+`make test` runs must notice each change that matters. The mutants are cosmic-ray's; the few that change nothing are in
+`mutants.toml`, with the reason. All happens in copies of the tree: the tree itself is only read.
 
-    python -m tests.mutants [file ...]
+    python -m tests.mutants [file ...] [--sample 60] [--processes 2]
 """
 
+import argparse
 import ast
+import concurrent.futures
 import gc
+import multiprocessing
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 import traceback
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +76,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
 
-    tree, silent, seen = get_ast(source), silent_spans(source), {source}
+    tree, silent, seen = get_ast(source), silent_spans(source), {_program(source)}
     for name in OPERATORS:
         operator = plugins.get_operator(f"core/{name}")()
         positions = [(node, start) for node in ast_nodes(tree) for start, _ in operator.mutation_positions(node)]
@@ -81,9 +85,10 @@ def mutants(source: str) -> Iterator[Mutant]:
                 continue
             text = mutate_code(source, operator, occurrence)
             before, after = (t.splitlines()[start[0] - 1] for t in (source, text))
-            if text in seen or not is_python(text) or is_less(name, occurrence, before[start[1] :]):
+            program = _program(text)
+            if program is None or program in seen or is_less(name, occurrence, before[start[1] :]):
                 continue
-            seen.add(text)
+            seen.add(program)
             yield Mutant(text, start[0], before.strip(), after.strip())
 
 
@@ -103,14 +108,17 @@ def is_less(name: str, occurrence: int, number: str) -> bool:
     return name == "NumberReplacer" and occurrence % 2 == 1 and not re.match(r"\d+(?![\d.e])", number)
 
 
-def is_python(text: str) -> bool:
-    """Whether a text compiles: not every star that looks like a product to the operators is one."""
+def _program(text: str) -> str | None:
+    """The syntax tree, which is the same for 1e24 and 1e24 + 1; None where a text is not Python.
+
+    Not every star that looks like a product to the operators is one.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
             compile(text, "mutant", "exec")
+        return ast.dump(ast.parse(text))
     except SyntaxError:
-        return False
-    return True
+        return None
 
 
 def equivalents(name: str) -> set[tuple[str, str]]:
@@ -182,10 +190,10 @@ def _run_child(tree: Path, tests: Sequence[str]) -> None:
 
 
 def stages(tree: Path, name: str) -> list[tuple[str, ...]]:
-    """The tests that may kill a mutant of a file, in the order to run them: its own first, then more general ones."""
-    derivations = sorted(str(path.relative_to(tree)) for path in (tree / "tests" / "derivations").glob("test_*.py"))
-    others = [_test_of(tree, other) for other in ("accuracy", "transforms", *FILES)]
-    return [(_test_of(tree, name),), ("tests/test_properties.py",), tuple(derivations), tuple(dict.fromkeys(others))]
+    """The tests that may kill a mutant of a file: its own, then all that import it."""
+    own = _test_of(tree, name)
+    paths = sorted(path for path in (tree / "tests").rglob("test_*.py") if _imports(path, name.replace("/", ".")))
+    return [(own,), tuple(other for path in paths if (other := str(path.relative_to(tree))) != own)]
 
 
 def _test_of(tree: Path, name: str) -> str:
@@ -194,76 +202,136 @@ def _test_of(tree: Path, name: str) -> str:
     return own if (tree / own).exists() else f"tests/test_{Path(name).parts[0]}.py"
 
 
-@cache
-def baseline(tree: Path, tests: tuple[str, ...]) -> float:
-    """The time limit of a mutant in seconds; exits if the tests fail without a mutant."""
+def _imports(path: Path, module: str) -> bool:
+    """Whether a test imports a module of vdm_jax, or the package that the module is in."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return not imported.isdisjoint({f"vdm_jax.{module}", f"vdm_jax.{module.split('.')[0]}"})
+
+
+def time_limit(tree: Path, names: Sequence[str], processes: int) -> float:
+    """The seconds after which a mutant hangs: those of all tests without a mutant, and more; exits if they fail.
+
+    This also compiles the programs that mutants do not change.
+    """
+    tests = sorted({test for name in names for stage in stages(tree, name) for test in stage})
     begin = time.monotonic()
-    if run_tests(tree, tests, 3600.0) != "passed":
-        sys.exit((tree / "log").read_text() + "\nThe tests fail without a mutant.")
-    return 60.0 + 10.0 * (time.monotonic() - begin)  # a slow start is not a hang
+    command = [sys.executable, "-m", "pytest", *PYTEST, "-n", str(processes), *tests]
+    run = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"{run.stdout}\nThe tests fail without a mutant.")
+    return 120.0 + time.monotonic() - begin
 
 
-def judge(tree: Path, name: str, mutant: Mutant) -> str:
+def judge(tree: Path, name: str, mutant: Mutant, limit: float) -> str:
     """Put a mutant in the place of its file and run the tests, stage by stage, until one fails."""
     path = tree / "vdm_jax" / f"{name}.py"
     original = path.read_text()
-    for tests in stages(tree, name):
-        limit = baseline(tree, tests)
-        path.write_text(mutant.source)
-        try:
-            result = run_tests(tree, tests, limit)
-        finally:
-            path.write_text(original)
-        if result != "passed":
-            return "killed" if result == "failed" else "hung"
-    return "survived"
+    path.write_text(mutant.source)
+    try:
+        for tests in stages(tree, name):
+            result = run_tests(tree, tests, limit) if tests else "passed"
+            if result != "passed":
+                return "killed" if result == "failed" else "hung"
+        return "survived"
+    finally:
+        path.write_text(original)
 
 
-def judge_file(tree: Path, name: str) -> list[Outcome]:
-    """The outcomes of all mutants of a file; survivors are printed as they are found."""
-    found = list(mutants((tree / "vdm_jax" / f"{name}.py").read_text()))
-    listed = equivalents(name)
-    for stale in listed - {(mutant.before, mutant.after) for mutant in found}:
+# -- many mutants in several processes --------------------------------------------------------------------------------
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """A copy of what the tests of equations read."""
+    for part in ("vdm_jax", "tests", "experiments", "docs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / part, folder)
+    return folder
+
+
+def _judge_in_own_tree(root: Path, name: str, mutant: Mutant, limit: float) -> tuple[Outcome, float]:
+    """The outcome of a mutant in this process's copy of the tree, and the seconds that it took."""
+    tree = root / f"tree-{os.getpid()}"
+    if not tree.exists():
+        copy_of_the_tree(tree)
+    begin = time.monotonic()
+    return Outcome(mutant, judge(tree, name, mutant, limit)), time.monotonic() - begin
+
+
+def sampled(name: str, sample: int | None) -> tuple[int, list[Mutant]]:
+    """The number of mutants of a file, and `sample` of them in even distances."""
+    found = list(mutants((ROOT / "vdm_jax" / f"{name}.py").read_text()))
+    if stale := equivalents(name) - {(mutant.before, mutant.after) for mutant in found}:
         sys.exit(f"mutants.toml lists entries that are not mutants of {name}: {stale}")
-    outcomes = []
-    for mutant in found:
-        same = (mutant.before, mutant.after) in listed
-        outcomes.append(Outcome(mutant, "equivalent" if same else judge(tree, name, mutant)))
-        if outcomes[-1].fate in ("survived", "hung"):
-            print(f"{outcomes[-1].fate}: vdm_jax/{name}.py:{mutant.number}", flush=True)
-            print(f"  - {mutant.before}\n  + {mutant.after}", flush=True)
-    return outcomes
+    number = len(found) if sample is None else min(sample, len(found))
+    return len(found), [found[i * len(found) // number] for i in range(number)]
+
+
+def judge_files(
+    names: Sequence[str], sample: int | None, processes: int, root: Path
+) -> Iterator[tuple[str, int, list[Outcome], float]]:
+    """Judge the mutants of files; each file's name, number of mutants, outcomes and seconds, when it is complete.
+
+    Survivors are printed as they are found.
+    """
+    totals, outcomes, seconds, waiting = {}, defaultdict(list), defaultdict(float), {}
+    limit = time_limit(copy_of_the_tree(root / "tree"), names, processes)
+    fork = multiprocessing.get_context("fork")  # with the imports of `preload`
+    with concurrent.futures.ProcessPoolExecutor(processes, fork) as pool:
+        for name in names:
+            totals[name], chosen = sampled(name, sample)
+            listed = equivalents(name)
+            for mutant in chosen:
+                if (mutant.before, mutant.after) in listed:
+                    outcomes[name].append(Outcome(mutant, "equivalent"))
+                else:
+                    waiting[pool.submit(_judge_in_own_tree, root, name, mutant, limit)] = name
+        left = Counter(waiting.values())
+        for future in concurrent.futures.as_completed(waiting):
+            name, (outcome, spent) = waiting[future], future.result()
+            outcomes[name].append(outcome)
+            seconds[name] += spent
+            left[name] -= 1
+            if outcome.fate in ("survived", "hung"):
+                print(f"{outcome.fate}: vdm_jax/{name}.py:{outcome.mutant.number}", flush=True)
+                print(f"  - {outcome.mutant.before}\n  + {outcome.mutant.after}", flush=True)
+            if not left[name]:
+                yield name, totals[name], outcomes[name], seconds[name]
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def row(name: str, outcomes: list[Outcome], seconds: float) -> tuple[str, float]:
+def row(name: str, total: int, outcomes: list[Outcome], seconds: float) -> tuple[str, float]:
     """A line of the table, and the share of the mutants that were killed."""
     fates = [outcome.fate for outcome in outcomes]
     hung, survived, same = (fates.count(fate) for fate in ("hung", "survived", "equivalent"))
     share = 1.0 - survived / max(1, len(fates) - same)
-    counts = f"{len(fates):8} {fates.count('killed') + hung:8} {survived:9} {same:11} {hung:6}"
-    return f"{name:18} {counts} {100 * share:7.1f} % {seconds / max(1, len(fates) - same):7.1f} s", share
+    counts = f"{total:8} {len(fates):7} {fates.count('killed') + hung:8} {survived:9} {same:11} {hung:6}"
+    return f"{name:27} {counts} {100 * share:7.1f} % {seconds / max(1, len(fates) - same):7.1f} s", share
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Print the table; exit with 1 if a file is below the goal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", choices=[*FILES, []], metavar="file", help="such as elbo, samplers/heun")
+    parser.add_argument("--sample", type=int, help="only this many mutants per file, in even distances")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
     preload()
-    rows = []
+    shares = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/cache")  # only changed programs compile
-        tree = Path(folder) / "tree"
-        for part in ("vdm_jax", "tests"):
-            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", tree)
-        for name in names:
-            begin = time.monotonic()
-            rows.append(row(name, judge_file(tree, name), time.monotonic() - begin))
-    print(f"{'file':18}  mutants   killed  survived  equivalent (hung)   score     each")
-    print("\n".join(line for line, _ in rows))
-    sys.exit(min(share for _, share in rows) < GOAL)
+        print(f"{'file':27}  mutants  judged   killed  survived  equivalent (hung)   score     each", flush=True)
+        for judged in judge_files(options.files or FILES, options.sample, options.processes, Path(folder)):
+            line, share = row(*judged)
+            print(line, flush=True)
+            shares.append(share)
+    sys.exit(min(shares) < GOAL)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or FILES)
+    main()
