@@ -1,13 +1,23 @@
 """The undisturbed run."""
 
+import gc
+
 import pytest
 
-from tests.faults.harness import OPTIONS, train
+from tests.faults.harness import STEPS, train_here
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    """What earlier tests left is not searched for garbage, as it is after an unreadable checkpoint."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """The folder of a run of OPTIONS without interruptions."""
     folder = tmp_path_factory.mktemp("faults") / "whole"
-    train(folder, *OPTIONS)
+    train_here(folder, steps=STEPS, checkpoint_every=10, log_every=5, keep=3)
     return folder

@@ -13,7 +13,9 @@ from pathlib import Path
 from tests.signals import default_signals
 from tests.training.bits import assert_same_bits
 from tests.training.experiments.tiny import CONFIG
+from vdm_jax.training import loop
 from vdm_jax.training.checkpoint import Checkpoints, Saved
+from vdm_jax.training.evaluation.report import write_report
 from vdm_jax.training.run import abstract_state, open_run
 from vdm_jax.training.runtime.devices import make_mesh
 
@@ -21,6 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ENDLESS = ("--steps", "1000000")
 STEPS = 60
+TIMEOUT = 600  # seconds, also on a busy machine
 OPTIONS = ("--steps", str(STEPS), "--checkpoint-every", "10", "--log-every", "5", "--keep", "3")
 
 
@@ -63,7 +66,7 @@ class RunningProcess:
         """Its output so far."""
         return self.log.read_text()
 
-    def until(self, holds, seconds=90):
+    def until(self, holds, seconds=TIMEOUT):
         """Wait until a condition holds or the process has succeeded."""
         for _ in range(100 * seconds):
             if holds() or self.popen.poll() == 0:
@@ -84,7 +87,7 @@ class RunningProcess:
         """Send a signal to the process."""
         self.popen.send_signal(signum)
 
-    def end(self, seconds=120) -> int:
+    def end(self, seconds=TIMEOUT) -> int:
         """Wait for its end and check that no child process remains; returns the exit code."""
         try:
             code = self.popen.wait(seconds)
@@ -102,7 +105,7 @@ class RunningProcess:
 
 def has_processes(group: int) -> bool:
     """Whether a process group has a live process."""
-    for _ in range(100):
+    for _ in range(50 * TIMEOUT):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
@@ -132,6 +135,13 @@ def train(workdir, *options, **given) -> str:
     assert process.end() == 0, process.output()[-3000:]
     assert "Traceback" not in process.output()
     return process.output()
+
+
+def train_here(workdir, **options):
+    """Train and evaluate in this process: the bits are those of a process of its own, and nothing is imported again."""
+    config = dataclasses.replace(CONFIG, workdir=str(workdir), num_samples=0, **options)
+    run = open_run("tiny", config, make_mesh(1))
+    write_report(run, loop.train(run))
 
 
 def assert_one_message(output: str, message: str):

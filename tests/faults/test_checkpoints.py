@@ -22,7 +22,7 @@ from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.run import abstract_state, open_run
 from vdm_jax.training.runtime.devices import make_mesh
 
-PATIENCE = 60  # seconds after which a reader counts as hanging
+PATIENCE = 600  # seconds after which a reader counts as hanging, also on a busy machine
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def fuzz(workdir, seed, times):
 
 
 def test_a_flipped_bit_is_noticed_or_harmless(copy):
-    fuzz(copy, seed=0, times=5)
+    fuzz(copy, seed=0, times=3)
 
 
 @pytest.mark.slow

@@ -1,11 +1,22 @@
-"""SIGKILL at random moments, many times in one run."""
+"""SIGKILL, once with a signal that stops the resumed run, and at random moments, many times in one run."""
 
 import random
+import signal
 import time
 
 import pytest
 
-from tests.faults.harness import ENDLESS, OPTIONS, RunningProcess, assert_same_run, newest, train, unfinished
+from tests.faults.harness import (
+    ENDLESS,
+    OPTIONS,
+    RunningProcess,
+    assert_one_message,
+    assert_same_run,
+    newest,
+    train,
+    train_here,
+    unfinished,
+)
 
 START = 3.5  # seconds until the first step, approximately
 
@@ -31,6 +42,28 @@ def kill_over_and_over(workdir, times, seed, options):
     return newest(folder), inside
 
 
+def test_killed_and_later_stopped_by_a_signal_it_ends_in_the_same_bits(tmp_path):
+    workdir, folder = tmp_path / "run", tmp_path / "run" / "tiny"
+    often = ("--num-samples", "0", *ENDLESS, "--checkpoint-every", "5", "--log-every", "5")
+    killed = RunningProcess(workdir, *often)
+    killed.until_saved(beyond=5)
+    killed.kill()
+    reached = newest(folder)
+    stopped = RunningProcess(workdir, *often)
+    stopped.until_saved(beyond=reached)
+    stopped.send(signal.SIGTERM)
+    assert stopped.end() == 128 + signal.SIGTERM, stopped.output()[-3000:]
+    assert f"Resuming from step {reached} of " in stopped.output()
+    reached = newest(folder)
+    message = rf"Stopped and saved at step {reached}\. The same command resumes from there"
+    assert_one_message(stopped.output(), message)
+    output = train(workdir, "--steps", str(reached + 10), "--log-every", "5")
+    assert f"Resuming from step {reached} of {reached + 10}." in output
+    train_here(tmp_path / "whole", steps=reached + 10, log_every=5)
+    assert_same_run(workdir, tmp_path / "whole", means=False)
+
+
+@pytest.mark.slow
 def test_killed_a_few_times_it_ends_in_the_same_bits(tmp_path, whole):
     kill_over_and_over(tmp_path / "killed", 4, seed=1, options=(*OPTIONS, "--checkpoint-every", "1"))
     train(tmp_path / "killed", *OPTIONS)

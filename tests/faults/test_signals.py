@@ -81,7 +81,7 @@ def test_a_second_ctrl_c_while_saving_ends_at_once_and_loses_nothing_saved(tmp_p
     with pytest.raises(subprocess.TimeoutExpired):
         process.popen.wait(delay)
     process.send(signal.SIGINT)
-    assert process.end(20) in (128 + signal.SIGINT, -signal.SIGINT), process.output()[-3000:]
+    assert process.end() in (128 + signal.SIGINT, -signal.SIGINT), process.output()[-3000:]
     assert "Traceback" not in process.output(), process.output()[-3000:]
     assert "Exception ignored" not in process.output(), process.output()[-3000:]
     resume(tmp_path / "run", whole)

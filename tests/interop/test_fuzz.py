@@ -8,19 +8,16 @@ import struct
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from tests.interop.reference import TINY, random_tensors
 from tests.interop.test_folder import WEIGHTS, by_hand
 from tests.interop.test_schedulers import GOOGLE
+from tests.training.fuzzing import each_number, on_examples
 from vdm_jax import interop
 from vdm_jax.interop.schedulers import DIFFUSERS_DEFAULTS as NOISE
 from vdm_jax.interop.unet_fields import DIFFUSERS_DEFAULTS
 from vdm_jax.networks import inception
 
-FUZZ = settings(
-    deadline=20_000, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 WILD = st.one_of(
     st.none(),
     st.booleans(),
@@ -54,13 +51,17 @@ def refused(call):
     return None
 
 
-@FUZZ
-@given(st.dictionaries(st.sampled_from(sorted(DIFFUSERS_DEFAULTS)) | st.text(), WILD, min_size=1, max_size=3))
-def test_any_network_config(changes):
+@each_number
+def test_any_network_config(number):
     """An accepted config has the shapes in the file; the message names every invalid field."""
-    message = refused(lambda: interop.from_unet_config(TINY | changes))
-    unknown = {name for name in changes if name not in DIFFUSERS_DEFAULTS and not name.startswith("_")}
-    assert message or not unknown
+
+    @on_examples(
+        number, st.dictionaries(st.sampled_from(sorted(DIFFUSERS_DEFAULTS)) | st.text(), WILD, min_size=1, max_size=3)
+    )
+    def _(changes):
+        message = refused(lambda: interop.from_unet_config(TINY | changes))
+        unknown = {name for name in changes if name not in DIFFUSERS_DEFAULTS and not name.startswith("_")}
+        assert message or not unknown
 
 
 @pytest.mark.parametrize("field", DIFFUSERS_DEFAULTS)
@@ -71,16 +72,17 @@ def test_no_field_of_a_network_config_accepts_every_value(field):
         assert field in free or f"{field} is " in message
 
 
-@FUZZ
-@given(st.dictionaries(st.sampled_from(sorted(NOISE)), WILD, min_size=1, max_size=3))
-def test_any_scheduler_config(changes):
-    def build():
-        scheduler = interop.from_scheduler_config(GOOGLE | changes)
-        schedule = scheduler.discrete_schedule()
-        assert schedule.num_steps == scheduler.num_steps
-        assert np.isfinite(schedule.log_snr[1:]).all()
+@each_number
+def test_any_scheduler_config(number):
+    @on_examples(number, st.dictionaries(st.sampled_from(sorted(NOISE)), WILD, min_size=1, max_size=3))
+    def _(changes):
+        def build():
+            scheduler = interop.from_scheduler_config(GOOGLE | changes)
+            schedule = scheduler.discrete_schedule()
+            assert schedule.num_steps == scheduler.num_steps
+            assert np.isfinite(schedule.log_snr[1:]).all()
 
-    refused(build)
+        refused(build)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +97,17 @@ def test_invalid_scheduler_values_are_named(field, value):
     assert f"{field} is " in (refused(lambda: interop.from_scheduler_config(GOOGLE | {field: value})) or "")
 
 
-@FUZZ
-@given(st.sampled_from(["config.json", "scheduler_config.json"]), st.binary(max_size=200) | st.text().map(str.encode))
-def test_any_bytes_for_json(folder, name, data):
-    (folder / name).write_bytes(data)
-    assert name in refused(lambda: interop.load(folder))
-    (folder / name).write_text(json.dumps(TINY if name == "config.json" else GOOGLE))
+@each_number
+def test_any_bytes_for_json(folder, number):
+    @on_examples(
+        number,
+        st.sampled_from(["config.json", "scheduler_config.json"]),
+        st.binary(max_size=200) | st.text().map(str.encode),
+    )
+    def _(name, data):
+        (folder / name).write_bytes(data)
+        assert name in refused(lambda: interop.load(folder))
+        (folder / name).write_text(json.dumps(TINY if name == "config.json" else GOOGLE))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1" * 5_000, '{"norm_eps": ' + "9" * 5_000 + "}", "\ud800"])
@@ -120,32 +127,35 @@ def with_header(header, data):
     return struct.pack("<Q", len(text)) + text + data
 
 
-@FUZZ
-@given(
-    st.sampled_from(sorted(TENSORS)),
-    st.dictionaries(
-        st.sampled_from(["dtype", "shape", "data_offsets"]),
-        st.sampled_from(["F16", "BF16", "F64", "I64", "BOOL", "F8_E4M3", "X"])
-        | st.lists(st.sampled_from([-1, 0, 1, 4, 8, 2**31, 2**62, 2**64]), max_size=5)
-        | WILD,
-        min_size=1,
-    ),
-)
-def test_any_entry_of_a_weights_file(folder, name, changes):
-    header, data = header_of(GOOD)
-    wrong = any(header[name][part] != value for part, value in changes.items())
-    header[name] = {**header[name], **changes}
-    (folder / WEIGHTS).write_bytes(with_header(header, data))
-    message = refused(lambda: interop.load(folder))
-    assert bool(message) == wrong
+@each_number
+def test_any_entry_of_a_weights_file(folder, number):
+    @on_examples(
+        number,
+        st.sampled_from(sorted(TENSORS)),
+        st.dictionaries(
+            st.sampled_from(["dtype", "shape", "data_offsets"]),
+            st.sampled_from(["F16", "BF16", "F64", "I64", "BOOL", "F8_E4M3", "X"])
+            | st.lists(st.sampled_from([-1, 0, 1, 4, 8, 2**31, 2**62, 2**64]), max_size=5)
+            | WILD,
+            min_size=1,
+        ),
+    )
+    def _(name, changes):
+        header, data = header_of(GOOD)
+        wrong = any(header[name][part] != value for part, value in changes.items())
+        header[name] = {**header[name], **changes}
+        (folder / WEIGHTS).write_bytes(with_header(header, data))
+        message = refused(lambda: interop.load(folder))
+        assert bool(message) == wrong
 
 
-@FUZZ
-@given(st.binary(max_size=300), st.sampled_from([0, 1, 2, 8, 100, 2**31, 2**63, 2**64 - 1]))
-def test_any_bytes_for_weights(folder, data, length):
-    for whole in (data, struct.pack("<Q", length) + data, with_header(data, b"")):
-        (folder / WEIGHTS).write_bytes(whole)
-        assert refused(lambda: interop.load(folder))
+@each_number
+def test_any_bytes_for_weights(folder, number):
+    @on_examples(number, st.binary(max_size=300), st.sampled_from([0, 1, 2, 8, 100, 2**31, 2**63, 2**64 - 1]))
+    def _(data, length):
+        for whole in (data, struct.pack("<Q", length) + data, with_header(data, b"")):
+            (folder / WEIGHTS).write_bytes(whole)
+            assert refused(lambda: interop.load(folder))
 
 
 def overlapping(header, data):

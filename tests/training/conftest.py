@@ -1,6 +1,7 @@
 """Runs of the small test experiment."""
 
 import dataclasses
+import gc
 import sys
 from pathlib import Path
 
@@ -10,10 +11,20 @@ from tests import signals
 from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import registry
 from vdm_jax.training import run as runs
+from vdm_jax.training.data import batches
 from vdm_jax.training.runtime.devices import make_mesh
 from vdm_jax.training.runtime.errors import readable_errors
 
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A run does not measure its data pipeline first, and what earlier tests left is not searched for garbage."""
+    monkeypatch.setattr(batches, "images_per_second", lambda *_, **__: 1000.0)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 
 from vdm_jax.training.cli import train as training
 from vdm_jax.training.runtime import accelerator
+from vdm_jax.training.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -57,8 +58,12 @@ def test_there_is_no_message_if_jax_uses_the_accelerator(nvidia_smi, monkeypatch
     assert accelerator.idle_accelerator() is None
 
 
-def test_it_is_the_first_line_of_a_run(nvidia_smi, command):
+def test_it_is_printed_before_a_run(nvidia_smi, command, monkeypatch):
+    def train(*_):
+        raise UserError("this is a run")
+
     nvidia_smi("echo 580.1")
+    monkeypatch.setattr(training, "train_and_report", train)
     code, output = command(training.main, "tiny", "--steps", "1", "--num-samples", "0")
-    assert code == 0, output
-    assert 0 <= output.index("ACCEL=cuda13") < output.index("parameters |")
+    assert code == 1
+    assert 0 <= output.index("ACCEL=cuda13") < output.index("this is a run")

