@@ -6,7 +6,11 @@ import mpmath
 import numpy as np
 import pytest
 
-from vdm_jax.networks.embeddings import fourier_features, log_snr_embedding, sinusoidal
+from vdm_jax.networks import embeddings
+
+fourier_features = jax.jit(embeddings.fourier_features, static_argnums=1)
+log_snr_embedding = jax.jit(embeddings.log_snr_embedding, static_argnums=1)
+sinusoidal = jax.jit(embeddings.sinusoidal, static_argnums=1)
 
 
 def test_sinusoidal_is_ho_et_al_s():
@@ -21,10 +25,10 @@ def test_sinusoidal_is_ho_et_al_s():
 
 
 def test_sinusoidal_inner_products_depend_on_the_time_between_only():
-    embedding = sinusoidal(jnp.asarray([0.0, 5.0, 100.0, 105.0]), 32)
+    embedding = np.asarray(sinusoidal(jnp.asarray([0.0, 5.0, 100.0, 105.0]), 32))
     gram = embedding @ embedding.T
     np.testing.assert_allclose(gram[0, 1], gram[2, 3], rtol=1e-5)
-    np.testing.assert_allclose(jnp.diag(gram), 16.0, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(gram), 16.0, rtol=1e-5)
     assert abs(float(gram[0, 2] - gram[0, 1])) > 1.0
 
 
@@ -45,32 +49,31 @@ def test_sinusoidal_refuses_an_odd_or_small_dimension(dim):
 
 def test_log_snr_embedding_is_finite_and_distinguishes_levels():
     log_snr = jnp.asarray([jnp.inf, 25.0, 20.0, 0.0, 0.02, -20.0, -jnp.inf])
-    embedding = log_snr_embedding(log_snr, 16)
+    embedding = np.asarray(log_snr_embedding(log_snr, 16))
     np.testing.assert_array_equal(embedding[0], embedding[2])
     np.testing.assert_array_equal(embedding[1], embedding[2])
     np.testing.assert_array_equal(embedding[5], embedding[6])
-    assert float(jnp.abs(embedding[3] - embedding[4]).max()) > 0.5  # a difference of 0.02 is resolved
-    np.testing.assert_array_equal(log_snr_embedding(jnp.asarray([-20.0]), 16)[0, :8], 0.0)  # sines of angle 0
+    assert np.abs(embedding[3] - embedding[4]).max() > 0.5  # a difference of 0.02 is resolved
+    np.testing.assert_array_equal(embedding[5, :8], 0.0)  # sines of angle 0
 
 
 def test_fourier_features_keep_x_and_add_waves_of_the_stated_period():
-    x = jax.random.uniform(jax.random.key(0), (2, 3, 3, 2), minval=-1.0)
-    features = fourier_features(x, (0, 3))
+    x = np.random.RandomState(0).uniform(-1.0, 1.0, (2, 3, 3, 2)).astype(np.float32)
+    features = np.asarray(fourier_features(x, (0, 3)))
     assert features.shape == (2, 3, 3, 10)
     np.testing.assert_array_equal(features[..., :2], x)
-    shifted = fourier_features(x + 2.0**-2, (0, 3))  # exponent 3 has period 2^(1-3)
+    shifted = np.asarray(fourier_features(x + np.float32(2.0**-2), (0, 3)))  # exponent 3 has period 2^(1-3)
     np.testing.assert_allclose(shifted[..., 6:], features[..., 6:], atol=1e-5)
-    assert float(jnp.abs(shifted[..., 2:6] - features[..., 2:6]).max()) > 0.1
+    assert np.abs(shifted[..., 2:6] - features[..., 2:6]).max() > 0.1
     np.testing.assert_allclose(features[..., 2:4] ** 2 + features[..., 4:6] ** 2, 1.0, atol=1e-6)
     np.testing.assert_allclose(features[0, 0, 0, 6], np.sin(8 * np.pi * float(x[0, 0, 0, 0])), atol=1e-5)
-    assert fourier_features(x, ()) is x or bool((fourier_features(x, ()) == x).all())
+    np.testing.assert_array_equal(fourier_features(x, ()), x)
 
 
 def test_features_are_float32_for_every_input_type():
     # In bfloat16, with 8 bits, the angle 32 pi x has no phase left.
     x = jnp.asarray([[0.3, -0.7]], jnp.bfloat16)
-    np.testing.assert_allclose(
-        fourier_features(x, (5,))[:, 2:4], np.sin(32 * np.pi * np.asarray(x, np.float64)), atol=1e-4
-    )
+    waves = np.asarray(fourier_features(x, (5,)))[:, 2:4]
+    np.testing.assert_allclose(waves, np.sin(32 * np.pi * np.asarray(x, np.float64)), atol=1e-4)
     step = jnp.asarray([998.0], jnp.bfloat16)
     np.testing.assert_array_equal(sinusoidal(step, 8), sinusoidal(step.astype(jnp.float32), 8))

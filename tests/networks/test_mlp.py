@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from vdm_jax import losses
 from vdm_jax.discrete_schedules import discretize
+from vdm_jax.networks.embeddings import log_snr_embedding
 from vdm_jax.networks.mlp import MLP, MLPConfig
 from vdm_jax.schedules import LinearLogSNR
 
@@ -17,8 +18,34 @@ CONFIG = MLPConfig(width=32, blocks=2)
 
 def test_output_is_zero_at_initialization():
     x = jnp.ones((2, 3))
-    variables = MLP(CONFIG).init(jax.random.key(0), x, jnp.zeros(2))
-    np.testing.assert_array_equal(MLP(CONFIG).apply(variables, x, jnp.zeros(2)), 0.0)
+    output, _ = jax.jit(MLP(CONFIG).init_with_output)(jax.random.key(0), x, jnp.zeros(2))
+    np.testing.assert_array_equal(output, 0.0)
+
+
+def test_it_is_residual_blocks_with_the_level_and_the_label_added_inside():
+    """Against matrix products in float64; the features of the level are those of `log_snr_embedding`."""
+    config = MLPConfig(width=4, blocks=2, num_classes=3, out_features=5)
+    x, level, label = np.float32([[0.5, -1.0], [2.0, 0.3]]), np.float32([-3.0, 6.0]), np.array([3, 1])
+    shapes = jax.eval_shape(MLP(config).init, jax.random.key(0), x, level, label)
+    random = np.random.RandomState(0)
+    params = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), shapes)["params"]
+    got = jax.jit(MLP(config).apply)({"params": params}, x, level, label)
+
+    def dense(params, i, h):
+        layer = params[f"Dense_{i}"]
+        return h @ np.float64(layer["kernel"]) + layer["bias"]
+
+    def swish(h):
+        return h / (1.0 + np.exp(-h))
+
+    inner = params["LevelEmbedding_0"]
+    embedding = dense(inner, 1, swish(dense(inner, 0, np.float64(log_snr_embedding(jnp.asarray(level), 4)))))
+    embedding = embedding + inner["Embed_0"]["embedding"][label]
+    h = dense(params, 0, np.float64(x))
+    for block in range(2):
+        r = dense(params, 3 * block + 1, swish(h)) + dense(params, 3 * block + 2, embedding)
+        h = h + dense(params, 3 * block + 3, swish(r))
+    np.testing.assert_allclose(got, dense(params, 7, h), rtol=1e-5, atol=1e-4)
 
 
 def test_label_and_classes_must_agree():

@@ -1,6 +1,7 @@
 """The U-Net: its size against a count by hand, and properties of its output."""
 
 from dataclasses import replace
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -12,11 +13,15 @@ from vdm_jax.networks.blocks import Attention, ResidualBlock, normalize, upsampl
 from vdm_jax.networks.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.0)
+SMALLEST = replace(SMALL, multipliers=(1,), attention_resolutions=(), middle_attention=False)
 
 
-def arguments(batch=3, size=8, channels=1, seed=0):
-    x = jax.random.normal(jax.random.key(seed), (batch, size, size, channels))
-    return x, jnp.linspace(1.0, 900.0, batch)
+def normal(*shape):
+    return jnp.asarray(np.random.RandomState(0).standard_normal(shape), jnp.float32)
+
+
+def arguments(batch=3, size=8, channels=1):
+    return normal(batch, size, size, channels), jnp.asarray(np.linspace(1.0, 900.0, batch), jnp.float32)
 
 
 def unoptimized(function):
@@ -28,8 +33,18 @@ def initial(config, *args):
     return unoptimized(UNet(config).init)(jax.random.key(1), *args)
 
 
+def initial_shapes(config, *args):
+    return jax.eval_shape(UNet(config).init, jax.random.key(1), *args)
+
+
+@cache
+def compiled(config):
+    """The network, compiled once for all tests."""
+    return unoptimized(UNet(config).apply)
+
+
 def output(config, variables, *args):
-    return unoptimized(UNet(config).apply)(variables, *args)
+    return compiled(config)(variables, *args)
 
 
 def perturbed(module, *args):
@@ -87,12 +102,12 @@ def count_by_hand(image, ch, widths, blocks, attention_levels):
 
 
 def test_cifar_network_has_the_paper_s_35_7_million_parameters():
-    shapes = jax.eval_shape(UNet(UNetConfig()).init, jax.random.key(1), *arguments(1, 32, 3))
+    shapes = initial_shapes(UNetConfig(), *arguments(1, 32, 3))
     assert count(shapes) == 35_746_307 == count_by_hand(3, 128, (128, 256, 256, 256), 2, {1})
 
 
 def test_small_network_s_size_follows_the_same_count():
-    assert count(initial(SMALL, *arguments())) == count_by_hand(1, 8, (8, 16), 1, {1})
+    assert count(initial_shapes(SMALL, *arguments())) == count_by_hand(1, 8, (8, 16), 1, {1})
 
 
 @pytest.mark.slow
@@ -115,20 +130,18 @@ def test_condition_reaches_the_output(embedding):
     assert float(jnp.abs(moved[2] - same[2]).max()) > 1e-3
 
 
-@pytest.mark.parametrize("multipliers", [(1, 2), (1,)])
-def test_examples_do_not_see_each_other(multipliers):
-    config = replace(SMALL, multipliers=multipliers, position_bias=True, fourier_exponents=(1, 2))
+def test_examples_do_not_see_each_other():
+    config = replace(SMALL, position_bias=True, fourier_exponents=(1, 2))
     x, t = arguments()
     variables = perturbed(UNet(config), x, t)
-    together = output(config, variables, x, t)
-    for i in range(len(x)):
-        alone = output(config, variables, x[i : i + 1], t[i : i + 1])
-        np.testing.assert_allclose(together[i], alone[0], atol=2e-5)
+    before, after = (output(config, variables, images, t) for images in (x, x.at[0].add(x[1])))
+    np.testing.assert_array_equal(before[1:], after[1:])
+    assert float(jnp.abs(before[0] - after[0]).max()) > 1e-3
 
 
 def test_position_bias_distinguishes_positions():
     # With kernels symmetric from left to right, a network can distinguish left from right only by the bias.
-    config = replace(SMALL, multipliers=(1,), attention_resolutions=(), middle_attention=False, position_bias=True)
+    config = replace(SMALLEST, position_bias=True)
     flat, t = jnp.ones((1, 8, 8, 1)), jnp.ones(1)
     variables = perturbed(UNet(config), flat, t)
     symmetric = jax.tree.map(lambda k: (k + k[:, ::-1]) / 2 if k.ndim == 4 else k, variables)
@@ -142,9 +155,8 @@ def test_position_bias_distinguishes_positions():
     assert asymmetry(bias) > 1e-2
 
 
-@pytest.mark.slow
 def test_label_reaches_the_output_and_null_class_exists():
-    config = replace(SMALL, num_classes=3)
+    config = replace(SMALLEST, num_classes=3)
     x, t = arguments()
     variables = perturbed(UNet(config), x, t, jnp.zeros(3, jnp.int32))
     outputs = [output(config, variables, x, t, jnp.full(3, label)) for label in range(4)]  # 3 is "no label"
@@ -154,10 +166,11 @@ def test_label_reaches_the_output_and_null_class_exists():
 
 
 def test_dropout_differs_between_examples_and_is_off_outside_training():
-    config = replace(SMALL, dropout=0.5)
-    x, t = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
+    config = replace(SMALLEST, dropout=0.5)
+    x, t = jnp.ones((3, 8, 8, 1)), jnp.ones(3)
     variables = perturbed(UNet(config), x, t)
     still = output(config, variables, x, t)
+    np.testing.assert_array_equal(still, output(SMALLEST, variables, x, t))
     np.testing.assert_allclose(still[0], still[1], atol=1e-6)
     training = unoptimized(lambda v, key: UNet(config).apply(v, x, t, train=True, rngs={"dropout": key}))
     shaken = training(variables, jax.random.key(3))
@@ -169,7 +182,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
     x, t = arguments()
     variables = perturbed(UNet(SMALL), x, t)
     half = UNet(replace(SMALL, dtype="bfloat16"))
-    assert {leaf.dtype for leaf in jax.tree.leaves(initial(half.config, x, t))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial_shapes(half.config, x, t))} == {jnp.dtype("float32")}
     exact, rough = output(SMALL, variables, x, t), output(half.config, variables, x, t)
     assert rough.dtype == jnp.float32
     error = float(jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact))
@@ -177,10 +190,10 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output():
 
 
 def test_attention_against_loops():
-    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 4))
+    x = normal(2, 2, 2, 4)
     module = Attention(2, jnp.dtype("float32"))
     params = perturbed(module, x)["params"]
-    got = module.apply({"params": params}, x)
+    got = np.asarray(unoptimized(module.apply)({"params": params}, x))
     h = np.asarray(x, np.float64).reshape(2, 4, 2, 2)  # example, position, group, channel of the group
     h = (h - h.mean((1, 3), keepdims=True)) / np.sqrt(h.var((1, 3), keepdims=True) + 1e-6)
     h = h.reshape(2, 4, 4) * np.asarray(params["GroupNorm_0"]["scale"]) + np.asarray(params["GroupNorm_0"]["bias"])
@@ -198,11 +211,15 @@ def test_attention_against_loops():
 
 
 def test_blocks_are_the_identity_at_initialization():
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
-    attention = Attention(4, jnp.dtype("float32"))
-    np.testing.assert_array_equal(attention.apply(attention.init(jax.random.key(1), x), x), x)
-    block, level = ResidualBlock(8, 4, 0.0, jnp.dtype("float32")), jnp.ones((2, 5))
-    np.testing.assert_array_equal(block.apply(block.init(jax.random.key(1), x, level, False), x, level, False), x)
+    x, level = normal(2, 4, 4, 8), jnp.ones((2, 5))
+    attention, block = Attention(4, jnp.dtype("float32")), ResidualBlock(8, 4, 0.0, jnp.dtype("float32"))
+
+    def blocks(x, level):
+        yield attention.init_with_output(jax.random.key(1), x)[0]
+        yield block.init_with_output(jax.random.key(1), x, level, False)[0]
+
+    for got in unoptimized(lambda *given: list(blocks(*given)))(x, level):
+        np.testing.assert_array_equal(got, x)
 
 
 def test_upsample_repeats_each_pixel():
@@ -229,14 +246,14 @@ def test_invalid_configs_and_inputs_are_refused(config, size, label, message):
 
 @pytest.mark.parametrize(("dtype", "mean", "atol"), [("bfloat16", 300.0, 0.02), ("float32", 3000.0, 2e-3)])
 def test_normalize_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
-    x = (mean + jax.random.normal(jax.random.key(0), (1, 8, 8, 4))).astype(dtype)
+    x = (mean + normal(1, 8, 8, 4)).astype(dtype)
 
     class Normalized(nn.Module):
         @nn.compact
         def __call__(self, x):
             return normalize(x, 1)
 
-    out = Normalized().apply(Normalized().init(jax.random.key(0), x), x)
+    out, _ = jax.jit(Normalized().init_with_output)(jax.random.key(0), x)
     exact = np.asarray(x, np.float64)
     assert out.dtype == dtype
     np.testing.assert_allclose(np.asarray(out, np.float64), (exact - exact.mean()) / exact.std(), atol=atol)
@@ -244,20 +261,21 @@ def test_normalize_has_float32_statistics_that_do_not_cancel(dtype, mean, atol):
 
 def test_out_channels_are_columns_of_the_last_layer():
     x, t = arguments()
-    both = perturbed(UNet(replace(SMALL, out_channels=2)), x, t)
-    pair = output(replace(SMALL, out_channels=2), both, x, t)
-    last = jax.tree.map(lambda leaf: leaf[..., 1:], both["params"]["Conv_3"])
-    second = output(SMALL, {"params": {**both["params"], "Conv_3": last}}, x, t)
+    two = replace(SMALLEST, out_channels=2)
+    both = perturbed(UNet(two), x, t)
+    pair = output(two, both, x, t)
+    last = jax.tree.map(lambda leaf: leaf[..., 1:], both["params"]["Conv_1"])
+    second = output(SMALLEST, {"params": {**both["params"], "Conv_1": last}}, x, t)
     np.testing.assert_allclose(pair[..., 1:], second, rtol=1e-5, atol=1e-5)
 
 
 def test_remat_changes_no_number_and_takes_less_memory():
     """Including dropout. Parameter names are the same, so that a run can start without it and resume with it."""
-    config = replace(SMALL, multipliers=(1,), blocks=2, dropout=0.5, middle_attention=False)
+    config = replace(SMALLEST, dropout=0.5)
     x, condition = arguments(batch=16)
     plain, less = UNet(config), UNet(replace(config, remat=True))
     params = perturbed(plain, x, condition)
-    assert jax.tree.structure(initial(replace(config, remat=True), x, condition)) == jax.tree.structure(params)
+    assert jax.tree.structure(initial_shapes(less.config, x, condition)) == jax.tree.structure(params)
 
     def gradient(network):
         def loss(params):
@@ -269,4 +287,4 @@ def test_remat_changes_no_number_and_takes_less_memory():
     both = gradient(plain), gradient(less)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *(run(params) for run in both))
     kept, again = (run.memory_analysis().temp_size_in_bytes for run in both)
-    assert again < 0.7 * kept
+    assert again < 0.8 * kept
