@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from tests.derivations.check import CATALOGUE, ERRATA
 
 TESTS = Path(__file__).parent
@@ -39,7 +37,6 @@ def _entry(section):
 
 
 ENTRIES = [_entry(section) for section in re.split(r"^### ", DOC + "\n", flags=re.M)[1:]]
-each_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 
 
 @cache
@@ -47,6 +44,7 @@ def _module(path):
     return ast.parse((TESTS / path).read_text())
 
 
+@cache
 def _functions(path):
     return {node.name for node in ast.walk(_module(path)) if isinstance(node, ast.FunctionDef)}
 
@@ -83,31 +81,31 @@ def _uses(path, test):
     return found
 
 
-@each_entry
-def test_functions_exist(entry):
-    assert entry.functions
-    for name in entry.functions:
-        module, *attributes = name.split(".")
-        value = importlib.import_module(f"vdm_jax.{module}")
-        for attribute in attributes:
-            value = getattr(value, attribute)
-        assert callable(value), name
+def test_functions_exist():
+    for entry in ENTRIES:
+        assert entry.functions, entry.name
+        for name in entry.functions:
+            module, *attributes = name.split(".")
+            value = importlib.import_module(f"vdm_jax.{module}")
+            for attribute in attributes:
+                value = getattr(value, attribute)
+            assert callable(value), name
 
 
-@each_entry
-def test_tests_exist(entry):
-    assert entry.tests
-    for path, test in entry.tests:
-        assert test in _functions(path), f"{path} has no {test}"
+def test_tests_exist():
+    for entry in ENTRIES:
+        assert entry.tests, entry.name
+        for path, test in entry.tests:
+            assert test in _functions(path), f"{path} has no {test}"
 
 
-@each_entry
-def test_tests_are_about_the_functions(entry):
-    uses = {test: _uses(path, test) for path, test in entry.tests}
-    for function in entry.functions:
-        assert any(function in used for used in uses.values()), f"none of {list(uses)} mentions {function}"
-    for test, used in uses.items():  # a proof may be in symbols alone
-        assert not used or used & set(entry.functions), f"{test} mentions {used}, but not one of {entry.functions}"
+def test_tests_are_about_the_functions():
+    for entry in ENTRIES:
+        uses = {test: _uses(path, test) for path, test in entry.tests}
+        for function in entry.functions:
+            assert any(function in used for used in uses.values()), f"none of {list(uses)} mentions {function}"
+        for test, used in uses.items():  # a proof may be in symbols alone
+            assert not used or used & set(entry.functions), f"{test} mentions {used}, not one of {entry.functions}"
 
 
 def test_every_entry_appears_once():

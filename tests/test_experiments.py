@@ -182,16 +182,26 @@ def test_every_pixel_likelihood_sums_to_one(distribution, channels):
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, levels)] * channels, indexing="ij"), -1).reshape(
         -1, 1, 1, channels
     )
-    masses = jax.vmap(lambda x: likelihood.distribution_of(output, levels).log_prob(x))(jnp.asarray(grid, jnp.float32))
-    np.testing.assert_allclose(np.exp(masses).sum(), 1.0, rtol=1e-5)  # of all images of one pixel
-    assert likelihood.mean_image(output, levels).shape == (1, 1, channels)
+
+    @jax.jit
+    def masses(output, grid):
+        return jax.vmap(lambda x: likelihood.distribution_of(output, levels).log_prob(x))(grid)
+
+    total = np.exp(masses(output, jnp.asarray(grid, jnp.float32))).sum()
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)  # of all images of one pixel
+    mean_image = jax.eval_shape(lambda output: likelihood.mean_image(output, levels), output)
+    assert mean_image.shape == (1, 1, channels)
 
 
 def test_a_gaussian_is_a_density_in_training_and_a_mass_in_evaluation():
-    likelihood, output = PixelLikelihood("gaussian", scale=0.01), jnp.zeros((1, 1, 1))
-    x = jnp.zeros((1, 1, 1))
-    assert likelihood.distribution_of(output, 5, density=True).log_prob(x) > 3.0
-    np.testing.assert_allclose(likelihood.distribution_of(output, 5).log_prob(x), 0.0, atol=1e-6)
+    likelihood, zero = PixelLikelihood("gaussian", scale=0.01), jnp.zeros((1, 1, 1))
+
+    def of_training_and_evaluation(output, x):
+        return [likelihood.distribution_of(output, 5, density=density).log_prob(x) for density in (True, False)]
+
+    density, mass = jax.jit(of_training_and_evaluation)(zero, zero)
+    assert density > 3.0
+    np.testing.assert_allclose(mass, 0.0, atol=1e-6)
 
 
 def test_binarized_images_are_black_and_white():
@@ -210,8 +220,12 @@ def test_forms_of_score_matching_differ_by_a_constant():
     gaps = {}
     for objective in ("denoising", "implicit", "sliced"):
         way = dataclasses.replace(config, objective=objective)
-        gap = [way.score_matching_loss(denoiser, jax.random.key(0), x, level) for denoiser in (bent, best)]
-        gaps[objective] = np.asarray(gap[0] - gap[1])
+
+        @jax.jit
+        def gap(key, x, level, way=way):
+            return [way.score_matching_loss(denoiser, key, x, level) for denoiser in (bent, best)]
+
+        gaps[objective] = np.subtract(*gap(jax.random.key(0), x, level))
     expected = 0.5 * np.square(0.3 * np.tanh(np.asarray(x))).sum(1).mean()  # of clean data; noise changes it little
     assert np.mean(gaps["denoising"]) > 0.5 * expected
     assert_mean(gaps["implicit"] - gaps["denoising"].mean(), 0.0, resolution=0.1 * expected)
@@ -321,14 +335,19 @@ def test_the_loss_does_not_depend_on_dropped_labels():
         assert (losses[0] == losses[1]) == same
 
 
-@pytest.mark.parametrize("sampler", get_args(get_type_hints(Sampling)["sampler"]))
-def test_every_sampler_with_every_spacing(sampler):
-    for spacing in ("uniform", "log_snr", "karras"):
-        config = dataclasses.replace(LABELLED, num_steps=8, sampling=Sampling(sampler, steps=5, spacing=spacing))
-        experiment = config.build(SPECS["digits"])
-        params = jax.eval_shape(experiment.init, jax.random.key(0))
-        images = jax.eval_shape(lambda p, k, e=experiment: e.sample(p, k, 3), params, jax.random.key(0)).images
-        assert images.shape == (3, 8, 8, 1)
+SAMPLERS = get_args(get_type_hints(Sampling)["sampler"])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing"),
+    [*((sampler, "uniform") for sampler in SAMPLERS), ("ddim", "log_snr"), ("ancestral", "karras")],
+)
+def test_every_sampler_and_every_spacing(sampler, spacing):
+    config = dataclasses.replace(LABELLED, num_steps=8, sampling=Sampling(sampler, steps=5, spacing=spacing))
+    experiment = config.build(SPECS["digits"])
+    params = jax.eval_shape(experiment.init, jax.random.key(0))
+    images = jax.eval_shape(lambda p, k: experiment.sample(p, k, 3), params, jax.random.key(0)).images
+    assert images.shape == (3, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
