@@ -1,15 +1,17 @@
 """Closed-form distributions against scipy, automatic differentiation, and Bayes' rule pointwise."""
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from vdm_jax import closed_form, elbo, forward
+from vdm_jax import closed_form, elbo
 from vdm_jax.likelihoods import normalize
 from vdm_jax.noise_levels import level_from_log_snr, step_from_log_snr
-from vdm_jax.parameterization import convert
 from vdm_jax.schedules import VarianceExploding
 from vdm_jax.types import Denoiser
 
@@ -27,6 +29,7 @@ def _float64():
         yield
 
 
+@functools.cache
 def distributions():
     mean = np.array([[0.3, -0.2], [0.0, 1.0]])
     return {
@@ -48,19 +51,73 @@ def _scalars():
 
 NAMES = ["gaussian", "low_rank", "plane", "mixture", "points", "pixels", "independent"]
 DENSE = ["gaussian", "low_rank", "mixture", "independent"]  # with a density of x_0
-SLOW = ("pixels", "independent")  # of many components, which take long to compile
+
+
+LOG_SNR = (-4.0, 0.3, 3.0, 4.0)
+STEPS = ((3, 2), (1, 0))  # s and t, as indices of LOG_SNR: a short and a long one
 
 
 def _levels():
-    return [level_from_log_snr(jnp.asarray(x)) for x in (-5.0, 0.3, 4.0)] + [VarianceExploding(0.2, 5.0)(0.5)]
+    """At LOG_SNR, of an exploding variance, and of nearly no signal and nearly no noise."""
+    at = [level_from_log_snr(jnp.asarray(log_snr)) for log_snr in (*LOG_SNR, -40.0, 40.0)]
+    return [*at[:-2], VarianceExploding(0.2, 5.0)(0.5)._replace(t=None), *at[-2:]]
 
 
-def _samples(distribution, count, seed=0):
-    return jax.vmap(distribution.sample)(jax.random.split(jax.random.key(seed), count))
+def _stack(*trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _noisy(distribution, level, count=3):
-    return _samples(closed_form.marginal(distribution, level), count, seed=1)
+@jax.jit
+def _evaluate(distribution, levels, steps, eps, key):
+    x_0 = jax.vmap(distribution.sample)(jax.random.split(key, 20_000))
+
+    def given(x_t, level):
+        marginal, posterior = closed_form.marginal(distribution, level), distribution.posterior(x_t, level)
+        prediction = functools.partial(closed_form.optimal_prediction, distribution, x_t, level)
+        return {
+            "log_prob": marginal.log_prob(x_t),
+            "score": marginal.score(x_t),
+            "score_jacobian": marginal.score_jacobian(x_t),
+            "slope": jax.grad(marginal.log_prob)(x_t),
+            "curvature": jax.jacfwd(marginal.score)(x_t).reshape(x_t.size, x_t.size),
+            "posterior_mean": posterior.mean,
+            "posterior_covariance": posterior.covariance(),
+            "log_posterior": jax.vmap(posterior.log_prob)(x_0[:3]),
+            "predictions": {each: prediction(each) for each in PREDICTION_TYPES},
+        }
+
+    def at_level(level):
+        marginal = closed_form.marginal(distribution, level)
+        x_t = level.alpha * x_0[3:6] + level.sigma * eps
+        moments = {"x_t": x_t, "noisy_mean": marginal.mean, "noisy_covariance": marginal.covariance()}
+        return moments | jax.vmap(given, (0, None))(x_t, level)
+
+    def reverse(x_s, x_t, step):
+        return closed_form.reverse_transition(distribution, x_t, step).log_prob(x_s)
+
+    whole = {"x_0": x_0, "mean": distribution.mean, "variance": distribution.variance}
+    whole |= {"covariance": distribution.covariance(), "log_prior": jax.vmap(distribution.log_prob)(x_0[:3])}
+    whole |= jax.vmap(at_level)(levels)
+    s, t = np.transpose(STEPS)
+    whole["reverse"] = jax.vmap(jax.vmap(reverse, (0, 0, None)))(whole["x_t"][s], whole["x_t"][t], steps)
+    return whole
+
+
+@functools.cache
+def values(name):
+    """The library's numbers for a distribution, at seven levels for three x_t each, by one program."""
+    distribution = distributions()[name]
+    steps = _stack(*(step_from_log_snr(*(jnp.asarray(LOG_SNR[i]) for i in pair)) for pair in STEPS))
+    eps = np.random.RandomState(1).randn(3, *distribution.mean.shape)
+    result = _evaluate(distribution, _stack(*_levels()), steps, eps, jax.random.key(0))
+    alpha_sigma = [(float(level.alpha), float(level.sigma)) for level in _levels()]
+    return SimpleNamespace(**jax.tree.map(np.asarray, result), alpha_sigma=alpha_sigma)
+
+
+def _log_normal(x, mean, var):
+    """Summed over the entries of an example of any shape, the trailing axes of mean."""
+    terms = -0.5 * ((x - mean) ** 2 / var + np.log(2 * np.pi * var))
+    return terms.reshape(*terms.shape[:2], -1).sum(-1)
 
 
 def _scipy(name):
@@ -76,180 +133,160 @@ def _scipy(name):
 
 @pytest.mark.parametrize("name", ["gaussian", "low_rank", "mixture"])
 def test_density_is_scipys(name):
-    distribution = distributions()[name]
-    for x in _samples(distribution, 5):
-        assert float(distribution.log_prob(x)) == pytest.approx(
-            float(_scipy(name)(np.asarray(x).reshape(-1))), rel=1e-11
-        )
+    ours = values(name)
+    np.testing.assert_allclose(ours.log_prior, _scipy(name)(ours.x_0[:3].reshape(3, -1)), rtol=1e-11)
 
 
 def test_masses_of_finite_distributions():
+    log_prob = jax.jit(lambda distribution, x: distribution.log_prob(x))
     distribution = distributions()["points"]
-    np.testing.assert_allclose(jax.vmap(distribution.log_prob)(jnp.asarray(MEANS)), np.log(WEIGHTS), rtol=1e-14)
-    assert float(distribution.log_prob(jnp.asarray([0.0, 0.0]))) == -np.inf
-    assert float(distribution.entropy()) == pytest.approx(stats.entropy(WEIGHTS), rel=1e-14)
+    ours = [float(log_prob(distribution, x)) for x in (*MEANS, np.zeros(2))]
+    np.testing.assert_allclose(ours, [*np.log(WEIGHTS), -np.inf], rtol=1e-14)
+    assert float(jax.jit(type(distribution).entropy)(distribution)) == pytest.approx(stats.entropy(WEIGHTS), rel=1e-14)
     distribution = distributions()["pixels"]
-    image = normalize(jnp.asarray([[1, 2]]), 3)
-    assert float(distribution.log_prob(image)) == pytest.approx(np.log(0.6 * 0.5), rel=1e-14)
-    assert float(distribution.log_prob(normalize(jnp.asarray([[1, 0]]), 3))) == -np.inf
+    image, impossible = normalize(np.array([[1, 2]]), 3), normalize(np.array([[1, 0]]), 3)
+    assert float(log_prob(distribution, image)) == pytest.approx(np.log(0.6 * 0.5), rel=1e-14)
+    assert float(log_prob(distribution, impossible)) == -np.inf
     # a point that occurs twice has both weights
     twice = closed_form.empirical(np.array([[1.0], [1.0], [2.0]]), [1, 2, 1])
-    assert float(twice.log_prob(jnp.asarray([1.0]))) == pytest.approx(np.log(0.75), rel=1e-14)
+    assert float(log_prob(twice, np.ones(1))) == pytest.approx(np.log(0.75), rel=1e-14)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_moments_are_those_of_the_samples(name):
-    distribution = distributions()[name]
-    flat = np.asarray(_samples(distribution, 20_000)).reshape(20_000, -1)
-    apart = flat - np.asarray(distribution.mean).reshape(-1)
+    ours = values(name)
+    flat = ours.x_0.reshape(20_000, -1)
+    apart = flat - ours.mean.reshape(-1)
     scatter = apart[:, :, None] * apart[:, None, :]
-    for samples, expected in ((flat, distribution.mean.reshape(-1)), (scatter, distribution.covariance())):
+    for samples, expected in ((flat, ours.mean.reshape(-1)), (scatter, ours.covariance)):
         error = samples.std(0) / np.sqrt(len(samples)) + 1e-12
-        assert np.all(np.abs(samples.mean(0) - np.asarray(expected)) < 4 * error)
-    np.testing.assert_allclose(distribution.variance.reshape(-1), np.diag(distribution.covariance()), rtol=1e-12)
-    assert distribution.mean.shape == distribution.variance.shape == flat[0].reshape(distribution.mean.shape).shape
+        assert np.all(np.abs(samples.mean(0) - expected) < 4 * error)
+    np.testing.assert_allclose(ours.variance.reshape(-1), np.diag(ours.covariance), rtol=1e-12)
+    assert ours.mean.shape == ours.variance.shape == ours.x_0.shape[1:]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_marginal_has_the_moments_of_noisy_data(name):
-    distribution = distributions()[name]
-    for level in _levels():
-        noisy = closed_form.marginal(distribution, level)
-        np.testing.assert_allclose(noisy.mean, level.alpha * distribution.mean, rtol=1e-12, atol=1e-14)
-        covariance = level.alpha**2 * distribution.covariance() + level.sigma**2 * np.eye(distribution.mean.size)
-        np.testing.assert_allclose(noisy.covariance(), covariance, rtol=1e-11, atol=1e-13)
+    ours = values(name)
+    for (alpha, sigma), mean, covariance in zip(ours.alpha_sigma, ours.noisy_mean, ours.noisy_covariance, strict=True):
+        np.testing.assert_allclose(mean, alpha * ours.mean, rtol=1e-12, atol=1e-14)
+        expected = alpha**2 * ours.covariance + sigma**2 * np.eye(ours.mean.size)
+        np.testing.assert_allclose(covariance, expected, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_score_and_jacobian_are_derivatives_of_the_density(name):
-    for level in _levels():
-        noisy = closed_form.marginal(distributions()[name], level)
-        slope, curvature = jax.jit(jax.grad(noisy.log_prob)), jax.jit(jax.hessian(noisy.log_prob))
-        for x in _noisy(distributions()[name], level):
-            np.testing.assert_allclose(noisy.score(x), slope(x), rtol=1e-9, atol=1e-10)
-            hessian = curvature(x).reshape(x.size, x.size)
-            scale = float(np.abs(hessian).max())
-            np.testing.assert_allclose(noisy.score_jacobian(x), hessian, rtol=1e-8, atol=1e-9 * scale)
+    ours = values(name)
+    for i in range(5):
+        np.testing.assert_allclose(ours.score[i], ours.slope[i], rtol=1e-9, atol=1e-10)
+        scale = float(np.abs(ours.curvature[i]).max())
+        np.testing.assert_allclose(ours.score_jacobian[i], ours.curvature[i], rtol=1e-8, atol=1e-9 * scale)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "low_rank", "mixture", "points", "pixels", "independent"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "plane"])
 def test_posterior_is_bayes_rule_pointwise(name):
-    distribution = distributions()[name]
-    for level in _levels():
-        for x_t in _noisy(distribution, level):
-            for x_0 in _samples(distribution, 3, seed=2):
-                joint = distribution.log_prob(x_0) + forward.marginal(x_0, level).log_prob(x_t)
-                bayes = joint - closed_form.marginal(distribution, level).log_prob(x_t)
-                assert float(distribution.posterior(x_t, level).log_prob(x_0)) == pytest.approx(
-                    float(bayes), rel=1e-8, abs=1e-8
-                )
+    ours = values(name)
+    for i, (alpha, sigma) in enumerate(ours.alpha_sigma[:5]):
+        log_likelihood = _log_normal(ours.x_t[i][:, None], alpha * ours.x_0[:3], sigma**2)
+        bayes = ours.log_prior + log_likelihood - ours.log_prob[i][:, None]
+        np.testing.assert_allclose(ours.log_posterior[i], bayes, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reverse_is_bayes_rule_pointwise(name):
-    distribution = distributions()[name]
-    for pair in ((5.0, 4.0), (2.0, -3.0)):
-        step = step_from_log_snr(*map(jnp.asarray, pair))
-        x_s = _noisy(distribution, step.s)
-        for x, x_t in zip(x_s, _noisy(distribution, step.t), strict=True):
-            joint = closed_form.marginal(distribution, step.s).log_prob(x) + forward.transition(x, step).log_prob(x_t)
-            bayes = joint - closed_form.marginal(distribution, step.t).log_prob(x_t)
-            assert float(closed_form.reverse_transition(distribution, x_t, step).log_prob(x)) == pytest.approx(
-                float(bayes), rel=1e-8, abs=1e-8
-            )
+    ours = values(name)
+    for reverse, (s, t) in zip(ours.reverse, STEPS, strict=True):
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = ours.alpha_sigma[s], ours.alpha_sigma[t]
+        alpha = alpha_t / alpha_s  # of q(x_t | x_s)
+        transition = _log_normal(ours.x_t[t][None], alpha * ours.x_t[s][None], sigma_t**2 - (alpha * sigma_s) ** 2)[0]
+        bayes = ours.log_prob[s] + transition - ours.log_prob[t]
+        np.testing.assert_allclose(reverse, bayes, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_prediction_type_is_the_same_prediction(name):
-    distribution = distributions()[name]
-    for level in _levels():
-        for x_t in _noisy(distribution, level):
-            x_0 = closed_form.optimal_prediction(distribution, x_t, level, "x_0")
-            np.testing.assert_allclose(x_0, distribution.posterior(x_t, level).mean)
-            for prediction_type in PREDICTION_TYPES:
-                ours = closed_form.optimal_prediction(distribution, x_t, level, prediction_type)
-                np.testing.assert_allclose(ours, convert(x_0, x_t, level, "x_0", prediction_type), rtol=1e-8, atol=1e-9)
+    ours = values(name)
+    for i, (alpha, sigma) in enumerate(ours.alpha_sigma[:5]):
+        x_0 = ours.posterior_mean[i]
+        eps = (ours.x_t[i] - alpha * x_0) / sigma
+        expected = {"x_0": x_0, "eps": eps, "v": alpha * eps - sigma * x_0, "score": -eps / sigma}
+        for prediction_type in PREDICTION_TYPES:
+            prediction = ours.predictions[prediction_type][i]
+            np.testing.assert_allclose(prediction, expected[prediction_type], rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_covariance_given_x_t_is_tweedies(name):
     # Cov[x_0 | x_t] = (sigma^2 I + sigma^4 grad^2 log q(x_t)) / alpha^2, by the Jacobian of the score
-    distribution = distributions()[name]
-    for level in _levels():
-        for x_t in _noisy(distribution, level):
-            jacobian = closed_form.marginal(distribution, level).score_jacobian(x_t)
-            tweedie = (level.sigma**2 * np.eye(x_t.size) + level.sigma**4 * jacobian) / level.alpha**2
-            np.testing.assert_allclose(distribution.posterior(x_t, level).covariance(), tweedie, rtol=1e-7, atol=1e-11)
+    ours = values(name)
+    for i, (alpha, sigma) in enumerate(ours.alpha_sigma[:5]):
+        tweedie = (sigma**2 * np.eye(ours.mean.size) + sigma**4 * ours.score_jacobian[i]) / alpha**2
+        np.testing.assert_allclose(ours.posterior_covariance[i], tweedie, rtol=1e-7, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_posterior_is_the_prior_at_high_noise_and_a_point_at_low_noise(name):
-    distribution = distributions()[name]
-    x_t = _samples(distribution, 1)[0]
-    blurred = closed_form.optimal_prediction(distribution, x_t, level_from_log_snr(jnp.asarray(-40.0)), "x_0")
-    np.testing.assert_allclose(blurred, distribution.mean, atol=1e-8)
-    clear = closed_form.optimal_prediction(distribution, x_t, level_from_log_snr(jnp.asarray(40.0)), "x_0")
-    np.testing.assert_allclose(clear, x_t, rtol=1e-8)
+    ours = values(name)
+    blurred, clear = ours.posterior_mean[5:]
+    np.testing.assert_allclose(blurred, np.broadcast_to(ours.mean, blurred.shape), atol=1e-7)
+    np.testing.assert_allclose(clear, ours.x_t[6], rtol=1e-8)
 
 
 def test_entropy_of_a_gaussian():
     for name in ("gaussian", "low_rank"):
         distribution = distributions()[name]
-        expected = stats.multivariate_normal(np.zeros(4), np.asarray(distribution.covariance())).entropy()
-        assert float(distribution.entropy()) == pytest.approx(expected, rel=1e-12)
+        expected = stats.multivariate_normal(np.zeros(4), values(name).covariance).entropy()
+        assert float(jax.jit(type(distribution).entropy)(distribution)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_plane_has_no_density_but_its_noisy_marginal_has():
-    plane = distributions()["plane"]
-    assert not np.isfinite(float(plane.log_prob(plane.mean + 0.1)))
-    level = _levels()[1]
-    covariance = level.alpha**2 * FACTOR @ FACTOR.T + level.sigma**2 * np.eye(4)
-    x_t = _noisy(plane, level)[0]
-    expected = stats.multivariate_normal(level.alpha * plane.mean.reshape(-1), covariance).logpdf(x_t.reshape(-1))
-    assert float(closed_form.marginal(plane, level).log_prob(x_t)) == pytest.approx(float(expected), rel=1e-11)
+    plane, ours = distributions()["plane"], values("plane")
+    assert not np.isfinite(float(jax.jit(lambda plane, x: plane.log_prob(x))(plane, ours.mean + 0.1)))
+    alpha, sigma = ours.alpha_sigma[1]
+    normal = stats.multivariate_normal(
+        alpha * ours.mean.reshape(-1), alpha**2 * FACTOR @ FACTOR.T + sigma**2 * np.eye(4)
+    )
+    np.testing.assert_allclose(ours.log_prob[1], normal.logpdf(ours.x_t[1].reshape(3, -1)), rtol=1e-11)
 
 
-@pytest.mark.parametrize("log_snr", [-20.0, -5.0, 0.0, 5.0, 20.0])
-def test_gaussian_is_accurate_in_float32(log_snr):
+def test_gaussian_is_accurate_in_float32():
     # the same float32 numbers, in float32 and in float64
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(1, 0, None))
     def evaluate(x_t, lam, distribution):
         level = level_from_log_snr(lam)
-        return [
-            closed_form.optimal_prediction(distribution, x_t, level, prediction_type)
-            for prediction_type in PREDICTION_TYPES
-        ]
+        prediction = jax.vmap(closed_form.optimal_prediction, (None, 0, None, None))
+        return [prediction(distribution, x_t, level, each) for each in PREDICTION_TYPES], (level.alpha, level.sigma)
 
     distribution = closed_form.gaussian([0.5, -1.0], np.diag([0.3, 2.0]))
-    gaussian32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), distribution)
-    gaussian64 = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), gaussian32)
-    lam = jnp.float32(log_snr)
-    x_t = _noisy(gaussian32, level_from_log_snr(lam), 20).astype(jnp.float32)
-    for x in x_t:
-        ours = evaluate(x, lam, gaussian32)
-        expected = evaluate(x.astype(jnp.float64), lam.astype(jnp.float64), gaussian64)
-        for mine, true in zip(ours, expected, strict=True):
-            assert mine.dtype == jnp.float32
-            # x_t - alpha mean has a rounding of its own, relative to the data's size in units of the noise
-            level = level_from_log_snr(lam)
-            conditioning = 1.0 + float(jnp.abs(level.alpha * gaussian32.mean).max()) / float(
-                jnp.sqrt(level.alpha**2 * 0.3 + level.sigma**2)
-            )
-            scale = np.abs(np.asarray(true)).max() + 1.0
-            assert np.max(np.abs(np.asarray(mine, np.float64) - true)) <= 1e-6 * conditioning * scale
+    gaussian32 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), distribution)
+    gaussian64 = jax.tree.map(lambda leaf: leaf.astype(np.float64), gaussian32)
+    lam = np.float32([-20.0, -5.0, 0.0, 5.0, 20.0])
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(-lam))), np.sqrt(1 / (1 + np.exp(lam)))
+    random = np.random.RandomState(1)
+    x_0 = np.array([0.5, -1.0]) + np.sqrt([0.3, 2.0]) * random.randn(20, 1, 2)
+    x_t = (alpha[:, None] * x_0 + sigma[:, None] * random.randn(20, 5, 2)).astype(np.float32)
+    ours, _ = evaluate(x_t, lam, gaussian32)
+    expected, (alpha, sigma) = evaluate(x_t.astype(np.float64), lam.astype(np.float64), gaussian64)
+    # x_t - alpha mean has a rounding of its own, relative to the data's size in units of the noise
+    conditioning = 1.0 + np.asarray(alpha / np.sqrt(alpha**2 * 0.3 + sigma**2))
+    for mine, true in zip(ours, map(np.asarray, expected), strict=True):
+        assert mine.dtype == jnp.float32
+        error, scale = np.abs(np.asarray(mine, np.float64) - true).max(-1), np.abs(true).max(-1) + 1.0
+        assert np.all(error <= 1e-6 * conditioning[:, None] * scale)
 
 
 def test_denoiser_and_decoder_satisfy_the_network_protocols():
-    distribution = distributions()["mixture"]
+    distribution, ours = distributions()["mixture"], values("mixture")
     denoiser, decoder = closed_form.OptimalDenoiser(distribution, "v"), closed_form.OptimalDecoder(distribution)
     assert isinstance(denoiser, Denoiser)
     assert isinstance(decoder, elbo.DiffusionDecoder)
-    level = jax.tree.map(lambda *fields: jnp.stack(fields), *_levels()[:3])
-    x_t = _noisy(distribution, _levels()[0])
-    for i, row in enumerate(denoiser(x_t, level)):
-        expected = closed_form.optimal_prediction(distribution, x_t[i], _levels()[i], "v")
-        np.testing.assert_allclose(row, expected, rtol=1e-12)
-    given = decoder(x_t[0], x_t[1], _levels()[0])
-    np.testing.assert_allclose(given.mean, distribution.posterior(x_t[1], _levels()[0]).mean)
+    batch = jax.jit(lambda denoiser, x_t, level: denoiser(x_t, level))(
+        denoiser, ours.x_t[:3, 0], _stack(*_levels()[:3])
+    )
+    np.testing.assert_allclose(batch, ours.predictions["v"][:3, 0], rtol=1e-12)
+    given = jax.jit(lambda decoder, *args: decoder(*args).mean)(decoder, ours.x_t[0, 0], ours.x_t[0, 1], _levels()[0])
+    np.testing.assert_allclose(given, ours.posterior_mean[0, 1])
 
 
 def test_another_distribution_of_the_same_shape_is_not_traced_again():
@@ -260,13 +297,10 @@ def test_another_distribution_of_the_same_shape_is_not_traced_again():
         traces.append(1)
         return denoiser(x_t, level)
 
-    level = jax.tree.map(lambda leaf: leaf[None], _levels()[0])
+    level, zero = jax.tree.map(lambda leaf: leaf[None], _levels()[0]), jnp.zeros((1, 2))
     for shift in (0.0, 1.0):
-        evaluate(
-            closed_form.OptimalDenoiser(closed_form.mixture(WEIGHTS, MEANS + shift, COVARIANCES)),
-            jnp.zeros((1, 2)),
-            level,
-        )
+        shifted = closed_form.mixture(WEIGHTS, MEANS + shift, COVARIANCES)
+        jax.eval_shape(evaluate, closed_form.OptimalDenoiser(shifted), zero, level)
     assert len(traces) == 1
 
 
@@ -295,29 +329,30 @@ def test_invalid_distributions_are_refused(make, message):
 
 
 def test_scalar_variances_mean_spherical_covariances():
+    covariance = jax.jit(closed_form.Mixture.covariance)
     distribution = closed_form.mixture(WEIGHTS, MEANS, [0.1, 0.2, 0.3])
     expected = closed_form.mixture(WEIGHTS, MEANS, np.array([0.1, 0.2, 0.3])[:, None, None] * np.eye(2))
-    np.testing.assert_allclose(distribution.covariance(), expected.covariance(), rtol=1e-14)
-    np.testing.assert_allclose(distribution.variance, expected.variance, rtol=1e-14)
+    np.testing.assert_allclose(covariance(distribution), covariance(expected), rtol=1e-14)
 
 
 def test_pixels_of_two_values():
     distribution = closed_form.independent_pixels([[0.25, 0.75]])
-    np.testing.assert_allclose(distribution.mean, [0.5])  # values -1 and 1
-    assert float(distribution.log_prob(jnp.asarray([-1.0]))) == pytest.approx(np.log(0.25))
+    mean, log_prob = jax.jit(lambda d: (d.mean, d.log_prob(jnp.asarray([-1.0]))))(distribution)
+    np.testing.assert_allclose(mean, [0.5])  # values -1 and 1
+    assert float(log_prob) == pytest.approx(np.log(0.25))
 
 
 def test_degenerate_distributions_are_accepted():
     masses = closed_form.independent_pixels([[1.0, 3.0]])  # counts
-    np.testing.assert_allclose(jnp.exp(masses.distribution.log_weights), [[0.25, 0.75]], rtol=1e-14)
+    np.testing.assert_allclose(np.exp(np.asarray(masses.distribution.log_weights)), [[0.25, 0.75]], rtol=1e-14)
     point = closed_form.gaussian([0.7], [[0.0]])  # no variance
-    assert float(point.sample(jax.random.key(0))[0]) == 0.7
+    assert float(jax.jit(closed_form.Gaussian.sample)(point, jax.random.key(0))[0]) == 0.7
+    covariance, entropy = jax.jit(closed_form.Gaussian.covariance), jax.jit(closed_form.Gaussian.entropy)
     singular = closed_form.gaussian([0.0, 0.0], np.ones((2, 2)))
-    np.testing.assert_allclose(singular.covariance(), np.ones((2, 2)), rtol=1e-14)
+    np.testing.assert_allclose(covariance(singular), np.ones((2, 2)), rtol=1e-14)
     plane = closed_form.low_rank(np.zeros(3), FACTOR[:3], 0.1)  # one direction outside
     expected = stats.multivariate_normal(np.zeros(3), FACTOR[:3] @ FACTOR[:3].T + 0.1 * np.eye(3)).entropy()
-    assert float(plane.entropy()) == pytest.approx(expected, rel=1e-12)
+    assert float(entropy(plane)) == pytest.approx(expected, rel=1e-12)
     square = np.array([[1.0, 0.2], [0.3, -0.5]])  # a full rank
-    np.testing.assert_allclose(
-        closed_form.low_rank([0.0, 0.0], square, 0.1).covariance(), square @ square.T + 0.1 * np.eye(2)
-    )
+    full = covariance(closed_form.low_rank([0.0, 0.0], square, 0.1))
+    np.testing.assert_allclose(full, square @ square.T + 0.1 * np.eye(2))
