@@ -61,6 +61,20 @@ def test_every_eta_has_the_marginals_of_its_x_0(eta, monkeypatch):
         assert_close(np.sum(np.square(x_t[:-1] - x_t[-1])), schedule(t).sigma ** 2)
 
 
+def test_a_step_of_the_inversion_by_hand():
+    # x_hat = 0.5 x_s at every level; at level 1 it is predicted from alpha_1 x_0
+    gammas = np.array([-4.0, -1.0, 0.5, 3.0])
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(gammas))), np.sqrt(1 / (1 + np.exp(-gammas)))
+    x_0 = np.array([[0.3, -1.0]])
+    ours = ddim_inverse(lambda x, _: 0.5 * x, jnp.asarray(x_0), from_gammas(gammas), prediction_type="x_0")
+    start = alpha[0] * x_0
+    x = start + sigma[0] * (start - alpha[0] * 0.5 * start) / sigma[0]
+    for s in range(3):
+        x_hat = 0.5 * x
+        x = alpha[s + 1] * x_hat + sigma[s + 1] * (x - alpha[s] * x_hat) / sigma[s]
+    assert_close(ours, x)
+
+
 def _error(first, there, back):
     return float(jnp.sqrt(jnp.mean((back(there(first)) - first) ** 2)))
 
@@ -121,7 +135,11 @@ def test_the_inversion_evaluates_once_a_step():
 
 
 def test_eta_out_of_range():
-    best, z = _setup()
+    best, z = jnp.sin, jnp.ones((2, 1))
     for eta in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got"):
             ddim(best, KEY, z, linear_betas(5), eta=eta)
+    for eta in (0.1, jnp.asarray(0.1)):
+        with pytest.raises(ValueError, match=r"key must not be None when eta > 0: pass a key"):
+            ddim(best, None, z, linear_betas(5), eta=eta)
+    assert ddim(lambda x, _: 0.0 * x, None, z, linear_betas(2), prediction_type="x_0").x_0.shape == z.shape

@@ -1,5 +1,7 @@
 """Guidance is Bayes' rule: compared with conditional distributions derived by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,8 +56,8 @@ def _log_class(x_t, level):
 
 
 def _levels(*log_snr):
-    level = level_from_log_snr(jnp.array(log_snr), jnp.array(log_snr))
-    return level, 1.5 * jax.random.normal(jax.random.key(1), (len(log_snr), 2))
+    level = jax.jit(level_from_log_snr)(np.array(log_snr), np.array(log_snr))
+    return level, jnp.asarray(1.5 * np.random.RandomState(1).normal(size=(len(log_snr), 2)))
 
 
 @compiled()
@@ -72,18 +74,23 @@ def _as_score(net, x_t, level, prediction_type):
     return jax.vmap(lambda p, x, lv: convert(p, x, lv, prediction_type, "score"))(net(x_t, level), x_t, level)
 
 
+@jax.jit
+@partial(jax.vmap, in_axes=(0, 0, None))
+@jax.grad
+def _guided_score(x, level, scale):
+    """The gradient of log q(x_t) + w log p(y | x_t)."""
+    return (1.0 - scale) * _log_density(x, level) + scale * _log_density(x, level, CLASS)
+
+
 @PREDICTION_TYPES
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("scale", [2.5, *(pytest.param(scale, marks=pytest.mark.slow) for scale in (0.0, 1.0))])
 def test_class_guidance_has_the_conditional_score(prediction_type, scale):
     level, x_t = _levels(-6.0, -2.0, -0.5, 0.0, 1.0, 3.0, 6.0)
     every, one = (
         closed_form.OptimalDenoiser(distribution, prediction_type) for distribution in (_mixture(), _mixture(CLASS))
     )
 
-    def log_density(x, level):  # log q(x_t) + w log p(y | x_t)
-        return (1.0 - scale) * _log_density(x, level) + scale * _log_density(x, level, CLASS)
-
-    expected = jax.jit(jax.vmap(jax.grad(log_density)))(x_t, level)
+    expected = _guided_score(x_t, level, scale)
     for guided in (
         ClassifierFreeGuidance(one, every, scale),
         ClassifierGuidance(every, _log_class, scale, prediction_type),
@@ -109,6 +116,77 @@ def test_the_conditional_denoiser_is_used_outside_of_the_interval():
     assert_close(ours[inside], always[inside])
     with refuted():
         assert_close(plain, always, rtol=0.05)
+
+
+def _constant(value, level):
+    return value
+
+
+def _linear(slope, x_t, level):
+    """A denoiser of every example by itself."""
+    return slope * x_t + level.sigma[:, None]
+
+
+def _quadratic(x_t, level):
+    """A log-probability with the gradient -alpha x."""
+    return -0.5 * level.alpha * jnp.sum(x_t**2, axis=1)
+
+
+def test_guidance_by_hand():
+    level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
+    alpha, sigma = (np.asarray(field)[:, None] for field in level[:2])
+    one, every = Partial(_linear, jnp.asarray(0.3)), Partial(_linear, jnp.asarray(0.9))
+    scales, weights = jnp.array([0.0, 1.0, 3.0, -1.0, 2.0]), np.array([1.0, 1.0, 3.0, 1.0, 1.0])[:, None]
+    ours = _evaluate(ClassifierFreeGuidance(one, every, scales, log_snr_min=-1.0, log_snr_max=0.0), x_t, level)
+    assert_close(ours, 0.9 * x_t + sigma + weights * (0.3 - 0.9) * x_t)  # the ends are inside, of weights 1 and 3
+    for prediction_type, to_score in (("eps", -1 / sigma), ("score", 1.0)):
+        guided = ClassifierGuidance(every, _quadratic, scales, prediction_type)
+        change = _evaluate(guided, x_t, level) - _evaluate(every, x_t, level)
+        assert_close(change * to_score, np.asarray(scales)[:, None] * -alpha * x_t, rtol=1e-10, atol=1e-12)
+
+
+def test_a_measurement_by_hand():
+    # x_hat = 0.9 x_t of each example, y = the sum of its entries over sqrt(2) and noise
+    level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
+    alpha, sigma = (np.asarray(field)[:, None] for field in level[:2])
+    y, noise, scales = (
+        np.arange(5.0)[:, None],
+        np.array([0.1, 0.2, 0.3, 0.4, 0.5]),
+        np.array([1.0, 2.0, 0.5, 0.0, -1.0]),
+    )
+    measure, net = lambda x: x.sum(1, keepdims=True) / np.sqrt(2), lambda x, level: 0.9 * x
+    for posterior, var in ((None, sigma**2), (Partial(_constant, jnp.asarray(0.7)), 0.7)):
+        guided = ReconstructionGuidance(net, measure, y, jnp.asarray(noise), posterior, jnp.asarray(scales), "x_0")
+        residual = y - 0.9 * np.asarray(x_t).sum(1, keepdims=True) / np.sqrt(2)
+        gradient = 0.9 / np.sqrt(2) * residual / (noise[:, None] + var)
+        expected = 0.9 * x_t + scales[:, None] * sigma**2 / alpha * gradient
+        assert_close(_evaluate(guided, x_t, level), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_variance_of_an_exploding_level():
+    net, x_t = lambda x, level: 0.5 * x, jnp.array([[1.0]])
+    level = NoiseLevel(*(jnp.array([field]) for field in (1.0, 2.0, 0.0, np.log(2.0))))
+    ours = _evaluate(
+        ReconstructionGuidance(net, lambda x: x, jnp.array([[3.0]]), 0.1, prediction_type="x_0"), x_t, level
+    )
+    assert_close(ours, 0.5 + 4.0 * 0.5 * 2.5 / (0.1 + 0.8), atol=0.0)  # var_t = sigma^2 / (alpha^2 + sigma^2)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    level, x_t = _levels(-2.0, 1.0)
+    net, measure, y = lambda x, level: x, lambda x: x[:, :1], jnp.ones((2, 1))
+    for wrong, message in (
+        (ReconstructionGuidance(net, measure, y[:, 0], 0.1), r"y has shape \(2,\), .*\(2, 1\): pass y of that shape"),
+        (ReconstructionGuidance(net, measure, y, jnp.ones(3)), r"noise_variance has shape \(3,\): pass a scalar, or 2"),
+        (
+            ReconstructionGuidance(net, measure, y, 0.1, Partial(_constant, jnp.ones(3))),
+            r"posterior_variance has shape",
+        ),
+        (ReconstructionGuidance(net, measure, y, 0.1, None, jnp.ones((2, 1))), r"scale has shape \(2, 1\)"),
+        (ClassifierFreeGuidance(net, net, jnp.ones(3)), r"scale has shape \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong(x_t, level)
 
 
 @pytest.mark.slow
@@ -222,10 +300,6 @@ def _first(x):
     return x[:, :1]
 
 
-def _constant(value, level):
-    return value
-
-
 @pytest.mark.slow
 def test_a_mixture_s_measurement_is_approximate_and_best_at_little_noise():
     # compared with the posterior of the mixture, at samples of its noisy marginal
@@ -261,11 +335,3 @@ def test_the_guidance_is_proportional_to_the_scale():
     free = _evaluate(full.denoiser, x_t, level)
     half = ReconstructionGuidance(full.denoiser, _measure, full.y, NOISE, _posterior_variance, 0.5)
     assert_close(_evaluate(half, x_t, level) - free, 0.5 * (_evaluate(full, x_t, level) - free), atol=1e-12)
-
-
-@pytest.mark.slow
-def test_a_measurement_of_another_shape_is_refused():
-    level, _ = _levels(-2.0, 1.0)
-    wrong = ReconstructionGuidance(_guided(2).denoiser, _measure, jnp.ones(2), NOISE)
-    with pytest.raises(ValueError, match=r"y has shape \(2,\), .*\(2, 1\): pass y of that shape"):
-        wrong(jnp.ones((2, 3)), level)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.derivations.check import assert_close, assert_mean, refuted
 from vdm_jax import closed_form
-from vdm_jax.discrete_schedules import discretize, linear_betas, log_snr_uniform_steps, uniform_steps
+from vdm_jax.discrete_schedules import discretize, from_gammas, linear_betas, log_snr_uniform_steps, uniform_steps
 from vdm_jax.samplers import euler, heun
 from vdm_jax.schedules import LinearLogSNR, VarianceExploding
 
@@ -104,6 +104,30 @@ def test_no_noise_is_added_outside_of_the_interval():
     # and never above sqrt 2
     (_, level), *_ = _evaluations(zeros[:2], pair, s_churn=100.0)
     assert_close(level.sigma / level.alpha, np.sqrt(2) * n[9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.5, None])
+def test_heun_by_hand(clip):
+    # in y = x / alpha and n = sigma / alpha, from n to m: y = x_hat + n eps, and Euler's next y is x_hat + m eps
+    gammas = np.array([-9.0, -8.0, 0.0, 4.0])
+    n, alpha = np.append(0.0, np.exp(gammas / 2)), np.append(1.0, np.sqrt(1 / (1 + np.exp(gammas))))
+    limit, x_T, clipped = clip or np.inf, np.array([[2.0], [-0.5], [0.1]]), []
+    y = x_T / alpha[-1]
+    for t in range(4, 0, -1):
+        k, m = n[t], n[t - 1]
+        x_hat = np.clip(0.8 * alpha[t] * y, -limit, limit)
+        eps = (y - x_hat) / k
+        euler = x_hat + m * eps
+        if t == 1:
+            y = euler
+            continue
+        eps_there = (euler - np.clip(0.8 * alpha[t - 1] * euler, -limit, limit)) / m
+        x_hat = y + (m - k) * 0.5 * (eps + eps_there) - m * eps  # for which Euler's step is Heun's
+        clipped.append(np.abs(x_hat) > limit)
+        y = np.clip(x_hat, -limit, limit) + m * eps
+    assert np.any(clipped) == (clip is not None)
+    ours = heun(lambda x, _: 0.8 * x, None, jnp.asarray(x_T), from_gammas(gammas), prediction_type="x_0", clip=clip)
+    assert_close(ours.x_0, y)
 
 
 def test_errors():

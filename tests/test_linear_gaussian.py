@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from vdm_jax import closed_form, linear_gaussian
 from vdm_jax.gaussian import Normal
@@ -27,6 +28,7 @@ def test_principal_components_by_the_singular_values():
     _, singular, rows = np.linalg.svd(DATA - DATA.mean(0))
     np.testing.assert_allclose(principal.variances, singular**2 / 50, rtol=1e-10)
     np.testing.assert_allclose(np.abs(np.sum(principal.directions.T * rows, 1)), 1.0, rtol=1e-10)
+    np.testing.assert_allclose(principal.mean, DATA.mean(0), rtol=1e-12)
     whole = principal.decode(principal.encode(jnp.asarray(DATA), 4))
     np.testing.assert_allclose(whole, DATA, rtol=1e-10)
     half = principal.decode(principal.encode(jnp.asarray(DATA), 2))
@@ -41,13 +43,12 @@ def test_evidence_is_the_low_rank_gaussian_s():
 
 def test_posterior_by_bayes_rule_pointwise():
     m, x = model(), jnp.asarray([[0.3, -1.0, 2.0, 0.1]])
-    mean, covariance = m.posterior(x)
-    for z in RNG.normal(size=(5, 2)):
-        joint = m.likelihood(m.decode(jnp.asarray(z)[None])[0]).log_prob(x[0])
-        joint += Normal(jnp.zeros(2), var=jnp.ones(())).log_prob(jnp.asarray(z))
-        off = z - mean[0]
-        log_q = -0.5 * (off @ np.linalg.solve(covariance, off) + np.log(np.linalg.det(2 * np.pi * covariance)))
-        np.testing.assert_allclose(log_q, joint - m.log_prob(x[0]), rtol=1e-10)
+    mean, covariance = jax.tree.map(np.asarray, m.posterior(x))
+    zs = RNG.normal(size=(5, 2))
+    log_likelihoods = jax.jit(lambda z: jax.vmap(lambda mean: m.likelihood(mean).log_prob(x[0]))(m.decode(z)))(zs)
+    joint = log_likelihoods + stats.norm.logpdf(zs).sum(1)
+    log_q = stats.multivariate_normal(mean[0], covariance).logpdf(zs)
+    np.testing.assert_allclose(log_q, joint - m.log_prob(x[0]), rtol=1e-10)
 
 
 def test_best_independent_encoder_is_the_least_divergence():
@@ -72,6 +73,33 @@ def test_decoder_of_pairs_is_least_squares():
     np.testing.assert_allclose(ours.weights.T, fit[:2], rtol=1e-9)
     np.testing.assert_allclose(ours.bias, fit[2], rtol=1e-9)
     np.testing.assert_allclose(ours.var, residual.sum() / DATA.size, rtol=1e-9)
+
+
+def test_probabilistic_pca_has_the_greatest_likelihood():
+    # no slope in any parameter, and more likelihood than with its directions exchanged
+    def log_likelihood(m):
+        return jax.vmap(m.log_prob)(jnp.asarray(DATA)).mean()
+
+    value_and_slope = jax.jit(jax.value_and_grad(log_likelihood))
+    ours = jax.jit(linear_gaussian.probabilistic_pca, static_argnums=1)(DATA, 2)
+    value, slopes = value_and_slope(ours)
+    for slope in slopes:
+        np.testing.assert_allclose(slope, 0.0, atol=1e-10)
+    assert value > value_and_slope(ours._replace(weights=ours.weights[::-1]))[0]
+    assert ours.weights.shape == (4, 2)
+    np.testing.assert_allclose(ours.var, np.linalg.eigvalsh(np.cov(DATA.T, bias=True))[:2].mean(), rtol=1e-10)
+
+
+def test_decoder_of_distributions_has_the_greatest_expected_likelihood():
+    z, spread, data = RNG.normal(size=(50, 2)), RNG.uniform(0.1, 1.0, (50, 2)), jnp.asarray(DATA)
+
+    def expected_log_likelihood(m):  # E |x - W z - b|^2 = |x - W mu - b|^2 + sum_j var_j |W_j|^2
+        square = jnp.square(data - m.decode(jnp.asarray(z))).sum(1) + spread @ jnp.square(m.weights).sum(0)
+        return -0.5 * jnp.mean(square / m.var + 4 * jnp.log(m.var))
+
+    ours = linear_gaussian.maximum_likelihood_decoder(Normal(jnp.asarray(z), var=jnp.asarray(spread)), data)
+    for slope in jax.jit(jax.grad(expected_log_likelihood))(ours):
+        np.testing.assert_allclose(slope, 0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("k", [0, 4])

@@ -50,6 +50,40 @@ def _moments(steps, resamplings):
     return mean[1], cov[1, 1]
 
 
+def _optimal_eps(x_t, level):
+    """Of normal data with this covariance, by its eigenvectors."""
+    values, vectors = np.linalg.eigh(COVARIANCE)
+    alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+    return (x_t @ vectors * (sigma / (alpha**2 * values[None] + sigma**2))) @ vectors.T
+
+
+def test_a_few_steps_have_the_moments_of_the_recursion():
+    schedule, x_T = _schedule(4), jnp.asarray(np.random.RandomState(1).normal(size=(20_000, 2)))
+    known, mask = np.full((20_000, 2), KNOWN), np.tile([1.0, 0.0], (20_000, 1))
+    samples = repaint(
+        _optimal_eps, KEY, x_T, schedule, jnp.asarray(known), jnp.asarray(mask), resamplings=3, snapshots=4
+    )
+    mean, var = _moments(4, 3)
+    np.testing.assert_array_equal(samples.x_0[:, 0], known[:, 0])
+    assert_mean(samples.x_0[:, 1], mean, resolution=0.01)
+    assert_mean(np.square(samples.x_0[:, 1] - mean), var, resolution=0.02)
+    chain = jax.tree.map(np.asarray, samples.trajectory)
+    noises = []
+    for t, x_t in zip(chain.t, chain.x_t, strict=True):  # the known part of every level is a sample of q(x_t | x_0)
+        noises.append((x_t[:, 0] - schedule.levels.alpha[t] * KNOWN) / schedule.levels.sigma[t])
+        assert_mean(noises[-1], 0.0)
+        assert_mean(np.square(noises[-1]), 1.0)
+    assert_close(np.corrcoef(noises), np.eye(4), rtol=0.0, atol=0.04)
+
+
+def test_an_empty_mask_leaves_ancestral_sampling_and_x_hat_is_clipped():
+    x_T, schedule, options = jnp.asarray([[0.4, -2.0]]), _schedule(3), {"prediction_type": "x_0", "clip": 0.3}
+    ours = repaint(lambda x, _: x, KEY, x_T, schedule, jnp.full((1, 2), 9.0), jnp.zeros((1, 2)), snapshots=3, **options)
+    assert np.array_equal(ours.trajectory.x_t[0], x_T)
+    assert_close(ours.trajectory.x_hat, np.clip(ours.trajectory.x_t, -0.3, 0.3))
+    assert np.array_equal(ours.x_0, ours.trajectory.x_hat[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("resamplings", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_samples_have_the_moments_of_the_recursion(resamplings):
