@@ -21,6 +21,7 @@ import pytest
 from tests.test_experiments import RECIPES, SPECS, config_of
 from tests.training.bits import assert_same_bits
 from vdm_jax.models.sampling import Sampling
+from vdm_jax.networks.autoencoder import AutoencoderConfig
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNetConfig
 from vdm_jax.networks.very_deep_vae import VeryDeepVAEConfig
@@ -210,8 +211,11 @@ def test_a_linear_learned_schedule_has_no_parameter_of_size_zero():
     assert [leaf.shape for leaf in jax.tree.leaves(params)] == [()]
 
 
+PERCEPTRON = AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1)  # traced within a moment
+
+
 def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
-    run = opened("ae_digits")
+    run = opened("ae_digits", network=PERCEPTRON)
     for extra, message in [
         (jnp.zeros((3, 0)), r"parameter more/w has shape \(3, 0\); a checkpoint cannot hold empty arrays"),
         (jax.random.key(0), r"parameter more/w has type key<fry>; a checkpoint holds numbers only"),
@@ -243,7 +247,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused(opened):
     ],
 )
 def test_a_recipe_s_function_that_cannot_work_is_named(opened, part, function, message):
-    run = opened("ae_digits")
+    run = opened("ae_digits", network=PERCEPTRON)
     with pytest.raises(UserError, match=message):
         checked(run._replace(experiment=run.experiment._replace(**{part: function})), likelihood=True)
 
@@ -365,7 +369,7 @@ def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatc
     few = stand_in("digits")
     few = few._replace(test=Images([{"image": np.zeros((8, 8, 1), np.uint8), "label": 0}] * 3, (8, 8, 1)))
     monkeypatch.setattr(runs, "load", lambda _: few)
-    run = opened("ae_digits", picture_every=0)
+    run = opened("ae_digits", network=PERCEPTRON, picture_every=0)
     dry_run.check_plots(run)
     run.folder.mkdir()
     assert write_image_grids(run, initial_state(run).ema) == [run.folder / "reconstructions.png"]

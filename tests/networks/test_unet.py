@@ -107,7 +107,10 @@ def test_cifar_network_has_the_paper_s_35_7_million_parameters():
 
 
 def test_small_network_s_size_follows_the_same_count():
-    assert count(initial_shapes(SMALL, *arguments())) == count_by_hand(1, 8, (8, 16), 1, {1})
+    by_hand = count_by_hand(1, 8, (8, 16), 1, {1})
+    assert count(initial_shapes(SMALL, *arguments())) == by_hand
+    waves = 4  # sine and cosine for two exponents, each with a 3 x 3 kernel
+    assert count(initial_shapes(replace(SMALL, fourier_exponents=(1, 2)), *arguments())) == by_hand + 9 * waves * 8
 
 
 @pytest.mark.slow
