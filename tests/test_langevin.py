@@ -58,11 +58,13 @@ def test_kernel_by_hand():
     np.testing.assert_allclose(distribution.log_prob(jnp.asarray([0.3, 0.2])), expected, rtol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(3,), *(pytest.param(s, marks=pytest.mark.slow) for s in ((), (2, 3, 1)))])
 def test_a_step_is_a_drift_and_fresh_noise(shape):
     x = batch(shape, count=600)
-    path = langevin.ula(minus_cube, KEY, x, 0.02, 3, path=True).path
+    chain = langevin.ula(minus_cube, KEY, x, 0.02, 3, path=True)
+    path = np.asarray(chain.path)
+    np.testing.assert_array_equal(chain.x, path[-1])
+    np.testing.assert_array_equal(chain.acceptance_rate, np.ones(600))
     before = np.concatenate([x[None], path[:-1]])
     noise = ((path - before + 0.02 * before**3) / np.sqrt(0.04)).reshape(-1)
     assert stats.kstest(noise, "norm").pvalue > 1e-3
@@ -122,6 +124,21 @@ def test_metropolis_counts_what_it_accepts_and_keeps_the_rest():
     np.testing.assert_array_equal(tiny.acceptance_rate, 1.0)
 
 
+def test_metropolis_is_exact_at_a_step_of_any_size():
+    # N(0, 1) at eta = 1.5: without rejections the variance would be 4
+    still, sampled = np.zeros((15_000, 1)), np.random.RandomState(0).normal(size=(15_000, 1))
+    x = jnp.asarray(np.concatenate([still, sampled]), jnp.float32)
+    chain = langevin.mala(lambda x: -0.5 * jnp.sum(x**2, axis=1), KEY, x, 1.5, 8, path=True)
+    assert_moments(chain.x[15_000:], 0.0, 1.0)
+    # from x = 0 a proposal is y ~ N(0, 3), accepted with probability e^(-y^2 / 2) k(0|y) / k(y|0) = e^(-3 y^2 / 8)
+    first = np.asarray(chain.path)[0, :15_000]
+    assert_mean(first != 0, (1 + 3 * 3 / 4) ** -0.5, resolution=0.005)
+    assert_mean(first**2, 3.0 * (1 + 3 * 3 / 4) ** -1.5, resolution=0.02)
+    np.testing.assert_array_equal(chain.path[-1], chain.x)
+    moved = np.diff(np.concatenate([x[None], chain.path]), axis=0)[..., 0] != 0
+    np.testing.assert_allclose(chain.acceptance_rate, moved.mean(0), rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_metropolis_never_accepts_a_point_of_zero_density():
     # uniform on a box: proposals inside are accepted, others rejected; uniform samples stay uniform
@@ -143,6 +160,30 @@ def test_metropolis_has_the_exact_distribution_at_a_step_where_ula_is_biased():
     exactly = langevin.mala(lambda x: -0.5 * jnp.sum(x**2, axis=1), KEY, x, 1.5, 20).x
     assert_moments(plain, 0.0, 4.0)
     assert_moments(exactly, 0.0, 1.0)
+
+
+def _point(x_t, level):
+    """The x_0 predicted for data at one point."""
+    return jnp.broadcast_to(jnp.asarray([[0.4, -0.7]], x_t.dtype), x_t.shape)
+
+
+@pytest.mark.parametrize("denoise", [True, False])
+def test_levels_follow_each_other_by_hand(denoise):
+    # for data at a point: the ratio of alphas, then x <- x - rate (x - alpha point) + sqrt(2 rate) sigma xi, two times
+    levels = jax.tree.map(lambda field: field[::2], LEVELS)
+    chain = langevin.annealed_langevin(
+        _point, KEY, jnp.full((20_000, 2), 5.0), levels,
+        prediction_type="x_0", rate=0.3, steps=2, denoise=denoise, path=True,
+    )  # fmt: skip
+    assert chain.path.shape == (3, 20_000, 2)
+    point, mean, var, before = np.array([0.4, -0.7]), np.full(2, 5.0), 0.0, levels.alpha[0]
+    for alpha, sigma, x in zip(levels.alpha, levels.sigma, chain.path, strict=True):
+        mean, var, before = mean * alpha / before, var * (alpha / before) ** 2, alpha
+        for _ in range(2):
+            mean, var = mean - 0.3 * (mean - alpha * point), 0.7**2 * var + 2 * 0.3 * sigma**2
+        assert_moments(x, mean, var)
+    expected = np.broadcast_to(point, (20_000, 2)) if denoise else chain.path[-1]
+    np.testing.assert_allclose(chain.x, expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -222,11 +263,12 @@ def test_the_corrector_s_drift_to_noise_ratio_is_snr():
     assert_moments(moved, -2 * (snr * sigma) ** 2 * direction / sigma, (2 * snr * sigma) ** 2)
 
 
+@pytest.mark.slow
 def test_the_corrector_preserves_the_distribution():
     # where steps of eta ~ 1 / ||score||^2 would end in D + 2 for the mean of ||x||^2
-    level, distribution = level_from_log_snr(jnp.zeros(())), closed_form.gaussian(np.zeros(4), np.eye(4))
+    level = level_from_log_snr(jnp.zeros(()))
     x = jax.random.normal(KEY, (2_000, 4))
-    denoiser, snr, steps = closed_form.OptimalDenoiser(distribution), 0.05, 1_000
+    denoiser, snr, steps = (lambda x, level: level.sigma[:, None] * x), 0.05, 1_000  # eps of N(0, I)
     kept = langevin.langevin_corrector(
         denoiser, jax.random.key(1), x, level, prediction_type="eps", snr=snr, steps=steps
     )
