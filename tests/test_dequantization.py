@@ -67,24 +67,28 @@ def test_samples_in_float32_have_the_distribution(mean, scale):
 
 
 def test_a_sample_stays_in_the_bin_of_its_value():
-    for levels in (2, 3, 256):
-        x = normalize(jnp.arange(levels), levels)
-        for distribution in (
-            Uniform(x, levels),
-            TruncatedNormal(x, levels=levels, mean=jnp.zeros(()), scale=jnp.asarray(1 / (levels - 1))),
-        ):
-            y = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 200)), np.float64)
-            off = np.abs(y - np.linspace(-1.0, 1.0, levels))
+    @partial(jax.jit, static_argnames="levels")
+    def samples(x, key, levels):
+        normal = TruncatedNormal(x, levels=levels, mean=jnp.zeros(()), scale=jnp.asarray(1 / (levels - 1)))
+        return Uniform(x, levels).sample(key), normal.sample(key)
+
+    for levels in (2, 256):
+        x = np.tile(np.asarray(normalize(np.arange(levels), levels)), (200, 1))
+        for y in samples(x, jax.random.key(0), levels):
+            off = np.abs(np.asarray(y, np.float64) - np.linspace(-1.0, 1.0, levels))
             assert 0.9 < off.max() * (levels - 1) < 1 + 1e-7 * levels  # to the rounding of y
 
 
 def test_uniform_has_the_density_of_its_bin():
     # D numbers, each over a width of 2 / (levels - 1)
-    distribution = Uniform(jnp.zeros((2, 3)), 5)
-    y = distribution.sample(jax.random.key(0))
-    assert float(distribution.log_prob(y)) == pytest.approx(6 * np.log(2.0), rel=1e-6)
-    many = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(1), 2000))).ravel()
-    assert stats.kstest(many, stats.uniform(-0.25, 0.5).cdf).pvalue > 1e-3
+    @jax.jit
+    def sample_and_log_prob(x, key):
+        y = Uniform(x, 5).sample(key)
+        return y, Uniform(x[:2, :3], 5).log_prob(y[:2, :3])
+
+    y, log_prob = sample_and_log_prob(np.zeros((2000, 6), np.float32), jax.random.key(1))
+    assert float(log_prob) == pytest.approx(6 * np.log(2.0), rel=1e-6)
+    assert stats.kstest(np.ravel(y), stats.uniform(-0.25, 0.5).cdf).pvalue > 1e-3
 
 
 def test_samples_have_the_gradient_of_their_quantile():
@@ -93,18 +97,19 @@ def test_samples_have_the_gradient_of_their_quantile():
         u = float(jax.random.uniform(jax.random.key(3), (1,))[0])
 
         @jax.jit
-        def sample(mean, scale):
+        @partial(jax.grad, argnums=(0, 1))
+        def slopes(mean, scale):
             return TruncatedNormal(jnp.zeros(1), levels=257, mean=mean, scale=scale).sample(jax.random.key(3))[0]
 
         for distribution in (_distribution(mean, scale, dtype=jnp.float64) for mean, scale in MEANS_AND_SCALES):
-            ours = jax.grad(sample, (0, 1))(distribution.mean, distribution.scale)
-            if distribution.scale > 1e3 * HALF:  # nearly uniform: the reference loses its digits first
+            ours = np.asarray(slopes(distribution.mean, distribution.scale))
+            if float(distribution.scale) > 1e3 * HALF:  # nearly uniform: the reference loses its digits first
                 assert np.all(np.abs(ours) < 1e-9)
                 continue
             for number, which in enumerate(("mean", "scale")):
                 h = 1e-4 * min(float(distribution.scale), HALF)
                 ends = [
-                    _reference(replace(distribution, **{which: getattr(distribution, which) + step})).ppf(u)
+                    _reference(replace(distribution, **{which: float(getattr(distribution, which)) + step})).ppf(u)
                     for step in (h, -h)
                 ]
                 np.testing.assert_allclose(ours[number], (ends[0] - ends[1]) / (2 * h), rtol=1e-4, atol=1e-6)
@@ -112,13 +117,15 @@ def test_samples_have_the_gradient_of_their_quantile():
 
 def test_float32_gradients_are_finite():
     @jax.jit
-    def cost(mean, scale):
+    @jax.vmap
+    @partial(jax.grad, argnums=(0, 1))
+    def slopes(mean, scale):
         distribution = TruncatedNormal(jnp.zeros(2000), levels=257, mean=mean, scale=scale)
         y = distribution.sample(jax.random.key(0))
         return jnp.sum(y) + distribution.log_prob(y)
 
-    parameters = jnp.asarray([*MEANS_AND_SCALES, (0.0, 1e-6), (1.0, 1e-5)]).T * HALF
-    for gradient in jax.vmap(jax.grad(cost, (0, 1)))(*parameters):
+    parameters = np.float32([*MEANS_AND_SCALES, (0.0, 1e-6), (1.0, 1e-5)]).T * np.float32(HALF)
+    for gradient in slopes(*parameters):
         assert np.all(np.isfinite(gradient))
 
 
@@ -149,13 +156,16 @@ def test_more_samples_are_the_mean_of_the_ratios():
 
 
 def test_mean_and_scale_may_be_of_every_number():
-    each = TruncatedNormal(X_0[0], levels=5, mean=jnp.asarray([0.1, -0.2]), scale=jnp.asarray([0.05, 2.0]))
-    y = each.sample(jax.random.key(0))
-    apart = sum(
-        TruncatedNormal(X_0[0, i : i + 1], levels=5, mean=each.mean[i], scale=each.scale[i]).log_prob(y[i : i + 1])
-        for i in range(2)
-    )
-    assert float(each.log_prob(y)) == pytest.approx(float(apart), rel=1e-6)
+    @jax.jit
+    def evaluate(x, mean, scale, key):
+        each = TruncatedNormal(x, levels=5, mean=mean, scale=scale)
+        y = each.sample(key)
+        one = jax.vmap(lambda x, m, s, y: TruncatedNormal(x[None], levels=5, mean=m, scale=s).log_prob(y[None]))
+        return each.log_prob(y), one(x, mean, scale, y)
+
+    mean, scale = np.float32([0.1, -0.2]), np.float32([0.05, 2.0])
+    together, apart = evaluate(X_0[0], mean, scale, jax.random.key(0))
+    assert float(together) == pytest.approx(float(np.sum(apart)), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -181,25 +191,27 @@ def test_gradient_of_the_bound_is_its_slope():
 
 def test_latent_bound_evaluates_the_decoder_at_z_0_with_the_prediction():
     # the three parts, with the same z_0 sampled again
-    level, key = level_from_log_snr(jnp.float32(2.0)), jax.random.key(0)
     distribution = closed_form.gaussian([0.1, 0.2], [[0.5, 0.1], [0.1, 0.3]])
     decoder = lambda x_hat, z, level: Normal(x_hat + 0.1 * z, var=level.sigma)  # noqa: E731
-    for prediction_type in ("x_0", "eps"):
+
+    @partial(jax.jit, static_argnames="prediction_type")
+    def bound_and_parts(key, level, prediction_type):
+        denoiser = closed_form.OptimalDenoiser(distribution, prediction_type)
         ours = dequantization.latent_dequantization_bound(
-            _log_prob,
-            closed_form.OptimalDenoiser(distribution, prediction_type),
-            key,
-            X_0,
-            level,
-            decoder,
-            prediction_type=prediction_type,
+            _log_prob, denoiser, key, X_0, level, decoder, prediction_type=prediction_type
         )
-        for x, k, each in zip(X_0, jax.random.split(key, 3), ours, strict=True):
-            z = level.alpha * x + level.sigma * jax.random.normal(k, (2,))
-            x_hat = closed_form.optimal_prediction(distribution, z, level, "x_0")
-            parts = stats.norm(0, np.sqrt(0.3)).logpdf(z), stats.norm(level.alpha * x, level.sigma).logpdf(z)
-            decoded = stats.norm(x_hat + 0.1 * z, np.sqrt(level.sigma)).logpdf(x)
-            assert float(each) == pytest.approx(parts[1].sum() - parts[0].sum() - decoded.sum(), rel=1e-4)
+        eps = jax.vmap(lambda k: jax.random.normal(k, (2,)))(jax.random.split(key, 3))
+        z = level.alpha * X_0 + level.sigma * eps
+        x_hat = jax.vmap(lambda z: closed_form.optimal_prediction(distribution, z, level, "x_0"))(z)
+        return ours, z, x_hat
+
+    level = level_from_log_snr(jnp.float32(2.0))
+    alpha, sigma, x_0 = float(level.alpha), float(level.sigma), np.asarray(X_0)
+    for prediction_type in ("x_0", "eps"):
+        ours, z, x_hat = map(np.asarray, bound_and_parts(jax.random.key(0), level, prediction_type))
+        prior, noisy = stats.norm(0, np.sqrt(0.3)).logpdf(z), stats.norm(alpha * x_0, sigma).logpdf(z)
+        decoded = stats.norm(x_hat + 0.1 * z, np.sqrt(sigma)).logpdf(x_0)
+        np.testing.assert_allclose(ours, (noisy - prior - decoded).sum(-1), rtol=1e-4)
 
 
 def test_invalid_arguments_are_refused():

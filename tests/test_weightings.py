@@ -1,6 +1,6 @@
 """Weights of the log-SNR: exact in float32, without overflow, and the estimate that uses them."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -31,93 +31,105 @@ WEIGHTS = {
     "sigmoid": (weightings.sigmoid, lambda x: 1 / (1 + mp.e ** (x - 2))),
     "sigmoid of -3": (partial(weightings.sigmoid, bias=-3.0), lambda x: 1 / (1 + mp.e ** (x + 3))),
 }
-LOG_SNR = np.r_[np.linspace(-20, 20, 161), np.random.RandomState(0).uniform(-20, 20, 400)].astype(np.float32)
+LINE, RANDOM = np.linspace(-20, 20, 161), np.random.RandomState(0).uniform(-20, 20, 400)
+FAR, SMOOTH = np.array([-80.0, -40.0, -1e-30, 0.0, 40.0, 80.0]), np.array([-7.3, -1.1, 0.4, 6.2])
+LOG_SNR = np.r_[LINE, RANDOM, FAR, SMOOTH].astype(np.float32)
+H = 1e-5
+
+
+@jax.jit
+@jax.vmap
+def _values_and_slopes(log_snr):
+    return {name: jax.value_and_grad(ours)(log_snr) for name, (ours, _) in WEIGHTS.items()}
+
+
+@cache
+def _at_log_snr(dtype, offset=0.0):
+    """name -> values and slopes at LOG_SNR + offset, by one program for each dtype."""
+    with jax.enable_x64(dtype == np.float64):
+        return jax.tree.map(np.asarray, _values_and_slopes(LOG_SNR.astype(dtype) + dtype(offset)))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_are_exact_in_float32(name):
-    ours, expected = WEIGHTS[name]
     with mp.workdps(50):
-        expected = np.array([float(expected(mp.mpf(float(x)))) for x in LOG_SNR])
-    error = np.abs(np.asarray(jax.jit(ours)(jnp.asarray(LOG_SNR)), np.float64) / expected - 1)
+        expected = np.array([float(WEIGHTS[name][1](mp.mpf(float(x)))) for x in LOG_SNR[:561]])
+    error = np.abs(_at_log_snr(np.float32)[name][0][:561].astype(np.float64) / expected - 1)
     print(f"{name}: {error.max():.1e}")
     assert error.max() < 5e-7
-    with jax.enable_x64(True):
-        assert_close(ours(jnp.asarray(LOG_SNR, jnp.float64)), expected, rtol=2e-14)
+    assert_close(_at_log_snr(np.float64)[name][0][:561], expected, rtol=2e-14)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_and_slopes_are_finite_far_out(name):
-    far = jnp.asarray([-80.0, -40.0, -1e-30, 0.0, 40.0, 80.0])
-    slope = jax.vmap(jax.grad(WEIGHTS[name][0]))(far)
-    assert np.all(np.isfinite(WEIGHTS[name][0](far)))
-    assert np.all(np.isfinite(slope))
+    assert np.all(np.isfinite(_at_log_snr(np.float32)[name]))
     # where the weight is smooth, its slope equals central differences
-    with jax.enable_x64(True):
-        x, h = jnp.asarray([-7.3, -1.1, 0.4, 6.2]), 1e-5
-        secant = (WEIGHTS[name][0](x + h) - WEIGHTS[name][0](x - h)) / (2 * h)
-        np.testing.assert_allclose(jax.vmap(jax.grad(WEIGHTS[name][0]))(x), secant, rtol=1e-6, atol=1e-14)
+    (_, slope), (above, _), (below, _) = (_at_log_snr(np.float64, offset)[name] for offset in (0.0, H, -H))
+    np.testing.assert_allclose(slope[-4:], (above - below)[-4:] / (2 * H), rtol=1e-6, atol=1e-14)
 
 
 def test_the_slopes_at_zero():
     # |lambda| and min meet there: d sigmoid(b - x) = -s (1 - s), d sech = 0
-    s = 1 / (1 + np.exp(-2.0))
-    assert float(jax.grad(weightings.sigmoid)(0.0)) == pytest.approx(-s * (1 - s), rel=1e-6)
-    assert float(jax.grad(weightings.cosine)(0.0)) == 0.0
+    s, zero = 1 / (1 + np.exp(-2.0)), int(np.flatnonzero(LOG_SNR == 0.0)[-1])
+    assert _at_log_snr(np.float32)["sigmoid"][1][zero] == pytest.approx(-s * (1 - s), rel=1e-6)
+    assert _at_log_snr(np.float32)["cosine"][1][zero] == 0.0
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_which_weights_fall(name):
     # as in the module's table: only likelihood, v_prediction and sigmoid never increase with the log-SNR
-    with jax.enable_x64(True):
-        rises = np.diff(WEIGHTS[name][0](jnp.linspace(-20.0, 20.0, 4001)))
+    rises = np.diff(_at_log_snr(np.float64)[name][0][: len(LINE)])
     falls = name.split()[0] in ("likelihood", "v_prediction", "sigmoid")
     assert np.all(rises <= 0) == falls
 
 
 @pytest.mark.parametrize(
     "schedule",
-    [LinearBeta(), Cosine(), pytest.param(Sigmoid(), marks=pytest.mark.slow), LinearLogSNR(9.0, -7.0)],
+    [LinearBeta(), *(pytest.param(s, marks=pytest.mark.slow) for s in (Cosine(), Sigmoid(), LinearLogSNR(9.0, -7.0)))],
     ids=repr,
 )
 def test_uniform_time_is_the_density_of_a_uniform_time(schedule):
-    log_snr = jax.jit(schedule.log_snr)
-    slope, curve = jax.jit(jax.vmap(jax.grad(log_snr))), jax.jit(jax.vmap(jax.grad(jax.grad(log_snr))))
-    rise = jax.jit(jax.vmap(jax.grad(lambda x: weightings.uniform_in_time(x, schedule))))
+    @jax.jit
+    def at(t):
+        slope, curve = (jax.vmap(derivative)(t) for derivative in (jax.grad(log_snr), jax.grad(jax.grad(log_snr))))
+        x = jnp.concatenate([log_snr(t), jnp.full_like(t, beyond)])
+        return slope, curve, *jax.vmap(jax.value_and_grad(lambda x: weightings.uniform_in_time(x, schedule)))(x)
+
+    log_snr, last = schedule.log_snr, float(schedule.log_snr(1.0))
+    beyond = last - 0.1 if np.isfinite(last) else -200.0
     with jax.enable_x64(True):
-        t = jnp.linspace(0.001, 0.999, 201)
-        assert_close(weightings.uniform_in_time(log_snr(t), schedule) * -slope(t), np.ones(201), rtol=1e-9)
+        slope, curve, density, rise = at(np.linspace(0.001, 0.999, 201))
+        assert_close(density[:201] * -slope, np.ones(201), rtol=1e-9)
         # its slope, by the inverse function: dp/dlambda = lambda'' / lambda'^3
-        np.testing.assert_allclose(rise(log_snr(t)), curve(t) / slope(t) ** 3, rtol=1e-6, atol=1e-12)
-        # the density is 0 beyond the ends
-        last = float(log_snr(jnp.asarray(1.0)))
-        beyond = jnp.full(201, last - 0.1 if np.isfinite(last) else -200.0)
-        assert not np.any(weightings.uniform_in_time(beyond, schedule))
-        assert not np.any(rise(beyond))
-    t = jnp.linspace(0.1, 0.9, 81)
-    np.testing.assert_allclose(weightings.uniform_in_time(log_snr(t), schedule), -1 / slope(t), rtol=2e-5)  # float32
+        np.testing.assert_allclose(rise[:201], np.asarray(curve) / np.asarray(slope) ** 3, rtol=1e-6, atol=1e-12)
+        # the density is 0 beyond the end
+        assert not np.any(density[201:])
+        assert not np.any(rise[201:])
+    slope, _, density, _ = at(np.linspace(0.1, 0.9, 201, dtype=np.float32))
+    np.testing.assert_allclose(density[:201], -1 / np.asarray(slope), rtol=2e-5)
 
 
 def test_uniform_time_of_a_schedule_without_offset_is_the_closed_form():
+    density = jax.jit(lambda x: [weightings.uniform_in_time(x, s) for s in (Cosine(0.0), LinearLogSNR(9.0, -7.0))])
     with jax.enable_x64(True):
-        log_snr = jnp.linspace(-20.0, 20.0, 101)
-        assert_close(
-            weightings.uniform_in_time(log_snr, Cosine(0.0)), weightings.cosine(log_snr) / (2 * np.pi), rtol=1e-9
-        )
-        flat = weightings.uniform_in_time(jnp.linspace(-6.9, 8.9, 50), LinearLogSNR(9.0, -7.0))
-        assert_close(flat, np.full(50, 1 / 16), rtol=1e-12)
+        log_snr = np.linspace(-20.0, 20.0, 101)
+        cosine, flat = density(log_snr)
+        assert_close(cosine, 1 / np.cosh(0.5 * log_snr) / (2 * np.pi), rtol=1e-9)
+        assert_close(flat, np.where((log_snr > -7.0) & (log_snr < 9.0), 1 / 16, 0.0), rtol=1e-12)
 
 
 def test_uniform_time_has_the_gradient_of_the_schedule():
+    @jax.jit
+    @jax.vmap
+    @jax.value_and_grad
+    def total(ends):
+        rise = Partial(lambda s, t: t - s + 0.5 * (t**3 - s**3))
+        return weightings.uniform_in_time(jnp.asarray([1.3, -2.0]), LearnedSchedule(ends[0], ends[1], rise)).sum()
+
     with jax.enable_x64(True):
-        log_snr, ends, h = jnp.asarray([1.3, -2.0]), jnp.asarray([-6.0, 5.0]), 1e-5
-
-        def total(ends):
-            rise = Partial(lambda s, t: t - s + 0.5 * (t**3 - s**3))
-            return weightings.uniform_in_time(log_snr, LearnedSchedule(ends[0], ends[1], rise)).sum()
-
-        secants = [(total(ends.at[i].add(h)) - total(ends.at[i].add(-h))) / (2 * h) for i in range(2)]
-        np.testing.assert_allclose(jax.grad(total)(ends), secants, rtol=1e-6)
+        steps = H * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+        value, slope = total(np.array([-6.0, 5.0]) + steps)
+        np.testing.assert_allclose(slope[0], (value[1:3] - value[3:]) / (2 * H), rtol=1e-6)
 
 
 GAUSSIAN, WRONG = GaussianWorld(0.2, 0.6), GaussianWorld(-0.1, 0.9)
@@ -145,34 +157,41 @@ def test_the_estimate_is_the_integral_over_the_log_snr(schedule, prediction_type
     # for every schedule and prediction type: 1/2 int w E ||eps - eps_hat||^2 dlambda by the trapezoidal rule
     start = 0.05 if isinstance(schedule, Cosine) else 0.0
     high, low = float(schedule.log_snr(start)), max(float(schedule.log_snr(1.0)), -40.0)
-    grid = np.linspace(low, high, 20_001)
-    for name in ("likelihood", "cosine", "edm", "sigmoid"):
-        weight = WEIGHTS[name][0]
-        with jax.enable_x64(True):
-            expected = np.trapezoid(0.5 * np.asarray(weight(jnp.asarray(grid))) * _error(grid), grid)
-        estimate = partial(
-            weightings.weighted_bound,
-            NETS[prediction_type],
-            schedule=schedule,
-            weight=weight,
-            prediction_type=prediction_type,
-            t_0=start,
-        )
-        ours, many = estimate(jax.random.key(1), X_0), estimate(jax.random.key(1), X_0[:5000], terms=8)
-        assert_mean(ours, expected, resolution=0.03 * expected)
-        assert_mean(many, expected, resolution=0.02 * expected)
-        assert np.var(many) < np.var(ours) / 4
+    grid = np.linspace(low, high, len(LOG_SNR))
+    with jax.enable_x64(True):
+        weights = _values_and_slopes(grid)
+
+    @partial(jax.jit, static_argnames="terms")
+    def estimates(key, x_0, terms):
+        estimate = partial(weightings.weighted_bound, NETS[prediction_type], key, x_0, schedule)
+        options = {"prediction_type": prediction_type, "terms": terms, "t_0": start}
+        return {name: estimate(WEIGHTS[name][0], **options) for name in ("likelihood", "cosine", "edm", "sigmoid")}
+
+    many = estimates(jax.random.key(1), X_0[:5000], 8)
+    one = estimates(jax.random.key(1), X_0, 1) if prediction_type == "eps" else {}
+    for name, ours in many.items():
+        expected = np.trapezoid(0.5 * np.asarray(weights[name][0]) * _error(grid), grid)
+        assert_mean(ours, expected, resolution=0.02 * expected)
+        if name in one:
+            assert_mean(one[name], expected, resolution=0.03 * expected)
+            assert np.var(ours) < np.var(one[name]) / 4
 
 
 def test_the_estimate_of_a_discrete_schedule_weights_its_terms():
     # sum_t w(lambda_t) KL_t, every term visited: with w = 1 the bound's diffusion term
-    schedule = discretize(LinearLogSNR(6.0, -6.0), 12)
-    step = schedule.step(jnp.arange(1, 12), jnp.arange(2, 13))
-    kl = np.asarray(jax.vmap(partial(elbo.diffusion_weight, prediction_type="eps"))(step)) * _error(step.t.log_snr)
-    for name in ("likelihood", "min_snr"):
-        weight = WEIGHTS[name][0]
-        ours = weightings.weighted_bound(NETS["eps"], jax.random.key(1), X_0, schedule, weight, terms=11)
-        assert_mean(ours, np.sum(np.asarray(weight(step.t.log_snr)) * kl), resolution=0.04)
+    schedule, weights = discretize(LinearLogSNR(6.0, -6.0), 12), (weightings.likelihood, weightings.min_snr)
+
+    @jax.jit
+    def estimates(key, x_0):
+        step = schedule.step(jnp.arange(1, 12), jnp.arange(2, 13))
+        kl = jax.vmap(partial(elbo.diffusion_weight, prediction_type="eps"))(step)
+        bound = partial(weightings.weighted_bound, NETS["eps"], key, x_0, schedule, terms=11)
+        factors = [weight(step.t.log_snr) * kl for weight in weights]
+        return [bound(weight) for weight in weights], factors, step.t.log_snr
+
+    ours, factors, log_snr = estimates(jax.random.key(1), X_0)
+    for bound, factor in zip(ours, factors, strict=True):
+        assert_mean(bound, np.sum(np.asarray(factor) * _error(log_snr)), resolution=0.04)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +209,11 @@ def test_invalid_arguments_of_the_estimate_are_refused(schedule, options, messag
 
 def test_an_estimate_has_gradients():
     # L_w(a) of a * (exact eps) is a parabola with its least at a = 1
-    def loss(a):
-        net = jax.tree_util.Partial(lambda a, x, level: a * denoiser(GAUSSIAN)(x, level), a)
-        return weightings.weighted_bound(
-            net, jax.random.key(0), X_0, LinearLogSNR(6.0, -6.0), weightings.sigmoid
-        ).mean()
+    @jax.jit
+    @jax.grad
+    def slope(a, x_0):
+        net = Partial(lambda a, x, level: a * denoiser(GAUSSIAN)(x, level), a)
+        schedule = LinearLogSNR(6.0, -6.0)
+        return weightings.weighted_bound(net, jax.random.key(0), x_0, schedule, weightings.sigmoid).mean()
 
-    assert jax.grad(loss)(0.7) < 0 < jax.grad(loss)(1.3)
+    assert slope(0.7, X_0) < 0 < slope(1.3, X_0)
