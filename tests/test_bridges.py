@@ -1,5 +1,7 @@
 """Score-based and variational functions agree wherever a function of one view has a counterpart in the other."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,7 @@ def as_eps(denoiser, x_t, level):
 
 
 DENOISERS = {"network": Partial(net, WEIGHTS), "exact": BEST}
+each_denoiser = pytest.mark.parametrize("name", ["network", pytest.param("exact", marks=pytest.mark.slow)])
 
 
 def at(levels: NoiseLevel, i: int) -> NoiseLevel:
@@ -63,50 +66,64 @@ def exploding(sigma) -> NoiseLevel:
 # The losses
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DENOISERS)
+@each_denoiser
 def test_score_matching_at_a_level_is_half_the_eps_loss(name):
     # example by example, with the same noise; with weight 1 it is half the squared error of the score
     x_0, levels = draws(MIXTURE, KEY, 6), level_from_log_snr(jnp.linspace(-4.0, 4.0, 6))
-    eps_loss = elbo.denoising_error(DENOISERS[name], KEY, x_0, levels, "eps")
-    score = Partial(as_score, DENOISERS[name])
-    np.testing.assert_allclose(score_matching.denoising_at_level(score, KEY, x_0, levels), 0.5 * eps_loss, rtol=1e-4)
-    flat = score_matching.denoising_at_level(score, KEY, x_0, levels, weight=lambda level: jnp.ones_like(level.sigma))
-    score_loss = elbo.denoising_error(score, KEY, x_0, levels, "score")
-    np.testing.assert_allclose(flat, 0.5 * score_loss, rtol=1e-4)
+
+    @jax.jit
+    def losses_of(denoiser):
+        score = Partial(as_score, denoiser)
+        matching = partial(score_matching.denoising_at_level, score, KEY, x_0, levels)
+        return (
+            (matching(), elbo.denoising_error(denoiser, KEY, x_0, levels, "eps")),
+            (
+                matching(weight=lambda level: jnp.ones_like(level.sigma)),
+                elbo.denoising_error(score, KEY, x_0, levels, "score"),
+            ),
+        )
+
+    for matched, loss in losses_of(DENOISERS[name]):
+        np.testing.assert_allclose(matched, 0.5 * loss, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_twice_score_matching_over_the_levels_is_ddpm_s_simple_loss():
     # in expectation over the level too, for a schedule with few levels
     schedule, many, net = from_betas([0.1, 0.3, 0.6]), 30_000, DENOISERS["network"]
     x_0 = draws(MIXTURE, KEY, many)
-    simple = losses.simple_loss(net, KEY, x_0, schedule)
-    steps = jnp.arange(many) % 3 + 1
-    score = Partial(as_score, net)
-    matched = score_matching.denoising_at_level(score, jax.random.key(1), x_0, schedule(steps))
+
+    @jax.jit
+    def both(net):
+        steps = jnp.arange(many) % 3 + 1
+        matched = score_matching.denoising_at_level(Partial(as_score, net), jax.random.key(1), x_0, schedule(steps))
+        return losses.simple_loss(net, KEY, x_0, schedule), matched
+
+    simple, matched = both(net)
     assert_mean(np.asarray(simple, np.float64) - 2.0 * np.asarray(matched, np.float64), 0.0, resolution=0.02)
 
 
-@pytest.mark.slow
 def test_likelihood_weighs_score_matching_by_the_diffusion():
     # Song et al. 2021: with w = g^2 = -sigma^2 lambda' it is the rate of the bound in continuous time
     schedule, slope = LinearLogSNR(6.0, -8.0), -14.0
     x_0 = draws(MIXTURE, KEY, 6)
-    levels = jax.vmap(schedule)(jnp.linspace(0.1, 0.9, 6))
-    rate = jax.vmap(lambda level: elbo.continuous_diffusion_weight(level, jnp.float32(slope), "eps"))(levels)
-    bound = rate * elbo.denoising_error(BEST, KEY, x_0, levels, "eps")
-    matched = score_matching.denoising_at_level(
-        BEST, KEY, x_0, levels, prediction_type="eps", weight=lambda level: -slope * level.sigma**2
-    )
+
+    @jax.jit
+    def both(t):
+        levels = jax.vmap(schedule)(t)
+        rate = jax.vmap(lambda level: elbo.continuous_diffusion_weight(level, jnp.float32(slope), "eps"))(levels)
+        matched = score_matching.denoising_at_level(
+            BEST, KEY, x_0, levels, prediction_type="eps", weight=lambda level: -slope * level.sigma**2
+        )
+        return matched, rate * elbo.denoising_error(BEST, KEY, x_0, levels, "eps")
+
+    matched, bound = both(jnp.linspace(0.1, 0.9, 6))
     np.testing.assert_allclose(matched, bound, rtol=1e-5)
 
 
 # The networks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DENOISERS)
+@each_denoiser
 def test_langevin_samples_with_the_score_of_a_ddpm(name):
     levels, x = level_from_log_snr(jnp.linspace(-5.0, 4.0, 5)), draws(MIXTURE, KEY, 7)
     eps = langevin.annealed_langevin(DENOISERS[name], KEY, x, levels, prediction_type="eps", steps=4, path=True)
@@ -115,8 +132,7 @@ def test_langevin_samples_with_the_score_of_a_ddpm(name):
     np.testing.assert_allclose(score.x, eps.x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DENOISERS)
+@each_denoiser
 def test_a_score_network_samples_as_a_ddpm(name):
     schedule, x_T = linear_betas(12, 0.01, 0.4), jax.random.normal(KEY, (7, 2))
     score = Partial(as_score, DENOISERS[name])
@@ -131,27 +147,34 @@ def test_a_score_network_samples_as_a_ddpm(name):
 # The posterior
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("log_snr", [-3.0, 0.5, 3.0])
-@pytest.mark.parametrize("process", ["preserving", "exploding"])
-def test_tweedie_is_the_posterior(process, log_snr):
+@pytest.mark.parametrize("process", ["preserving", pytest.param("exploding", marks=pytest.mark.slow)])
+def test_tweedie_is_the_posterior(process):
     with jax.enable_x64(True):
         distribution = closed_form.mixture(
             [0.3, 0.7], [[-1.0, 0.2], [0.8, -0.4]], [[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0], [0, 0.4]]]
         )
-        level = (
-            level_from_log_snr(jnp.asarray(log_snr)) if process == "preserving" else exploding(np.exp(-0.5 * log_snr))
-        )
-        noisy = closed_form.marginal(distribution, level)
-        x_t, score = draws(noisy, KEY, 5), jax.vmap(noisy.score)
-        mean = jax.vmap(lambda x: closed_form.optimal_prediction(distribution, x, level, "x_0"))(x_t)
-        np.testing.assert_allclose(tweedie.posterior_mean(score, x_t, level), mean, rtol=1e-10)
-        for prediction_type in ("x_0", "eps", "v"):  # also from what a network of any kind predicts
-            same = ScoreFromDenoiser(closed_form.OptimalDenoiser(distribution, prediction_type), level, prediction_type)
-            np.testing.assert_allclose(tweedie.posterior_mean(same, x_t, level), mean, rtol=1e-10)
-        covariance = jax.vmap(lambda x: distribution.posterior(x, level).covariance())(x_t)
-        ours = tweedie.posterior_covariance(score, x_t, level)
-        np.testing.assert_allclose(ours, covariance, rtol=1e-9, atol=1e-12)
+
+        @jax.jit
+        def claims(log_snr):
+            level = level_from_log_snr(log_snr) if process == "preserving" else exploding(jnp.exp(-0.5 * log_snr))
+            noisy = closed_form.marginal(distribution, level)
+            x_t, score = draws(noisy, KEY, 5), jax.vmap(noisy.score)
+            posterior = jax.vmap(lambda x: distribution.posterior(x, level))(x_t)
+            networks = {  # also from what a network of any kind predicts
+                kind: ScoreFromDenoiser(closed_form.OptimalDenoiser(distribution, kind), level, kind)
+                for kind in ("x_0", "eps", "v")
+            }
+            ours = [tweedie.posterior_mean(s, x_t, level) for s in (score, *networks.values())]
+            return (
+                (ours, jax.vmap(lambda p: p.mean)(posterior)),
+                (tweedie.posterior_covariance(score, x_t, level), jax.vmap(lambda p: p.covariance())(posterior)),
+            )
+
+        for log_snr in (-3.0, 0.5, 3.0):
+            (means, mean), (ours, covariance) = claims(jnp.asarray(log_snr))
+            for each in means:
+                np.testing.assert_allclose(each, mean, rtol=1e-10)
+            np.testing.assert_allclose(ours, covariance, rtol=1e-9, atol=1e-12)
 
 
 # The autoencoder
@@ -161,44 +184,54 @@ def _tweedie(level, y):
     return tweedie.posterior_mean(jax.vmap(closed_form.marginal(MIXTURE, level).score), y, level)
 
 
-def _aside(denoiser, aside, y):
-    return denoiser(y) + 0.1 * aside(y)
+DEVIATIONS = {
+    "sin": jnp.sin,
+    "turned": lambda y: y[:, ::-1],
+    "back": lambda y: _tweedie(exploding(0.6), y) - y,
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "aside",
-    [jnp.sin, jnp.tanh, jnp.ones_like, lambda y: y, lambda y: y[:, ::-1], lambda y: _tweedie(exploding(0.6), y) - y],
-)
-def test_the_best_denoising_autoencoder_is_tweedie_s(aside):
+@pytest.mark.parametrize("name", ["sin", *(pytest.param(n, marks=pytest.mark.slow) for n in ("turned", "back"))])
+def test_the_best_denoising_autoencoder_is_tweedie_s(name):
     # any other function's risk exceeds it by its mean squared distance: the optimal error is uncorrelated with y
     level, x = exploding(0.6), draws(MIXTURE, KEY, 40_000)
-    best = Partial(_tweedie, level)
 
-    def error(encoder):
-        loss = autoencoder.denoising_reconstruction_error(encoder, lambda z: z, jax.random.key(1), x, level.sigma)
-        return np.asarray(loss, np.float64)
+    @jax.jit
+    def claims(x):
+        def error(share):
+            return autoencoder.denoising_reconstruction_error(
+                lambda y: _tweedie(level, y) + share * DEVIATIONS[name](y),
+                lambda z: z,
+                jax.random.key(1),
+                x,
+                level.sigma,
+            )
 
-    more = error(Partial(_aside, best, Partial(aside))) - error(best)
-    y = x + level.sigma * jax.random.normal(jax.random.key(2), x.shape)
+        y = x + level.sigma * jax.random.normal(jax.random.key(2), x.shape)
+        return error(0.1) - error(0.0), jnp.sum((0.1 * DEVIATIONS[name](y)) ** 2, 1)
+
+    more, square = (np.asarray(part, np.float64) for part in claims(x))
     assert more.mean() > 4 * more.std() / np.sqrt(more.size)
-    square = 0.01 * np.square(np.asarray(aside(y), np.float64)).sum(1)
     assert_mean(more - square, 0.0)
 
 
-@pytest.mark.slow
 def test_the_risk_of_the_best_denoiser_is_the_mmse():
-    level = exploding(0.6)
-    y = draws(closed_form.marginal(MIXTURE, level), KEY, 40_000)
-    expected = information.mmse(
-        MIXTURE, level, lambda f, distribution: information.quadrature(f, distribution, nodes=101)
-    ).value
-    best = Partial(_tweedie, level)
-    assert_mean(sure.sure(best, None, y, level.sigma, trace="exact"), expected, resolution=0.01)
-    assert_mean(sure.sure(best, jax.random.key(1), y, level.sigma), expected, resolution=0.01)
-    x = draws(MIXTURE, KEY, 40_000)  # the same risk, estimated with clean data
-    direct = autoencoder.denoising_reconstruction_error(best, lambda z: z, jax.random.key(1), x, level.sigma)
-    assert_mean(direct, expected, resolution=0.01)
+    level, key = exploding(0.6), jax.random.key(1)
+    y, x = draws(closed_form.marginal(MIXTURE, level), KEY, 40_000), draws(MIXTURE, KEY, 40_000)
+
+    @jax.jit
+    def claims(x, y):
+        best = Partial(_tweedie, level)
+        risks = (
+            sure.sure(best, None, y, level.sigma, trace="exact"),
+            sure.sure(best, key, y, level.sigma),
+            autoencoder.denoising_reconstruction_error(best, lambda z: z, key, x, level.sigma),  # with clean data
+        )
+        return risks, information.mmse(MIXTURE, level, partial(information.quadrature, nodes=101)).value
+
+    risks, expected = claims(x, y)
+    for risk in risks:
+        assert_mean(risk, expected, resolution=0.01)
 
 
 # The samples
@@ -218,7 +251,6 @@ def _expected_features(noise):
     return np.array([*(weights @ means), products[0, 0], products[0, 1], products[1, 1], side])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("view", ["variational", "score"])
 def test_both_views_sample_the_same_distribution(view):
     # Langevin's bias of a mode's variance, rate sigma^2 / (v + sigma^2) / 2 < 0.03 of it, is below the error bar

@@ -166,6 +166,7 @@ def _over_noisy(distribution, f):
     return information.quadrature(f, closed_form.marginal(distribution, _level())).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_AE_2_best_denoiser_is_the_conditional_expectation(name):
     # E ||x - D(x + sigma eps)||^2 = E Var[x | y] + E ||D(y) - E[x | y]||^2, both by quadrature
@@ -210,6 +211,7 @@ def test_AE_2_error_is_a_score_error_in_symbols():
     assert_proved((x - (y + sigma**2 * s)) ** 2, sigma**4 * (s - conditional) ** 2)
 
 
+@pytest.mark.slow
 def test_AE_2_training_is_denoising_score_matching():
     distribution = DISTRIBUTIONS["mixture"]()
     x, key = draws(distribution, jax.random.key(2), 50_000), jax.random.key(3)
@@ -258,6 +260,7 @@ def test_AE_3_error_does_not_depend_on_the_scale_of_codes():
     assert_mean(np.square(model.decode(z) - principal.mean[None]).sum(1), kept)
 
 
+@pytest.mark.slow
 def test_AE_3_decoded_normal_codes_are_off_the_data():
     # Data in 16 dimensions within [-1, 1], on a plane plus a little noise.
     factor = 0.15 * np.linalg.qr(np.random.RandomState(3).randn(16, 2))[0] * np.sqrt(16) * [1.0, 0.5]

@@ -1,5 +1,7 @@
 """The assertions of the derivations fail when they should, and record their errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import sympy as sp
@@ -13,7 +15,7 @@ from tests.derivations.check import (
     assert_proved,
     refuted,
 )
-from tests.derivations.conftest import names
+from tests.derivations.conftest import entries, names
 
 x, y = sp.symbols("x y", positive=True)
 
@@ -62,3 +64,30 @@ def test_names_of_entries():
     assert names("test_ELBO_13_bits") == ["ELBO-13"]
     assert names("test_erratum_product_to_i") == ["erratum product_to_i"]
     assert names("test_exact_step_is_exact") == []
+
+
+def _report(test, *claims, failed=False):
+    properties = [("claims", [(kind, 1e-9, slow) for kind, slow in claims])]
+    return SimpleNamespace(location=("", 0, test), when="call", failed=failed, user_properties=properties)
+
+
+def test_an_entry_needs_a_claim_of_its_strongest_kind_outside_the_slow_tests():
+    fast, slow = False, True
+    reports = [
+        _report("test_AE_1_in_symbols", ("symbolic", fast)),
+        _report("test_AE_1_numbers", ("exact", slow)),
+        _report("test_AE_2_in_symbols[1.0]", ("symbolic", slow), ("exact", slow)),
+        _report("test_AE_2_numbers", ("exact", fast)),
+        _report("test_AE_3_numbers", ("exact", fast), failed=True),
+        _report("test_VAE_1_without_a_claim"),
+        _report("test_VAE_13_is_not_in_the_catalog", ("exact", fast)),
+    ]
+    found = {entry.name: entry for entry in entries(reports)}
+    lines = {name: " ".join(str(entry).split()) for name, entry in found.items()}
+    assert lines["AE-1"] == "AE-1 symbolic 1.0e-09 pass"
+    assert lines["AE-2"] == "AE-2 symbolic 1.0e-09 FAIL: symbolic in slow tests only"
+    assert lines["AE-3"] == "AE-3 exact 1.0e-09 FAIL"
+    assert lines["VAE-1"] == "VAE-1 no claim FAIL"
+    assert lines["VAE-2"] == "VAE-2 no test FAIL"
+    assert lines["VAE-13 (not in the catalog)"].endswith("FAIL")
+    assert [name for name, entry in found.items() if entry.good] == ["AE-1"]

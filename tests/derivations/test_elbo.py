@@ -85,7 +85,7 @@ def test_ELBO_1_and_3_are_one_sum():
     assert_proved(joint, bound)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.2])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_ELBO_1_and_3_have_one_expectation(shift):
     # path by path over fixed data; with an inexact denoiser, since the identity holds for any model
     schedule, x_0 = _schedule(6), jnp.full((100_000, 1), 0.9)
@@ -97,6 +97,7 @@ def test_ELBO_1_and_3_have_one_expectation(shift):
     assert_mean(-joint - bound, 0.0, resolution=0.03)
 
 
+@pytest.mark.slow
 def test_ELBO_3_has_less_variance_for_an_insensitive_denoiser():
     # One-sample variances at fixed x_0, of a model that hardly depends on x_t: it assumes far narrower data.
     insensitive = denoiser(GaussianWorld(DATA.mean, DATA.var / 50))
@@ -107,6 +108,7 @@ def test_ELBO_3_has_less_variance_for_an_insensitive_denoiser():
     assert np.var(joint) > 20 * np.var(bound)
 
 
+@pytest.mark.slow
 def test_ELBO_3_has_more_variance_at_the_optimum():
     # Not "strictly": p(x_0:T) / q(x_1:T|x_0) of the *exact* reverse process is p(x_0) on every path. With the exact
     # denoiser and many steps ELBO-1 is close to that, while ELBO-3 keeps the variance of log p(x_0|x_1).
@@ -132,14 +134,11 @@ def test_ELBO_4_prior_vanishes_with_the_signal():
         values = [float(elbo.prior_kl(x, from_betas(np.full(n, 0.02))(n))) for n in (10, 100, 300, 600)]
         assert np.all(np.diff(values) < 0)
         assert values[-1] < 1e-5
-        # against log q / p at samples of q
-        level = from_betas(np.full(10, 0.02))(10)
-        q, p = forward.marginal(x, level), Normal(jnp.zeros(2), var=jnp.asarray(1.0))
-        samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
-        assert_mean(jax.vmap(q.log_prob)(samples) - jax.vmap(p.log_prob)(samples), elbo.prior_kl(x, level))
 
 
-@pytest.mark.parametrize("decoder", ["gaussian", "discretized", "categorical"])
+@pytest.mark.parametrize(
+    "decoder", ["gaussian", *(pytest.param(d, marks=pytest.mark.slow) for d in ("discretized", "categorical"))]
+)
 def test_ELBO_5_decoders_are_normalized_distributions(decoder):
     with jax.enable_x64(True):
         level = linear_betas(10, 0.1, 0.5)(3)
@@ -190,8 +189,6 @@ def test_ELBO_6_diffusion_term_is_the_kl_of_two_posteriors():
             q, p = forward.posterior(noisy, clean, step), forward.posterior(noisy, x_hat, step)
             ours = elbo.diffusion_kl(clean, x_hat, step, "x_0")
             assert_close(ours, kl(q, p), rtol=1e-11)
-            samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 5000))
-            assert_mean(jax.vmap(q.log_prob)(samples) - jax.vmap(p.log_prob)(samples), ours)
 
 
 def test_ELBO_6_l_ddpm_is_the_sum_over_t():
@@ -280,16 +277,16 @@ def test_ELBO_10_one_random_term_for_the_sum():
     schedule = _schedule(6)
     x_0 = jnp.full((100_000, 1), 0.9)
     wrong = denoiser(DATA, shift=0.3)
-    every, one, three = (
+    every, one = (
         np.asarray(
             elbo.bound(wrong, jax.random.key(n), x_0, schedule, _gaussian_decoder, terms=k).diffusion, np.float64
         )
-        for n, k in enumerate((None, 1, 3))
+        for n, k in enumerate((None, 1))
     )
     ddpm = losses.ddpm_loss(wrong, jax.random.key(9), x_0, schedule, _gaussian_decoder).diffusion
-    for estimate in (one, three, np.asarray(ddpm, np.float64)):
+    for estimate in (one, np.asarray(ddpm, np.float64)):
         assert_mean(estimate - every, 0.0)
-    assert every.var() < three.var() < one.var()
+    assert every.var() < one.var()
 
 
 def test_ELBO_11_excess_loss_is_the_squared_deviation():
@@ -302,6 +299,7 @@ def test_ELBO_11_excess_loss_is_the_squared_deviation():
     assert_proved(loss, variance + (f - mean) ** 2)
 
 
+@pytest.mark.slow
 def test_ELBO_11_the_weighted_loss_is_the_bound():
     # T E_t w_t ||.||^2 with the bound's weight (0 at t = 1, the decoder's step) is the diffusion term
     schedule, x_0 = _schedule(6), jnp.full((100_000, 1), 0.9)
@@ -321,6 +319,7 @@ def test_ELBO_11_the_weighted_loss_is_the_bound():
         assert_mean(6 * np.asarray(loss, np.float64) - np.asarray(diffusion, np.float64), 0.0)
 
 
+@pytest.mark.slow
 def test_ELBO_11_the_optimum_is_the_conditional_expectation():
     # L of the exact denoiser is E Var[target | x_t], and any deviation from it adds its square
     schedule, x_0 = _schedule(6), DATA.sample(jax.random.key(3), (100_000, 1))
@@ -343,6 +342,7 @@ def test_ELBO_11_the_optimum_is_the_conditional_expectation():
             assert other.squared_error.mean() > exact.squared_error.mean()
 
 
+@pytest.mark.slow
 def test_ELBO_11_bound_and_exact_entropy_gaussian():
     # E bound >= E[-log p]; the gap is due to discretization and falls towards 0 as T grows
     entropy = stats.norm(DATA.mean, np.sqrt(DATA.var)).entropy()
@@ -363,19 +363,16 @@ def test_ELBO_11_bound_and_exact_entropy_gaussian():
     assert gaps[-1] < 0.05 * gaps[0]
 
 
-def _categorical(x_hat, x_1, level):
-    return Categorical(x_1, level, 17)
-
-
-@pytest.mark.parametrize("decoder", [_discretized, _categorical])
-def test_ELBO_11_bound_and_exact_entropy_finite_data(decoder):
+@pytest.mark.slow
+def test_ELBO_11_bound_and_exact_entropy_finite_data():
     data = _finite()
     entropy = float(data.entropy())
     x_0 = draws(data, jax.random.key(7), 5000)
     means = []
     for num_steps in (10, 400):
         schedule = discretize(LinearLogSNR(9.0, -9.0), num_steps)
-        bound = np.asarray(elbo.bound(denoiser(data), jax.random.key(8), x_0, schedule, decoder).total, np.float64)
+        bound = elbo.bound(denoiser(data), jax.random.key(8), x_0, schedule, _discretized).total
+        bound = np.asarray(bound, np.float64)
         assert bound.mean() > entropy - 4 * bound.std() / np.sqrt(bound.size)
         means.append(bound.mean())
     assert means[1] - entropy < 0.5 * (means[0] - entropy)
@@ -432,15 +429,19 @@ def test_ELBO_2_a_consistency_term_by_its_definition():
     assert_proved(sp.expand_log(ratio, force=True), sp.expand_log(divergence(k, w) - divergence(n, v), force=True))
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.2])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def test_ELBO_2_and_3_have_one_expectation(shift):
     distribution, schedule = _mixture(), discretize(LinearLogSNR(3.0, -6.0), 6)
     x_0 = draws(distribution, jax.random.key(0), 40_000)
     arguments = x_0, schedule, closed_form.OptimalDecoder(distribution)
-    first = path_bounds.consistency_bound(
-        _spoiled(distribution, shift), jax.random.key(1), *arguments, prediction_type="x_0"
-    ).total
-    second = elbo.bound(_spoiled(distribution, shift), jax.random.key(2), *arguments, prediction_type="x_0").total
+
+    @jax.jit
+    def totals():
+        net = _spoiled(distribution, shift)
+        first = path_bounds.consistency_bound(net, jax.random.key(1), *arguments, prediction_type="x_0").total
+        return first, elbo.bound(net, jax.random.key(2), *arguments, prediction_type="x_0").total
+
+    first, second = totals()
     assert_mean(np.asarray(first, np.float64) - np.asarray(second, np.float64), 0.0, resolution=0.06)
 
 
@@ -450,7 +451,7 @@ def test_ELBO_2_varies_more_the_more_steps():
     # ELBO-2's does not: each of its terms depends on two states whose noise is not averaged out.
     distribution, x_0 = closed_form.gaussian([0.4], [[0.5]]), jnp.full((20_000, 1), 0.9)
     best, decoder, ratios = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution), []
-    for num_steps in (10, 40, 160):
+    for num_steps in (10, 160):
         schedule = discretize(LinearLogSNR(3.0, -6.0), num_steps)
         first = path_bounds.consistency_bound(best, jax.random.key(1), x_0, schedule, decoder)
         second = elbo.bound(best, jax.random.key(2), x_0, schedule, decoder)
@@ -473,7 +474,7 @@ def test_erratum_consistency_term_averages_over_the_bridge():
             """E f(x_0, x_2), by Gauss-Hermite quadrature: exact for polynomials."""
             x_0 = jnp.asarray(m + v**0.5 * z)
             x_2 = schedule(2).alpha * x_0[:, None] + schedule(2).sigma * jnp.asarray(z)[None, :]
-            values = jax.vmap(lambda a, row: jax.vmap(lambda b: f(a[None], b[None]))(row))(x_0, x_2)
+            values = jax.jit(jax.vmap(lambda a, row: jax.vmap(lambda b: f(a[None], b[None]))(row)))(x_0, x_2)
             return float(weights @ values @ weights)
 
         def model(x_2):
@@ -493,16 +494,17 @@ def test_erratum_consistency_term_averages_over_the_bridge():
             closed_form.marginal(distribution, schedule(1)),
         ).value
         bound = float(truth.prior.value + truth.diffusion.value - x_1)
-        assert_close(pair(consistency), bound, rtol=1e-10)
+        correct, wrong = pair(consistency), pair(printed)
+        assert_close(correct, bound, rtol=1e-10)
         with refuted():
-            assert_close(pair(printed), bound, rtol=0.1)
+            assert_close(wrong, bound, rtol=0.1)
         # the library computes the first
         x_0 = jnp.asarray(m + v**0.5 * np.random.RandomState(0).randn(100_000, 1))
         denoiser, decoder = closed_form.OptimalDenoiser(distribution), closed_form.OptimalDecoder(distribution)
         ours = path_bounds.consistency_bound(denoiser, jax.random.key(0), x_0, schedule, decoder).diffusion
-        assert_mean(ours, pair(consistency))
+        assert_mean(ours, correct)
         with refuted():
-            assert_mean(ours, pair(printed))
+            assert_mean(ours, wrong)
 
 
 def _reverse_divergence(distribution, step):
@@ -516,6 +518,7 @@ def _reverse_divergence(distribution, step):
     return information.quadrature(at, closed_form.marginal(distribution, step.t)).value
 
 
+@pytest.mark.slow
 def test_ELBO_3_gap_is_the_sum_of_its_divergences():
     # E log p - ELBO_T = KL(q(x_T) || p(x_T)) + sum_t E KL(q(x_{t-1}|x_t) || p(x_{t-1}|x_t)): the chain rule of
     # KL(q(x_0:T) || p(x_0:T)). The left by MMSEs and entropies, the right by integrals over reverse kernels.
@@ -529,11 +532,12 @@ def test_ELBO_3_gap_is_the_sum_of_its_divergences():
         assert gap > 0.1
 
 
+@pytest.mark.slow
 def test_ELBO_3_gap_shrinks_as_one_over_T():
     with jax.enable_x64(True):
         distribution = _mixture()
         entropy = information.entropy(distribution).value
-        steps, gaps = np.array([64, 128, 256, 512, 1024]), []
+        steps, gaps = np.array([64, 128, 512]), []
         for num_steps in steps:
             schedule = discretize(LinearLogSNR(9.0, -15.0), int(num_steps))
             gaps.append(float(information.optimal_bound(distribution, schedule).total.value - entropy))
@@ -584,7 +588,7 @@ def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
     rate = sp.limit(by_x_0 * factor / dt, dt, 0)
     assert_proved(rate, -slope / 2 * sp.exp(lam) * factor)
     with jax.enable_x64(True):
-        for value in (-3, 0, 2):
+        for value in (-3, 2):
             truth = float(rate.subs({lam: value, slope: -7}))
             ours = elbo.continuous_diffusion_weight(
                 level_from_log_snr(jnp.asarray(float(value))), jnp.asarray(-7.0), prediction_type
@@ -592,6 +596,7 @@ def test_ELBO_12_rate_is_the_limit_of_the_weight(prediction_type):
             assert_close(ours, truth, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_ELBO_12_the_sum_tends_to_the_integral():
     # larger T tightens the bound, down to the limit, for every shape: exactly
     with jax.enable_x64(True):
@@ -599,7 +604,7 @@ def test_ELBO_12_the_sum_tends_to_the_integral():
         limit = information.optimal_bound_limit(distribution, SHAPES[0](0.0), SHAPES[0](1.0)).total.value
         for schedule in SHAPES:
             gaps = []
-            for num_steps in (50, 100, 200, 400, 800):
+            for num_steps in (50, 200, 400):
                 bound = information.optimal_bound(distribution, discretize(schedule, num_steps)).total.value
                 gaps.append(float(bound - limit))
             assert np.all(np.diff(gaps) < 0)
@@ -660,11 +665,6 @@ def test_ELBO_13_bits_per_dimension():
         assert_close(elbo.bits_per_dim(jnp.asarray(12 * np.log(256)), 12), 8.0, rtol=1e-14)
         density = -12 * np.log(255 / 512)
         assert_close(elbo.bits_per_dim(jnp.asarray(density), 12, bin_width=2 / 255), 8.0, rtol=1e-14)
-        # a smooth distribution: density times bin width is close to the probability of the bin
-        x, mean, scale = normalize(jnp.asarray([100, 140]), 256), jnp.zeros(2), jnp.asarray(0.5)
-        discrete = elbo.bits_per_dim(-DiscretizedGaussian(mean, scale=scale, levels=256).log_prob(x), 2)
-        smooth = elbo.bits_per_dim(-Normal(mean, var=scale**2).log_prob(x), 2, bin_width=2 / 255)
-        np.testing.assert_allclose(discrete, smooth, rtol=1e-5)
 
 
 def test_erratum_the_half_belongs_to_the_whole_kl():
@@ -679,8 +679,5 @@ def test_erratum_the_half_belongs_to_the_whole_kl():
         q, p = Normal(jnp.asarray(mean), var=jnp.asarray(var)), Normal(jnp.zeros(2), var=jnp.asarray(1.0))
         rest = var.sum() - 2 - np.log(var).sum()
         assert_close(kl(q, p), (mean @ mean + rest) / 2, rtol=1e-12)
-        samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 20_000))
-        log_ratio = jax.vmap(q.log_prob)(samples) - jax.vmap(p.log_prob)(samples)
-        assert_mean(log_ratio, kl(q, p))
         with refuted():
-            assert_mean(log_ratio, mean @ mean / 2 + rest)
+            assert_close(kl(q, p), mean @ mean / 2 + rest, rtol=0.1)

@@ -1,5 +1,7 @@
 """EBM: unnormalized densities, their scores, recovery of log p by line integrals, and maximum-likelihood learning."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,7 @@ def test_EBM_1_partition_by_quadrature():
         assert_close(energy.log_partition(ours, *_rule()), sp.N(sp.log(whole), 20), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_EBM_1_the_partition_function_normalizes_the_density(name):
     # the exact energy plus a constant, which log Z subtracts again
@@ -144,6 +147,7 @@ def test_EBM_2_the_constant_has_no_gradient():
         assert_proved(sp.diff(sp.log(sp.exp(-potential - c) / z), at), -sp.diff(potential, at))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_EBM_2_score_is_that_of_the_exact_distribution(name):
     distribution = DISTRIBUTIONS[name]()
@@ -226,6 +230,7 @@ def test_EBM_3_a_rotation_differs_by_its_circulation():
     assert_close(*still, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_EBM_3_number_of_nodes_for_a_polynomial():
     # n nodes integrate degree 2n - 1: a quartic energy on a straight line needs two
     start, end = jax.random.normal(jax.random.key(4), (2, 6, 2, 2))
@@ -301,6 +306,7 @@ def _normal(parameters, x):
     return precision * (x - mean) ** 2 / 2
 
 
+@partial(jax.jit, static_argnums=3)
 def _contrast(key, x, start, num_steps):
     """Contrastive loss of the normal model and its derivatives by mean and precision, shape (B, 2), per example."""
 

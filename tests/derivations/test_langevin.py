@@ -250,6 +250,7 @@ def test_LAN_2_a_state_dependent_step_size_is_a_bias_in_symbols():
     assert_proved(sp.integrate(density.subs(n, n + 2) / r, (r, 0, sp.oo)), 1 / n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 8])
 def test_LAN_2_corrector_widens_the_distribution_by_its_step_size(dims):
     # one step, and many, from a normal one: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
@@ -286,25 +287,35 @@ def _large(x):
     return np.asarray(x.sum(-1) > 0, np.float64)
 
 
-@pytest.mark.slow
-def test_LAN_3_score_does_not_depend_on_the_weights_of_far_modes():
+def _score_of_two_modes():
+    """The score of modes N(-c, v) and N(c, v) of weights w and 1 - w, with the logarithm of p / N(x; c, v) apart."""
+    w, c = sp.symbols("w c", positive=True)
+    beside = w * sp.exp(-2 * c * x / v) + 1 - w
+    return w, c, beside, sp.diff(log_normal(x, c, v) + sp.log(beside), x)
+
+
+def test_LAN_3_score_does_not_depend_on_the_weights_of_far_modes_in_symbols():
     # Modes N(-c, v) and N(c, v) of weights w and 1 - w. Near the second, p / N(x; c, v) is 1 - w + w ratio, and the
     # ratio exp(-2cx/v) goes to 0 as the modes separate: the score depends on w through it alone.
-    w, c, ratio = sp.symbols("w c ratio", positive=True)
-    beside = w * sp.exp(-2 * c * x / v) + 1 - w
+    w, c, beside, score = _score_of_two_modes()
+    ratio = sp.Symbol("ratio", positive=True)
     p = w * sp.exp(log_normal(x, -c, v)) + (1 - w) * sp.exp(log_normal(x, c, v))
     assert_proved(p, beside * sp.exp(log_normal(x, c, v)))
-    score = sp.diff(log_normal(x, c, v) + sp.log(beside), x)
     known = score.subs(sp.exp(-2 * c * x / v), ratio)
     assert_proved(known.subs(ratio, 0), -(x - c) / v)
     assert_proved(sp.diff(known, w).subs(ratio, 0))
     assert_disproved(sp.diff(known, w))  # nearer by it is there
     assert_proved(sp.limit(c * sp.exp(-2 * c * (c - 1)), c, sp.oo))  # even c times the ratio, 1 before the mode
+
+
+@pytest.mark.slow
+def test_LAN_3_score_does_not_depend_on_the_weights_of_far_modes():
     # the two of the library, 14 standard deviations apart, at samples of both: with the weights swapped, the same score
     distribution, turned = closed_form.mixture(*FAR), closed_form.mixture(FAR[0][::-1], *FAR[1:])
     points = _samples(distribution, jax.random.key(10), 1000)
     scores = jax.jit(lambda distribution: jax.vmap(distribution.score)(points))
     assert_close(scores(turned), scores(distribution), rtol=1e-9, atol=1e-12)
+    w, c, _, score = _score_of_two_modes()
     values = {v: 1, x: 2, w: R(1, 5), c: R(3, 2)}
     near = closed_form.mixture([0.2, 0.8], [[-1.5], [1.5]], [1.0, 1.0])
     assert_close(near.score(jnp.asarray([2.0])), [sp.N(score.subs(values), 20)], rtol=1e-12)
@@ -342,6 +353,7 @@ def test_LAN_3_time_to_cross_is_kramers():
     assert times[2] > 10 * times[1] > 50 * times[0]
 
 
+@pytest.mark.slow
 def test_LAN_3_chains_cross_at_the_exact_rate():
     distribution, grid, size = _pair(2.0), jnp.linspace(-10.0, 10.0, 201), 0.1
     start = -2.0 + jax.random.normal(jax.random.key(11), (8000, 1))

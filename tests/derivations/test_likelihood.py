@@ -15,14 +15,13 @@ from tests.derivations.check import assert_close, assert_mean, assert_proved, re
 from tests.derivations.worlds import draws
 from vdm_jax import closed_form, dequantization, elbo, path_bounds, probability_flow
 from vdm_jax.dequantization import TruncatedNormal, Uniform
-from vdm_jax.discrete_schedules import DiscretizedSchedule, InterpolatedSchedule, discretize, linear_betas
+from vdm_jax.discrete_schedules import DiscretizedSchedule, InterpolatedSchedule, linear_betas
 from vdm_jax.gaussian import Normal
 from vdm_jax.likelihoods import Categorical
-from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, Sigmoid, VarianceExploding
+from vdm_jax.schedules import Cosine, LearnedSchedule, LinearBeta, LinearLogSNR, VarianceExploding
 
 DEEP = LinearLogSNR(6.0, -14.0)
 KINDS = ("x_0", "eps", "v", "score")
-MARKED = ["eps", "v", *(pytest.param(prediction_type, marks=pytest.mark.slow) for prediction_type in ("x_0", "score"))]
 
 
 def _mixture():
@@ -79,7 +78,7 @@ def test_LIK_2_drift_by_its_definition(schedule, prediction_type):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction_type", MARKED)
+@pytest.mark.parametrize("prediction_type", ["eps", "x_0"])
 def test_LIK_2_density_of_a_mixture(prediction_type):
     with jax.enable_x64(True):
         distribution = _mixture()
@@ -93,10 +92,11 @@ def test_LIK_2_density_of_a_mixture(prediction_type):
             prediction_type=prediction_type,
             trace="exact",
         )
-        assert_close(_off(evaluate(denoiser, tolerance=1e-8), distribution, DEEP, x), np.zeros(32), atol=1e-7)
+        ours = evaluate(denoiser, tolerance=1e-8)
+        assert_close(_off(ours, distribution, DEEP, x), np.zeros(32), atol=1e-7)
         # DEEP ends so near N(0, I) that the standard prior would suffice, up to the remaining signal e^-14
         truth = jax.vmap(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))).log_prob)(x)
-        assert_close(evaluate(denoiser, tolerance=1e-8).log_prob, truth, rtol=0, atol=5e-3)
+        assert_close(ours.log_prob, truth, rtol=0, atol=5e-3)
         if prediction_type == "eps":
             with refuted():  # with the full score, as in the SDE, and not half of it
                 whole = evaluate(lambda x_t, level: 2 * denoiser(x_t, level), tolerance=1e-6)
@@ -105,14 +105,13 @@ def test_LIK_2_density_of_a_mixture(prediction_type):
 
 # name -> schedule, to be made with x64 enabled, t_0, log-variance of the prior, prediction type
 SCHEDULES = {
-    "LinearBeta": (lambda: LinearBeta(0.1, 20.0), 0.01, 0.0, "eps"),
     "Cosine, to where no signal is left": (Cosine, 1e-3, 0.0, "v"),
-    "Sigmoid, tabulated": (lambda: InterpolatedSchedule(discretize(Sigmoid(), 30)), 0.0, 0.0, "eps"),
     "VarianceExploding": (lambda: VarianceExploding(0.1, 100.0), 0.0, 2 * float(np.log(100.0)), "x_0"),
     "Ho et al.": (lambda: InterpolatedSchedule(linear_betas(30, 0.003, 0.6)), 0.0, 0.0, "eps"),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_LIK_2_density_under_every_schedule(name):
     with jax.enable_x64(True):
@@ -167,24 +166,22 @@ def test_LIK_2_normal_data_are_mapped_linearly():
         denoiser = closed_form.OptimalDenoiser(distribution)
         first, last = (schedule(jnp.asarray(t)) for t in (0.0, 1.0))
         x = draws(closed_form.marginal(distribution, first), jax.random.key(0), 16)
-        ours = probability_flow.log_likelihood(denoiser, jax.random.key(1), x, schedule, trace="exact", tolerance=1e-9)
+        options = {"trace": "exact", "tolerance": 1e-9, "prior": Normal(0.0, var=2.0)}
+        ours = probability_flow.log_likelihood(denoiser, jax.random.key(1), x, schedule, **options)
         values, vectors = np.linalg.eigh(factor @ factor.T)
         sd_1, sd_0 = (np.sqrt(level.alpha**2 * values + level.sigma**2) for level in (last, first))
         white = (np.asarray(x) - float(first.alpha) * mean) @ vectors / sd_0
         assert_close(ours.x_1, float(last.alpha) * mean + (white * sd_1) @ vectors.T, rtol=0, atol=1e-8)
-        truth = stats.norm.logpdf(ours.x_1).sum(-1) + np.log(sd_1 / sd_0).sum()
+        truth = stats.norm.logpdf(ours.x_1, scale=2.0**0.5).sum(-1) + np.log(sd_1 / sd_0).sum()
         assert_close(ours.log_prob, truth, rtol=0, atol=1e-7)
         assert_close(probability_flow.sample(denoiser, ours.x_1, schedule, tolerance=1e-9), x, rtol=0, atol=1e-7)
 
 
 @pytest.mark.slow
-def test_LIK_2_the_ode_is_inverted_by_its_reverse():
+def test_LIK_2_samples_have_the_moments_of_the_data():
     with jax.enable_x64(True):
         distribution = _mixture()
         denoiser = closed_form.OptimalDenoiser(distribution)
-        x = draws(closed_form.marginal(distribution, DEEP(jnp.asarray(0.0))), jax.random.key(0), 32)
-        x_1 = probability_flow.log_likelihood(denoiser, jax.random.key(1), x, DEEP, tolerance=1e-9).x_1
-        assert_close(probability_flow.sample(denoiser, x_1, DEEP, tolerance=1e-9), x, rtol=0, atol=1e-7)
         # samples of the prior are mapped to samples of q(x_{t_0}): moments of the mixture
         prior = jax.random.normal(jax.random.key(2), (10_000, 2))
         x = np.asarray(probability_flow.sample(denoiser, prior, DEEP, tolerance=1e-4))
@@ -215,37 +212,6 @@ def test_LIK_2_random_probes_have_no_bias(trace):
             ours = estimate(x, trace=trace, probes=probes).log_prob
             assert_mean(ours, truth, resolution=0.1)
             assert_mean((ours - truth) ** 2, var / probes)
-
-
-@pytest.mark.slow
-def test_LIK_2_rademacher_probes_are_exact_for_independent_dimensions():
-    with jax.enable_x64(True):
-        distribution = closed_form.independent_pixels([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])
-        schedule, denoiser = LinearLogSNR(5.0, -8.0), closed_form.OptimalDenoiser(distribution)
-        x = draws(closed_form.marginal(distribution, schedule(jnp.asarray(0.0))), jax.random.key(0), 8)
-        evaluate = partial(probability_flow.log_likelihood, denoiser, jax.random.key(1), x, schedule, tolerance=1e-8)
-        assert_close(evaluate(trace="rademacher").log_prob, evaluate(trace="exact").log_prob, rtol=0, atol=1e-10)
-
-
-@pytest.mark.slow
-def test_LIK_2_in_float32_and_independent_of_the_batch():
-    distribution = _mixture()
-    x = draws(closed_form.marginal(distribution, DEEP(jnp.float32(0.0))), jax.random.key(0), 64)
-    evaluate = partial(
-        probability_flow.log_likelihood,
-        closed_form.OptimalDenoiser(distribution),
-        jax.random.key(1),
-        schedule=DEEP,
-        trace="exact",
-    )
-    ours = evaluate(x)
-    with jax.enable_x64(True):
-        ours = ours._replace(x_1=ours.x_1.astype(jnp.float64))
-        error = np.abs(_off(ours, _mixture(), DEEP, x.astype(jnp.float64))) / 2
-    print(f"float32 error of the ODE's log-density a dimension: mean {error.mean():.1e}, worst {error.max():.1e} nats")
-    assert error.max() < 2e-5
-    far = x.at[1:].set(3.0 * x[1:])
-    assert abs(evaluate(far).log_prob[0] - evaluate(x).log_prob[0]) < 1e-4
 
 
 class _QuantizedGaussian:
@@ -284,31 +250,43 @@ def test_LIK_3_uniform_dequantization_loses_the_kl():
     with jax.enable_x64(True):
         data = _QuantizedGaussian(0.25)
         distribution = partial(Uniform, levels=data.levels)
-        bound = partial(
-            dequantization.dequantized_bound, data.log_prob, x_0=data.batch(20_000), dequantizer=distribution
-        )
+
+        @partial(jax.jit, static_argnums=1)
+        def bound(key, samples):
+            return dequantization.dequantized_bound(
+                data.log_prob, key, data.batch(20_000), distribution, samples=samples
+            )
+
         loss = data.loss(distribution(jnp.asarray([data.x])))
         assert loss > 0.3
-        ours = [bound(key=jax.random.key(k), samples=k) for k in (1, 4, 64)]
+        ours = [bound(jax.random.key(k), k) for k in (1, 8)]
         assert_mean(ours[0], data.truth + loss, resolution=0.01)
         with refuted():  # the density at the data, without the width of the bin
             assert_mean(ours[0] + np.log(2 / (data.levels - 1)), data.truth + loss)
-        for samples, each in zip((1, 4, 64), ours, strict=True):
+        for samples, each in zip((1, 8), ours, strict=True):
             # E e^-bound = P(x) for any number of samples, and the gap falls about as 1/K
             assert_mean(np.exp(-np.asarray(each)), np.exp(-data.truth), resolution=0.001)
             assert data.truth < each.mean() < data.truth + 1.5 * loss / samples
         with refuted():  # a sum and not a mean over the samples
-            assert_mean(np.exp(-np.asarray(ours[1] - np.log(4))), np.exp(-data.truth))
+            assert_mean(np.exp(-np.asarray(ours[1] - np.log(8))), np.exp(-data.truth))
 
 
-@pytest.mark.parametrize(("mean", "scale"), [(0.0, 0.05), (0.1, 0.3), (-0.2, 3.0), (-0.5, 0.12), (0.4, 0.03)])
+@jax.jit
+def _density_and_samples(distribution, grid, key):
+    return jax.vmap(distribution.log_prob)(grid), jax.vmap(distribution.sample)(jax.random.split(key, 20_000))
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale"),
+    [(0.1, 0.3), (-0.5, 0.12), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((-0.2, 3.0), (0.4, 0.03)))],
+)
 def test_LIK_4_truncated_normal_is_a_distribution_on_its_bin(mean, scale):
     with jax.enable_x64(True):
         distribution = TruncatedNormal(jnp.asarray([0.5]), levels=5, mean=jnp.asarray(mean), scale=jnp.asarray(scale))
+        grid = np.linspace(0.251, 0.749, 99)[:, None]
+        log_prob, y = map(np.asarray, _density_and_samples(distribution, grid, jax.random.key(0)))
         truth = stats.truncnorm((-0.25 - mean) / scale, (0.25 - mean) / scale, 0.5 + mean, scale)
-        grid = jnp.linspace(0.251, 0.749, 99)[:, None]
-        assert_close(jax.vmap(distribution.log_prob)(grid), truth.logpdf(grid)[:, 0], rtol=1e-11, atol=1e-11)
-        y = np.asarray(jax.vmap(distribution.sample)(jax.random.split(jax.random.key(0), 20_000)))
+        assert_close(log_prob, truth.logpdf(grid)[:, 0], rtol=1e-11, atol=1e-11)
         assert np.all((y >= 0.25) & (y <= 0.75))
         assert_mean(y[:, 0], truth.mean())
         assert_mean((y[:, 0] - truth.mean()) ** 2, truth.var())
@@ -361,6 +339,26 @@ def _flow(denoiser, schedule, tolerance=1e-5):
     return lambda z_0: evaluate(z_0).log_prob
 
 
+def test_LIK_5_is_the_surprise_for_every_latent_where_decoder_and_density_are_exact():
+    # P(x|z) p(z) / q(z|x) is P(x), by Bayes' rule: for every sample of z
+    with jax.enable_x64(True):
+        distribution, level = _pixels(), LinearLogSNR(2.0, -9.0)(jnp.asarray(0.0))
+        x_0 = draws(distribution, jax.random.key(0), 500)
+
+        @jax.jit
+        def claims(x_0):
+            log_prob = jax.vmap(closed_form.marginal(distribution, level).log_prob)
+            given = log_prob, closed_form.OptimalDenoiser(distribution), jax.random.key(1), x_0, level
+            exact = dequantization.latent_dequantization_bound(*given, closed_form.OptimalDecoder(distribution))
+            plain = dequantization.latent_dequantization_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
+            return exact, plain, -jax.vmap(distribution.log_prob)(x_0)
+
+        exact, plain, truth = claims(x_0)
+        assert_close(exact, truth, rtol=1e-10)
+        with refuted():  # a decoder that ignores the data distribution
+            assert_close(plain, truth, rtol=1e-2)
+
+
 @pytest.mark.slow
 def test_LIK_5_every_row_of_the_likelihood_report_matches_its_exact_value():
     # quantized data with the exact denoiser and decoder: -log P(x) is known, and every row bounds it
@@ -374,9 +372,6 @@ def test_LIK_5_every_row_of_the_likelihood_report_matches_its_exact_value():
         encoder = dequantization.latent_dequantization_bound(*given, decoder)
         assert_close(encoder, truth, rtol=0, atol=0.2)
         assert_mean(encoder - truth, 0.0, resolution=1e-3)
-        # a decoder that ignores the data distribution loses its divergence from the exact one
-        plain = dequantization.latent_dequantization_bound(*given, lambda h, z, lv: Categorical(z, lv, 4))
-        assert np.mean(plain - encoder) >= 0
         limit = elbo.continuous_bound(denoiser, jax.random.key(2), x_0, schedule, decoder, terms=50).total
         assert_mean(limit - truth, 0.0, resolution=0.03)
         # finite T has a gap, which falls with more steps and more paths
@@ -398,11 +393,10 @@ def test_LIK_5_every_row_of_the_likelihood_report_matches_its_exact_value():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("log_snr", [1.0, pytest.param(4.0, marks=pytest.mark.slow)])
-def test_LIK_5_a_wrong_decoder_loses_its_divergence(log_snr):
+def test_LIK_5_a_wrong_decoder_loses_its_divergence():
     # at so much noise that the decoder matters: P(x|z) of uniform pixels in the place of the exact one
     with jax.enable_x64(True):
-        distribution, schedule = _pixels(), LinearLogSNR(log_snr, -14.0)
+        distribution, schedule = _pixels(), LinearLogSNR(1.0, -14.0)
         denoiser, level = closed_form.OptimalDenoiser(distribution), schedule(jnp.asarray(0.0))
         x_0 = jnp.broadcast_to(draws(distribution, jax.random.key(0), 1), (4000, 2))
         truth = -distribution.log_prob(x_0[0])

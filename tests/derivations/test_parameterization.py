@@ -97,6 +97,7 @@ def test_PAR_2_conditional_score_in_the_library():
         assert_close(to_score(noise, noisy, level, "eps"), slope, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_PAR_2_marginal_score_of_two_points():
     # q(x_t) of two points: the derivative of its log is the mean of the conditional scores, weighted by q(x_0|x_t)
     w, first, second = sp.symbols("w c_1 c_2", positive=True)
@@ -114,6 +115,7 @@ def test_PAR_2_marginal_score_of_two_points():
         assert_close(to_score(x_hat, noisy, level, "x_0")[0], sp.N(truth, 30), rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_PAR_2_marginal_score_is_the_conditional_expectation():
     # grad log q(x_t) of the exact mixture = the score of the exact denoiser E[x_0 | x_t]
     distribution = _points()
@@ -124,27 +126,31 @@ def test_PAR_2_marginal_score_is_the_conditional_expectation():
             assert_close(to_score(x_hat, x_t, level, "x_0"), truth, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.slow
 def test_erratum_marginal_score_is_not_minus_eps_over_sigma():
     # Printed for the marginal: -eps / sigma with the eps that made x_t. The correct form passes the same check.
     distribution, level = _points(), level_from_log_snr(jnp.asarray(0.0))
     x_0 = draws(distribution, jax.random.key(3), 20_000)
-    eps = jax.random.normal(jax.random.key(4), x_0.shape)
-    x_t = level.alpha * x_0 + level.sigma * eps
-    marginal = jax.vmap(jax.grad(closed_form.marginal(distribution, level).log_prob))(x_t)
-    printed = jax.vmap(lambda x, e: prediction_target(x, e, level, "score"))(x_0, eps)
-    correct = jax.vmap(
-        lambda x: to_score(closed_form.optimal_prediction(distribution, x, level, "x_0"), x, level, "x_0")
-    )(x_t)
+    eps = jnp.asarray(np.random.RandomState(4).randn(*x_0.shape))
+
+    @jax.jit
+    @jax.vmap
+    def scores(x_0, eps):
+        x_t = level.alpha * x_0 + level.sigma * eps
+        x_hat = closed_form.optimal_prediction(distribution, x_t, level, "x_0")
+        marginal = jax.grad(closed_form.marginal(distribution, level).log_prob)(x_t)
+        return x_t, marginal, to_score(x_hat, x_t, level, "x_0"), prediction_target(x_0, eps, level, "score")
+
+    x_t, marginal, correct, printed = map(np.asarray, scores(x_0, eps))
     assert_close(correct, marginal, rtol=1e-8, atol=1e-10)
     with refuted():
         assert_close(printed, marginal, rtol=1e-8, atol=0.1)
     assert np.mean(np.abs(printed - marginal)) > 0.1
     # both agree on average given x_t: no function of x_t distinguishes them
-    for probe in (jnp.ones_like(x_t), x_t, jnp.tanh(3 * x_t), x_t**3):
+    for probe in (np.ones_like(x_t), x_t, np.tanh(3 * x_t), x_t**3):
         assert_mean((printed - marginal) * probe, 0.0)
 
 
+@pytest.mark.slow
 def test_PAR_3_the_optimal_denoiser_averages_clean_points():
     distribution = _points()
     for level in _levels():

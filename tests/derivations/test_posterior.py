@@ -226,6 +226,7 @@ def test_POST_7_reverse_kernel_is_bayes_rule_over_the_data():
             )
 
 
+@pytest.mark.slow
 def test_POST_7_normal_for_small_beta_and_multimodal_for_large():
     # from x_t = 0.1 at log-SNR -2, backwards by steps of several sizes
     distribution, x_t, low = closed_form.mixture(*TWO), jnp.asarray([0.1]), jnp.asarray(-2.0)
@@ -240,6 +241,7 @@ def test_POST_7_normal_for_small_beta_and_multimodal_for_large():
     assert np.all(slopes > 2.5), slopes
 
 
+@pytest.mark.slow
 def test_POST_7_the_normal_step_loses_less_the_smaller_the_step():
     # per unit of log-SNR: KL(q(x_s|x_t) || N(mean, sigma_q^2)) / drop -> 0, so chains of small steps have no gap
     distribution, x_t, low = closed_form.mixture(*TWO), jnp.asarray([0.3]), jnp.asarray(-1.0)
@@ -253,13 +255,16 @@ def test_POST_7_the_normal_step_loses_less_the_smaller_the_step():
     np.testing.assert_allclose(np.array(losses[:-1]) / np.array(losses[1:]), 2.0, rtol=0.05)
 
 
-@pytest.mark.slow
-def test_POST_8_two_divergences_differ_by_a_constant():
+def test_POST_8_two_divergences_differ_by_a_constant_in_symbols():
     # By E (m_q - m)^2 = Var m_q + (E m_q - m)^2, for any distribution of m_q: only the second term contains m.
     p, m_1, m_2, m = sp.symbols("p m_1 m_2 m", real=True)
     mean = p * m_1 + (1 - p) * m_2
     variance = p * (m_1 - mean) ** 2 + (1 - p) * (m_2 - mean) ** 2
     assert_proved(p * (m_1 - m) ** 2 + (1 - p) * (m_2 - m) ** 2, variance + (mean - m) ** 2)
+
+
+@pytest.mark.slow
+def test_POST_8_two_divergences_differ_by_a_constant():
     # For data of three points, both divergences for any model N(m, v), at one x_t: each x_0 by its weight given x_t
     distribution, step = (
         closed_form.empirical([[-1.0], [0.2], [1.0]], [0.5, 0.2, 0.3]),
@@ -271,9 +276,11 @@ def test_POST_8_two_divergences_differ_by_a_constant():
         closed_form.reverse_transition(distribution, x_t, step),
     )
 
+    @jax.jit
     def marginal(model):
         return information.quadrature(lambda x: kernel.log_prob(x) - model.log_prob(x), kernel).value
 
+    @jax.jit
     def conditional(model):
         terms = jax.vmap(lambda x_0: kl(forward.posterior(x_t, x_0, step), model))(distribution.points)
         return shares @ terms
@@ -291,6 +298,7 @@ def test_POST_8_two_divergences_differ_by_a_constant():
     assert_close(closed_form.reverse_transition(distribution, x_t, step).mean, best, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_POST_8_the_constant_is_the_conditional_mutual_information():
     # over all x_t: I(x_0; x_s | x_t) = I(x_0; x_s) - I(x_0; x_t), since x_0 -> x_s -> x_t is a Markov chain
     distribution, step = (

@@ -71,6 +71,7 @@ def _mean(distribution, loss):
 # SM-1
 
 
+@pytest.mark.slow
 def test_SM_1_is_zero_at_the_exact_score_alone():
     x, truth = draws(_mixture(), jax.random.key(0), 100), _exact_score()
 
@@ -87,13 +88,16 @@ def test_SM_1_is_zero_at_the_exact_score_alone():
     assert np.all(bent > 0)
 
 
-@pytest.mark.slow
-def test_SM_1_of_two_normal_distributions_in_closed_form():
+def test_SM_1_of_two_normal_distributions_in_symbols():
     y, m, n = sp.symbols("y m n", real=True)
     v, w = sp.symbols("v w", positive=True)
     s, truth = (sp.diff(log_normal(y, *distribution), y) for distribution in ((n, w), (m, v)))
     assert_proved(expected((s - truth) ** 2 / 2, y, m, v), ((m - n) ** 2 / w**2 + (v - w) ** 2 / (v * w**2)) / 2)
-    # and in two dimensions: the shift of means, and the precisions' difference over the covariance of p
+
+
+@pytest.mark.slow
+def test_SM_1_of_two_normal_distributions_in_closed_form():
+    # in two dimensions: the shift of means, and the precisions' difference over the covariance of p
     spread, other = np.array([[1.0, 0.4], [0.4, 0.5]]), np.array([[0.6, -0.1], [-0.1, 0.9]])
     p, q = closed_form.gaussian([0.3, -0.2], spread), closed_form.gaussian([-0.5, 0.1], other)
     shift = np.linalg.solve(other, [0.8, -0.3])
@@ -105,6 +109,7 @@ def test_SM_1_of_two_normal_distributions_in_closed_form():
     assert_mean(ours, fisher / 2, resolution=0.03 * fisher)
 
 
+@pytest.mark.slow
 def test_SM_1_hardly_depends_on_the_weights_of_separate_modes():
     # The loss is zero at the exact score alone, but with no data between two modes it hardly depends on their weights.
     def compare(distance):
@@ -226,6 +231,7 @@ def test_SM_2_trace_is_the_jacobians():
     assert_close(traces, -np.trace(hessians.reshape(7, 6, 6), axis1=1, axis2=2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_SM_2_the_best_normal_distribution_has_the_moments_of_the_data():
     # Scores -P (x - m) of normals: the loss on a data set is minimal where P^-1 is its covariance, m its mean.
     x = draws(_mixture(), jax.random.key(4), 300)
@@ -327,8 +333,7 @@ def test_SM_3_has_the_implicit_losss_mean(trace):
     assert_mean((np.asarray(few) - implicit) ** 2, variance / 4, resolution=0.01 * variance)
 
 
-@pytest.mark.slow
-def test_SM_3_the_reduced_form_need_not_vary_less():
+def test_SM_3_the_reduced_form_need_not_vary_less_in_symbols():
     # Var = 2 |J|^2 reduced and 2 |J + s s^T / 2|^2 not: for s = -x of N(0, I), 2 D and 2 D - 2 |x|^2 + |x|^4 / 2
     x = sp.symbols("x_1 x_2 x_3", real=True)
     for dims in (1, 2, 3):
@@ -340,6 +345,9 @@ def test_SM_3_the_reduced_form_need_not_vary_less():
     more = (dims * each + dims * (dims - 1)) / 2 - 2 * dims
     assert_proved(more, dims * (dims - 2) / 2)
 
+
+@pytest.mark.slow
+def test_SM_3_the_reduced_form_need_not_vary_less():
     @partial(jax.jit, static_argnums=(0, 1))
     def both(dims, trace):
         sliced = partial(score_matching.sliced, jnp.negative, jax.random.key(9), jnp.ones((50_000, dims)), trace=trace)
@@ -426,7 +434,9 @@ KERNELS = {
 POINTS, SHARES = np.array([-1.0, 0.2, 1.1]), np.array([0.5, 0.2, 0.3])
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("normal", "logistic")), "neither additive nor even"]
+)
 def test_SM_4_is_the_explicit_loss_of_the_noisy_distribution_and_a_constant(name):
     # Three clean points, all noisy y on a line: an example is a pair (x, y), and expectations are sums.
     kernel, density, conditional = KERNELS[name]
@@ -497,6 +507,7 @@ def test_SM_4_samples_of_the_library():
         assert more.mean() > 0.1
 
 
+@pytest.mark.slow
 def test_SM_4_needs_noise_with_unbounded_support():
     # Uniform noise on a normal distribution: the score of q(y|x) is 0 inside, and the loss is minimal at s = 0.
     class Flat(NamedTuple):
@@ -585,6 +596,7 @@ def test_SM_5_is_half_the_noise_loss(prediction_type):
     assert_close(ours, bare * levels.sigma**2, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_SM_5_is_SM_4_with_normal_noise():
     # the same noise in both: an example carries its own noise and level, for the distribution that `denoising` uses
     levels, key = _each_level(4), jax.random.key(19)
@@ -655,6 +667,7 @@ def _products(jaxpr):
     return count
 
 
+@pytest.mark.slow
 def test_SM_2_and_3_and_4_cost():
     # A network of two matrices: half the number of its products is the number of passes.
     key, found = jax.random.key(27), {}

@@ -48,7 +48,6 @@ DENOISERS = {"shrink": _shrink, "soft threshold": _soft, "coupled": _coupled}
 # SURE-1
 
 
-@pytest.mark.slow
 def test_SURE_1_by_steins_lemma():
     # y ~ N(x, sigma^2), any D: the error of the estimate is a derivative, whose integral vanishes at the ends
     x, y = sp.symbols("x y", real=True)
@@ -111,6 +110,7 @@ def _hard(y):
     return jnp.where(jnp.abs(y) > 0.5, y, 0.0)
 
 
+@pytest.mark.slow
 def test_SURE_1_fails_where_the_denoiser_jumps():
     y = 0.4 + SIGMA * jax.random.normal(jax.random.key(2), (50_000, 1))
     off = np.asarray(sure.sure(_hard, jax.random.key(3), y, SIGMA)) - np.square(np.asarray(_hard(y))[:, 0] - 0.4)
@@ -175,8 +175,7 @@ def test_SURE_1_best_threshold_is_near_the_oracles():
 # SURE-2
 
 
-@pytest.mark.slow
-def test_SURE_2_best_affine_denoiser_is_wieners():
+def test_SURE_2_best_affine_denoiser_is_wieners_in_symbols():
     # in symbols, in one dimension, for any distribution of mean m and variance v: only two moments of y matter
     c, b, m, y = sp.symbols("c b m y", real=True)
     v, sigma = sp.symbols("v sigma", positive=True)
@@ -186,6 +185,10 @@ def test_SURE_2_best_affine_denoiser_is_wieners():
     assert_proved(best[c], v / (v + sigma**2))
     assert_proved(best[b], m * sigma**2 / (v + sigma**2))
     assert_proved(risk.subs(best), v * sigma**2 / (v + sigma**2))
+
+
+@pytest.mark.slow
+def test_SURE_2_best_affine_denoiser_is_wieners():
     # in the library: the estimate over normal data is quadratic in (A, b), so one Newton step reaches the minimum
     distribution = closed_form.gaussian([0.3, -0.5], [[0.8, 0.3], [0.3, 0.4]])
     noisy, level = closed_form.marginal(distribution, _level()), _level()

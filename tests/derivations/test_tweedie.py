@@ -89,7 +89,8 @@ def test_TW_1_by_differentiating_under_the_integral():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("gaussian", "points") else n for n in DISTRIBUTIONS]
+    "name",
+    ["mixture", *(pytest.param(n, marks=pytest.mark.slow) for n in ("low rank", "gaussian", "points", "pixels"))],
 )
 def test_TW_1_and_2_posterior_of_every_distribution(name):
     # conjugacy on one side, derivatives of q(x_t) on the other
@@ -220,7 +221,6 @@ def test_TW_2_total_variance():
 # TW-3
 
 
-@pytest.mark.slow
 def test_TW_3_derivatives_of_the_log_partition():
     # p(eta|x) is proportional to w exp(eta x): its log-partition differentiated is its cumulants. Of two values, here
     # 0 and 1: others are a shift and a scale of them, that of x.
@@ -298,6 +298,7 @@ def test_TW_3_of_counts():
 COUNTS = np.array([0.0, 1.0, 6.0])
 
 
+@pytest.mark.slow
 def test_TW_3_of_gamma_noise():
     # rate ~ Gamma(a, b): x has a beta-prime distribution, and the rate given x is Gamma(a + shape, b + x); eta is -rate
     shape, a, b = 2.5, 1.4, 0.6
@@ -319,6 +320,7 @@ def test_TW_3_of_gamma_noise():
         assert_close(ours[0], mean, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_TW_3_for_any_prior():
     # A non-conjugate prior of the log-rate with two bumps: the posterior's moments by scipy's quadrature.
     def prior(eta):

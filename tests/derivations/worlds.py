@@ -1,5 +1,6 @@
 """Distributions with closed-form answers, and helpers that compare an estimate with its exact value."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ class GaussianWorld(NamedTuple):
         return self.var * level.sigma**2 / (level.alpha**2 * self.var + level.sigma**2)
 
 
+@partial(jax.jit, static_argnums=2)
 def draws(distribution, key, count):
     """`count` samples of a distribution, stacked."""
     return jax.vmap(distribution.sample)(jax.random.split(key, count))
