@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from vdm_jax import discrete_schedules, elbo, gaussian, losses, samplers
+from vdm_jax import compilation, discrete_schedules, elbo, gaussian, losses, samplers
 from vdm_jax.compilation import compiled
 from vdm_jax.types import evaluate
 
@@ -45,6 +45,15 @@ def decoder(x_hat, x_1, level):
     return gaussian.Normal(x_hat, var=level.sigma**2)
 
 
+@compiled()
+def predict(network: Any, x: Any, level: Any) -> Any:
+    return evaluate(network, x, level)
+
+
+def prediction(network):
+    return predict(network, X, SCHEDULE(np.array([1, 2, 3, 4])))
+
+
 def loss(network):
     return losses.simple_loss(network, KEY, X, SCHEDULE)
 
@@ -57,7 +66,9 @@ def ddim(network):
     return samplers.ddim(network, KEY, X, SCHEDULE).x_0
 
 
-THROUGH = pytest.mark.parametrize("through", [loss, *(pytest.param(f, marks=pytest.mark.slow) for f in (bound, ddim))])
+THROUGH = pytest.mark.parametrize(
+    "through", [prediction, *(pytest.param(f, marks=pytest.mark.slow) for f in (loss, bound, ddim))]
+)
 
 
 # Every way in which a plain function can depend on a factor that changes from 1 to 2: (network, change).
@@ -312,7 +323,7 @@ def test_a_nan_variable_is_the_same_at_every_call():
 
 
 def test_a_new_object_is_not_confused_with_a_deleted_one():
-    for scale in range(8):  # CPython reuses the memory, and so the id, for the next object
+    for scale in range(4):  # CPython reuses the memory, and so the id, for the next object
         owner = Scaled()
         owner.scale = jnp.float32(scale)
         assert call(lambda x, owner=owner: owner(x), X)[0, 0] == scale * X[0, 0]
@@ -325,19 +336,21 @@ def test_a_function_that_holds_too_much_to_compare_is_refused():
         call(lambda x: x * len(holder), X)
 
 
-def test_parameters_in_closures_are_freed():
+def test_parameters_in_closures_are_freed(monkeypatch):
+    monkeypatch.setattr(compilation._Programs, "most_bytes", 2**24)
+
     class Owner:
         pass
 
     alive = weakref.WeakSet()
     for step in range(8):
         owner = Owner()
-        owner.scale = jnp.full((2**24,), step, jnp.float32)  # 64 MiB
+        owner.scale = jnp.full((2**20,), step, jnp.float32)  # 4 MiB
         alive.add(owner)
         call(lambda x, owner=owner: x * owner.scale[0], X)
     del owner
     gc.collect()
-    assert len(alive) <= 4  # 256 MiB
+    assert len(alive) <= 4  # 16 MiB
 
 
 def test_threads_get_their_own_results():
@@ -356,7 +369,7 @@ def test_threads_get_their_own_results():
     assert len(results) == 8
 
 
-# Networks of the libraries, through a loss, a bound and a sampler.
+# Networks of the libraries, through a compiled function, a loss, a bound and a sampler.
 
 
 def same(a, b) -> None:

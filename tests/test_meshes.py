@@ -14,7 +14,7 @@ from vdm_jax.compilation import compiled
 from vdm_jax.types import Batch, evaluate
 
 KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (8, 6))
+X = jnp.asarray(np.random.RandomState(0).normal(size=(8, 6)), jnp.float32)
 SCHEDULE = discrete_schedules.linear_betas(4)
 MESH = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
 
@@ -23,7 +23,7 @@ def network(weight, x, level):
     return jnp.tanh(x @ weight)
 
 
-WEIGHT = jax.random.normal(KEY, (6, 6)) / 3
+WEIGHT = jnp.asarray(np.random.RandomState(1).normal(size=(6, 6)) / 3, jnp.float32)
 
 
 def decoder(x_hat, x_1, level):
@@ -50,9 +50,12 @@ def ancestral(weight, x):
     return samplers.ancestral(Partial(network, weight), KEY, x, SCHEDULE).x_0
 
 
-FUNCTIONS = pytest.mark.parametrize(
-    "function", [ddim, *(pytest.param(f, marks=pytest.mark.slow) for f in (loss, bound, continuous_bound, ancestral))]
-)
+def functions(quick):
+    """All functions but the quick one are marked slow."""
+    others = [f for f in (loss, bound, continuous_bound, ddim, ancestral) if f is not quick]
+    return pytest.mark.parametrize("function", [quick, *(pytest.param(f, marks=pytest.mark.slow) for f in others)])
+
+
 CONTEXTS = pytest.mark.parametrize(
     "context", [lambda: jax.set_mesh(MESH), contextlib.nullcontext], ids=["set_mesh", "types_alone"]
 )
@@ -66,7 +69,7 @@ def same(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), jax.device_get(a), b)
 
 
-@FUNCTIONS
+@functions(ddim)
 def test_a_batch_on_explicit_axes_gives_the_same_numbers_sharded_alike(function):
     expected = function(WEIGHT, X)
     with jax.set_mesh(MESH):
@@ -75,7 +78,7 @@ def test_a_batch_on_explicit_axes_gives_the_same_numbers_sharded_alike(function)
     same(found, expected)
 
 
-@FUNCTIONS
+@functions(loss)
 def test_gradients_on_explicit_axes_are_the_same(function):
     gradient = jax.jit(jax.grad(lambda weight, x: function(weight, x).sum(), (0, 1)))
     # In float64, since sums in another order differ by rounding, which cancellation magnifies in float32.

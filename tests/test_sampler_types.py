@@ -7,6 +7,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -20,7 +21,7 @@ from vdm_jax.schedules import Cosine, LinearLogSNR
 KEY = jax.random.key(0)
 SCHEDULE = LinearLogSNR(6.0, -6.0)
 NET = Partial(lambda w, x, level: w * jnp.tanh(x), jnp.float32(0.5))
-X = jax.random.normal(jax.random.key(1), (8, 3))
+X = jnp.asarray(np.random.RandomState(1).normal(size=(8, 3)), jnp.float32)
 
 
 def _schedule():  # in the default dtypes at the time of the call
@@ -77,54 +78,95 @@ OTHERS = {
     ),
 }
 ALL = {**SAMPLERS, **OTHERS}
-FAST = ("ancestral", "heun", "flow_sample", "unadjusted")
+FAST = ("ancestral",)
+TRACED = {  # the solver of `flow_sample` takes long to trace: the others that use it are slow
+    "quick": {name: function for name, function in ALL.items() if name not in ("adaptive", "flow_log_prob")},
+    "all": ALL,
+}
+WHICH = pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pytest.mark.slow)])
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
 
 
+@pytest.fixture(autouse=True)
+def _without_checks_of_annotations(monkeypatch):
+    """Without the run-time type checker, as for a user."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@WHICH
+def test_states_have_the_type_of_x(which):
+    x = np.asarray(X, np.float64)
+    for name, function in TRACED[which].items():
+        with jax.numpy_dtype_promotion("standard"):
+            assert jax.eval_shape(function, NET, X.astype(jnp.bfloat16), _schedule()).dtype == jnp.bfloat16, name
+            with jax.enable_x64(True):  # float32 data with a float64 schedule
+                assert jax.eval_shape(function, NET, X, _schedule()).dtype == jnp.float32, name
+        assert jax.eval_shape(lambda f=function: f(NET, x, _schedule())).dtype == jnp.float32, name
+
+
 @pytest.mark.parametrize("name", EACH)
-def test_states_have_the_type_of_x_beside_wider_levels(name):
+def test_half_precision_gives_the_states_of_float32_rounded(name):
+    function, data = ALL[name], (X, X.astype(jnp.bfloat16), X.astype(jnp.float16))
+    with jax.numpy_dtype_promotion("standard"):
+        expected, *rounded = jax.jit(lambda net, schedule, *data: [function(net, x, schedule) for x in data])(
+            NET, _schedule(), *data
+        )
+    scale = np.max(np.abs(expected))
+    for ours, atol in zip(rounded, (0.3, 0.05), strict=True):
+        if name != "flow_log_prob":
+            np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, expected / scale, atol=atol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_a_schedule_in_float64_gives_the_states_of_one_in_float32(name):
     with jax.numpy_dtype_promotion("standard"):
         expected = ALL[name](NET, X, _schedule())
-        for dtype, rtol in ((jnp.bfloat16, 0.3), (jnp.float16, 0.05)):
-            ours = ALL[name](NET, X.astype(dtype), _schedule())
-            assert ours.dtype == dtype
-            if name != "flow_log_prob":
-                scale = float(jnp.max(jnp.abs(expected)))
-                np.testing.assert_allclose(np.asarray(ours, np.float32) / scale, expected / scale, atol=rtol)
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        ours = ALL[name](NET, X, _schedule())  # float32 data with a float64 schedule
-        assert ours.dtype == jnp.float32
-        np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-3)
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(ALL[name](NET, X, _schedule()), expected, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
 def test_numpy_s_float64_is_jax_s_float32(name):
     np.testing.assert_array_equal(
         ALL[name](NET, np.asarray(X, np.float64), _schedule()), ALL[name](NET, X, _schedule())
     )
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_a_prediction_of_another_shape_or_kind_and_an_empty_batch_are_refused(name):
-    for wrong in (lambda x, level: x[:, :1], lambda x, level: x[:1]):
-        with pytest.raises(ValueError, match=r"returned shape \((8, 1|1, 3)\).* of shape \(8, 3\)"):
-            ALL[name](wrong, X, _schedule())
-    with pytest.raises(TypeError, match="returned int32"):
-        ALL[name](lambda x, level: jnp.ones(x.shape, jnp.int32), X, _schedule())
-    with pytest.raises(ValueError, match=r"has shape \(0, 3\): a batch has shape \(B, \*x\)"):
-        ALL[name](NET, X[:0], _schedule())
+@WHICH
+def test_a_prediction_of_another_shape_or_kind_and_an_empty_batch_are_refused(which):
+    for name, function in TRACED[which].items():
+
+        def trace(net, x=X, function=function):
+            jax.eval_shape(lambda: function(net, x, _schedule()))
+
+        try:
+            for wrong in (lambda x, level: x[:, :1], lambda x, level: x[:1]):
+                with pytest.raises(ValueError, match=r"returned shape \((8, 1|1, 3)\).* of shape \(8, 3\)"):
+                    trace(wrong)
+            with pytest.raises(TypeError, match="returned int32"):
+                trace(lambda x, level: jnp.ones(x.shape, jnp.int32))
+            with pytest.raises(ValueError, match=r"has shape \(0, 3\): a batch has shape \(B, \*x\)"):
+                trace(NET, X[:0])
+        except BaseException as error:
+            error.add_note(f"sampler: {name}")
+            raise
 
 
 def test_static_numbers_may_be_arrays():
-    plain = samplers.ddim(NET, None, X, _schedule(), clip=1.0, snapshots=2)
-    given = samplers.ddim(NET, None, X, _schedule(), clip=jnp.float32(1.0), snapshots=jnp.int32(2))
-    jax.tree.map(np.testing.assert_array_equal, plain, given)
+    call = lambda clip, n: lambda: samplers.ddim(NET, None, X, _schedule(), clip=clip, snapshots=n)  # noqa: E731
+    clip, snapshots = jnp.float32(1.0), jnp.int32(2)
+    assert jax.eval_shape(call(clip, snapshots)) == jax.eval_shape(call(1.0, 2))
 
 
 def test_a_key_is_needed_for_noise_alone():
     schedule = _schedule()
     for quiet in (samplers.ddim, samplers.euler, samplers.heun, samplers.dpmpp_2m):
-        np.testing.assert_array_equal(quiet(NET, None, X, schedule).x_0, quiet(NET, KEY, X, schedule).x_0)
+        run = lambda key, f=quiet: f(NET, key, X, schedule).x_0  # noqa: E731
+        assert jax.eval_shape(lambda run=run: run(None)).shape == X.shape
+    both = jax.jit(lambda: [samplers.ddim(NET, key, X, schedule).x_0 for key in (None, KEY)])()
+    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
     for function, options in (
         (samplers.ddim, {"eta": 0.5}),
         (samplers.heun, {"s_churn": 1.0}),
@@ -152,31 +194,47 @@ def _frechet(x):
 
 def test_errors_are_multiplied_without_a_clip_and_the_samplers_warn():
     schedule = discretize(Cosine(), 1000)
-    short, x_T = schedule.subsequence(uniform_steps(1000, 20)), jax.random.normal(KEY, (1000, 2))
+    short = schedule.subsequence(uniform_steps(1000, 20))
+    x_T = jnp.asarray(np.random.RandomState(0).normal(size=(1000, 2)), jnp.float32)
     for function in (samplers.ancestral, samplers.ddim, samplers.heun, samplers.dpmpp_2m):
         with pytest.warns(UserWarning, match=r"clip=1.0 .*predict x_0 or v.*log_snr_uniform_steps"):
-            wild = function(_off("eps"), KEY, x_T, short).x_0
-        if function is samplers.heun:
-            assert _frechet(wild) > 1e3
+            jax.eval_shape(lambda x, f=function: f(_off("eps"), KEY, x, short).x_0, x_T)
+    with pytest.warns(UserWarning, match="clip=1.0"):
+        assert _frechet(samplers.heun(_off("eps"), KEY, x_T, short).x_0) > 1e3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for denoiser, options in ((_off("eps"), {"clip": 1.5}), (_off("v"), {"prediction_type": "v"})):
-            assert _frechet(samplers.ddim(denoiser, KEY, x_T, short, **options).x_0) < 0.05
         clipped = samplers.heun(_off("eps"), KEY, x_T, short, clip=1.5).x_0
-        assert np.max(np.abs(clipped)) <= 1.5
-        assert _frechet(clipped) < 0.05
+        assert _frechet(samplers.ddim(_off("v"), KEY, x_T, short, prediction_type="v").x_0) < 0.05
+    assert np.max(np.abs(clipped)) <= 1.5
+    assert _frechet(clipped) < 0.05
 
 
 # Under shard_map
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_shards_of_a_mesh_sample_what_they_would_alone(name):
+def sharded(name, check_vma):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
     schedule = _schedule()
     function = lambda x: ALL[name](NET, x, schedule)  # noqa: E731
-    alone = np.concatenate([function(x) for x in np.split(X, 4)])
-    for check_vma in (True, False):
-        shards = jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
-        for run in (shards, jax.jit(shards)):
-            np.testing.assert_allclose(run(X), alone, rtol=1e-5, atol=1e-5)
+    return function, jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
+
+
+@WHICH
+def test_every_sampler_is_traced_under_shard_map(which):
+    for name in TRACED[which]:
+        for check_vma in (True,) if which == "quick" else (True, False):
+            _, shards = sharded(name, check_vma)
+            try:
+                assert jax.eval_shape(shards, X).shape == X.shape
+            except Exception as error:
+                raise AssertionError(f"{name} with check_vma={check_vma}") from error
+
+
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", EACH)
+def test_shards_of_a_mesh_sample_what_they_would_alone(name, check_vma):
+    function, shards = sharded(name, check_vma)
+    first, last = jax.jit(lambda *parts: [function(x) for x in parts])(X[:2], X[-2:])
+    found = np.asarray(jax.jit(shards)(X))
+    np.testing.assert_allclose(found[:2], first, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[-2:], last, rtol=1e-5, atol=1e-5)

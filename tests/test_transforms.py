@@ -1,4 +1,7 @@
-"""Every public function gives the same under jit, vmap and a real pmap as alone, and has the right gradient."""
+"""Every public function gives the same under jit, vmap and a real pmap as alone, and has the right gradient.
+
+`test_precision` traces all of them under vmap.
+"""
 
 import importlib
 import inspect
@@ -8,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 from jax.tree_util import Partial
 
 from vdm_jax import (
@@ -768,37 +771,40 @@ ROWS = {
 }
 
 
-# Whole chains and similar functions, which take long to compile under every transformation.
-HEAVY = {
-    *LEARNING, "samplers.ddim", "samplers.ddim_inverse", "samplers.euler", "samplers.heun", "samplers.dpmpp_2m",
-    "samplers.dpmpp_2m_sde", "samplers.predictor_corrector", "samplers.repaint", "guidance.ClassifierGuidance",
-    "guidance.ReconstructionGuidance", "information.mmse", "likelihoods.sample",
-    "likelihoods.DiscretizedLogisticMixture", "vae.variational_em", "hvae.sample", "hvae.importance_weighted_bound",
-    "hvae.bottom_up", "hvae.collapse_diagnostics", "likelihoods.sample_more", "vae.kl_decomposition",
-    "hvae.reconstruct", "vae.aggregated_posterior_log_prob", "linear_gaussian.LinearGaussianModel",
-    "linear_gaussian.maximum_likelihood_decoder", "linear_gaussian.probabilistic_pca", "vae.kl_to_prior",
-    "path_bounds.consistency_bound", "path_bounds.importance_weighted_bound", "weightings.weighted_bound",
-    "reverse_variance.eps_second_moment", "dequantization.dequantized_bound",
-    "dequantization.latent_dequantization_bound", "elbo.diffusion_curve", "closed_form.reverse_transition",
-    "closed_form.Independent", "closed_form.Empirical", "closed_form.Mixture", "likelihoods.DiscretizedGaussian",
-    "path_bounds.joint_log_ratio", "information.mutual_information", "information.optimal_bound",
-    "langevin.annealed_langevin", "langevin.langevin_corrector", "langevin.mala", "langevin.ula",
-    "energy.contrastive_divergence", "energy.log_density", "energy.score", "score_matching.sliced",
-    "score_matching.finite_difference", "score_matching.denoising", "score_matching.denoising_at_level", "sure.sure",
-    "sure.sure_threshold", "tweedie.posterior_covariance", "tweedie.posterior_variance", "tweedie.cumulants",
-    "tweedie.normal_base", "tweedie.poisson_base", "tweedie.gamma_base", "tweedie.posterior_mean",
-    "sure.sure_threshold.threshold", "parameterization.ScoreFromDenoiser", "divergence.value_and_divergence",
-    "divergence.hutchinson_probes", "langevin.langevin_kernel",
+# Compared in numbers by `make test`: some of each kind, and those that treat concrete and traced values differently.
+COMPARED = {
+    "gaussian.Normal.sample", "noise_levels.Step", "forward.posterior", "schedules.LinearBeta",
+    "discrete_schedules.TabulatedSchedule", "discrete_schedules.DiscretizedSchedule", "likelihoods.normalize",
+    "likelihoods.on_grid", "likelihoods.Bernoulli", "dequantization.Uniform", "time_sampling.importance_sample",
+    "elbo.prior_kl", "losses.simple_loss",
 }  # fmt: skip
+MAPPED = ("gaussian.Normal.sample", "forward.posterior", "schedules.Cosine", "losses.simple_loss", "samplers.ancestral")
+# Functions with a custom gradient, `where`, `clip`, `maximum` or `stop_gradient`.
+GUARDED = {
+    "gaussian.kl", "gaussian.variance_kl", "noise_levels.Step", "discrete_schedules.InterpolatedSchedule",
+    "schedules.time_from_log_snr", "likelihoods.Bernoulli",
+    "likelihoods.log_interval_probability", "autoencoder.nearest_distance", "hvae.free_bits_objective",
+    "dequantization.TruncatedNormal", "reverse_variance.interpolated_variance", "reverse_variance.variance_fraction",
+    "reverse_variance.analytic_dpm_variance", "reverse_variance.variance_bounds", "weightings.min_snr",
+    "weightings.edm", "weightings.uniform_in_time",
+    "time_sampling.geometric_variance_proposal", "time_sampling.timestep_proposal", "sure.soft_threshold",
+    "guidance.ClassifierFreeGuidance", "vdm.vdm_loss", "samplers.ancestral",
+}  # fmt: skip
+# Most programs of this file run once: optimizing them would take longer than it saves.
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
 
-def cases(names):
-    """Names as a test's cases, the heavy ones marked slow."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in HEAVY else name for name in names]
+def cases(names, fast):
+    """Names as a test's cases, all but the fast ones marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def close(got, want):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=3e-6, atol=3e-6), got, want)
+
+
+def of_row(i, rows):
+    return [row[i] for row in rows]
 
 
 def test_nothing_public_is_missing():
@@ -813,43 +819,78 @@ def test_nothing_public_is_missing():
     assert public <= {*ROWS, *HOST, *NAMED_ELSEWHERE}
 
 
-@pytest.mark.parametrize("name", cases(ROWS))
-def test_same_alone_jitted_mapped_and_on_many_devices(name):
+@pytest.mark.parametrize("name", cases(ROWS, COMPARED))
+def test_a_compiled_map_over_rows_gives_the_results_of_each_row(name):
     function, rows = ROWS[name]
-    alone = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *[function(*(row[i] for row in rows)) for i in range(DEVICES)]
-    )
-    close(jax.jit(function)(*(row[0] for row in rows)), jax.tree.map(lambda leaf: leaf[0], alone))
-    close(jax.vmap(function)(*rows), alone)
-    close(jax.pmap(function)(*rows), alone)
+    mapped = jax.jit(jax.vmap(function), compiler_options=UNOPTIMIZED)(*rows)
+    for i in (0, DEVICES - 1):
+        close(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), function(*of_row(i, rows)))
 
 
-def check_slope(function, *args):
-    """Forward and reverse gradients against central differences, in float64."""
+def all_of(names):
+    """One function of all rows of these functions, and the rows."""
+    return lambda rows: {name: ROWS[name][0](*rows[name]) for name in names}, {name: ROWS[name][1] for name in names}
+
+
+def test_many_devices_give_the_results_of_a_map():
+    function, rows = all_of(MAPPED)
+    close(jax.pmap(function)(rows), jax.jit(jax.vmap(function), compiler_options=UNOPTIMIZED)(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_one_device_alone_and_many_devices_give_the_results_of_a_map(name):
+    function, rows = ROWS[name]
+    mapped = jax.vmap(function)(*rows)
+    close(jax.jit(function)(*of_row(0, rows)), jax.tree.map(lambda leaf: leaf[0], mapped))
+    close(jax.pmap(function)(*rows), mapped)
+
+
+@pytest.fixture
+def _without_checks_of_annotations(monkeypatch):
+    """Half the time of a trace."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def check_slope(function, *args, fixed=0):
+    """The gradient against a central difference in a random direction, in float64; the last arguments may be fixed."""
+    random = np.random.RandomState(0)
     with jax.enable_x64(True):
-        args = [jnp.asarray(arg, jnp.float64) for arg in args]
-        wrapped = lambda *a: function(*map(jnp.asarray, a))  # noqa: E731  the differences come as NumPy scalars
-        check_grads(wrapped, args, order=1, modes=["rev"], rtol=1e-5, atol=1e-5)
+        args = [np.asarray(arg, np.float64) for arg in args]
+        direction = [random.normal(size=arg.shape) * (i < len(args) - fixed) for i, arg in enumerate(args)]
+        leaves = jax.tree.leaves(jax.eval_shape(function, *args))
+        factors = [random.normal(size=leaf.shape) for leaf in leaves]
+
+        def total(args, factors):
+            return sum(jnp.sum(f * leaf) for f, leaf in zip(factors, jax.tree.leaves(function(*args)), strict=True))
+
+        @partial(jax.jit, compiler_options=UNOPTIMIZED)
+        def slopes(args, direction, factors, steps):
+            moved = jax.vmap(lambda h: total([a + h * d for a, d in zip(args, direction, strict=True)], factors))
+            gradient = jax.grad(total)(args, factors)
+            return moved(steps), sum(jnp.vdot(g, d) for g, d in zip(gradient, direction, strict=True))
+
+        step = 1e-4
+        (ahead, behind), slope = slopes(args, direction, factors, step * np.array([1.0, -1.0]))
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", cases(SMOOTH))
+@pytest.mark.usefixtures("_without_checks_of_annotations")
+@pytest.mark.parametrize("name", cases(SMOOTH, GUARDED))
 def test_gradient_is_the_slope(name):
     function, rows = SMOOTH[name]
-    args = [row[0] for row in rows]
-    if name.startswith(("likelihoods", "dequantization")):  # the data are on a grid
-        check_slope(lambda *a: function(*a, args[-1].astype(jnp.float64)), *args[:-1])
-    else:
-        check_slope(function, *args)
+    check_slope(function, *of_row(0, rows), fixed=int(rows[-1] is ON_GRID))
 
 
-@pytest.mark.parametrize("name", cases(BATCHED))
+@pytest.mark.usefixtures("_without_checks_of_annotations")
+@pytest.mark.parametrize("name", cases(BATCHED, GUARDED))
 def test_gradient_by_the_network_is_the_slope(name):
     check_slope(lambda p, x: BATCHED[name](jax.random.key(1), p, x), P[0], BATCH[0])
 
 
-@pytest.mark.parametrize("name", HOST)
-def test_schedules_can_be_made_while_tracing(name):
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(HOST[name])(), HOST[name]())
+def test_schedules_can_be_made_while_tracing():
+    traced = jax.jit(lambda: {name: make() for name, make in HOST.items()})()
+    jax.tree.map(np.testing.assert_array_equal, traced, {name: make() for name, make in HOST.items()})
 
 
 def test_a_schedule_is_an_argument_a_closure_and_a_scan_s_constant():
@@ -860,17 +901,26 @@ def test_a_schedule_is_an_argument_a_closure_and_a_scan_s_constant():
     close(jax.lax.scan(lambda c, i: (c, SCHEDULE.step(i - 1, i).one_minus_ratio), 0, t)[1], want)
 
 
-@pytest.mark.parametrize("name", OF_DENOISER)
-def test_traced_once(name):
-    traces = itertools.count()  # a list would be a variable of `counted` that changes
+def counting_network():
+    """A network of one parameter, and the counter of its traces."""
+    traces = itertools.count()  # a list would be a variable of the network that changes
 
     def counted(param, x_t, level: NoiseLevel):
         next(traces)
         return network(param, x_t, level)
 
-    OF_DENOISER[name](Partial(counted, jnp.float32(0.1)), KEYS[0], BATCH[0])
-    first = next(traces)
-    assert 1 <= first <= 2  # once, or once in the scan and once for the reconstruction
-    for i in range(1, 4):
-        OF_DENOISER[name](Partial(counted, jnp.float32(0.1 * i)), KEYS[i], BATCH[0])
-    assert next(traces) == first + 1  # by the `next` above
+    return counted, traces
+
+
+def test_traced_once():
+    for name, function in OF_DENOISER.items():
+        counted, traces = counting_network()
+
+        def trace(param, key, function=function, counted=counted):
+            jax.eval_shape(lambda: function(Partial(counted, jnp.float32(param)), key, BATCH[0]))
+
+        trace(0.1, KEYS[0])
+        first = next(traces)
+        assert 1 <= first <= 2, name  # once, or once in the scan and once for the reconstruction
+        trace(0.2, KEYS[1])
+        assert next(traces) == first + 1, f"{name} is traced again for other parameters"  # by the `next` above

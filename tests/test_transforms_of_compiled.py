@@ -72,7 +72,13 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_transformations_apply_to_the_compiled_function(transform):
-    same(transform(f)(W, X), transform(plain)(W, X))
+    ours, theirs = jax.jit(lambda w, x: (transform(f)(w, x), transform(plain)(w, x)))(W, X)
+    same(ours, theirs)
+
+
+def test_a_transformation_needs_no_jit_around_it():
+    for name in ("grad", "vmap over parameters", "pmap"):
+        same(TRANSFORMS[name](f)(W, X), jax.jit(TRANSFORMS[name](plain))(W, X))
 
 
 def test_a_plain_function_over_a_traced_parameter_has_its_gradient():

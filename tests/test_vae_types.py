@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from vdm_jax import hvae, vae
 from vdm_jax.gaussian import Normal
 
-X = jax.random.normal(jax.random.key(0), (4, 3))
+X = jnp.asarray(np.random.RandomState(0).normal(size=(4, 3)), jnp.float32)
 KEY = jax.random.key(1)
 
 
@@ -46,15 +46,33 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_type_of_the_data_does_not_matter(name):
-    reference = np.asarray(FUNCTIONS[name](X))
-    assert reference.dtype == np.float32
+QUICK = ["vae.importance_weighted_bound", "bottom_up"]
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+
+
+def test_results_for_any_type_of_data_are_float32():
     with jax.numpy_dtype_promotion("standard"):
-        for dtype, rtol in ((jnp.bfloat16, 0.05), (jnp.float16, 0.01)):
-            nats = FUNCTIONS[name](X.astype(dtype))
-            assert nats.dtype == jnp.float32
-            np.testing.assert_allclose(nats, reference, rtol=rtol, atol=rtol)
+        for name, function in FUNCTIONS.items():
+            for x in (X.astype(jnp.bfloat16), X.astype(jnp.float16), np.asarray(X, np.float64)):
+                assert jax.eval_shape(lambda f=function, x=x: f(x)).dtype == jnp.float32, (name, x.dtype)
+            with jax.enable_x64(True):
+                jax.eval_shape(function, X)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_type_of_the_data_does_not_matter(name):
+    data = (X, X.astype(jnp.bfloat16), X.astype(jnp.float16))
+    with jax.numpy_dtype_promotion("standard"):
+        reference, coarse, half = jax.jit(lambda *data: [FUNCTIONS[name](x) for x in data])(*data)
+    np.testing.assert_allclose(coarse, reference, rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(half, reference, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float64_data_and_float64_computations_give_the_same(name):
+    reference = np.asarray(FUNCTIONS[name](X))
+    with jax.numpy_dtype_promotion("standard"):
         np.testing.assert_allclose(FUNCTIONS[name](np.asarray(X, np.float64)), reference, rtol=1e-6)
         with jax.enable_x64(True):
             np.testing.assert_allclose(FUNCTIONS[name](X), reference, rtol=1e-5)
@@ -94,18 +112,30 @@ def test_decoders_of_other_shapes_are_refused():
 
 
 def test_static_numbers_may_be_arrays():
-    value = vae.importance_weighted_bound(encoder, decoder, likelihood, KEY, X, samples=jnp.asarray(2))
-    np.testing.assert_array_equal(value, FUNCTIONS["vae.importance_weighted_bound"](X))
+    call = lambda samples: vae.importance_weighted_bound(encoder, decoder, likelihood, KEY, X, samples=samples)  # noqa: E731
+    array = jnp.asarray(2)
+    assert jax.eval_shape(lambda: call(array)) == jax.eval_shape(lambda: call(2))
+
+
+def sharded(name, check_vma):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.shard_map(FUNCTIONS[name], mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_is_traced_under_shard_map(check_vma):
+    for name in FUNCTIONS:
+        assert jax.eval_shape(sharded(name, check_vma), X).shape == (4,), name
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    "name", [name if name == "vae.bound" else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+)
 def test_under_shard_map_each_device_has_its_own_examples(name, check_vma):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    mapped = jax.shard_map(FUNCTIONS[name], mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=check_vma)
-    expected = np.concatenate([FUNCTIONS[name](X[:2]), FUNCTIONS[name](X[2:])])
-    for call in (mapped, jax.jit(mapped)):
-        np.testing.assert_allclose(call(X), expected, rtol=2e-6)
+    found = jax.jit(sharded(name, check_vma))(X)
+    expected = jax.jit(lambda *parts: [FUNCTIONS[name](part) for part in parts])(X[:2], X[2:])
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=2e-6)
 
 
 def test_a_likelihood_that_would_broadcast_is_refused():
