@@ -4,6 +4,7 @@ The theorems are in `derivations/test_elbo.py`.
 """
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,19 +73,19 @@ def test_a_prior_that_is_not_a_scalar_normal_is_refused(prior, error, message):
             elbo.bound(denoiser(GAUSSIAN), jax.random.key(0), x_0, SCHEDULE, _decoder, prior=prior)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("continuous", MAKE_SCHEDULE)
-def test_the_bound_does_not_depend_on_the_prediction_type(prediction_type, continuous):
+@jax.jit
+def _bounds(schedule, key):
+    return [_bound(prediction_type, schedule, key) for prediction_type in PREDICTION_TYPES]
+
+
+@pytest.mark.parametrize("name", MAKE_SCHEDULE)
+def test_the_bound_does_not_depend_on_the_prediction_type(name):
     with jax.enable_x64(True):
-        schedule = MAKE_SCHEDULE[continuous]()
-        for ours, expected in zip(_bound(prediction_type, schedule), _bound("x_0", schedule), strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=1e-9)
-
-
-def test_total_is_the_sum():
-    bound = _bound()
-    np.testing.assert_allclose(bound.total, sum(bound), rtol=1e-6)
-    assert bound.total.shape == (4,)
+        schedule = MAKE_SCHEDULE[name]()
+        x_0, *others = _bounds(schedule, 0)
+        for other in others:
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), other, x_0)
+        np.testing.assert_allclose(x_0.total, np.sum(tuple(x_0), axis=0), rtol=1e-12)
 
 
 def test_a_given_number_of_terms_is_unbiased():
@@ -93,8 +94,8 @@ def test_a_given_number_of_terms_is_unbiased():
         x_0 = jnp.full((1, 1), 0.9)
         return elbo.bound(denoiser(GAUSSIAN, shift=0.3), key, x_0, SCHEDULE, _decoder, terms=terms).diffusion[0]
 
-    keys = jax.random.split(jax.random.key(1), 20_000)
-    full, one, three = (np.asarray(jax.vmap(lambda k, n=n: diffusion(k, n))(keys), np.float64) for n in (None, 1, 3))
+    all_terms = jax.jit(jax.vmap(lambda key: jnp.stack([diffusion(key, terms) for terms in (None, 1, 3)])))
+    full, one, three = np.asarray(all_terms(jax.random.split(jax.random.key(1), 20_000)), np.float64).T
     assert_mean(one - full, 0.0)
     assert_mean(three - full, 0.0)
     assert one.var() > three.var() > full.var()
@@ -129,32 +130,20 @@ def test_reconstruction_is_the_decoders_at_step_one():
         def log_prob(self, x):
             return jnp.sum(self.mean) + 0.0 * jnp.sum(x)
 
-    x_0 = jnp.linspace(-1.0, 1.0, 3)[:, None]
-    with_x_hat = elbo.bound(
-        lambda x, _: 0.5 * x,
-        jax.random.key(0),
-        x_0,
-        SCHEDULE,
+    decoders = (
         lambda h, z, lv: SumOfMean(h - z, var=lv.t),
-        prediction_type="x_0",
-    )
-    with_x_1 = elbo.bound(
-        lambda x, _: 0.5 * x,
-        jax.random.key(0),
-        x_0,
-        SCHEDULE,
         lambda h, z, lv: SumOfMean(h, var=lv.t),
-        prediction_type="x_0",
-    )
-    np.testing.assert_allclose(with_x_hat.reconstruction, -with_x_1.reconstruction, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
-    times = elbo.bound(
-        lambda x, _: x,
-        jax.random.key(0),
-        x_0,
-        SCHEDULE,
         lambda h, z, lv: SumOfMean(jnp.reshape(lv.t, (1,)), var=lv.t),
-        prediction_type="x_0",
     )
+
+    @jax.jit
+    def bounds(x_0):
+        half = partial(elbo.bound, lambda x, _: 0.5 * x, jax.random.key(0), x_0, SCHEDULE, prediction_type="x_0")
+        return [half(decoder) for decoder in decoders]
+
+    with_x_hat, with_x_1, times = bounds(np.linspace(-1.0, 1.0, 3, dtype=np.float32)[:, None])
+    negative = -np.asarray(with_x_1.reconstruction)
+    np.testing.assert_allclose(with_x_hat.reconstruction, negative, rtol=1e-6)  # x_hat - x_1 = -x_1 / 2
     np.testing.assert_array_equal(times.reconstruction, -np.ones(3))  # the decoder's level is that of step 1
 
 
@@ -166,7 +155,7 @@ def test_gradients_are_finite():
         return w * denoiser(GAUSSIAN)(x_t, level)
 
     loss = lambda w: elbo.bound(Partial(scaled, w), jax.random.key(0), x_0, schedule, _decoder).total.sum()  # noqa: E731
-    assert np.isfinite(jax.grad(loss)(0.9))
+    assert np.isfinite(jax.jit(jax.grad(loss))(0.9))
 
 
 @pytest.mark.slow
@@ -237,15 +226,21 @@ def test_continuous_bound_has_the_terms_of_its_ends():
         np.testing.assert_allclose(far, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule", [Cosine(), VarianceExploding(0.1, 5.0)], ids=repr)
-def test_rate_is_the_weight_of_a_short_step(schedule, prediction_type):
+def test_rate_is_the_weight_of_a_short_step(schedule):
     # also where variance is not preserved: the error of the limit falls with the step
     with jax.enable_x64(True):
-        t, errors = jnp.asarray(0.6), []
-        rate = elbo.continuous_diffusion_weight(schedule(t), jax.grad(schedule.log_snr)(t), prediction_type)
-        for length in (1e-3, 1e-4):
-            weight = elbo.diffusion_weight(schedule.step(t - length, t), prediction_type) / length
-            errors.append(abs(float(weight / rate) - 1))
-        assert errors[1] < 1e-3
-        assert errors[0] / errors[1] == pytest.approx(10.0, rel=0.05)
+
+        @jax.jit
+        @partial(jax.vmap, in_axes=(None, 0))
+        def ratios(t, length):
+            level, slope, step = schedule(t), jax.grad(schedule.log_snr)(t), schedule.step(t - length, t)
+            return [
+                elbo.diffusion_weight(step, each) / length / elbo.continuous_diffusion_weight(level, slope, each)
+                for each in PREDICTION_TYPES
+            ]
+
+        for ratio in ratios(0.6, np.array([1e-3, 1e-4])):
+            errors = np.abs(np.asarray(ratio) - 1)
+            assert errors[1] < 1e-3
+            assert errors[0] / errors[1] == pytest.approx(10.0, rel=0.05)

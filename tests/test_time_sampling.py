@@ -1,6 +1,7 @@
 """Sampling times: structure, rounding, errors. The derivations are tested in `derivations/test_times.py`."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,17 +18,16 @@ SKEWED = jnp.asarray([0.0, 0.5, 0.1, 0.0, 0.25, 1e-3, 0.149, 0.0])  # sums to 1;
 
 
 def _many(function, count=20_000, seed=0):
-    return np.asarray(jax.vmap(function)(jax.random.split(jax.random.key(seed), count)), np.float64)
+    return np.asarray(jax.jit(jax.vmap(function))(jax.random.split(jax.random.key(seed), count)), np.float64)
 
 
 def test_time_sampling_has_the_stated_structure():
-    for key in jax.random.split(jax.random.key(1), 20):
-        u = np.sort(time_sampling.sample_times(key, 8, "low_discrepancy"))
-        np.testing.assert_allclose(np.diff(u), 1 / 8, atol=2e-7)
-        for batch in (6, 7):
-            u = np.asarray(time_sampling.sample_times(key, batch, "antithetic"))
-            half = (batch + 1) // 2
-            np.testing.assert_array_equal(u[: batch - half] + u[half:], 1.0)  # an odd batch has one unpaired time
+    u = np.sort(_many(lambda k: time_sampling.sample_times(k, 8, "low_discrepancy"), 20))
+    np.testing.assert_allclose(np.diff(u), 1 / 8, atol=2e-7)
+    for batch in (6, 7):
+        u = _many(lambda k, batch=batch: time_sampling.sample_times(k, batch, "antithetic"), 20).astype(np.float32)
+        half = (batch + 1) // 2
+        np.testing.assert_array_equal(u[:, : batch - half] + u[:, half:], 1.0)  # an odd batch has one unpaired time
     independent = _many(lambda k: time_sampling.sample_times(k, 2))
     assert abs(np.corrcoef(independent.T)[0, 1]) < 0.03
 
@@ -39,9 +39,11 @@ def test_times_stay_below_one_after_rounding(monkeypatch):
         monkeypatch.setattr(jax.random, "uniform", lambda key, shape=(), v=value: jnp.full(shape, v, jnp.float32))
         for how in TIME_SAMPLINGS:
             for batch in (1, 3, 1000):
-                u = np.asarray(time_sampling.sample_times(jax.random.key(0), batch, how))
-                assert np.all((u >= 0) & (u < 1))
-                assert np.all(time_sampling.to_timesteps(jnp.asarray(u), 7) <= 7)
+                sample = partial(time_sampling.sample_times, batch=batch, time_sampling=how)
+                both = jax.jit(lambda key, sample=sample: (sample(key), time_sampling.to_timesteps(sample(key), 7)))
+                u, steps = both(jax.random.key(0))
+                assert np.all((np.asarray(u) >= 0) & (np.asarray(u) < 1))
+                assert np.all(np.asarray(steps) <= 7)
         sampled = time_sampling.importance_sample(jnp.asarray(value), SKEWED)
         assert int(sampled.bin) == (1 if value == 0 else 6)
         assert 0 <= float(sampled.time) < 1
@@ -66,10 +68,9 @@ def test_steps_are_uniform_on_one_to_t(how):
 
 def test_low_discrepancy_steps_cover_evenly():
     # 21 steps over T = 7: three of each for every key; independent samples are rarely so even
-    for key in jax.random.split(jax.random.key(1), 20):
-        counts = np.bincount(time_sampling.sample_timesteps(key, 21, 7, time_sampling="low_discrepancy"), minlength=8)[
-            1:
-        ]
+    t = _many(lambda k: time_sampling.sample_timesteps(k, 21, 7, time_sampling="low_discrepancy"), 20)
+    for step in range(1, 8):
+        counts = np.sum(t == step, axis=1)
         assert counts.min() >= 2
         assert counts.max() <= 4
     even, loose, unasked = (
@@ -93,11 +94,11 @@ def test_steps_keep_their_bits():
 
 def test_bins_are_sampled_with_their_probabilities():
     u = jnp.asarray(np.random.RandomState(0).uniform(size=100_000), jnp.float32)
-    sampled = time_sampling.importance_sample(u, SKEWED)
+    sampled = jax.tree.map(np.asarray, jax.jit(time_sampling.importance_sample)(u, SKEWED))
     counts = np.bincount(np.asarray(sampled.bin), minlength=8)
-    seen = np.asarray(SKEWED) > 0
-    assert np.all(counts[~seen] == 0)
-    assert stats.chisquare(counts[seen], np.asarray(SKEWED, np.float64)[seen] / SKEWED.sum() * 1e5).pvalue > 1e-3
+    p = np.asarray(SKEWED, np.float64) / np.sum(np.asarray(SKEWED, np.float64))
+    assert np.all(counts[p == 0] == 0)
+    assert stats.chisquare(counts[p > 0], p[p > 0] * 1e5).pvalue > 1e-3
     # times are uniform in their bins
     assert np.array_equal(np.floor(np.asarray(sampled.time) * 8), sampled.bin)
     part = np.asarray(sampled.time * 8) % 1.0
@@ -138,18 +139,23 @@ def test_second_moments_keep_the_last_of_each_step():
 
 def test_second_moments_in_float64():
     with jax.enable_x64(True):
-        t = jnp.arange(12) % 3 + 1
-        moments = time_sampling.LossSecondMomentSampler.init(3, history=4).update(t, 0.1 * t.astype(float))
-        assert_close(moments.probabilities(0.0), np.arange(1, 4) / 6, rtol=1e-15)
-        sampled = time_sampling.importance_sample(
-            time_sampling.sample_times(jax.random.key(0), 5), jnp.ones(3, jnp.float32)
-        )
+
+        @jax.jit
+        def evaluate(t, losses, u):
+            moments = time_sampling.LossSecondMomentSampler.init(3, history=4).update(t, losses)
+            return moments.probabilities(0.0), time_sampling.importance_sample(u, jnp.ones(3, jnp.float32))
+
+        t = np.arange(12) % 3 + 1
+        probabilities, sampled = evaluate(t, 0.1 * t, np.linspace(0.0, 0.9, 5))
+        assert_close(probabilities, np.arange(1, 4) / 6, rtol=1e-15)
         assert sampled.time.dtype == sampled.weight.dtype == np.float64  # of u
 
 
 def test_second_moments_of_zero_and_of_large_losses():
-    t = jnp.repeat(jnp.arange(1, 4), 10)
-    nothing = time_sampling.LossSecondMomentSampler.init(3).update(t, jnp.zeros(30))
-    assert np.array_equal(nothing.probabilities(), np.full(3, np.float32(1 / 3)))
-    much = time_sampling.LossSecondMomentSampler.init(3).update(t, 1e25 * t.astype(jnp.float32))  # squares overflow
-    np.testing.assert_allclose(much.probabilities(0.0), np.arange(1, 4) / 6, rtol=1e-6)
+    t = np.repeat(np.arange(1, 4), 10)
+    update = jax.jit(lambda t, losses: time_sampling.LossSecondMomentSampler.init(3).update(t, losses))
+    probabilities = jax.jit(lambda moments, uniform: moments.probabilities(uniform), static_argnums=1)
+    nothing = update(t, np.zeros(30, np.float32))
+    assert np.array_equal(probabilities(nothing, 1e-3), np.full(3, np.float32(1 / 3)))
+    much = update(t, (1e25 * t).astype(np.float32))  # squares overflow
+    np.testing.assert_allclose(probabilities(much, 0.0), np.arange(1, 4) / 6, rtol=1e-6)
