@@ -26,9 +26,17 @@ schedule = vdm_jax.discrete_schedules.linear_betas(20)
 network = Partial(lambda scale, x_t, level: scale * x_t, jnp.float32(0.5))
 x_0, key = vdm_jax.likelihoods.normalize(jnp.arange(12).reshape(3, 4) % 5, 5), jax.random.key(0)
 decoder = lambda x_hat, x_1, level: vdm_jax.likelihoods.DiscretizedGaussian(x_hat, scale=level.sigma, levels=5)
-assert vdm_jax.losses.simple_loss(network, key, x_0, schedule).shape == (3,)
-assert jnp.isfinite(vdm_jax.elbo.bound(network, key, x_0, schedule, decoder).total).all()
-assert vdm_jax.samplers.ancestral(network, key, x_0, schedule).x_0.shape == (3, 4)
+
+@jax.jit
+def use(key, x_0):
+    loss = vdm_jax.losses.simple_loss(network, key, x_0, schedule)
+    bound = vdm_jax.elbo.bound(network, key, x_0, schedule, decoder).total
+    return loss, bound, vdm_jax.samplers.ancestral(network, key, x_0, schedule).x_0
+
+loss, bound, samples = use(key, x_0)
+assert loss.shape == bound.shape == (3,)
+assert samples.shape == x_0.shape
+assert all(jnp.isfinite(x).all() for x in (loss, bound, samples))
 import importlib
 for name in [name for name in vdm_jax.__all__ if name not in ("models", "training")]:
     importlib.import_module("vdm_jax." + name)
