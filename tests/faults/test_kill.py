@@ -59,7 +59,7 @@ def test_killed_and_later_stopped_by_a_signal_it_ends_in_the_same_bits(tmp_path)
     assert_one_message(stopped.output(), message)
     output = train(workdir, "--steps", str(reached + 10), "--log-every", "5")
     assert f"Resuming from step {reached} of {reached + 10}." in output
-    train_here(tmp_path / "whole", steps=reached + 10, log_every=5)
+    train_here(tmp_path / "whole", steps=reached + 10, log_every=5, checkpoint_every=1_000_000)
     assert_same_run(workdir, tmp_path / "whole", means=False)
 
 
