@@ -251,10 +251,9 @@ def test_LAN_2_a_state_dependent_step_size_is_a_bias_in_symbols():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dims", [1, 8])
-def test_LAN_2_corrector_widens_the_distribution_by_its_step_size(dims):
+def test_LAN_2_corrector_widens_the_distribution_by_its_step_size():
     # one step, and many, from a normal one: v (1 + h^2), v / (1 - h/2) with h = eta / v, and eta = 2 (r sigma)^2
-    level, snr = level_from_log_snr(jnp.asarray(0.5)), 0.3
+    level, snr, dims = level_from_log_snr(jnp.asarray(0.5)), 0.3, 8
     distribution = closed_form.gaussian(np.full(dims, 0.4), 0.6 * np.eye(dims))
     noisy = closed_form.marginal(distribution, level)
     spread = float(level.alpha**2 * 0.6 + level.sigma**2)
