@@ -143,6 +143,8 @@ def test_masses_of_finite_distributions():
     ours = [float(log_prob(distribution, x)) for x in (*MEANS, np.zeros(2))]
     np.testing.assert_allclose(ours, [*np.log(WEIGHTS), -np.inf], rtol=1e-14)
     assert float(jax.jit(type(distribution).entropy)(distribution)) == pytest.approx(stats.entropy(WEIGHTS), rel=1e-14)
+    never = closed_form.Empirical(jnp.asarray([-jnp.inf, 0.0]), jnp.zeros((2, 1)))  # a point without weight
+    assert float(jax.jit(closed_form.Empirical.entropy)(never)) == 0.0
     distribution = distributions()["pixels"]
     image, impossible = normalize(np.array([[1, 2]]), 3), normalize(np.array([[1, 0]]), 3)
     assert float(log_prob(distribution, image)) == pytest.approx(np.log(0.6 * 0.5), rel=1e-14)
