@@ -100,7 +100,14 @@ def test_one_direction_and_the_mean_over_several_by_hand():
     x, v = batch((3,)), batch((3,), count=10).reshape(2, 5, 3)
     flat, directions = np.asarray(x, np.float64), np.asarray(v, np.float64)
     each = np.einsum("kbi,ij,kbj->kb", directions, matrix(3), directions) + 3 * (flat**2 * directions**2).sum(-1)
-    two, one = jax.jit(lambda x, v: [value_and_divergence(mixing, x, v)[1] for v in (v, v[1:])])(x, v)
+
+    @jax.jit
+    def divergences(x, v):
+        given = (x, v), (x, v[1:]), (x[:1], v[:, :1])
+        return [value_and_divergence(mixing, x, v)[1] for x, v in given]
+
+    two, one, of_one_example = divergences(x, v)
+    np.testing.assert_allclose(of_one_example, each.mean(0)[:1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(two, each.mean(0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(one, each[1], rtol=1e-5, atol=1e-5)
 

@@ -27,6 +27,30 @@ def _setup():
     return closed_form.OptimalDenoiser(distribution), jax.random.normal(jax.random.key(5), (32, 2))
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_steps_by_hand(stochastic, monkeypatch):
+    module = importlib.import_module("vdm_jax.samplers.dpmpp")
+    monkeypatch.setattr(module, "noise", lambda key, t, x: jnp.full_like(x, 0.5) * t.astype(x.dtype))
+    gammas, x = np.array([-4.0, -1.0, 0.5, 3.0]), np.array([[0.7, -1.2]])
+    alpha, sigma = np.sqrt(1 / (1 + np.exp(gammas))), np.sqrt(1 / (1 + np.exp(-gammas)))
+    ours = (dpmpp_2m_sde if stochastic else dpmpp_2m)(
+        lambda x, _: 0.8 * x, KEY, jnp.asarray(x), from_gammas(gammas), prediction_type="x_0"
+    )
+    previous, h_previous = 0.0, np.inf  # the first step is of first order
+    for t in (3, 2, 1):
+        h, x_hat = 0.5 * (gammas[t] - gammas[t - 1]), 0.8 * x
+        target = x_hat + h / (2 * h_previous) * (x_hat - previous)
+        if stochastic:
+            kept = np.exp(-2 * h)
+            z = 0.5 * (t + 1)
+            x = sigma[t - 1] / sigma[t] * np.exp(-h) * x + alpha[t - 1] * (1 - kept) * target
+            x = x + sigma[t - 1] * np.sqrt(1 - kept) * z
+        else:
+            x = sigma[t - 1] / sigma[t] * x + alpha[t - 1] * (1 - np.exp(-h)) * target
+        previous, h_previous = x_hat, h
+    assert_close(ours.x_0, 0.8 * x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_first_step_and_the_last_are_of_first_order(stochastic):

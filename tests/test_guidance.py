@@ -137,7 +137,8 @@ def test_guidance_by_hand():
     alpha, sigma = (np.asarray(field)[:, None] for field in level[:2])
     one, every = Partial(_linear, jnp.asarray(0.3)), Partial(_linear, jnp.asarray(0.9))
     scales, weights = jnp.array([0.0, 1.0, 3.0, -1.0, 2.0]), np.array([1.0, 1.0, 3.0, 1.0, 1.0])[:, None]
-    ours = _evaluate(ClassifierFreeGuidance(one, every, scales, log_snr_min=-1.0, log_snr_max=0.0), x_t, level)
+    low, high = (2 * (level.log_alpha - level.log_sigma))[1:3]
+    ours = _evaluate(ClassifierFreeGuidance(one, every, scales, log_snr_min=low, log_snr_max=high), x_t, level)
     assert_close(ours, 0.9 * x_t + sigma + weights * (0.3 - 0.9) * x_t)  # the ends are inside, of weights 1 and 3
     for prediction_type, to_score in (("eps", -1 / sigma), ("score", 1.0)):
         guided = ClassifierGuidance(every, _quadratic, scales, prediction_type)

@@ -85,11 +85,12 @@ def _one_layer(mean=lambda x: x):
 def test_collapse_diagnostics_by_hand():
     # posteriors that do not overlap: log N nats; active is a variance of the mean over that of p above 0.01
     x = jnp.asarray(100.0 * np.arange(4.0)[:, None] * np.array([[1.0, -1.0]]), jnp.float32)
-    posteriors = [lambda z, x: _unit(x), lambda z, x: _unit(0 * x)]  # the second adds no information
-    far = hvae.top_down((2,), posteriors, [lambda z: _unit(0 * z)], lambda z: z)
-    found = hvae.collapse_diagnostics(far, jax.random.key(0), x)
-    np.testing.assert_allclose(found.mutual_information, [np.log(4.0)] * 2, rtol=1e-5)
-    np.testing.assert_allclose(found.kl, [0.5 * float(jnp.square(x).sum(1).mean()), 0.0], rtol=1e-5, atol=1e-6)
+    posteriors = [lambda z, x, k=k: _unit(k * x) for k in (0.0, 1.0, 0.0)]  # the second alone has information
+    found = hvae.collapse_diagnostics(
+        hvae.top_down((2,), posteriors, [lambda z: _unit(0 * z)] * 2, lambda z: z), jax.random.key(0), x
+    )
+    np.testing.assert_allclose(found.mutual_information, [0.0, np.log(4.0), np.log(4.0)], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.kl, [0.0, 0.5 * float(jnp.square(x).sum(1).mean()), 0.0], rtol=1e-5, atol=1e-6)
     unit = np.array([[-1.0, 1.0], [1.0, -1.0]], np.float32)  # of variance 1
     near = jnp.asarray(unit * np.float32([[0.11, 0.09]]))
     twice = hvae.top_down(
@@ -128,12 +129,9 @@ def test_bottom_up_reconstruction_refuses_a_partial_keep():
 
 def test_temperature_shrinks_every_level_and_the_prior_has_its_moments():
     # z_1 = N(0, 1) + N(0, 1) / 2 + N(0, 1) / 4: variance 1.3125
-    output = hvae.sample_decoder_output(_three_levels(), jax.random.key(2), 20_000, temperature=0.5)
-    np.testing.assert_allclose(np.var(output, axis=0), 1.3125 * 0.25, rtol=0.05)
-    x = hvae.sample(_three_levels(), _likelihood, jax.random.key(2), 20_000)
-    np.testing.assert_allclose(np.var(x, axis=0), 1.3125 + 0.5, rtol=0.05)
-    cold = hvae.sample(_three_levels(), _likelihood, jax.random.key(2), 20_000, temperature=0.0)
-    np.testing.assert_allclose(np.var(cold, axis=0), 0.5, rtol=0.05)
+    for temperature in (1.0, 0.5, 0.0):
+        x = hvae.sample(_three_levels(), _likelihood, jax.random.key(2), 20_000, temperature=temperature)
+        np.testing.assert_allclose(np.var(x, axis=0), 1.3125 * temperature**2 + 0.5, rtol=0.05)
 
 
 def test_objective_is_the_bound_by_default():
@@ -174,6 +172,11 @@ def test_levels_of_incompatible_shapes_are_refused():
         hvae.bound(top, _likelihood, jax.random.key(0), X)
     with pytest.raises(ValueError, match="samples is 0"):
         hvae.importance_weighted_bound(_three_levels(), _likelihood, jax.random.key(0), X, samples=0)
+    with pytest.raises(ValueError, match="n is 0"):
+        hvae.sample(_three_levels(), _likelihood, jax.random.key(0), 0)
+    key = jax.random.key(0)  # one sample is enough
+    jax.eval_shape(lambda x: hvae.importance_weighted_bound(_three_levels(), _likelihood, key, x, samples=1), X)
+    jax.eval_shape(lambda: hvae.sample(_three_levels(), _likelihood, key, 1))
 
 
 def test_data_without_a_posterior_are_refused():

@@ -339,9 +339,14 @@ def test_refusals_of_levels(monkeypatch):
         with pytest.raises(ValueError, match=r"unknown .*'noise'"):
             function(prediction_type="noise")
     langevin.check_decreasing_noise(LEVELS)
-    assert jax.jit(lambda levels: langevin.check_decreasing_noise(levels) or levels.alpha)(rising).shape == (
-        6,
-    )  # not checked
+    for field in ("log_alpha", "log_sigma"):  # traced fields are not checked
+
+        @jax.jit
+        def check(value, field=field):
+            langevin.check_decreasing_noise(rising._replace(**{field: value}))
+            return value
+
+        assert check(getattr(rising, field)).shape == (6,)
 
 
 @pytest.mark.slow

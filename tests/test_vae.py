@@ -159,6 +159,9 @@ def test_invalid_arguments_are_refused():
     q = Normal(jnp.zeros((5, 2)), var=jnp.ones(5))
     with pytest.raises(ValueError, match="samples is 0"):
         vae.kl_decomposition(q, jax.random.key(0), samples=0)
+    # one sample is enough
+    jax.eval_shape(lambda q: vae.kl_decomposition(q, jax.random.key(0), samples=1), q)
+    jax.eval_shape(lambda x: vae.importance_weighted_bound(*ARGUMENTS, jax.random.key(0), x, samples=1), X)
     with pytest.raises(ValueError, match=r"decoder returned shapes \[\(4, 3\)\]: the leading axis .* batch, 5"):
         vae.output_nll(MODEL.likelihood, jnp.zeros((4, 3)), X)
     with pytest.raises(TypeError, match=r"the encoder returned tuple: it must return a gaussian\.Normal"):
