@@ -206,7 +206,7 @@ def test_results_for_half_precision_are_float32():
     x = X.astype(jnp.bfloat16)
     for name, function in CASES.items():
         with case(name), jax.numpy_dtype_promotion("standard"):
-            result = jax.eval_shape(partial(function, same, P), KEY, x)
+            result = jax.eval_shape(partial(function, lambda y: y.astype(jnp.bfloat16), P), KEY, x)
             assert {leaf.dtype for leaf in floats(result)} == {np.dtype(np.float32)}
 
 
