@@ -172,6 +172,7 @@ def test_ELBO_6_kl_of_equal_variances():
         assert_close(kl(first, second), truth, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_ELBO_6_diffusion_term_is_the_kl_of_two_posteriors():
     with jax.enable_x64(True):
         noisy, clean, x_hat = (jnp.asarray(x) for x in np.random.default_rng(0).normal(size=(3, 4)))

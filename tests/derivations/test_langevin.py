@@ -142,6 +142,7 @@ def test_LAN_2_stationary_distribution_of_the_kernel():
             assert_close(_next(closed_form.gaussian([MEAN], [[VAR]]), size).variances, [VAR], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_LAN_2_chains_have_the_exact_distribution_at_every_step():
     start, count = 3.0, 20_000
     run = partial(langevin.ula, _normal_score, jax.random.key(3), num_steps=40, path=True)
@@ -333,6 +334,7 @@ def _pair(c):
     return closed_form.mixture([0.5, 0.5], [[-c], [c]], [1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_LAN_3_time_to_cross_is_kramers():
     # The rate at which the shares even out: the kernel's second eigenvalue. By Kramers, for small steps and a high
     # barrier, 4 / int_{-c}^{c} dx / p(x): exponential in c^2 / 2.

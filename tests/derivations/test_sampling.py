@@ -92,7 +92,7 @@ def test_SAM_1_descent_finds_the_conditional_expectation():
     np.testing.assert_allclose(path[50:].mean(), truth, rtol=0.02)
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("variance", [pytest.param("fixed_small", marks=pytest.mark.slow), "fixed_large"])
 def test_SAM_2_distribution_of_the_chain(variance):
     for num_steps, schedule, abar in [
         (4, _schedule(4), _abar(4)),

@@ -201,6 +201,7 @@ def _moments(q):
     return [(np.asarray(m), np.diag(v)) for m, v in zip(q.mean, q.var, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_VAE_2_equality_at_the_posterior_alone(name):
     model, x = _model(name), jnp.asarray(X)
