@@ -99,6 +99,7 @@ def test_bins_are_sampled_with_their_probabilities():
     p = np.asarray(SKEWED, np.float64) / np.sum(np.asarray(SKEWED, np.float64))
     assert np.all(counts[p == 0] == 0)
     assert stats.chisquare(counts[p > 0], p[p > 0] * 1e5).pvalue > 1e-3
+    np.testing.assert_allclose(sampled.weight, 1 / (8 * p[sampled.bin]), rtol=1e-3)
     # times are uniform in their bins
     assert np.array_equal(np.floor(np.asarray(sampled.time) * 8), sampled.bin)
     part = np.asarray(sampled.time * 8) % 1.0
