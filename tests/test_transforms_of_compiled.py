@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from vdm_jax import discrete_schedules, elbo, losses, samplers
+from vdm_jax import discrete_schedules, elbo, langevin, losses, samplers, schedules, score_matching
 from vdm_jax.compilation import compiled
 from vdm_jax.types import Batch, evaluate
 
@@ -162,6 +162,22 @@ def test_arguments_are_bound_as_python_does():
 def test_static_numbers_must_not_be_traced():
     with pytest.raises(TypeError, match="times is traced"):
         jax.jit(lambda times: power(Partial(jnp.multiply, W), X, times=times))(2)
+
+
+def test_an_array_that_a_compiled_function_captures_is_a_number():
+    half, late = jnp.float32(0.5), jnp.float32(1.5)
+    score, net = (lambda x: -x), (lambda x, level: x)
+    calls = {
+        "time": lambda: schedules.Cosine()(half).alpha,
+        "size": lambda: score_matching.finite_difference(lambda x: x.sum(1), KEY, X, half),
+        "step_size": lambda: langevin.ula(score, KEY, X, half, 2).x,
+        "eta": lambda: samplers.ddim(net, KEY, X, SCHEDULE, eta=half).x_0,
+        "snr": lambda: samplers.predictor_corrector(net, KEY, X, SCHEDULE, snr=half).x_0,
+    }
+    for name, call in calls.items():
+        assert jax.eval_shape(call).dtype == np.float32, name  # traces as `jax.jit` does
+    with pytest.raises(ValueError, match="out of range"):
+        jax.eval_shape(lambda: schedules.Cosine()(late))
 
 
 @pytest.mark.slow

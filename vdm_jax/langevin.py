@@ -306,7 +306,7 @@ def check_decreasing_noise(levels: NoiseLevel) -> None:
 
 
 def _check_positive(name: str, value: Scalar | float) -> None:
-    if not isinstance(value, Tracer) and not value > 0:
+    if not isinstance(value, Tracer) and not np.asarray(value) > 0:
         raise ValueError(f"{name} is {value}: it must be positive")
 
 

@@ -369,6 +369,6 @@ def _unit_time(t):
             "convert the schedule by discrete_schedules.discretize(schedule, num_steps)"
         )
     inside = (t >= 0) & (t <= 1)
-    if not isinstance(t, Tracer) and not np.all(np.asarray(inside)):
+    if not isinstance(t, Tracer) and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= 1)):
         raise ValueError(f"t = {np.asarray(t).tolist()} is out of range: a continuous schedule takes times in [0, 1]")
     return xp.where(inside, t, xp.nan)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from vdm_jax import forward
@@ -117,7 +118,7 @@ def _sliced(score, key, x, trace, probes, reduced) -> PerExample:
 
 
 def _check_size(size: Scalar | float) -> None:
-    if not isinstance(size, Tracer) and not size > 0:
+    if not isinstance(size, Tracer) and not np.asarray(size) > 0:
         raise ValueError(f"size is {size}: it must be positive")
 
 

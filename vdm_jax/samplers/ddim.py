@@ -1,6 +1,7 @@
 """DDIM: steps with a fraction eta of the ancestral noise, deterministic at eta = 0; and its inversion (SAM-2)."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from vdm_jax.compilation import compiled, scan
@@ -15,9 +16,9 @@ def _check(
     schedule: DiscreteSchedule, prediction_type: PredictionType, clip: float | None, eta: Real | float, key: Key | None
 ) -> None:
     warn_of_amplification(schedule, prediction_type, clip)
-    if not isinstance(eta, Tracer) and not 0.0 <= eta <= 1.0:
+    if not isinstance(eta, Tracer) and not 0.0 <= np.asarray(eta) <= 1.0:
         raise ValueError(f"eta must be in [0, 1], got {eta} (0 is deterministic, 1 is ancestral)")
-    if key is None and (isinstance(eta, Tracer) or eta > 0.0):
+    if key is None and (isinstance(eta, Tracer) or np.asarray(eta) > 0.0):
         raise ValueError("key must not be None when eta > 0: pass a key, or eta=0.0 for deterministic sampling")
 
 

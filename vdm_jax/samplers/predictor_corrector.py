@@ -1,6 +1,7 @@
 """Predictor-corrector sampling: an ancestral step to the next level, then Langevin steps at that level."""
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from vdm_jax.compilation import compiled
@@ -14,7 +15,7 @@ __all__ = ["predictor_corrector"]
 
 def _check(schedule: DiscreteSchedule, prediction_type: PredictionType, clip: float | None, snr: Real | float) -> None:
     warn_of_amplification(schedule, prediction_type, clip)
-    if not isinstance(snr, Tracer) and not snr > 0.0:
+    if not isinstance(snr, Tracer) and not np.asarray(snr) > 0.0:
         raise ValueError(f"snr must be positive, got {snr}")
 
 
