@@ -40,8 +40,9 @@ compare: $(base) ## train several recipes and compare them in a table and a figu
 import: $(base) ## import the weights of a diffusers folder as a run: WEIGHTS=...; export a run: ARGS="--export FOLDER"
 	@$(cli) import $(WEIGHTS) --recipe $(EXP) $(ARGS)
 
+# Most of the time goes into compiling, which takes a third less without optimizations. Derivations run with them.
 test: $(tools) ## run the tests, except slow ones
-	@$(python) -m pytest -q -n auto -m "not slow" $(ARGS)
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(python) -m pytest -q -n auto -m "not slow" $(ARGS)
 
 test-all: $(tools) ## run all tests
 	@$(python) -m pytest -q -n auto $(ARGS)

@@ -137,6 +137,7 @@ def preload() -> None:
     Import nothing that starts threads, which a fork would lose. JAX starts none before its first array, OpenBLAS one.
     """
     os.environ.update(JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    os.environ.update(JAX_DISABLE_MOST_OPTIMIZATIONS="1")  # as in `make test`
     import beartype  # noqa: F401
     import hypothesis  # noqa: F401
     import jax  # noqa: F401

@@ -1,5 +1,6 @@
 """The checks of `make accuracy`, and tests that they detect errors."""
 
+import jax
 import mpmath
 import numpy as np
 import pytest
@@ -13,6 +14,17 @@ LONG = (
     "discrete schedules of 100000 steps",
     *(f"edges of {n} bins" for n in (2, 3, 17, 65536)),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_as_for_users():
+    """With all optimizations, also in `make test`, which leaves them out for speed."""
+    given = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", given)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("source", [pytest.param(s, marks=[pytest.mark.slow] * (s in LONG)) for s in accuracy.SOURCES])
