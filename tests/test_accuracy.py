@@ -1,12 +1,12 @@
 """The checks of `make accuracy`, and tests that they detect errors."""
 
-import jax
 import mpmath
 import numpy as np
 import pytest
 from mpmath import mpf
 
 from tests import accuracy
+from tests.optimizations import optimizations
 
 # Schedules of 4000 steps and 256 bins represent these in fast runs.
 LONG = (
@@ -19,12 +19,8 @@ LONG = (
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_as_for_users():
     """With all optimizations, also in `make test`, which leaves them out for speed."""
-    given = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", given)
-    jax.clear_caches()
+    with optimizations(True):
+        yield
 
 
 @pytest.mark.parametrize("source", [pytest.param(s, marks=[pytest.mark.slow] * (s in LONG)) for s in accuracy.SOURCES])

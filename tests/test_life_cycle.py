@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.optimizations import optimizations
 from tests.test_experiments import RECIPES, SPECS, config_of
 from tests.training.bits import assert_same_bits
 from vdm_jax.models.sampling import Sampling
@@ -117,12 +118,11 @@ def checked(run, likelihood=False):
     return dry_run.check_training(run, likelihood=likelihood)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiled_quickly():
-    """Disable most optimizations of XLA."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """Compile with few optimizations, as `make test` does."""
+    with optimizations(False):
+        yield
 
 
 @pytest.mark.usefixtures("compiled_quickly")
