@@ -93,11 +93,12 @@ def mutants(source: str) -> Iterator[Mutant]:
 
 
 def silent_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The positions without equations: annotations, decorators and the text of messages."""
+    """The positions without equations: annotations, decorators, default arguments and the text of messages."""
     silent = []
     for node in ast.walk(ast.parse(source)):
         silent += [getattr(node, "annotation", None), getattr(node, "returns", None)]
         silent += getattr(node, "decorator_list", [])
+        silent += [*node.defaults, *node.kw_defaults] if isinstance(node, ast.arguments) else []
         silent += [node] if isinstance(node, ast.JoinedStr) else []
     spans = [node for node in silent if node is not None]
     return [((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in spans]

@@ -136,14 +136,29 @@ def test_guidance_by_hand():
     level, x_t = _levels(-3.0, -1.0, 0.0, 1.0, 3.0)
     alpha, sigma = (np.asarray(field)[:, None] for field in level[:2])
     one, every = Partial(_linear, jnp.asarray(0.3)), Partial(_linear, jnp.asarray(0.9))
-    scales, weights = jnp.array([0.0, 1.0, 3.0, -1.0, 2.0]), np.array([1.0, 1.0, 3.0, 1.0, 1.0])[:, None]
+    scales, weights = jnp.array([0.0, 2.0, 3.0, -1.0, 2.0]), np.array([1.0, 2.0, 3.0, 1.0, 1.0])[:, None]
     low, high = (2 * (level.log_alpha - level.log_sigma))[1:3]
     ours = _evaluate(ClassifierFreeGuidance(one, every, scales, log_snr_min=low, log_snr_max=high), x_t, level)
-    assert_close(ours, 0.9 * x_t + sigma + weights * (0.3 - 0.9) * x_t)  # the ends are inside, of weights 1 and 3
+    assert_close(ours, 0.9 * x_t + sigma + weights * (0.3 - 0.9) * x_t)  # the ends are inside, of weights 2 and 3
     for prediction_type, to_score in (("eps", -1 / sigma), ("score", 1.0)):
         guided = ClassifierGuidance(every, _quadratic, scales, prediction_type)
         change = _evaluate(guided, x_t, level) - _evaluate(every, x_t, level)
         assert_close(change * to_score, np.asarray(scales)[:, None] * -alpha * x_t, rtol=1e-10, atol=1e-12)
+
+
+def test_guided_denoisers_are_arguments_of_jit_and_their_scale_is_1_by_default():
+    level, x_t = _levels(-1.0, 2.0)
+    net, first = Partial(_linear, jnp.asarray(0.9)), Partial(lambda x: x[:, :1])
+    measured = (net, first, x_t[:, 1:], 0.1)
+    call = jax.jit(lambda guided, x_t, level: guided(x_t, level))
+    for plain, scaled in (
+        (ClassifierGuidance(net, Partial(_quadratic)), ClassifierGuidance(net, Partial(_quadratic), 1.0, "eps")),
+        (
+            ReconstructionGuidance(*measured),
+            ReconstructionGuidance(*measured, scale=1.0, prediction_type="eps"),
+        ),
+    ):
+        assert_close(call(plain, x_t, level), _evaluate(scaled, x_t, level))
 
 
 def test_a_measurement_by_hand():

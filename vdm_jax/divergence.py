@@ -6,6 +6,7 @@ Each product J v costs one forward pass: D of them give the exact trace, and one
 score matching, Stein's unbiased risk estimate, and the likelihood of the probability-flow ODE.
 """
 
+import math
 from typing import Literal
 
 import jax
@@ -43,10 +44,10 @@ def hutchinson_probes(key: Key | None, x: Batch, trace: Trace = "rademacher", pr
     v).
     """
     check_trace(trace, probes)
-    dtype = at_least_float32(x.dtype)
+    dtype, dims = at_least_float32(x.dtype), math.prod(x.shape[1:])
     if trace == "exact":
-        basis = jnp.eye(x[0].size, dtype=dtype).reshape(-1, 1, *x.shape[1:])
-        return jnp.broadcast_to(basis * x[0].size ** 0.5, (x[0].size, *x.shape))
+        basis = jnp.eye(dims, dtype=dtype).reshape(-1, 1, *x.shape[1:])
+        return jnp.broadcast_to(basis * dims**0.5, (dims, *x.shape))
     if key is None:
         raise ValueError(f"key is None and trace is {trace!r}: pass a key, or trace='exact'")
     distribution = jax.random.rademacher if trace == "rademacher" else jax.random.normal
@@ -55,7 +56,7 @@ def hutchinson_probes(key: Key | None, x: Batch, trace: Trace = "rademacher", pr
     if trace != "sphere":
         return v
     square = jnp.sum(v**2, axis=tuple(range(2, v.ndim)), keepdims=True)
-    return v * jnp.sqrt(x[0].size / square)
+    return v * jnp.sqrt(dims / square)
 
 
 def check_trace(trace: str, probes: int) -> None:
