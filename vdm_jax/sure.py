@@ -6,6 +6,8 @@ for *every* x, so a denoiser can be evaluated, selected and trained with noisy d
 Tweedie's formula (SURE-2), and with D(y) = y + sigma^2 s(y) SURE is implicit score matching of s (SURE-3).
 """
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -41,7 +43,7 @@ def sure(
     """
     sigma = jnp.asarray(sigma, at_least_float32(y.dtype))
     x_hat, div = value_and_divergence(denoiser, y, hutchinson_probes(key, y, trace, probes))
-    return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - y[0].size)
+    return per_example(jnp.square(x_hat - y)) + sigma**2 * (2.0 * div - math.prod(y.shape[1:]))
 
 
 def soft_threshold(y: Batch, threshold: Real | float) -> Batch:

@@ -8,6 +8,7 @@ The score is a callable that takes and returns a batch; `parameterization.ScoreF
 at a level. For noise of other exponential families, derivatives of a log-partition function replace the score (TW-3).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -93,9 +94,10 @@ def posterior_covariance(score: Score, x_t: Batch, level: NoiseLevel) -> Float[A
         Shape (B, D, D), symmetric if the Jacobian of the score is.
     """
     times = covariance_operator(score, x_t, level)
-    basis = jnp.eye(x_t[0].size, dtype=at_least_float32(x_t.dtype)).reshape(-1, 1, *x_t.shape[1:])
+    dims = math.prod(x_t.shape[1:])
+    basis = jnp.eye(dims, dtype=at_least_float32(x_t.dtype)).reshape(dims, 1, *x_t.shape[1:])
     columns = jax.lax.map(lambda v: times(jnp.broadcast_to(v, x_t.shape)), basis)
-    return jnp.moveaxis(columns.reshape(x_t[0].size, x_t.shape[0], -1), 0, -1)
+    return jnp.moveaxis(columns.reshape(dims, x_t.shape[0], dims), 0, -1)
 
 
 @compiled(static=("probes",), check=_check_level)
