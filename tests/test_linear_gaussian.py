@@ -106,3 +106,12 @@ def test_decoder_of_distributions_has_the_greatest_expected_likelihood():
 def test_number_of_codes_must_leave_noise(k):
     with pytest.raises(ValueError, match=rf"k is {k}: .*1\.\.3"):
         linear_gaussian.probabilistic_pca(jnp.asarray(DATA), k)
+
+
+def test_the_number_of_latents_is_between_1_and_the_dimensions():
+    x = jnp.asarray(DATA)
+    for k in (1, 3):
+        assert linear_gaussian.probabilistic_pca(x, k).weights.shape == (4, k)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=rf"k is {k}: it must be in 1\.\.3"):
+            linear_gaussian.probabilistic_pca(x, k)
