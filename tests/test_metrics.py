@@ -207,6 +207,13 @@ def test_extrapolation_removes_the_bias(shift):
     assert_mean([line.value + line.slope / 400 for line in lines], np.mean(plain), resolution=0.02)
 
 
+@pytest.mark.parametrize("rows", [4, 5])
+def test_two_parts_are_extrapolated_by_the_line_through_both(rows):
+    found = frechet_distance_extrapolated(normal(0, rows, 2), moments(normal(1, 50, 2)), KEY, 2)
+    np.testing.assert_array_equal(found.counts, [rows, 2])
+    np.testing.assert_allclose(found.value + found.slope / found.counts, found.distances, rtol=1e-9)
+
+
 def test_extrapolation_needs_two_parts_of_two():
     distribution = moments(normal(0, 10, 2))
     for rows, parts in ((10, 1), (9, 5)):
