@@ -34,6 +34,7 @@ from vdm_jax.types import (
     Score,
     X,
     at_least_float32,
+    check_positive_scalar,
     evaluate,
     evaluate_scalars,
 )
@@ -76,7 +77,7 @@ def langevin_kernel(x: X, score: X, step_size: Real) -> Normal:
 
 
 def _check_step_size(step_size: Scalar | float) -> None:
-    _check_positive("step_size", step_size)
+    check_positive_scalar("step_size", step_size)
 
 
 @compiled(static=("num_steps",), check=_check_step_size)
@@ -183,7 +184,7 @@ def _select(accepted, new, old):
 
 
 def _check_annealing(levels: NoiseLevel, rate: Scalar | float) -> None:
-    _check_positive("rate", rate)
+    check_positive_scalar("rate", rate)
     check_decreasing_noise(levels)
 
 
@@ -246,7 +247,7 @@ def annealed_langevin(
 
 
 def _check_snr(snr: Scalar | float) -> None:
-    _check_positive("snr", snr)
+    check_positive_scalar("snr", snr)
 
 
 @compiled(static=("steps",), check=_check_snr)
@@ -303,11 +304,6 @@ def check_decreasing_noise(levels: NoiseLevel) -> None:
         raise ValueError(
             "the noise sigma / alpha of the levels must decrease from each level to the next: reverse their order"
         )
-
-
-def _check_positive(name: str, value: Scalar | float) -> None:
-    if not isinstance(value, Tracer) and not np.asarray(value) > 0:
-        raise ValueError(f"{name} is {value}: it must be positive")
 
 
 def _check_count(name: str, count: int) -> None:

@@ -18,8 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled
@@ -38,6 +36,7 @@ from vdm_jax.types import (
     Score,
     at_least_float32,
     check_distribution,
+    check_positive_scalar,
     check_values,
     check_weights,
     evaluate,
@@ -118,8 +117,7 @@ def _sliced(score, key, x, trace, probes, reduced) -> PerExample:
 
 
 def _check_size(size: Scalar | float) -> None:
-    if not isinstance(size, Tracer) and not np.asarray(size) > 0:
-        raise ValueError(f"size is {size}: it must be positive")
+    check_positive_scalar("size", size)
 
 
 @compiled(static=("probes",), check=_check_size)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Float, Int, PRNGKeyArray, UInt32
 
 from vdm_jax.compilation import ARGUMENT_CHECKS
@@ -30,6 +31,7 @@ __all__ = [
     "Z",
     "at_least_float32",
     "check_distribution",
+    "check_positive_scalar",
     "check_prediction",
     "check_scalar",
     "check_values",
@@ -184,6 +186,16 @@ def check_scalar(name: str, value: Any) -> None:
     """
     if np.shape(value) != ():
         raise ValueError(f"{name} has shape {np.shape(value)}: it must be one number")
+
+
+def check_positive_scalar(name: str, value: Any) -> None:
+    """Check that a number is positive, where it is not traced.
+
+    Raises:
+        ValueError: zero, negative or NaN.
+    """
+    if not isinstance(value, Tracer) and not np.asarray(value) > 0:  # a comparison by JAX would be traced inside jit
+        raise ValueError(f"{name} is {value}: it must be positive")
 
 
 def at_least_float32(*dtypes: Any) -> Any:
