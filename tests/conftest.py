@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 virtual CPU devices, no silent promotion, annotations checked at run time."""
 
+import gc
 import os
 import platform
 from pathlib import Path
@@ -14,10 +15,25 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
-from jaxtyping import install_import_hook
+import jaxtyping
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-install_import_hook("vdm_jax", "beartype.beartype")  # before vdm_jax is imported
+jaxtyping.install_import_hook("vdm_jax", "beartype.beartype")  # before vdm_jax is imported
+
+
+@pytest.fixture
+def without_checks_of_annotations(monkeypatch):
+    """No type checker at run time, as for a user, so that traces take half the time."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def without_old_garbage():
+    """What earlier tests left is not searched for garbage, as it is after an unreadable checkpoint."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

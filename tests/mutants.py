@@ -302,6 +302,7 @@ def judge_files(
                 print(f"  - {outcome.mutant.before}\n  + {outcome.mutant.after}", flush=True)
             if not left[name]:
                 yield name, totals[name], outcomes[name], seconds[name]
+    yield from ((name, totals[name], outcomes[name], 0.0) for name in names if name not in seconds)
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

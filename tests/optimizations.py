@@ -1,6 +1,7 @@
 """Programs compiled with or without the optimizations of XLA, whatever the setting of the other tests."""
 
 import contextlib
+from collections.abc import Callable
 
 import jax
 
@@ -19,3 +20,8 @@ def optimizations(wanted: bool):
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
         jax.clear_caches()
+
+
+def unoptimized(function: Callable, **options) -> Callable:
+    """`jax.jit` without optimizations, for a program that takes longer to optimize than it saves."""
+    return jax.jit(function, **options, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from tests.optimizations import unoptimized
 from vdm_jax import (
     dequantization,
     discrete_schedules,
@@ -48,13 +48,7 @@ def case(name):
         raise
 
 
-@pytest.fixture(autouse=True)
-def _without_checks_of_annotations(monkeypatch):
-    """Without the run-time type checker, as for a user."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # compiles in half the time
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.RandomState(0).randint(0, 9, (4, 3)) / 4.0 - 1.0, jnp.float32)  # on a grid of 9 values
 P = jnp.float32(0.3)
@@ -222,7 +216,7 @@ def test_results_for_half_precision_are_finite(name, dtype):
 @pytest.mark.parametrize("name", ["vdm.vdm_loss", pytest.param("elbo.continuous_bound", marks=pytest.mark.slow)])
 def test_times_of_float16_data_are_those_of_float32(name):
     with jax.numpy_dtype_promotion("standard"):
-        both = jax.jit(lambda *data: [CASES[name](same, P, KEY, x) for x in data], compiler_options=UNOPTIMIZED)
+        both = unoptimized(lambda *data: [CASES[name](same, P, KEY, x) for x in data])
         half, full = both(X.astype(jnp.float16), X)
     np.testing.assert_allclose(half.prior, full.prior, rtol=1e-6)
     assert np.all(np.isfinite(half.total))

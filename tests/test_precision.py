@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import Partial
@@ -72,9 +71,9 @@ def imprecise(function: Any, *args: Any, gradient: bool = True) -> list[str]:
     return [str(e) for e in products(program) if e.params["precision"] != HIGHEST]
 
 
+@pytest.mark.usefixtures("without_checks_of_annotations")
 @pytest.mark.parametrize("which", ["functions", pytest.param("gradients", marks=pytest.mark.slow)])
-def test_every_function_is_traced_and_its_products_have_the_highest_precision(which, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # half the time of a trace
+def test_every_function_is_traced_and_its_products_have_the_highest_precision(which):
     for name, (function, rows) in CASES.items():
         if name == "probability_flow.log_likelihood" and which == "functions":  # takes as long as all others together
             continue

@@ -7,7 +7,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -87,10 +86,7 @@ WHICH = pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pyt
 EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
 
 
-@pytest.fixture(autouse=True)
-def _without_checks_of_annotations(monkeypatch):
-    """Without the run-time type checker, as for a user."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @WHICH

@@ -8,19 +8,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 from jax.tree_util import Partial
 
+from tests.optimizations import unoptimized
 from tests.test_bound_types import (
     CASES,
     CONTINUOUS,
     KEY,
     NET,
     SCHEDULE,
-    UNOPTIMIZED,
     P,
     X,
     case,
@@ -96,9 +95,9 @@ def close(ours, theirs):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
+@pytest.mark.usefixtures("without_checks_of_annotations")
 @pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_every_function_is_traced_in_a_compiled_shard_map(check_vma, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # half the time of a trace
+def test_every_function_is_traced_in_a_compiled_shard_map(check_vma):
     for name, function in FUNCTIONS.items():
         with case(name):
             result = jax.eval_shape(sharded(function, check_vma), P, KEY, BATCH)
@@ -108,10 +107,9 @@ def test_every_function_is_traced_in_a_compiled_shard_map(check_vma, monkeypatch
 @pytest.mark.parametrize("name", NAMES)
 def test_every_device_has_the_result_of_its_own_examples(name):
     function = FUNCTIONS[name]
-    jit = partial(jax.jit, compiler_options=UNOPTIMIZED)  # each program runs once
-    expected = jit(of_each_part(function))(P, KEY, BATCH)
+    expected = unoptimized(of_each_part(function))(P, KEY, BATCH)
     for check_vma in (True, False):
-        close(jit(sharded(function, check_vma))(P, KEY, BATCH), expected)
+        close(unoptimized(sharded(function, check_vma))(P, KEY, BATCH), expected)
 
 
 @pytest.mark.slow

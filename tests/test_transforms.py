@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from tests.optimizations import unoptimized
 from vdm_jax import (
     autoencoder,
     closed_form,
@@ -790,8 +790,6 @@ GUARDED = {
     "time_sampling.geometric_variance_proposal", "time_sampling.timestep_proposal", "sure.soft_threshold",
     "guidance.ClassifierFreeGuidance", "vdm.vdm_loss", "samplers.ancestral",
 }  # fmt: skip
-# Most programs of this file run once: optimizing them would take longer than it saves.
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
 
 def cases(names, fast):
@@ -822,7 +820,7 @@ def test_nothing_public_is_missing():
 @pytest.mark.parametrize("name", cases(ROWS, COMPARED))
 def test_a_compiled_map_over_rows_gives_the_results_of_each_row(name):
     function, rows = ROWS[name]
-    mapped = jax.jit(jax.vmap(function), compiler_options=UNOPTIMIZED)(*rows)
+    mapped = unoptimized(jax.vmap(function))(*rows)
     for i in (0, DEVICES - 1):
         close(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), function(*of_row(i, rows)))
 
@@ -834,7 +832,7 @@ def all_of(names):
 
 def test_many_devices_give_the_results_of_a_map():
     function, rows = all_of(MAPPED)
-    close(jax.pmap(function)(rows), jax.jit(jax.vmap(function), compiler_options=UNOPTIMIZED)(rows))
+    close(jax.pmap(function)(rows), unoptimized(jax.vmap(function))(rows))
 
 
 @pytest.mark.slow
@@ -844,12 +842,6 @@ def test_one_device_alone_and_many_devices_give_the_results_of_a_map(name):
     mapped = jax.vmap(function)(*rows)
     close(jax.jit(function)(*of_row(0, rows)), jax.tree.map(lambda leaf: leaf[0], mapped))
     close(jax.pmap(function)(*rows), mapped)
-
-
-@pytest.fixture
-def _without_checks_of_annotations(monkeypatch):
-    """Half the time of a trace."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def check_slope(function, *args, fixed=0):
@@ -864,7 +856,7 @@ def check_slope(function, *args, fixed=0):
         def total(args, factors):
             return sum(jnp.sum(f * leaf) for f, leaf in zip(factors, jax.tree.leaves(function(*args)), strict=True))
 
-        @partial(jax.jit, compiler_options=UNOPTIMIZED)
+        @unoptimized
         def slopes(args, direction, factors, steps):
             moved = jax.vmap(lambda h: total([a + h * d for a, d in zip(args, direction, strict=True)], factors))
             gradient = jax.grad(total)(args, factors)
@@ -875,14 +867,14 @@ def check_slope(function, *args, fixed=0):
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("_without_checks_of_annotations")
+@pytest.mark.usefixtures("without_checks_of_annotations")
 @pytest.mark.parametrize("name", cases(SMOOTH, GUARDED))
 def test_gradient_is_the_slope(name):
     function, rows = SMOOTH[name]
     check_slope(function, *of_row(0, rows), fixed=int(rows[-1] is ON_GRID))
 
 
-@pytest.mark.usefixtures("_without_checks_of_annotations")
+@pytest.mark.usefixtures("without_checks_of_annotations")
 @pytest.mark.parametrize("name", cases(BATCHED, GUARDED))
 def test_gradient_by_the_network_is_the_slope(name):
     check_slope(lambda p, x: BATCHED[name](jax.random.key(1), p, x), P[0], BATCH[0])

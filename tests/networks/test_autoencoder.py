@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.optimizations import unoptimized
 from vdm_jax.networks.autoencoder import AutoencoderConfig, Decoder, Encoder
 
 CONV = AutoencoderConfig(latent=3, width=4, blocks=1, multipliers=(1, 2), groups=2)
@@ -15,10 +16,6 @@ MLP = AutoencoderConfig(architecture="mlp", latent=3, width=6, blocks=2)
 SHAPE = (8, 4, 2)  # not square
 
 kinds = pytest.mark.parametrize("config", [CONV, MLP], ids=["conv", "mlp"])
-
-
-def unoptimized(function):
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def perturbed(module, x):

@@ -1,7 +1,6 @@
 """The classifier: its initialization, its conditioning, and that it learns an exact posterior."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from tests.optimizations import unoptimized
 from vdm_jax.networks.classifier import Classifier, ClassifierConfig
 
 CONFIG = ClassifierConfig(num_classes=3, channels=4, groups=2, features=6)
 IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
-QUICK = {"xla_backend_optimization_level": 0}  # to compile takes far longer than to run
 
 
 def moved(network, *inputs):
@@ -24,13 +23,13 @@ def moved(network, *inputs):
 
 
 def apply(network, variables, *inputs):
-    return jax.jit(network.apply, compiler_options=QUICK)(variables, *inputs)
+    return unoptimized(network.apply)(variables, *inputs)
 
 
 @pytest.mark.slow
 def test_classes_are_equally_probable_at_initialization():
     network = Classifier(CONFIG)
-    output = apply(network, jax.jit(network.init, compiler_options=QUICK)(jax.random.key(0), IMAGES), IMAGES)
+    output = apply(network, unoptimized(network.init)(jax.random.key(0), IMAGES), IMAGES)
     np.testing.assert_array_equal(output.logits, 0.0)
     assert float(jnp.abs(output.features).min(axis=0).max()) > 0.0
 
@@ -67,7 +66,7 @@ def test_dropout_is_off_outside_training():
     network = Classifier(dataclasses.replace(CONFIG, dropout=0.5))
     variables = moved(network, IMAGES)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @unoptimized
     def dropped(key):
         return network.apply(variables, IMAGES, train=True, rngs={"dropout": key}).logits
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.optimizations import unoptimized
 from vdm_jax.networks.refinenet import InstanceNormPlus, RefineNet, RefineNetConfig
 
 SMALL = RefineNetConfig(channels=4, num_levels=3)
@@ -17,10 +18,6 @@ SMALL = RefineNetConfig(channels=4, num_levels=3)
 def arguments(size=(6, 12, 3), batch=3):
     x = jnp.asarray(np.random.RandomState(0).standard_normal((batch, *size)), jnp.float32)
     return x, jnp.arange(batch) % SMALL.num_levels
-
-
-def unoptimized(function):
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @cache

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.optimizations import unoptimized
 from vdm_jax.networks.blocks import Attention, ResidualBlock, normalize, upsample
 from vdm_jax.networks.unet import UNet, UNetConfig
 
@@ -22,10 +23,6 @@ def normal(*shape):
 
 def arguments(batch=3, size=8, channels=1):
     return normal(batch, size, size, channels), jnp.asarray(np.linspace(1.0, 900.0, batch), jnp.float32)
-
-
-def unoptimized(function):
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def initial(config, *args):

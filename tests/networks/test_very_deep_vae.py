@@ -9,16 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.optimizations import unoptimized
 from vdm_jax.networks.very_deep_vae import VeryDeepVAE, VeryDeepVAEConfig
 
 SMALL = VeryDeepVAEConfig(
     width=8, z_channels=2, layers=((1, 1), (2, 1), (6, 2)), encoder=((6, 1), (2, 0), (1, 1)), out_channels=5
 )
 SHAPE = (6, 6, 3)
-
-
-def unoptimized(function):
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def mean_of_q(i, q, p):

@@ -1,7 +1,6 @@
 """Runs of the small test experiment."""
 
 import dataclasses
-import gc
 import sys
 from pathlib import Path
 
@@ -19,12 +18,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """A run does not measure its data pipeline first, and what earlier tests left is not searched for garbage."""
+def quick(monkeypatch, without_old_garbage):
+    """A run does not measure its data pipeline first."""
     monkeypatch.setattr(batches, "images_per_second", lambda *_, **__: 1000.0)
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
