@@ -11,6 +11,7 @@ import pytest
 
 from tests.optimizations import unoptimized
 from vdm_jax.networks.blocks import Attention, ResidualBlock, normalize, upsample
+from vdm_jax.networks.mlp import MLPConfig
 from vdm_jax.networks.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=4, dropout=0.0)
@@ -228,6 +229,26 @@ def test_upsample_repeats_each_pixel():
     np.testing.assert_array_equal(upsample(x)[0, :, :, 0], want)
 
 
+def test_a_series_is_an_image_with_equal_columns():
+    """With kernels that are zero beside their middle column, equal columns stay equal and do not mix."""
+    config = replace(SMALL, position_bias=True, fourier_exponents=(1,))
+    images, t = arguments(2, 8, 3)
+    series = images[:, :, 0]
+    variables = perturbed(UNet(config), series, t)
+
+    def widened(leaf):
+        if leaf.ndim == 3:  # a kernel of width 3, (3, in, out)
+            return jnp.pad(leaf[:, None], ((0, 0), (1, 1), (0, 0), (0, 0)))
+        return leaf
+
+    wide = jax.tree.map(widened, variables)
+    wide["params"]["position_bias"] = jnp.repeat(variables["params"]["position_bias"][:, None], 4, axis=1)
+    got = output(config, variables, series, t)
+    want = output(config, wide, jnp.repeat(series[:, :, None], 4, axis=2), t)
+    assert got.shape == series.shape
+    np.testing.assert_allclose(want, jnp.repeat(got[:, :, None], 4, axis=2), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "size", "label", "message"),
     [
@@ -242,6 +263,19 @@ def test_invalid_configs_and_inputs_are_refused(config, size, label, message):
     label = None if label is None else jnp.full(1, label)
     with pytest.raises(ValueError, match=message):
         initial(config, x, t, label)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "message"),
+    [
+        (SMALL, (7, 2), "series of length 7 cannot be halved 1 times"),
+        (SMALL, (7,), r"a U-Net takes images .* or series .*, not examples of shape \(7,\)"),
+        (MLPConfig(), (7, 2), r"an MLP takes vectors .*, not examples of shape \(7, 2\)"),
+    ],
+)
+def test_shapes_that_a_network_cannot_take_are_refused(config, shape, message):
+    with pytest.raises(ValueError, match=message):
+        config.check(shape)
 
 
 @pytest.mark.parametrize(("dtype", "mean", "atol"), [("bfloat16", 300.0, 0.02), ("float32", 3000.0, 2e-3)])

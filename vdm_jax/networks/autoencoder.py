@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vdm_jax.networks.blocks import check_at_least, check_pyramid, conv3x3, dense, log_variance, normalize, upsample
+from vdm_jax.networks.blocks import check_at_least, check_pyramid, conv3, dense, log_variance, normalize, upsample
 
 __all__ = ["AutoencoderConfig", "Decoder", "Encoder"]
 
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
             ValueError: as config.check.
         """
         cfg = self.config
-        cfg.check(x.shape)
+        cfg.check(x.shape[1:])
         h = self._down(x, train) if cfg.architecture == "conv" else _Perceptron(cfg)(x.reshape(x.shape[0], -1), train)
         h = h.reshape(x.shape[0], -1).astype(jnp.float32)
         mean = dense(cfg.latent, jnp.float32)(h)
@@ -79,10 +79,10 @@ class Encoder(nn.Module):
 
     def _down(self, x: Array, train: bool) -> Array:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        h = conv3x3(cfg.width * cfg.multipliers[0], dtype)(x.astype(dtype))
+        h = conv3(x.astype(dtype), cfg.width * cfg.multipliers[0], dtype)
         for level, multiplier in enumerate(cfg.multipliers):
             if level:
-                h = conv3x3(cfg.width * multiplier, dtype, stride=2)(h)
+                h = conv3(h, cfg.width * multiplier, dtype, stride=2)
             for _ in range(cfg.blocks):
                 h = _Convolutions(cfg, cfg.width * multiplier)(h, train)
         return nn.swish(normalize(h, cfg.groups))
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
             raise ValueError(f"z has {z.shape[-1]} dimensions and latent is {cfg.latent}: set latent to match")
         if cfg.architecture == "conv":
             h = self._up(z, train).astype(jnp.float32)
-            return conv3x3(self.out_channels, jnp.float32)(h)
+            return conv3(h, self.out_channels, jnp.float32)
         height, width = self.shape[0], self.shape[1]
         h = _Perceptron(cfg)(z, train).astype(jnp.float32)
         return dense(height * width * self.out_channels, jnp.float32)(h).reshape(-1, height, width, self.out_channels)
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
             for _ in range(cfg.blocks):
                 h = _Convolutions(cfg, width)(h, train)
             if level:
-                h = conv3x3(widths[level - 1], dtype)(upsample(h))
+                h = conv3(upsample(h), widths[level - 1], dtype)
         return nn.swish(normalize(h, cfg.groups))
 
 
@@ -149,9 +149,9 @@ class _Convolutions(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        r = conv3x3(self.features, dtype)(nn.swish(normalize(h, cfg.groups)))
+        r = conv3(nn.swish(normalize(h, cfg.groups)), self.features, dtype)
         r = nn.Dropout(cfg.dropout, deterministic=not train)(nn.swish(normalize(r, cfg.groups)))
-        return h + conv3x3(self.features, dtype, zero=True)(r)
+        return h + conv3(r, self.features, dtype, zero=True)
 
 
 class _Perceptron(nn.Module):

@@ -15,7 +15,7 @@ __all__ = [
     "ResidualBlock",
     "check_at_least",
     "check_pyramid",
-    "conv3x3",
+    "conv3",
     "dense",
     "log_variance",
     "normalize",
@@ -39,17 +39,19 @@ def check_at_least(config: Any, **least: int) -> None:
 
 
 def check_pyramid(shape: tuple[int, ...], multipliers: tuple[int, ...], channels: int, groups: int) -> None:
-    """Refuse images of shape (H, W, C) that cannot be halved often enough, and channels not divisible by groups.
+    """Refuse images of shape (H, W, C), or series of shape (L, C), that cannot be halved often enough, and channels not
+    divisible by groups.
 
     Raises:
         ValueError: names the values and valid ones.
     """
     if not multipliers or min(multipliers) < 1:
         raise ValueError(f"multipliers is {multipliers}: set one number for each resolution, 1 or more")
-    height, width, factor = shape[-3], shape[-2], 2 ** (len(multipliers) - 1)
-    if height % factor or width % factor:
+    sides, factor = shape[:-1], 2 ** (len(multipliers) - 1)
+    if any(side % factor for side in sides):
+        what = f"images of {sides[0]} x {sides[1]}" if len(sides) == 2 else f"series of length {sides[0]}"
         raise ValueError(
-            f"images of {height} x {width} cannot be halved {len(multipliers) - 1} times: "
+            f"{what} cannot be halved {len(multipliers) - 1} times: "
             f"set fewer multipliers than {multipliers}, or use sides that are multiples of {factor}"
         )
     if channels % groups:
@@ -61,13 +63,13 @@ def dense(features: int, dtype: Any, *, zero: bool = False) -> nn.Dense:
     return nn.Dense(features, kernel_init=nn.initializers.zeros if zero else FAN_AVERAGE, dtype=dtype)
 
 
-def conv3x3(features: int, dtype: Any, *, zero: bool = False, stride: int = 1) -> nn.Conv:
-    """A 3 x 3 convolution with Ho et al.'s initialization, or zeros."""
-    init = nn.initializers.zeros if zero else FAN_AVERAGE
-    return nn.Conv(features, (3, 3), strides=(stride, stride), kernel_init=init, dtype=dtype)
+def conv3(x: Float[Array, "b *s c"], features: int, dtype: Any, *, zero: bool = False, stride: int = 1) -> Array:
+    """A convolution of width 3 in every spatial dimension, with Ho et al.'s initialization or zeros."""
+    dims, init = x.ndim - 2, nn.initializers.zeros if zero else FAN_AVERAGE
+    return nn.Conv(features, (3,) * dims, strides=(stride,) * dims, kernel_init=init, dtype=dtype)(x)
 
 
-def normalize(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b h w c"]:
+def normalize(x: Float[Array, "b *s c"], groups: int) -> Float[Array, "b *s c"]:
     """Group normalization, computed in float32 and returned in the dtype of x."""
     # Flax's fast variance E[x^2] - E[x]^2 cancels: 7 % error at a mean of 300 standard deviations, worthless at 3,000
     norm = nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False)
@@ -124,12 +126,13 @@ class ResidualBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], train: bool):
-        h = conv3x3(self.features, self.dtype)(nn.swish(normalize(x, self.groups)))
-        h = h + dense(self.features, self.dtype)(nn.swish(embedding))[:, None, None, :]
+    def __call__(self, x: Float[Array, "b *s c"], embedding: Float[Array, "b e"], train: bool):
+        h = conv3(nn.swish(normalize(x, self.groups)), self.features, self.dtype)
+        shift = dense(self.features, self.dtype)(nn.swish(embedding))
+        h = h + jnp.expand_dims(shift, range(1, h.ndim - 1))
         h = nn.swish(normalize(h, self.groups))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv3x3(self.features, self.dtype, zero=True)(h)
+        h = conv3(h, self.features, self.dtype, zero=True)
         return h + (x if x.shape[-1] == self.features else dense(self.features, self.dtype)(x))
 
 
@@ -143,9 +146,9 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]):
-        batch, height, width, channels = x.shape
-        h = normalize(x, self.groups).reshape(batch, height * width, channels)
+    def __call__(self, x: Float[Array, "b *s c"]):
+        channels = x.shape[-1]
+        h = normalize(x, self.groups).reshape(x.shape[0], -1, channels)
         query, key, value = (dense(channels, self.dtype)(h) for _ in range(3))
         scores = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32) * channels**-0.5
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
@@ -153,6 +156,8 @@ class Attention(nn.Module):
         return x + dense(channels, self.dtype, zero=True)(h).reshape(x.shape)
 
 
-def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Nearest-neighbor upsampling by a factor of two."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+def upsample(x: Float[Array, "b *s c"]) -> Array:
+    """Nearest-neighbor upsampling by a factor of two in every spatial dimension."""
+    for axis in range(1, x.ndim - 1):
+        x = jnp.repeat(x, 2, axis=axis)
+    return x

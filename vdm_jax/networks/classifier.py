@@ -12,7 +12,7 @@ from vdm_jax.networks.blocks import (
     ResidualBlock,
     check_at_least,
     check_pyramid,
-    conv3x3,
+    conv3,
     dense,
     normalize,
 )
@@ -91,12 +91,12 @@ class Classifier(nn.Module):
             ValueError: as config.check; condition is given although config.embedding is "none", or missing otherwise.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        cfg.check(x.shape)
+        cfg.check(x.shape[1:])
         embedding = self._embed(x, condition)
-        h = conv3x3(cfg.channels * cfg.multipliers[0], dtype)(x.astype(dtype))
+        h = conv3(x.astype(dtype), cfg.channels * cfg.multipliers[0], dtype)
         for level, multiplier in enumerate(cfg.multipliers):
             if level:
-                h = conv3x3(cfg.channels * multiplier, dtype, stride=2)(h)
+                h = conv3(h, cfg.channels * multiplier, dtype, stride=2)
             for _ in range(cfg.blocks):
                 h = ResidualBlock(cfg.channels * multiplier, cfg.groups, cfg.dropout, dtype)(h, embedding, train)
         h = nn.swish(normalize(h, cfg.groups)).astype(jnp.float32)

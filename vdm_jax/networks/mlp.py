@@ -29,12 +29,14 @@ class MLPConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the hidden layers; parameters and output are float32."""
 
-    def check(self) -> None:
-        """Refuse invalid sizes.
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse examples that are not vectors (D,), and invalid sizes.
 
         Raises:
             ValueError: names the field, its value and valid ones.
         """
+        if len(shape) != 1:
+            raise ValueError(f"an MLP takes vectors (D,), not examples of shape {shape}")
         check_at_least(self, blocks=0, out_features=0, num_classes=0)
         if self.width < 4 or self.width % 2:
             raise ValueError(f"width is {self.width}: set an even number, 4 or more, for the level embedding")
@@ -66,7 +68,7 @@ class MLP(nn.Module):
             ValueError: as config.check; a label is given to a network without classes, or missing otherwise.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        cfg.check()
+        cfg.check(x.shape[1:])
         embedding = LevelEmbedding(cfg.embedding, cfg.width, cfg.width, cfg.num_classes, dtype)(condition, label)
         h = dense(cfg.width, dtype)(x.astype(dtype))
         for _ in range(cfg.blocks):

@@ -13,7 +13,7 @@ from vdm_jax.networks.blocks import (
     ResidualBlock,
     check_at_least,
     check_pyramid,
-    conv3x3,
+    conv3,
     normalize,
     upsample,
 )
@@ -34,7 +34,7 @@ class UNetConfig:
     blocks: int = 2
     """Residual blocks in each resolution."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Image heights at which attention follows every block."""
+    """Heights of images, or lengths of series, at which attention follows every block."""
     middle_attention: bool = True
     """Attention between the two middle blocks."""
     dropout: float = 0.1
@@ -57,11 +57,13 @@ class UNetConfig:
     """Rematerialize activations inside blocks in the backward pass: less memory, more time."""
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuse images of shape (H, W, C) that this network cannot take.
+        """Refuse images of shape (H, W, C), or series of shape (L, C), that this network cannot take.
 
         Raises:
             ValueError: names the field, its value and valid ones.
         """
+        if len(shape) not in (2, 3):
+            raise ValueError(f"a U-Net takes images (H, W, C) or series (L, C), not examples of shape {shape}")
         check_at_least(self, blocks=0, groups=1, out_channels=0, num_classes=0)
         if self.channels < 4 or self.channels % 2:
             raise ValueError(f"channels is {self.channels}: set an even number, 4 or more, for the level embedding")
@@ -69,7 +71,7 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """Prediction from noisy images x_t and their noise level; zero at initialization.
+    """Prediction from noisy images or series x_t and their noise level; zero at initialization.
 
     Source: Ho et al. 2020, arXiv:2006.11239, appendix B.
     """
@@ -79,16 +81,16 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b *s c"],
         condition: Float[Array, " b"],
         label: Int[Array, " b"] | None = None,
         *,
         train: bool = False,
-    ) -> Float[Array, "b h w out"]:
+    ) -> Float[Array, "b *s out"]:
         """The prediction, in float32.
 
         Args:
-            x: noisy images, shape (B, H, W, C).
+            x: noisy images, shape (B, H, W, C), or series, shape (B, L, C).
             condition: the noise level in the form of config.embedding, shape (B,).
             label: classes, shape (B,), if the network has classes.
             train: whether dropout is on (it then needs the rng "dropout").
@@ -97,7 +99,7 @@ class UNet(nn.Module):
             ValueError: as config.check; a label is given to a network without classes, or missing otherwise.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        cfg.check(x.shape)
+        cfg.check(x.shape[1:])
         embedding = LevelEmbedding(cfg.embedding, cfg.channels, 4 * cfg.channels, cfg.num_classes, dtype)(
             condition, label
         )
@@ -110,20 +112,20 @@ class UNet(nn.Module):
                 h = block(self, h, embedding, width, train)
                 skips.append(h)
             if level + 1 < len(widths):
-                h = conv3x3(width, dtype, stride=2)(h)
+                h = conv3(h, width, dtype, stride=2)
                 skips.append(h)
         h = self._middle(h, embedding, widths[-1], train)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(cfg.blocks + 1):
                 h = block(self, jnp.concatenate([h, skips.pop()], axis=-1), embedding, width, train)
             if level:
-                h = conv3x3(width, dtype)(upsample(h))
+                h = conv3(upsample(h), width, dtype)
         h = nn.swish(normalize(h, cfg.groups))
-        return conv3x3(cfg.out_channels or x.shape[-1], dtype, zero=True)(h).astype(jnp.float32)
+        return conv3(h, cfg.out_channels or x.shape[-1], dtype, zero=True).astype(jnp.float32)
 
     def _first_layer(self, x: Array, dtype: Any) -> Array:
         cfg = self.config
-        h = conv3x3(cfg.channels, dtype)(fourier_features(x, cfg.fourier_exponents).astype(dtype))
+        h = conv3(fourier_features(x, cfg.fourier_exponents).astype(dtype), cfg.channels, dtype)
         if not cfg.position_bias:
             return h
         bias = self.param("position_bias", nn.initializers.normal(0.02), h.shape[1:])
