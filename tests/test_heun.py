@@ -94,7 +94,12 @@ def test_no_noise_is_added_outside_of_the_interval():
         first = max(t for t in range(1, 13) if span[0] <= n[t] <= span[1])  # before this step the states are equal
         assert_close(ours[: 13 - first], plain[: 13 - first], atol=1e-12)
         assert first == 1 or np.all(np.abs(ours[13 - first] - plain[13 - first]) > 1e-6)
+
+
+def test_variance_of_the_added_noise():
     # one step of a schedule of two, from n_2 to n_1, with data 0: only the added noise remains
+    schedule = discretize(LinearLogSNR(8.0, -6.0), 12)
+    n = np.asarray(schedule.levels.sigma / schedule.levels.alpha)
     pair, zeros = schedule.subsequence([0, 4, 9]), jnp.zeros((40_000, 1))
     for size in (1.0, 1.5):
         options = {"prediction_type": "x_0", "s_churn": 0.5, "s_noise": size, "snapshots": 2}

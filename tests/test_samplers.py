@@ -510,6 +510,7 @@ def test_adaptive_is_the_flow_to_time_0_and_the_x_0_predicted_there(monkeypatch)
     assert np.abs(x_hat).min() < 0.5 < np.abs(x_hat).max()
     np.testing.assert_allclose(ours.x_0, np.clip(x_hat, -0.5, 0.5), rtol=1e-5)
     assert ours.trajectory.x_t.shape == ours.trajectory.x_hat.shape == (0, 5, 3)
+    assert ours.trajectory.t.shape == (0,)
 
 
 # Order of convergence and distribution of the samples
