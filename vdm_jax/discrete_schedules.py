@@ -161,7 +161,7 @@ class InterpolatedSchedule(ContinuousSchedule):
 
     t = 0 is level 1 and t = 1 is level T. The t of a level is the fractional step number 1 + t (T - 1), so a network
     conditioned on step numbers can be evaluated at any time: for the bound at another T or as T -> infinity, or along
-    an ODE.
+    an ODE. Between the levels of a subsequence it is interpolated from the step numbers that they keep.
 
     Fields:
         schedule: variance-preserving, T >= 2.
@@ -179,8 +179,9 @@ class InterpolatedSchedule(ContinuousSchedule):
 
     def _level(self, t):
         cell, part = self._cell(t)
-        drop = self.schedule.step(cell, cell + 1).log_snr_drop
-        return level_from_log_snr(self.schedule.log_snr[cell] - part * drop, 1 + t * (self.schedule.num_steps - 1))
+        drop, number = self.schedule.step(cell, cell + 1).log_snr_drop, jnp.asarray(self.schedule.levels.t)
+        between = number[cell] + part * (number[cell + 1] - number[cell])
+        return level_from_log_snr(self.schedule.log_snr[cell] - part * drop, between)
 
     def _drop(self, s, t):
         (cell_s, part_s), (cell_t, part_t) = self._cell(s), self._cell(t)

@@ -1,24 +1,30 @@
-"""The four prediction types x_0, eps, v and score, and the conversions between them (PAR-1, PAR-2).
+"""The prediction types x_0, eps, v and score, their conversions (PAR-1, PAR-2), and networks that take a timestep.
 
 All follow from x_t = alpha x_0 + sigma eps, v = alpha eps - sigma x_0 and score = -eps / sigma, the score of the
 *conditional* distribution q(x_t | x_0). An optimal prediction is the conditional expectation given x_t of each; for
-the score that is the score of the marginal q(x_t). Functions act on one example, shape (*x), and a scalar level.
+the score that is the score of the marginal q(x_t). Functions of predictions act on one example, shape (*x), and a
+scalar level.
 
 Source: Ho et al. 2020, arXiv:2006.11239 (eps); Salimans & Ho 2022, arXiv:2202.00512 (v); Song & Ermon 2019,
 arXiv:1907.05600 (score).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
 
+from vdm_jax.discrete_schedules import TabulatedSchedule
 from vdm_jax.noise_levels import NoiseLevel, broadcast_to_batch
 from vdm_jax.types import Batch, PredictionType, Real, X, evaluate, unknown_prediction_type
 
 __all__ = [
     "ScoreFromDenoiser",
     "convert",
+    "from_timesteps",
     "prediction_target",
     "to_eps",
     "to_score",
@@ -160,3 +166,51 @@ class ScoreFromDenoiser:
         """The score of a batch, shape (B, *x)."""
         prediction = evaluate(self.denoiser, x_t, broadcast_to_batch(self.level, x_t))
         return to_score(prediction, x_t, self.level, self.prediction_type)
+
+
+def from_timesteps(network: Callable, schedule: TabulatedSchedule, *, integer: bool = False) -> Partial:
+    """The denoiser `(x_t, level) -> prediction` of a network that takes a timestep 0..T-1 instead of a noise level.
+
+    Networks of Ho et al., of improved-diffusion and of diffusers are of this kind. Their timestep t is our t + 1, since
+    our timestep 0 is clean data. The timestep of a level is found by its log-SNR in the schedule of the network's
+    training: exactly for the levels of this schedule, also in a subsequence, and by linear interpolation, as a
+    fraction, between them. The denoiser can thus be evaluated with any variance-preserving schedule, in continuous time
+    too. Levels with less noise than the first one have timestep 0, levels with more noise than the last one T - 1.
+
+    Args:
+        network: `network(x_t, timestep)`, where x_t has shape (B, *x) and timestep has shape (B,), such as
+            `jax.tree_util.Partial(apply, params)`. Its result is the denoiser's.
+        schedule: of the network's training, with T steps.
+        integer: whether the timesteps are int32, the nearest ones, for a network that looks them up in a table. They
+            are floating-point numbers otherwise. A rounded timestep jumps in continuous time, where an adaptive solver
+            takes many more steps.
+
+    Returns:
+        A `types.Denoiser`, a pytree with the leaves of the network and of the schedule. It predicts what the network
+        predicts.
+
+    Raises:
+        TypeError: schedule is not a `TabulatedSchedule`.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, whose code counts timesteps from 0.
+    """
+    if not isinstance(schedule, TabulatedSchedule):
+        raise TypeError(
+            f"schedule is a {type(schedule).__name__}: it must be the discrete schedule of the network's training, such "
+            "as discrete_schedules.linear_betas(1000)"
+        )
+    return Partial(_at_integer_timestep if integer else _at_timestep, network, schedule)
+
+
+def _at_timestep(network, schedule, x_t, level):
+    return network(x_t, _timestep(schedule, level))
+
+
+def _at_integer_timestep(network, schedule, x_t, level):
+    return network(x_t, jnp.round(_timestep(schedule, level)).astype(jnp.int32))
+
+
+def _timestep(schedule: TabulatedSchedule, level: NoiseLevel) -> Real:
+    """The 0-based timestep of a level, a fraction between two levels of the schedule."""
+    noisy = jax.tree.map(lambda field: field[1:].astype(level.log_snr.dtype), schedule.levels)
+    return jnp.interp(-level.log_snr, -noisy.log_snr, noisy.t - 1.0)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax import forward
 from vdm_jax.compilation import compiled, scan
@@ -54,10 +54,13 @@ __all__ = [
     "learned_variance_bound",
     "optimal_variance",
     "reverse_step_kl",
+    "split_learned_range",
     "variance_bounds",
     "variance_fraction",
     "vlb_loss",
 ]
+
+_Outputs = Float[Array, "b *y"]  # of a network, with more channels than x
 
 
 @runtime_checkable
@@ -135,6 +138,34 @@ def variance_fraction(var: Real, step: Step) -> Real:
 def _log_range(step: Step) -> Real:
     """log(beta / beta~) = log(sigma_t^2 / sigma_s^2); 0 if s is clean."""
     return 2.0 * jnp.log(step.t.sigma / jnp.where(step.s.sigma > 0, step.s.sigma, step.t.sigma))
+
+
+def split_learned_range(output: _Outputs, axis: int = -1) -> tuple[Batch, Batch]:
+    """The prediction and the variance fraction, from the output of a network with twice the channels of x (VAR-1).
+
+    The second half of the channels is v on [-1, 1], and f = (v + 1) / 2: the convention of improved-diffusion, and of
+    diffusers with `variance_type="learned_range"`. Use both for a `VarianceDenoiser`, and the first for a
+    `types.Denoiser`.
+
+    Args:
+        output: shape (B, *x) with 2 C channels.
+        axis: of the channels; 1 for PyTorch's order.
+
+    Returns:
+        (prediction, fraction), with C channels each.
+
+    Raises:
+        ValueError: the number of channels is odd.
+
+    Source: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.1, and its code.
+    """
+    if output.shape[axis] % 2:
+        raise ValueError(
+            f"the network's output of shape {output.shape} has {output.shape[axis]} channels in axis {axis}: a network "
+            "with learned variances has an even number of them"
+        )
+    prediction, v = jnp.split(output, 2, axis=axis)
+    return prediction, 0.5 * (v + 1.0)
 
 
 def reverse_step_kl(target: X, prediction: X, log_ratio: Real, step: Step, prediction_type: PredictionType) -> Scalar:
