@@ -57,7 +57,7 @@ SMALLEST = {
 }  # fmt: skip
 
 
-def stand_in(name):
+def stand_in(name, options=None):
     """A few random images or points as a data set."""
     spec = SPECS[name]._replace(num_train=16, num_test=12)
 
@@ -366,7 +366,7 @@ def test_a_recipe_that_cannot_be_imported_is_one_message_with_its_line(tmp_path,
 def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatch):
     few = stand_in("digits")
     few = few._replace(test=Images([{"image": np.zeros((8, 8, 1), np.uint8), "label": 0}] * 3, (8, 8, 1)))
-    monkeypatch.setattr(runs, "load", lambda _: few)
+    monkeypatch.setattr(runs, "load", lambda *_: few)
     run = opened("ae_digits", network=PERCEPTRON, picture_every=0)
     dry_run.check_plots(run)
     run.folder.mkdir()
@@ -375,7 +375,7 @@ def test_fewer_test_images_than_a_picture_shows_are_all_shown(opened, monkeypatc
 
 def test_images_that_are_not_square_cannot_be_turned(opened, monkeypatch):
     data = stand_in("digits")
-    monkeypatch.setattr(runs, "load", lambda _: data._replace(spec=data.spec._replace(shape=(8, 4, 1))))
+    monkeypatch.setattr(runs, "load", lambda *_: data._replace(spec=data.spec._replace(shape=(8, 4, 1))))
     with pytest.raises(UserError, match=r"--rotate .* square images, and those of digits are 8x4x1"):
         opened("ae_digits", rotate=True)
 

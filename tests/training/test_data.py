@@ -33,7 +33,7 @@ def test_digits_split_is_fixed_and_complete():
     from sklearn.datasets import load_digits
 
     digits = sources.load("digits")
-    assert digits.spec == ("digits", (8, 8, 1), 17, 10, 1437, 360)
+    assert digits.spec == ("digits", (8, 8, 1), 17, 10, 1437, 360, "")
     train, test = (images.take(np.arange(len(images))) for images in digits[1:])
     both = np.concatenate([train["image"], test["image"]])
     assert sorted(x.tobytes() for x in both) == sorted(x.astype(np.uint8).tobytes() for x in load_digits().images)
@@ -227,14 +227,16 @@ def test_points_are_the_same_each_time_and_test_points_are_others():
 
 
 @pytest.mark.parametrize(
-    ("points", "options", "message"),
+    ("kind", "options", "message"),
     [
-        (False, {"data": "moons"}, "--data moons: .* needs images. Use --data digits"),
-        (True, {"data": "digits"}, "--data digits: .* needs points in the plane. Use --data two_modes"),
-        (True, {"data": "moons", "flip": True}, "--flip, .* apply to images, not to points"),
+        ("images", {"data": "moons"}, r"--data moons has points of shape \(2,\): .* needs images.* Use --data digits"),
+        ("planes", {"data": "digits"}, "--data digits .* needs points in the plane. Use --data two_modes"),
+        ("vectors", {"data": "digits"}, r"--data digits .* needs vectors. Use --data .* \(N, D\), or two_modes"),
+        ("series", {"data": "moons"}, r"--data moons .* needs series. Use --data .* \(N, L, C\)"),
+        ("vectors", {"data": "moons", "flip": True}, "--flip, .* apply to images, not to points"),
     ],
 )
-def test_points_for_images_and_images_for_points_are_refused(points, options, message):
-    config = type("Recipe", (TrainConfig,), {"points": points})(**options)
+def test_data_of_another_kind_are_refused(kind, options, message):
+    config = type("Recipe", (TrainConfig,), {"data_kind": kind})(**options)
     with pytest.raises(UserError, match=message):
         check_data_kind("mine", config, sources.load(config.data))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vdm_jax import closed_form
 from vdm_jax.networks.mlp import MLPConfig
-from vdm_jax.training.config import TrainConfig
+from vdm_jax.training.config import DataKind, TrainConfig
 from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.experiment import DataSpec, Panel
 
@@ -23,7 +23,7 @@ FINE, COARSE = 160, 18  # grid points across, of the density and of the arrows
 class PlaneModel(TrainConfig):
     """A model of points in the plane."""
 
-    points: ClassVar[bool] = True
+    data_kind: ClassVar[DataKind] = "planes"
 
 
 def check_network(config: MLPConfig) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from vdm_jax.training.data.spec import DataOptions
 from vdm_jax.training.experiment import DataSpec, Experiment
 from vdm_jax.training.runtime.errors import UserError
 from vdm_jax.training.validation import flag, malformed, matches_type, out_of_range, type_fault
@@ -13,6 +14,7 @@ CHANGEABLE = frozenset(
     "steps log_every checkpoint_every keep picture_every num_samples".split()
     + "eval_batch_size eval_examples likelihood_report sampling shard workdir".split()
 )
+DataKind = Literal["images", "planes", "vectors", "series"]  # what a recipe models; see `run.check_data_kind`
 MAX_NESTING = 3  # of lists in an option
 C = TypeVar("C", bound="TrainConfig")
 
@@ -22,8 +24,13 @@ class TrainConfig:
     """Options of a training run. A model subclasses it, adds its own fields and implements `build`."""
 
     data: str = "digits"
-    """Data set: digits (needs no download), mnist, fashion_mnist, cifar10 or any TFDS image set; for recipes of points
-    in the plane, two_modes, eight_modes, moons or spiral."""
+    """Data set: digits (needs no download), mnist, fashion_mnist, cifar10 or any TFDS image set; the path of an array
+    file (.npy, .npz, .safetensors); for recipes of points in the plane, two_modes, eight_modes, moons or spiral."""
+    test_share: float = 0.1
+    """Your own data without test examples: this share is held out for testing, at random but the same in every run."""
+    levels: int = 0
+    """Your own images: number of gray levels, pixel values are 0 .. levels - 1; 0 is 256 for image files, and the
+    largest value plus 1 for arrays."""
     steps: int = 3000
     """Number of parameter updates."""
     batch_size: int = 64
@@ -79,7 +86,11 @@ class TrainConfig:
     workdir: str = "runs"
     """Folder of all runs; each run is stored in a subfolder named after its recipe."""
 
-    points: ClassVar[bool] = False  # whether it models points in the plane instead of images
+    data_kind: ClassVar[DataKind] = "images"
+
+    def data_options(self) -> DataOptions:
+        """How the data set is read."""
+        return DataOptions(**{name: getattr(self, name) for name in DataOptions._fields if hasattr(self, name)})
 
     def build(self, data: DataSpec) -> Experiment:
         """The model for this data set.

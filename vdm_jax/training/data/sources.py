@@ -1,4 +1,4 @@
-"""Data sets by name: training and test examples held in RAM where they fit."""
+"""Data sets by name or path: training and test examples held in RAM where they fit."""
 
 import gzip
 import importlib.util
@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from vdm_jax.training.data import user_files
 from vdm_jax.training.data.planes import PLANES
-from vdm_jax.training.data.spec import DataSpec
+from vdm_jax.training.data.spec import DEFAULTS, DataOptions, DataSpec
+from vdm_jax.training.runtime.errors import UserError
 
 RAM_LIMIT = 2**30  # bytes; larger sets are decoded again at every use
 DIGITS_TEST = 360  # of the 1,797 digits
@@ -23,7 +25,8 @@ class Images:
     """Labeled examples by index; each is decoded at most once if the whole set fits in RAM.
 
     Args:
-        records: sequence of {"image": uint8 (H, W, C), "label": int}; indexing may be slow, since it decodes.
+        records: sequence of {"image": array of this shape and type, "label": int}; indexing may be slow, since it
+            decodes.
         shape: of an example, such as (H, W, C).
         dtype: of an example.
     """
@@ -31,7 +34,7 @@ class Images:
     def __init__(self, records: Any, shape: tuple[int, ...], dtype: type = np.uint8):
         self._records = records
         self.shape = shape
-        self.fits_in_memory = len(records) * int(np.prod(shape)) <= RAM_LIMIT
+        self.fits_in_memory = len(records) * int(np.prod(shape)) * np.dtype(dtype).itemsize <= RAM_LIMIT
         held = len(records) if self.fits_in_memory else 0
         self._image = np.empty((held, *shape), dtype)
         self._label = np.empty(held, np.int32)
@@ -41,7 +44,7 @@ class Images:
         return len(self._records)
 
     def take(self, indices: np.ndarray) -> NumpyBatch:
-        """The examples at these indices: {"image": uint8 (B, H, W, C), "label": int32 (B,)}."""
+        """The examples at these indices: {"image": array (B, *shape), "label": int32 (B,)}."""
         if not self.fits_in_memory:
             examples = self._read(indices)
             labels = np.array([example.get("label", 0) for example in examples], np.int32)
@@ -67,21 +70,40 @@ class Dataset(NamedTuple):
     test: Images
 
 
-def load(name: str) -> Dataset:
-    """A data set by name: "digits", a distribution in the plane, or any image set of TFDS.
+def load(name: str, options: DataOptions = DEFAULTS) -> Dataset:
+    """A data set: "digits", a distribution in the plane, a user's own array file, or any image set of TFDS.
+
+    Args:
+        name: the name of the set, or the path of the file; see `user_files.is_path`.
+        options: how it is read.
 
     Raises:
         UserError: the set is unknown, or is neither on this machine nor available for download; says how to get it.
+            The file cannot be used, or an option does not apply to these data; says why.
     """
-    if name == "digits":
-        return _digits()
-    if name in PLANES:
-        return _points(name)
+    if user_files.is_path(name):
+        return _user_data(name, options)
+    if name == "digits" or name in PLANES:
+        user_files.refuse_unused(name, options)
+        return _digits() if name == "digits" else _points(name)
     from vdm_jax.training.data import tfds_images  # slow to import, and the digits do not need it
 
+    user_files.refuse_unused(name, options, ["trust_data_code"])
     shape, num_classes, train, test = tfds_images.open_set(name)
     spec = DataSpec(name, shape, 256, num_classes, len(train), len(test))
     return Dataset(spec, Images(train, shape), Images(test, shape))
+
+
+def _user_data(name: str, options: DataOptions) -> Dataset:
+    from vdm_jax.training.data import arrays
+
+    path = user_files.existing(name)
+    if path.suffix not in user_files.ARRAYS or not path.is_file():
+        raise UserError(
+            f"--data {user_files.shown(path)} is not an array file: {', '.join(user_files.ARRAYS)} can be read."
+        )
+    spec, *parts = arrays.open_array(path, options)
+    return Dataset(spec, *(Images(part, spec.shape, spec.dtype) for part in parts))
 
 
 def _digits() -> Dataset:

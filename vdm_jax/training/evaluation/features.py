@@ -82,7 +82,8 @@ def extractor(run: Run, inception_file: str = "") -> Extractor:
             f"{data.spec.name} has no labels to train a classifier on. Give Inception's weights with --inception FILE, "
             "or skip sample quality with --quality 0."
         )
-    return train_classifier(data, Path(run.config.workdir) / ".features" / data.spec.name)
+    own = data.spec.fingerprint and f"-{data.spec.fingerprint[:12]}"  # other files need another classifier
+    return train_classifier(data, Path(run.config.workdir) / ".features" / f"{data.spec.name}{own}")
 
 
 @dataclass(frozen=True)

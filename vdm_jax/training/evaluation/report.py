@@ -15,7 +15,7 @@ from vdm_jax.training.config import differences, from_json, read_json, to_json
 from vdm_jax.training.evaluation.baseline import histogram_bits_per_dim
 from vdm_jax.training.experiment import Batch, Params
 from vdm_jax.training.keys import stream
-from vdm_jax.training.run import Run
+from vdm_jax.training.run import Run, files_changed
 from vdm_jax.training.runtime.devices import batch_sharding, local_rows, make_global, replicated
 from vdm_jax.training.runtime.errors import UserError
 from vdm_jax.training.runtime.files import write_json
@@ -133,13 +133,15 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the run has a report of its last step, made with the same options."""
+    """Whether the run has a report of its last step, made with the same options and the same data files."""
     stored = stored_options(run)
     try:
         steps = read_json(run.folder / "report.json")["steps"]
+        same_files = not files_changed(run, read_json(run.folder / "config.json"))
     except (UserError, KeyError):
         return False
-    return stored is not None and not differences(stored, to_json(run.config)) and steps == run.config.steps
+    same_options = stored is not None and not differences(stored, to_json(run.config))
+    return same_options and same_files and steps == run.config.steps
 
 
 def is_started(run: Run) -> bool:
