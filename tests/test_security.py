@@ -26,6 +26,7 @@ ALLOWED = {
     ("vdm_jax/__init__.py", "import_module"),
     ("vdm_jax/models/__init__.py", "import_module"),
     ("vdm_jax/networks/__init__.py", "import_module"),
+    ("vdm_jax/training/__init__.py", "import_module"),
     # a recipe, by the name of a file in the folder of recipes or by the path that the user gives
     ("vdm_jax/training/registry.py", "import_module"),
     ("vdm_jax/training/registry.py", "exec_module"),

@@ -25,7 +25,7 @@ from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
 from vdm_jax.time_sampling import TimeSampling
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.experiment import Cost, DataSpec, Experiment
+from vdm_jax.training.experiment import Cost, DataSpec, DiffusionModel, Experiment
 
 __all__ = ["DDPM"]
 
@@ -114,7 +114,7 @@ class DDPM(TrainConfig):
 
 
 class _Functions:
-    """What the trainer calls, in this order: init, loss, sample, evaluate; then the rows of the likelihood report."""
+    """What the trainer calls, in this order: init, loss, sample, evaluate; then the model as equations take it."""
 
     def __init__(self, config: DDPM, data: DataSpec):
         self.config, self.data = config, data
@@ -126,9 +126,11 @@ class _Functions:
         terms = config.eval_terms or config.num_steps - 1
         cost = Cost(evaluate=1 + terms, sample=config.sampling.network_evaluations(config.num_steps))
         functions = (self.init, self.loss, self.sample, self.evaluate, cost)
+        model = {"diffusion": self.diffusion, "num_classes": self.num_classes}
         if self.num_classes and not config.label_dropout:
-            return Experiment(*functions)  # without label dropout there is no unconditional model to report on
-        return Experiment(*functions, *self.likelihood_report())
+            return Experiment(*functions, **model)  # without label dropout there is no unconditional model to report on
+        rows, curve = likelihood_rows(self.diffusion, self.data, config.likelihood_report)
+        return Experiment(*functions, rows, curve, **model)
 
     def init(self, key):
         x, label = jnp.zeros((1, *self.data.shape)), jnp.zeros(1, jnp.int32) if self.num_classes else None
@@ -138,8 +140,8 @@ class _Functions:
     def predict(self, params, key, label, x_t, level):
         """Apply the network. With a key, dropout is on; without a label, the class is "no label"."""
         options = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-        if self.num_classes and label is None:
-            label = jnp.full(len(x_t), self.num_classes)
+        if self.num_classes:
+            label = jnp.broadcast_to(jnp.asarray(self.num_classes if label is None else label), len(x_t))
         return self.network.apply({"params": params}, x_t, self.config.condition(level), label, **options)
 
     def denoiser(self, params, key=None, label=None):
@@ -208,11 +210,7 @@ class _Functions:
         del x_1
         return DiscretizedGaussian(x_hat, scale=level.sigma, levels=self.data.levels)
 
-    def likelihood_report(self):
-        """Rows and curve of the likelihood report, about P(x)."""
-
-        def model(params):
-            return self.denoiser(params), InterpolatedSchedule(self.schedule)
-
-        config = self.config
-        return likelihood_rows(model, self.decoder, self.data, config.prediction_type, config.likelihood_report)
+    def diffusion(self, params, label=None):
+        """The model as equations take it; without a label, that of P(x)."""
+        continuous, kind = InterpolatedSchedule(self.schedule), self.config.prediction_type
+        return DiffusionModel(self.denoiser(params, label=label), continuous, self.decoder, kind, self.schedule)

@@ -15,13 +15,13 @@ from jax.tree_util import Partial
 
 from vdm_jax import elbo, reverse_variance, samplers, time_sampling
 from vdm_jax.discrete_schedules import InterpolatedSchedule, TabulatedSchedule
-from vdm_jax.likelihoods import normalize
+from vdm_jax.likelihoods import DiscretizedGaussian, normalize
 from vdm_jax.models.ddpm import DDPM
 from vdm_jax.models.images import sample_batch
 from vdm_jax.models.likelihood_report import bound_in_bits
 from vdm_jax.networks.unet import UNet
 from vdm_jax.noise_levels import NoiseLevel
-from vdm_jax.training.experiment import Cost, DataSpec, Experiment
+from vdm_jax.training.experiment import Cost, DataSpec, DiffusionModel, Experiment
 
 __all__ = ["IDDPM"]
 
@@ -53,7 +53,7 @@ class IDDPM(DDPM):
 
 
 class _Functions:
-    """What the trainer calls, in this order: init, loss, sample, evaluate."""
+    """What the trainer calls, in this order: init, loss, sample, evaluate; then the model as equations take it."""
 
     def __init__(self, config: IDDPM, data: DataSpec):
         self.config, self.data, self.schedule = config, data, config.discrete_schedule()
@@ -65,7 +65,7 @@ class _Functions:
         config = self.config
         terms = config.eval_terms or config.num_steps - 1
         cost = Cost(evaluate=1 + terms, sample=config.sampling.network_evaluations(config.num_steps))
-        return Experiment(self.init, self.loss, self.sample, self.evaluate, cost)
+        return Experiment(self.init, self.loss, self.sample, self.evaluate, cost, diffusion=self.diffusion)
 
     def init(self, key):
         return self.network.init(key, jnp.zeros((1, *self.data.shape)), jnp.zeros(1))["params"]
@@ -75,7 +75,8 @@ class _Functions:
         rngs = {} if key is None else {"dropout": key}
         condition = self.config.condition(level)
         out = self.network.apply({"params": params}, x_t, condition, train=key is not None, rngs=rngs)
-        return reverse_variance.split_learned_range(jnp.asarray(out))
+        prediction, v = jnp.split(jnp.asarray(out), 2, axis=-1)
+        return prediction, 0.5 * (v + 1.0)  # the network's range is [-1, 1]
 
     def model(self, params, key=None):
         """x_t, level -> (prediction, v)."""
@@ -130,9 +131,8 @@ class _Functions:
             snapshots = min(config.snapshots, steps.num_steps)
             samples = samplers.ancestral_learned(model, key_chain, x_T, steps, snapshots=snapshots, **options)
         else:
-            denoiser, continuous = Partial(_prediction_alone, model), InterpolatedSchedule(self.schedule)
-            options["snapshots"] = config.snapshots
-            samples = config.sampling.sample(denoiser, key_chain, x_T, self.schedule, continuous, **options)
+            plain, options["snapshots"] = self.diffusion(params), config.snapshots
+            samples = config.sampling.sample(plain.denoiser, key_chain, x_T, self.schedule, plain.schedule, **options)
         return sample_batch(samples, self.data.levels)
 
     def evaluate(self, params, key, batch):
@@ -147,6 +147,17 @@ class _Functions:
             terms=self.config.eval_terms or None,
         )
         return bound_in_bits(terms, self.num_dims)
+
+    def diffusion(self, params, label=None):
+        """The model with a fixed reverse variance and Ho et al.'s decoder, as equations take it; it has no labels."""
+        del label
+        model, continuous = self.model(params), InterpolatedSchedule(self.schedule)
+        denoiser, kind = Partial(_prediction_alone, model), self.config.prediction_type
+        return DiffusionModel(denoiser, continuous, self.fixed_decoder, kind, self.schedule, model)
+
+    def fixed_decoder(self, x_hat, x_1, level):
+        del x_1
+        return DiscretizedGaussian(x_hat, scale=level.sigma, levels=self.data.levels)
 
 
 def _prediction_alone(model, x_t, level):

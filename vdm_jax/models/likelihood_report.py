@@ -17,9 +17,8 @@ from vdm_jax import dequantization, elbo, path_bounds, probability_flow
 from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.discrete_schedules import DiscretizedSchedule
 from vdm_jax.likelihoods import normalize
-from vdm_jax.schedules import Schedule, time_from_log_snr
-from vdm_jax.training.experiment import DataSpec, LikelihoodCurve, LikelihoodRow
-from vdm_jax.types import Denoiser, PredictionType
+from vdm_jax.schedules import time_from_log_snr
+from vdm_jax.training.experiment import DataSpec, DiffusionModel, LikelihoodCurve, LikelihoodRow
 
 __all__ = ["LikelihoodReport", "bound_in_bits", "likelihood_rows"]
 
@@ -54,47 +53,43 @@ def bound_in_bits(bound: elbo.DiffusionBound, num_dims: int) -> dict[str, jax.Ar
 
 
 def likelihood_rows(
-    model: Callable[[Any], tuple[Denoiser, Schedule]],
-    decoder: elbo.DiffusionDecoder,
-    data: DataSpec,
-    prediction_type: PredictionType,
-    options: LikelihoodReport,
+    diffusion: Callable[[Any], DiffusionModel], data: DataSpec, options: LikelihoodReport
 ) -> tuple[dict[str, LikelihoodRow], LikelihoodCurve]:
     """The rows and the curve of a model's likelihood report.
 
     Args:
-        model: params -> denoiser and continuous schedule; the schedule has noise at t = 0.
-        decoder: p(x_0 | z_0), z_0 at t = 0 of the schedule.
+        diffusion: params -> the model.
         data: the images.
-        prediction_type: what the denoiser predicts.
         options: which bounds to evaluate, and how.
     """
 
     def row(description, nats, cost):
         def evaluate(params, key, batch):
-            return nats(*model(params), key, normalize(batch["image"], data.levels))
+            return nats(diffusion(params), key, normalize(batch["image"], data.levels))
 
         return LikelihoodRow(description, evaluate, cost)
 
-    def bound(denoiser, schedule, key, x_0):
+    def bound(model, key, x_0):
+        kind = {"prediction_type": model.prediction_type}
         return elbo.continuous_bound(
-            denoiser, key, x_0, schedule, decoder, prediction_type=prediction_type, terms=options.terms
+            model.denoiser, key, x_0, model.schedule, model.decoder, terms=options.terms, **kind
         )
 
     def discrete_bound(num_steps):
         terms = min(options.terms, num_steps)
 
-        def nats(denoiser, schedule, key, x_0):
-            discrete = DiscretizedSchedule(schedule, num_steps + 1)
-            return elbo.bound(denoiser, key, x_0, discrete, decoder, prediction_type=prediction_type, terms=terms).total
+        def nats(model, key, x_0):
+            discrete, kind = DiscretizedSchedule(model.schedule, num_steps + 1), model.prediction_type
+            return elbo.bound(
+                model.denoiser, key, x_0, discrete, model.decoder, prediction_type=kind, terms=terms
+            ).total
 
         return row(f"-log P(x) <= -ELBO with T = {num_steps:,} steps", nats, 1 + terms)
 
-    def importance_weighted(denoiser, schedule, key, x_0):
-        discrete, samples = DiscretizedSchedule(schedule, options.importance_steps + 1), options.importance_samples
-        return path_bounds.importance_weighted_bound(
-            denoiser, key, x_0, discrete, decoder, samples=samples, prediction_type=prediction_type
-        )
+    def importance_weighted(model, key, x_0):
+        discrete = DiscretizedSchedule(model.schedule, options.importance_steps + 1)
+        how = {"samples": options.importance_samples, "prediction_type": model.prediction_type}
+        return path_bounds.importance_weighted_bound(model.denoiser, key, x_0, discrete, model.decoder, **how)
 
     def term(name):
         return lambda *args: getattr(bound(*args), name)
@@ -112,43 +107,44 @@ def likelihood_rows(
             options.importance_samples * options.importance_steps,
         ),
     }
-    rows |= _ode_rows(row, decoder, data, prediction_type, options)
-    return rows, _diffusion_curve(model, data, prediction_type, options)
+    rows |= _ode_rows(row, data, options)
+    return rows, _diffusion_curve(diffusion, data, options)
 
 
-def _ode_rows(row, decoder, data, prediction_type, options) -> dict[str, LikelihoodRow]:
+def _ode_rows(row, data, options) -> dict[str, LikelihoodRow]:
     """The likelihood of the probability-flow ODE; its density is made a probability by dequantization in three ways."""
-    solver = {"prediction_type": prediction_type, "trace": options.trace, "tolerance": options.tolerance}
 
-    def density(denoiser, schedule, key, t_0):
-        return lambda z: probability_flow.log_likelihood(denoiser, key, z, schedule, t_0=t_0, **solver).log_prob
+    def density(model, key, t_0):
+        how = {"prediction_type": model.prediction_type, "trace": options.trace, "tolerance": options.tolerance}
+        solve = partial(probability_flow.log_likelihood, model.denoiser, key, schedule=model.schedule, t_0=t_0, **how)
+        return lambda z: solve(z).log_prob
 
-    def dequantized(denoiser, schedule, key, x_0, t_0, distribution):
+    def dequantized(model, key, x_0, t_0, distribution):
         key_u, key_probe = jax.random.split(key)
-        level = schedule(t_0)
-        log_prob = density(denoiser, schedule, key_probe, t_0)
+        level = model.schedule(t_0)
+        log_prob = density(model, key_probe, t_0)
         shift = x_0[0].size * level.log_alpha  # Jacobian of x = z / alpha
         return dequantization.dequantized_bound(
             lambda y: log_prob(level.alpha * y) + shift, key_u, x_0, distribution(level)
         )
 
-    def uniform(denoiser, schedule, key, x_0):
+    def uniform(model, key, x_0):
         # start where the noise of the model has the standard deviation of uniform noise in a bin
         deviation = 2.0 / (data.levels - 1) / 12**0.5
-        t_0 = time_from_log_snr(jnp.asarray(-2.0 * math.log(deviation)), schedule)
-        return dequantized(denoiser, schedule, key, x_0, t_0, lambda level: partial(Uniform, levels=data.levels))
+        t_0 = time_from_log_snr(jnp.asarray(-2.0 * math.log(deviation)), model.schedule)
+        return dequantized(model, key, x_0, t_0, lambda level: partial(Uniform, levels=data.levels))
 
-    def truncated(denoiser, schedule, key, x_0):
+    def truncated(model, key, x_0):
         def distribution(level):
             return lambda x: TruncatedNormal(x, levels=data.levels, mean=jnp.zeros(()), scale=level.sigma / level.alpha)
 
-        return dequantized(denoiser, schedule, key, x_0, jnp.zeros(()), distribution)
+        return dequantized(model, key, x_0, jnp.zeros(()), distribution)
 
-    def variational(denoiser, schedule, key, x_0):
+    def variational(model, key, x_0):
         key_z, key_probe = jax.random.split(key)
-        log_prob, level = density(denoiser, schedule, key_probe, 0.0), schedule(jnp.zeros(()))
+        log_prob, level = density(model, key_probe, 0.0), model.schedule(jnp.zeros(()))
         return dequantization.latent_dequantization_bound(
-            log_prob, denoiser, key_z, x_0, level, decoder, prediction_type=prediction_type
+            log_prob, model.denoiser, key_z, x_0, level, model.decoder, prediction_type=model.prediction_type
         )
 
     cost = options.ode_cost(data)
@@ -159,13 +155,13 @@ def _ode_rows(row, decoder, data, prediction_type, options) -> dict[str, Likelih
     }
 
 
-def _diffusion_curve(model, data, prediction_type, options) -> LikelihoodCurve:
+def _diffusion_curve(diffusion, data, options) -> LikelihoodCurve:
     """The diffusion term as a function of the log-SNR."""
 
     def points(params, key, batch):
-        denoiser, schedule = model(params)
-        x_0 = normalize(batch["image"], data.levels)
-        curve = elbo.diffusion_curve(denoiser, key, x_0, schedule, prediction_type=prediction_type, terms=options.terms)
+        model, x_0 = diffusion(params), normalize(batch["image"], data.levels)
+        how = {"prediction_type": model.prediction_type, "terms": options.terms}
+        curve = elbo.diffusion_curve(model.denoiser, key, x_0, model.schedule, **how)
         return {"x": curve.log_snr.T, "y": curve.nats.T}
 
     return LikelihoodCurve(

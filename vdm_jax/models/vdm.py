@@ -22,7 +22,7 @@ from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.schedules import ContinuousSchedule, LearnedSchedule, LinearLogSNR
 from vdm_jax.training.config import TrainConfig
-from vdm_jax.training.experiment import Cost, DataSpec, Experiment
+from vdm_jax.training.experiment import Cost, DataSpec, DiffusionModel, Experiment
 from vdm_jax.types import PredictionType
 
 __all__ = ["VDM"]
@@ -105,7 +105,7 @@ class VDM(TrainConfig):
 
 
 class _Functions:
-    """What the trainer calls, in this order: init, loss, sample, evaluate; then the rows of the likelihood report."""
+    """What the trainer calls, in this order: init, loss, sample, evaluate; then the model as equations take it."""
 
     def __init__(self, config: VDM, data: DataSpec):
         self.config, self.data, self.num_dims = config, data, int(np.prod(data.shape))
@@ -116,10 +116,9 @@ class _Functions:
     def experiment(self) -> Experiment:
         config = self.config
         cost = Cost(1 + config.eval_terms, config.sampling.network_evaluations(config.sampling.steps))
-        rows, curve = likelihood_rows(
-            self.model, self.decoder, self.data, self.prediction_type, config.likelihood_report
-        )
-        return Experiment(self.init, self.loss, self.sample, self.evaluate, cost, rows, curve)
+        rows, curve = likelihood_rows(self.diffusion, self.data, config.likelihood_report)
+        functions = (self.init, self.loss, self.sample, self.evaluate, cost)
+        return Experiment(*functions, rows, curve, diffusion=self.diffusion)
 
     def init(self, key):
         params = self.network.init(key, jnp.zeros((1, *self.data.shape)), jnp.zeros(1))["params"]
@@ -190,3 +189,10 @@ class _Functions:
         else:
             terms = elbo.continuous_bound(denoiser, key, x_0, schedule, self.decoder, **options)
         return bound_in_bits(terms, self.num_dims)
+
+    def diffusion(self, params, label=None):
+        """The model as equations take it; it has no labels."""
+        del label
+        denoiser, schedule = self.model(params)
+        steps = DiscretizedSchedule(schedule, self.config.sampling.steps)
+        return DiffusionModel(denoiser, schedule, self.decoder, self.prediction_type, steps)

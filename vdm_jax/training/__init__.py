@@ -16,6 +16,7 @@ to report beside them, and the loop makes a run folder with metrics, checkpoints
     integrity         checksums of checkpoints
     loop              the training loop
     imported_weights  a run that starts from given parameters
+    trained_run       load_run: a trained run as a denoiser, schedule, decoder and data
 
 Each folder imports only those before it (and the files above come between `data` and `evaluation`):
 
@@ -25,8 +26,15 @@ Each folder imports only those before it (and the files above come between `data
     cli               the commands
 """
 
+import importlib
 import importlib.util
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vdm_jax.training.trained_run import TrainedRun, load_run
+
+__all__ = ["TrainedRun", "load_run"]
 
 _NEEDED = ("grain", "matplotlib", "optax", "orbax", "tensorboardX", "tensorflow_datasets", "tqdm", "tyro")
 
@@ -34,3 +42,9 @@ if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is No
     _message = f"vdm_jax.training needs {', '.join(_missing)}, which are not installed: pip install 'vdm_jax[train]'"
     # `python -m vdm_jax.training` prints this line without a traceback.
     raise SystemExit(_message) if sys.argv[0] == "-m" else ImportError(_message)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("vdm_jax.training.trained_run"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jax import Array
 from jaxtyping import Float, Integer
@@ -14,6 +14,7 @@ __all__ = [
     "Batch",
     "Cost",
     "DataSpec",
+    "DiffusionModel",
     "Experiment",
     "LikelihoodCurve",
     "LikelihoodRow",
@@ -96,6 +97,27 @@ class Panel(NamedTuple):
     paths: Any = None
 
 
+class DiffusionModel(NamedTuple):
+    """A diffusion model with its parameters, as bounds, samplers and likelihoods take it.
+
+    denoiser: x_t, level -> prediction, for x_t of shape (B, *x) on [-1, 1]; a pytree.
+    schedule: the noise schedule in continuous time, with noise at t = 0.
+    decoder: p(x_0 | z_0), with z_0 at t = 0 of `schedule`, which is timestep 1 of a model in discrete time.
+    prediction_type: what the denoiser predicts.
+    discrete_schedule: the timesteps 0..T of a model in discrete time; the default sampling steps of one in continuous
+        time.
+    variance_denoiser: x_t, level -> prediction and interpolation between the two reverse variances, for a model that
+        learns its reverse variance; else None.
+    """
+
+    denoiser: Callable[..., Any]
+    schedule: Any
+    decoder: Callable[..., Any]
+    prediction_type: Literal["x_0", "eps", "v", "score"]
+    discrete_schedule: Any
+    variance_denoiser: Callable[..., Any] | None = None
+
+
 class Experiment(NamedTuple):
     """A model as the training loop sees it: four pure functions and what is reported beside them.
 
@@ -110,6 +132,10 @@ class Experiment(NamedTuple):
         NO_VALUE in place of numbers that are not finite.
     latent_codes: (params, key, batch) -> array (B, 2), two-dimensional codes of images to plot; or None.
     plane_plots: for points in the plane, plots by name, (params, key) -> {title: Panel}.
+    diffusion: for a diffusion model, (params, label) -> DiffusionModel, with the labels that condition it, of shape
+        () or (B,), or None for the unconditional model; else None.
+    num_classes: number of classes that condition the model; 0 for an unconditional one. `evaluate` takes the label
+        num_classes for "no label".
     """
 
     init: Callable[[Array], Params]
@@ -124,3 +150,5 @@ class Experiment(NamedTuple):
     )
     latent_codes: Callable[[Params, Array, Batch], Float[Array, "b 2"]] | None = None
     plane_plots: Mapping[str, Callable[[Params, Array], dict[str, Panel]]] = MappingProxyType({})
+    diffusion: Callable[[Params, Array | None], DiffusionModel] | None = None
+    num_classes: int = 0

@@ -10,9 +10,9 @@ from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.config import to_json
 from vdm_jax.training.experiment import Params
 from vdm_jax.training.loop import new_batches
-from vdm_jax.training.run import Run, abstract_state, remove_run, state_sharding
+from vdm_jax.training.run import Run, abstract_state, remove_run, state_sharding, write_config
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.files import LOCK, run_lock, write_json
+from vdm_jax.training.runtime.files import LOCK, run_lock
 from vdm_jax.training.state import TrainState
 
 SHOWN = 10
@@ -41,7 +41,7 @@ def start(run: Run, params: Params, source: str, *, fresh: bool = False) -> Path
         raise UserError(
             f"There is a run in {run.folder} already. Use another --workdir, or --fresh, which deletes that run."
         )
-    write_json(run.folder / "config.json", {"experiment": run.name, "config": to_json(run.config)})
+    write_config(run)
     with run_lock(run.folder), Checkpoints(run.folder / "checkpoints", run.config.keep) as checkpoints:
         checkpoints.save(0, _state(run, params), _notes(run, source), loss=float("inf"))  # unknown
         checkpoints.wait()

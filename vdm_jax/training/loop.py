@@ -16,10 +16,10 @@ from vdm_jax.training.data import batches as batching
 from vdm_jax.training.data.augmentation import augmentations
 from vdm_jax.training.experiment import Params
 from vdm_jax.training.integrity import NonFiniteState
-from vdm_jax.training.run import Run, abstract_state, files_changed, initial_state, state_sharding
+from vdm_jax.training.run import Run, abstract_state, initial_state, state_sharding, write_config
 from vdm_jax.training.runtime.devices import batch_sharding, local_rows, make_global, on_one_device
 from vdm_jax.training.runtime.errors import Stopped, UserError
-from vdm_jax.training.runtime.files import run_lock, write_json
+from vdm_jax.training.runtime.files import run_lock
 from vdm_jax.training.runtime.metric_buffer import MetricBuffer, NonFinite
 from vdm_jax.training.runtime.metrics_writer import MetricsWriter, print_line
 from vdm_jax.training.runtime.processes import DelayedMax
@@ -102,15 +102,14 @@ def start_or_resume(run: Run, checkpoints: Checkpoints, changed: bool = False) -
         for step in saved.unreadable:
             print(f"The checkpoint of step {step} cannot be read; moved to {run.folder / 'unreadable'}.", flush=True)
         print(f"Resuming from step {int(saved.state.step)} of {config.steps}.", flush=True)
-    files = run.data.spec.fingerprint
-    write_json(run.folder / "config.json", {"experiment": run.name, "config": stored, "data_files": files})
+    write_config(run)
     if saved is not None:
         return Start(saved.state, batches, saved.notes["seconds"])
     return Start(initial_state(run), batches, 0.0)
 
 
 def check_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any], changed: bool) -> None:
-    """Compare the options, and a user's own data files, with those of the newest checkpoint.
+    """Compare the options with those of the newest checkpoint.
 
     Args:
         run: the run to resume.
@@ -119,13 +118,11 @@ def check_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any]
         changed: print the changes instead of raising an error.
 
     Raises:
-        UserError: options or files have changed and `changed` is false, or the checkpoint is beyond the last step.
+        UserError: options have changed and `changed` is false, or the checkpoint is beyond the last step.
     """
     if notes is None:
         return
     lines, beyond = options.differences(notes["config"], stored), notes["step"] > run.config.steps
-    if files_changed(run, notes):
-        lines += [f"--data {run.config.data}: its files have changed; restore them to resume"]
     if beyond:
         lines += [f"--steps: {run.config.steps} requested, but the run has already reached step {notes['step']}"]
     else:
@@ -244,7 +241,6 @@ class Loop:
             "step": int(self.state.step),
             "config": options.to_json(self.run.config),
             "data": self.batches.get_state(),
-            "data_files": self.run.data.spec.fingerprint,
             "seconds": self.speed.seconds,
             "training_images_per_second": rate and rate * self.run.config.batch_size,
             "pipeline_images_per_second": self.pipeline,

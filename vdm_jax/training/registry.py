@@ -54,6 +54,14 @@ def run_name(recipe: str) -> str:
     return Path(recipe).stem if is_path(recipe) else recipe
 
 
+def from_any_folder(recipe: str) -> str:
+    """A recipe as a command in any folder finds it: the name of one of the project's, or an absolute path."""
+    if not is_path(recipe):
+        return recipe
+    path = Path(recipe).resolve()
+    return path.stem if path.parent == recipe_folder().resolve() else str(path)
+
+
 def find(recipe: str) -> TrainConfig:
     """The CONFIG of a recipe.
 

@@ -3,26 +3,23 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from vdm_jax.training import optimizer, registry, state
 from vdm_jax.training.checkpoint import Checkpoints, Saved
-from vdm_jax.training.config import TrainConfig, from_json, read_json, validate
+from vdm_jax.training.config import TrainConfig, from_json, read_json, to_json, validate
 from vdm_jax.training.data.planes import PLANES
 from vdm_jax.training.data.sources import Dataset, load
 from vdm_jax.training.experiment import Experiment
 from vdm_jax.training.runtime.devices import longest_axis_sharding, make_mesh, replicated
 from vdm_jax.training.runtime.errors import UserError
-from vdm_jax.training.runtime.files import LOCK, process_lock
+from vdm_jax.training.runtime.files import LOCK, process_lock, write_json
 from vdm_jax.training.runtime.invocation import command_line
 from vdm_jax.training.runtime.processes import on_first_process
 from vdm_jax.training.state import TrainState
-
-IMAGES = "digits, mnist, fashion_mnist, cifar10, an image set of TFDS, or the path of an array of integers"
-ARRAY = "with the path of an array of floating-point numbers"
 
 
 class Run(NamedTuple):
@@ -54,7 +51,7 @@ def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     """
     name, mesh = registry.run_name(recipe), mesh or make_mesh()
     validate(config, mesh.size)
-    data = load(config.data, config.data_options())
+    data = load(config.data)
     check_data_kind(name, config, data)
     try:
         experiment = config.build(data.spec)
@@ -68,23 +65,19 @@ def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
 
 
 def check_data_kind(name: str, config: TrainConfig, data: Dataset) -> None:
-    """Check that a recipe for images has images, a recipe for series has series, and so on.
+    """Check that a recipe for images has images, and a recipe for points has points.
 
     Raises:
         UserError: lists the data sets that fit.
     """
-    spec = data.spec
-    fits, needs, suitable = {
-        "images": (spec.levels > 0, "images (integers)", IMAGES),
-        "planes": (spec.name in PLANES and not spec.fingerprint, "points in the plane", ", ".join(PLANES)),
-        "vectors": (not spec.levels and len(spec.shape) == 1, "vectors", f"{ARRAY} (N, D), or {', '.join(PLANES)}"),
-        "series": (not spec.levels and len(spec.shape) == 2, "series", f"{ARRAY} (N, L, C)"),
-    }[config.data_kind]
-    if not fits:
-        what = f"--data {config.data} has {spec.noun} of shape {spec.shape}"
-        raise UserError(f"{what}: the recipe {name} needs {needs}. Use --data {suitable}.")
-    if not spec.levels and (config.flip or config.rotate or config.swap_channels):
-        raise UserError(f"--flip, --rotate and --swap-channels apply to images, not to {spec.noun}: remove them.")
+    if config.points != (data.spec.levels == 0):
+        suitable = (
+            ", ".join(PLANES) if config.points else "digits, mnist, fashion_mnist, cifar10, or an image set of TFDS"
+        )
+        kind = "points in the plane" if config.points else "images"
+        raise UserError(f"--data {config.data}: the recipe {name} needs {kind}. Use --data {suitable}.")
+    if config.points and (config.flip or config.rotate or config.swap_channels):
+        raise UserError("--flip, --rotate and --swap-channels apply to images, not to points: remove them.")
     if config.rotate and data.spec.shape[0] != data.spec.shape[1]:
         size = "x".join(map(str, data.spec.shape))
         raise UserError(f"--rotate needs square images, and those of {config.data} are {size}: remove it.")
@@ -121,6 +114,12 @@ def _create(run: Run) -> TrainState:
     return state.create(run.experiment, optimizer.optimizer(run.config), run.config.seed)
 
 
+def write_config(run: Run) -> None:
+    """Write the run's config.json: its recipe and its options."""
+    recipe = registry.from_any_folder(run.recipe)
+    write_json(run.folder / "config.json", {"experiment": run.name, "recipe": recipe, "config": to_json(run.config)})
+
+
 def stored_config(recipe: str, workdir: str) -> TrainConfig:
     """The options of an existing run, from its config.json.
 
@@ -132,11 +131,6 @@ def stored_config(recipe: str, workdir: str) -> TrainConfig:
     if not os.path.exists(path):  # accepts any characters in --workdir
         raise UserError(f"There is no run in {path.parent}. Train first: `{command_line('train', recipe)}`.")
     return from_json(default, read_json(path).get("config"))
-
-
-def files_changed(run: Run, notes: dict[str, Any]) -> bool:
-    """Whether a user's own data files have changed since a checkpoint or a config.json with these notes was written."""
-    return notes.get("data_files", "") != run.data.spec.fingerprint
 
 
 def newest_checkpoint(run: Run) -> Saved:
@@ -152,8 +146,6 @@ def newest_checkpoint(run: Run) -> Saved:
         raise UserError(f"The run in {run.folder} has no checkpoint yet. Continue training: `{command}`.")
     for step in saved.unreadable:
         print(f"The checkpoint of step {step} cannot be read; using that of step {int(saved.state.step)}.")
-    if files_changed(run, saved.notes):
-        print(f"The files of --data {run.config.data} have changed since this run was trained.")
     return saved
 
 
