@@ -42,6 +42,10 @@ MORE = {
         (KEYS, POINTS),
     ),
     "probability_flow.sample": (lambda x: probability_flow.sample(BEST["eps"], x, CONTINUOUS), (POINTS,)),
+    "probability_flow.sample_with_log_prob": (
+        lambda k, x: probability_flow.sample_with_log_prob(BEST["eps"], k, x, CONTINUOUS, trace="exact")[:2],
+        (KEYS, POINTS),
+    ),
     "samplers.adaptive": (lambda k, x: samplers.adaptive(BEST["eps"], k, x, CONTINUOUS).x_0, (KEYS, POINTS)),
 }
 CASES = {**ROWS, **{name: (function, ()) for name, function in HOST.items()}, **MORE}
@@ -75,7 +79,8 @@ def imprecise(function: Any, *args: Any, gradient: bool = True) -> list[str]:
 @pytest.mark.parametrize("which", ["functions", pytest.param("gradients", marks=pytest.mark.slow)])
 def test_every_function_is_traced_and_its_products_have_the_highest_precision(which):
     for name, (function, rows) in CASES.items():
-        if name == "probability_flow.log_likelihood" and which == "functions":  # takes as long as all others together
+        slow = ("probability_flow.log_likelihood", "probability_flow.sample_with_log_prob")
+        if name in slow and which == "functions":  # each takes as long as all others together
             continue
         try:
             found = imprecise(function, *rows, gradient=name in GUARDED or which == "gradients")

@@ -172,6 +172,25 @@ def test_gradient_is_the_slope(trace):
 
 
 @pytest.mark.slow
+def test_gradient_of_a_sample_and_its_density_is_the_slope():
+    # by the denoiser's parameter and by x_1, in float64; the sample moves with both
+    with jax.enable_x64(True):
+        x_1 = X[:2].astype(jnp.float64)
+
+        def total(w, x_1):
+            ours = probability_flow.sample_with_log_prob(
+                Partial(_net, w), None, x_1, SCHEDULE, trace="exact", tolerance=1e-9
+            )
+            return ours.log_prob.sum() + ours.x[0, 0]
+
+        w, h, along = jnp.asarray(0.9), 1e-5, jnp.asarray([[0.0, 0.6], [-0.8, 0.0]])
+        by_w, by_x = jax.grad(total, (0, 1))(w, x_1)
+        np.testing.assert_allclose(by_w, (total(w + h, x_1) - total(w - h, x_1)) / (2 * h), rtol=1e-5)
+        slope = (total(w, x_1 + h * along) - total(w, x_1 - h * along)) / (2 * h)
+        np.testing.assert_allclose(jnp.sum(by_x * along), slope, rtol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("compile_", [jax.jit, lambda function: function])
 def test_on_a_mesh_value_and_gradient_are_those_of_the_shards(check_vma, compile_):
@@ -221,6 +240,8 @@ def test_invalid_arguments_raise(schedule, options, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its error would come first
     with pytest.raises(ValueError, match=message):
         probability_flow.log_likelihood(BEST, jax.random.key(0), X, schedule, **options)
+    with pytest.raises(ValueError, match=message):
+        probability_flow.sample_with_log_prob(BEST, jax.random.key(0), X, schedule, **options)
     if not {"trace", "probes"} & set(options):
         with pytest.raises(ValueError, match=message):
             probability_flow.sample(BEST, X, schedule, **options)

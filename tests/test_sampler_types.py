@@ -35,6 +35,10 @@ def _learned(net):
     return lambda x, level: (net(x, level), jnp.full_like(x, 0.5))
 
 
+def _log_likelihood(x_hat, level):
+    return -jnp.sum(x_hat**2, axis=1)
+
+
 # name -> function of a network, x and a discrete schedule
 SAMPLERS = {
     "ancestral": lambda net, x, schedule, **o: samplers.ancestral(net, KEY, x, schedule, **o).x_0,
@@ -50,6 +54,7 @@ SAMPLERS = {
     "replacement": lambda net, x, schedule, **o: (
         samplers.repaint(net, KEY, x, schedule, 0.5 * x, (x > 0).astype(x.dtype), resamplings=2, **o).x_0
     ),
+    "twisted_smc": lambda net, x, schedule, **o: samplers.twisted_smc(net, KEY, x, schedule, _log_likelihood, **o).x_0,
 }
 OTHERS = {
     "ddim_inverse": lambda net, x, schedule: samplers.ddim_inverse(net, x, schedule),
@@ -58,6 +63,9 @@ OTHERS = {
     ),
     "flow_sample": lambda net, x, schedule: probability_flow.sample(
         net, x, InterpolatedSchedule(schedule), tolerance=1e-2
+    ),
+    "flow_sample_with_log_prob": lambda net, x, schedule: (
+        probability_flow.sample_with_log_prob(net, KEY, x, InterpolatedSchedule(schedule), tolerance=1e-2).x
     ),
     "flow_log_prob": lambda net, x, schedule: (
         probability_flow.log_likelihood(net, KEY, x, InterpolatedSchedule(schedule), tolerance=1e-2).x_1

@@ -38,7 +38,15 @@ from vdm_jax.types import (
     per_example,
 )
 
-__all__ = ["FlowLogLikelihood", "check_nonsingular", "drift", "log_likelihood", "sample"]
+__all__ = [
+    "FlowLogLikelihood",
+    "FlowSample",
+    "check_nonsingular",
+    "drift",
+    "log_likelihood",
+    "sample",
+    "sample_with_log_prob",
+]
 
 
 def drift(prediction: X, x_t: X, level: NoiseLevel, rate: NoiseLevel, prediction_type: PredictionType) -> X:
@@ -78,6 +86,20 @@ class FlowLogLikelihood(NamedTuple):
 
     log_prob: PerExample
     x_1: Batch
+    evaluations: Int[Array, ""]
+
+
+class FlowSample(NamedTuple):
+    """Samples of the probability-flow ODE and their log-density.
+
+    Fields:
+        x: the samples at t_0, shape (B, *x); NaN if the solver needed more than max_steps.
+        log_prob: log p(x) at t_0 in nats, shape (B,); NaN in the same case.
+        evaluations: number of evaluations of the denoiser.
+    """
+
+    x: Batch
+    log_prob: PerExample
     evaluations: Int[Array, ""]
 
 
@@ -153,20 +175,10 @@ def log_likelihood(
     Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367 (the trace
     estimate).
     """
-    check_trace(trace, probes)
-    start = x.astype(at_least_float32(x.dtype))
-    dims, probing = x[0].size, hutchinson_probes(key, start, trace, probes)
-
-    def velocity(parts, t, state):
-        denoiser, schedule, probing = parts
-        move, div = value_and_divergence(partial(_velocity, denoiser, schedule, prediction_type, t), state[0], probing)
-        return move, div / dims  # per dimension, to which the tolerance applies
-
-    state = (start, jnp.zeros(x.shape[:1], start.dtype))
-    solve = partial(_solve, velocity, max_steps)
-    (x_1, grown), evaluations = _without_mesh(solve, (denoiser, schedule, probing), state, (t_0, 1.0), tolerance)
+    how = (prediction_type, trace, probes, tolerance, max_steps)
+    x_1, divergence, evaluations = _solve_with_divergence(denoiser, key, x, schedule, (t_0, 1.0), *how)
     log_prob = jax.vmap(prior.astype(x_1.dtype).log_prob)(x_1)
-    return FlowLogLikelihood(log_prob + dims * grown, x_1.astype(x.dtype), evaluations)
+    return FlowLogLikelihood(log_prob + divergence, x_1.astype(x.dtype), evaluations)
 
 
 @compiled(static=("max_steps",), check=check_nonsingular)
@@ -192,6 +204,67 @@ def sample(
     solve, start = partial(_solve, velocity, max_steps), (x_1.astype(at_least_float32(x_1.dtype)),)
     (x,), _ = _without_mesh(solve, (denoiser, schedule), start, (1.0, t_0), tolerance)
     return x.astype(x_1.dtype)
+
+
+@compiled(static=("probes", "max_steps"), check=check_nonsingular)
+def sample_with_log_prob(
+    denoiser: Denoiser,
+    key: Key | None,
+    x_1: Batch,
+    schedule: Schedule,
+    *,
+    prediction_type: PredictionType = "eps",
+    trace: Trace = "rademacher",
+    probes: int = 1,
+    t_0: Scalar | float = 0.0,
+    prior: Prior = STANDARD_NORMAL,
+    tolerance: Scalar | float = 1e-5,
+    max_steps: int = 4096,
+) -> FlowSample:
+    """`sample` together with the log-density of the samples, in one solve (LIK-2).
+
+        log p(x) = log p_1(x_1) - int_1^{t_0} div dt
+
+    The divergence is integrated along the path from x_1 to x, with exact or estimated trace as in `log_likelihood`; an
+    estimate is unbiased for log p(x). Differentiable in reverse mode with respect to the denoiser, x_1 and the
+    schedule: the gradient of log_prob includes the change of the sample itself.
+
+    Args:
+        denoiser: predicts `prediction_type` for each example independently; evaluated on the whole batch.
+        key: for the random v of the trace; may be None if the trace is exact. Samples do not depend on it, except
+            through the steps of the solver.
+        x_1: latents, samples of the prior, shape (B, *x).
+        schedule, prediction_type, trace, probes, t_0, prior, tolerance, max_steps: as in `log_likelihood`.
+
+    Returns:
+        `FlowSample`.
+
+    Raises:
+        ValueError: as in `log_likelihood`.
+
+    Source: Song et al. 2021, arXiv:2011.13456, appendix D.2; Grathwohl et al. 2018, arXiv:1810.01367.
+    """
+    how = (prediction_type, trace, probes, tolerance, max_steps)
+    x, divergence, evaluations = _solve_with_divergence(denoiser, key, x_1, schedule, (1.0, t_0), *how)
+    log_prob = jax.vmap(prior.astype(x.dtype).log_prob)(x_1.astype(x.dtype))
+    return FlowSample(x.astype(x_1.dtype), log_prob - divergence, evaluations)
+
+
+def _solve_with_divergence(denoiser, key, x, schedule, ends, prediction_type, trace, probes, tolerance, max_steps):
+    """The state at the second of the ends, the integral of the divergence from the first, number of evaluations."""
+    check_trace(trace, probes)
+    start = x.astype(at_least_float32(x.dtype))
+    dims, probing = x[0].size, hutchinson_probes(key, start, trace, probes)
+
+    def velocity(parts, t, state):
+        denoiser, schedule, probing = parts
+        move, div = value_and_divergence(partial(_velocity, denoiser, schedule, prediction_type, t), state[0], probing)
+        return move, div / dims  # per dimension, to which the tolerance applies
+
+    state = (start, jnp.zeros(x.shape[:1], start.dtype))
+    solve = partial(_solve, velocity, max_steps)
+    (end, grown), evaluations = _without_mesh(solve, (denoiser, schedule, probing), state, ends, tolerance)
+    return end, dims * grown, evaluations
 
 
 def _level_and_rate(schedule, t) -> tuple[NoiseLevel, NoiseLevel]:

@@ -177,6 +177,42 @@ def test_LIK_2_normal_data_are_mapped_linearly():
         assert_close(probability_flow.sample(denoiser, ours.x_1, schedule, tolerance=1e-9), x, rtol=0, atol=1e-7)
 
 
+def test_LIK_2_samples_with_their_density():
+    # log p(x) = log p_1(x_1) - int div, and p = q_0 if p_1 = q_1; here p_1 = N(0, 2), so the difference is known
+    with jax.enable_x64(True):
+        distribution, schedule, prior = _mixture(), LinearLogSNR(5.0, -4.0), Normal(0.0, var=2.0)
+        x_1 = 2.0**0.5 * jax.random.normal(jax.random.key(0), (16, 2))
+        ours = probability_flow.sample_with_log_prob(
+            closed_form.OptimalDenoiser(distribution), None, x_1, schedule, trace="exact", prior=prior, tolerance=1e-9
+        )
+        there = probability_flow.FlowLogLikelihood(ours.log_prob, x_1, ours.evaluations)
+        off = _off(there, distribution, schedule, ours.x, log_var=float(np.log(2.0)))
+        assert_close(off, np.zeros(16), atol=1e-7)
+        first = closed_form.marginal(distribution, schedule(jnp.asarray(0.0)))
+        with refuted():  # the prior's density alone, without the change of volume
+            assert_close(jax.vmap(first.log_prob)(ours.x), jax.vmap(prior.log_prob)(x_1), atol=1e-2)
+
+
+@pytest.mark.slow
+def test_LIK_2_the_density_of_a_sample_is_that_which_the_way_back_computes():
+    with jax.enable_x64(True):
+        denoiser, schedule, how = closed_form.OptimalDenoiser(_mixture()), LinearLogSNR(5.0, -4.0), {"tolerance": 1e-9}
+        x_1 = jax.random.normal(jax.random.key(0), (16, 2))
+        ours = probability_flow.sample_with_log_prob(denoiser, None, x_1, schedule, trace="exact", t_0=0.1, **how)
+        back = probability_flow.log_likelihood(denoiser, None, ours.x, schedule, trace="exact", t_0=0.1, **how)
+        assert_close(ours.log_prob, back.log_prob, rtol=0, atol=1e-7)
+        assert_close(back.x_1, x_1, rtol=0, atol=1e-7)
+        assert_close(ours.x, probability_flow.sample(denoiser, x_1, schedule, t_0=0.1, **how), rtol=0, atol=1e-7)
+        short = probability_flow.sample_with_log_prob(denoiser, None, x_1, schedule, trace="exact", max_steps=3)
+        assert np.all(np.isnan(short.x))
+        assert np.all(np.isnan(short.log_prob))
+        # random probes: unbiased, for the same sample
+        many, where = jnp.broadcast_to(x_1[:1], (2000, 2)), jax.random.key(1)
+        random = probability_flow.sample_with_log_prob(denoiser, where, many, schedule, t_0=0.1, tolerance=1e-6)
+        assert_close(random.x, jnp.broadcast_to(ours.x[:1], (2000, 2)), rtol=0, atol=1e-4)
+        assert_mean(random.log_prob, ours.log_prob[0], resolution=0.1)
+
+
 @pytest.mark.slow
 def test_LIK_2_samples_have_the_moments_of_the_data():
     with jax.enable_x64(True):
