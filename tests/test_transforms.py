@@ -375,6 +375,7 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         lambda v, s, t: reverse_variance.variance_fraction(v, step_from_log_snr(s, t)),
         (VAR, HIGH, LOW),
     ),
+    "reverse_variance.split_learned_range": (reverse_variance.split_learned_range, (X,)),
     "reverse_variance.reverse_step_kl": (
         lambda x, y, r, s, t: [
             reverse_variance.reverse_step_kl(x, y, r, step_from_log_snr(s, t), prediction_type)
@@ -423,6 +424,12 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         ],
         (P, BATCH, LOW),
     ),
+    "parameterization.from_timesteps": (
+        lambda p, x, lam: parameterization.from_timesteps(Partial(_at_timestep, p), discrete(x))(
+            x, level_from_log_snr(lam + jnp.linspace(0.0, 5.0, 5, dtype=x.dtype))
+        ),
+        (P, BATCH, LOW),
+    ),
     "score_matching.explicit": (lambda x: score_matching.explicit(_field, jnp.sin, x), (BATCH,)),
     "score_matching.implicit": (lambda x: score_matching.implicit(_field, x), (BATCH,)),
     "tweedie.posterior_mean": (at(lambda x, level: tweedie.posterior_mean(_field, x, level)), (BATCH, P)),
@@ -454,6 +461,10 @@ def discrete(x):
 
 def network(param, x_t, level):
     return param * x_t * level.sigma[:, None]
+
+
+def _at_timestep(param, x_t, timestep):
+    return param * x_t * jnp.sin(timestep)[:, None]
 
 
 def _levels_of(x):

@@ -62,6 +62,7 @@ Parameterizations of the network output (PAR-1, PAR-2)
     training target of x_0, eps, v or score prediction ..... parameterization.prediction_target
     conversion x_0 <-> eps <-> v <-> score ................. parameterization.convert, to_x_0, to_eps, to_v, to_score
     score function of a denoiser at a level ................ parameterization.ScoreFromDenoiser
+    network that takes a timestep 0..T-1 ................... parameterization.from_timesteps
 Decoders p(x|z_0) and quantized data (ELBO-5)
     discretized Gaussian (Ho et al.) ....................... likelihoods.DiscretizedGaussian
     categorical (Kingma et al., VDM-2) ..................... likelihoods.Categorical
@@ -97,7 +98,7 @@ Loss weightings (WEIGHT-1, WEIGHT-2)
     monotonic weighting as a mixture of ELBOs .............. weightings.as_elbo_mixture
 Variance of the reverse process (VAR-1 .. VAR-4)
     learned reverse variance (improved DDPM) ............... reverse_variance.interpolated_variance, variance_fraction,
-                                                             evaluate_variance
+                                                             evaluate_variance, split_learned_range
     its KL and bound ....................................... reverse_variance.reverse_step_kl, learned_variance_bound
     L_vlb, L_hybrid ........................................ reverse_variance.vlb_loss, hybrid_loss
     optimal variance (Analytic-DPM) and its bounds ......... reverse_variance.optimal_variance, analytic_dpm_variance,

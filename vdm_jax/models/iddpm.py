@@ -75,8 +75,7 @@ class _Functions:
         rngs = {} if key is None else {"dropout": key}
         condition = self.config.condition(level)
         out = self.network.apply({"params": params}, x_t, condition, train=key is not None, rngs=rngs)
-        prediction, v = jnp.split(jnp.asarray(out), 2, axis=-1)
-        return prediction, 0.5 * (v + 1.0)  # the network's range is [-1, 1]
+        return reverse_variance.split_learned_range(jnp.asarray(out))
 
     def model(self, params, key=None):
         """x_t, level -> (prediction, v)."""

@@ -16,7 +16,7 @@ from vdm_jax.training.data import batches as batching
 from vdm_jax.training.data.augmentation import augmentations
 from vdm_jax.training.experiment import Params
 from vdm_jax.training.integrity import NonFiniteState
-from vdm_jax.training.run import Run, abstract_state, initial_state, state_sharding, write_config
+from vdm_jax.training.run import Run, abstract_state, files_changed, initial_state, state_sharding, write_config
 from vdm_jax.training.runtime.devices import batch_sharding, local_rows, make_global, on_one_device
 from vdm_jax.training.runtime.errors import Stopped, UserError
 from vdm_jax.training.runtime.files import run_lock
@@ -109,7 +109,7 @@ def start_or_resume(run: Run, checkpoints: Checkpoints, changed: bool = False) -
 
 
 def check_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any], changed: bool) -> None:
-    """Compare the options with those of the newest checkpoint.
+    """Compare the options, and a user's own data files, with those of the newest checkpoint.
 
     Args:
         run: the run to resume.
@@ -118,11 +118,13 @@ def check_changes(run: Run, notes: dict[str, Any] | None, stored: dict[str, Any]
         changed: print the changes instead of raising an error.
 
     Raises:
-        UserError: options have changed and `changed` is false, or the checkpoint is beyond the last step.
+        UserError: options or files have changed and `changed` is false, or the checkpoint is beyond the last step.
     """
     if notes is None:
         return
     lines, beyond = options.differences(notes["config"], stored), notes["step"] > run.config.steps
+    if files_changed(run, notes):
+        lines += [f"--data {run.config.data}: its files have changed; restore them to resume"]
     if beyond:
         lines += [f"--steps: {run.config.steps} requested, but the run has already reached step {notes['step']}"]
     else:
@@ -241,6 +243,7 @@ class Loop:
             "step": int(self.state.step),
             "config": options.to_json(self.run.config),
             "data": self.batches.get_state(),
+            "data_files": self.run.data.spec.fingerprint,
             "seconds": self.speed.seconds,
             "training_images_per_second": rate and rate * self.run.config.batch_size,
             "pipeline_images_per_second": self.pipeline,

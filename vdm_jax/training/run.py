@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +20,9 @@ from vdm_jax.training.runtime.files import LOCK, process_lock, write_json
 from vdm_jax.training.runtime.invocation import command_line
 from vdm_jax.training.runtime.processes import on_first_process
 from vdm_jax.training.state import TrainState
+
+IMAGES = "digits, mnist, fashion_mnist, cifar10, an image set of TFDS, or the path of an array of integers"
+ARRAY = "with the path of an array of floating-point numbers"
 
 
 class Run(NamedTuple):
@@ -51,7 +54,7 @@ def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
     """
     name, mesh = registry.run_name(recipe), mesh or make_mesh()
     validate(config, mesh.size)
-    data = load(config.data)
+    data = load(config.data, config.data_options())
     check_data_kind(name, config, data)
     try:
         experiment = config.build(data.spec)
@@ -65,19 +68,23 @@ def open_run(recipe: str, config: TrainConfig, mesh: Mesh | None = None) -> Run:
 
 
 def check_data_kind(name: str, config: TrainConfig, data: Dataset) -> None:
-    """Check that a recipe for images has images, and a recipe for points has points.
+    """Check that a recipe for images has images, a recipe for series has series, and so on.
 
     Raises:
         UserError: lists the data sets that fit.
     """
-    if config.points != (data.spec.levels == 0):
-        suitable = (
-            ", ".join(PLANES) if config.points else "digits, mnist, fashion_mnist, cifar10, or an image set of TFDS"
-        )
-        kind = "points in the plane" if config.points else "images"
-        raise UserError(f"--data {config.data}: the recipe {name} needs {kind}. Use --data {suitable}.")
-    if config.points and (config.flip or config.rotate or config.swap_channels):
-        raise UserError("--flip, --rotate and --swap-channels apply to images, not to points: remove them.")
+    spec = data.spec
+    fits, needs, suitable = {
+        "images": (spec.levels > 0, "images (integers)", IMAGES),
+        "planes": (spec.name in PLANES and not spec.fingerprint, "points in the plane", ", ".join(PLANES)),
+        "vectors": (not spec.levels and len(spec.shape) == 1, "vectors", f"{ARRAY} (N, D), or {', '.join(PLANES)}"),
+        "series": (not spec.levels and len(spec.shape) == 2, "series", f"{ARRAY} (N, L, C)"),
+    }[config.data_kind]
+    if not fits:
+        what = f"--data {config.data} has {spec.noun} of shape {spec.shape}"
+        raise UserError(f"{what}: the recipe {name} needs {needs}. Use --data {suitable}.")
+    if not spec.levels and (config.flip or config.rotate or config.swap_channels):
+        raise UserError(f"--flip, --rotate and --swap-channels apply to images, not to {spec.noun}: remove them.")
     if config.rotate and data.spec.shape[0] != data.spec.shape[1]:
         size = "x".join(map(str, data.spec.shape))
         raise UserError(f"--rotate needs square images, and those of {config.data} are {size}: remove it.")
@@ -115,9 +122,10 @@ def _create(run: Run) -> TrainState:
 
 
 def write_config(run: Run) -> None:
-    """Write the run's config.json: its recipe and its options."""
-    recipe = registry.from_any_folder(run.recipe)
-    write_json(run.folder / "config.json", {"experiment": run.name, "recipe": recipe, "config": to_json(run.config)})
+    """Write the run's config.json: its recipe, its options and the fingerprint of a user's own data files."""
+    recipe, files = registry.from_any_folder(run.recipe), run.data.spec.fingerprint
+    stored = {"experiment": run.name, "recipe": recipe, "config": to_json(run.config), "data_files": files}
+    write_json(run.folder / "config.json", stored)
 
 
 def stored_config(recipe: str, workdir: str) -> TrainConfig:
@@ -133,6 +141,11 @@ def stored_config(recipe: str, workdir: str) -> TrainConfig:
     return from_json(default, read_json(path).get("config"))
 
 
+def files_changed(run: Run, notes: dict[str, Any]) -> bool:
+    """Whether a user's own data files have changed since a checkpoint or a config.json with these notes was written."""
+    return notes.get("data_files", "") != run.data.spec.fingerprint
+
+
 def newest_checkpoint(run: Run) -> Saved:
     """The newest readable checkpoint of a run.
 
@@ -146,6 +159,8 @@ def newest_checkpoint(run: Run) -> Saved:
         raise UserError(f"The run in {run.folder} has no checkpoint yet. Continue training: `{command}`.")
     for step in saved.unreadable:
         print(f"The checkpoint of step {step} cannot be read; using that of step {int(saved.state.step)}.")
+    if files_changed(run, saved.notes):
+        print(f"The files of --data {run.config.data} have changed since this run was trained.")
     return saved
 
 
