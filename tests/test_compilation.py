@@ -14,11 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from vdm_jax import compilation, discrete_schedules, elbo, gaussian, losses, samplers
+from vdm_jax import compilation, discrete_schedules, elbo, gaussian, losses, parameterization, samplers
 from vdm_jax.compilation import compiled
 from vdm_jax.types import evaluate
 
@@ -462,6 +463,89 @@ def test_equinox_modules_are_passed_as_they_are(through):
     same(through(lambda x, level: net(x, level)), right)
     changed = eqx.tree_at(lambda net: net.mlp.layers[0].weight, net, replace_fn=lambda w: 2 * w)
     assert not np.allclose(through(changed), right)
+
+
+@compiled()
+def squares(network: Any, x: Any, level: Any) -> Any:
+    TRACES.append("squares")
+    return jnp.sum(evaluate(network, x, level) ** 2)
+
+
+class AffineNnx(nnx.Module):
+    def __init__(self, kernel, bias):
+        self.dense = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+        self.dense.kernel[...], self.dense.bias[...] = kernel, bias
+
+    def __call__(self, x, level):
+        return self.dense(x)
+
+
+class AffineEquinox(eqx.Module):
+    dense: eqx.nn.Linear
+
+    def __call__(self, x, level):
+        return jax.vmap(self.dense)(x)
+
+
+APPLY = Linen().apply  # once: another object would be another program
+
+
+def _affine_linen(kernel, bias):
+    return Partial(APPLY, {"params": {"Dense_0": {"kernel": kernel, "bias": bias}}})
+
+
+def _affine_equinox(kernel, bias):
+    dense = eqx.nn.Linear(3, 3, key=KEY)
+    return AffineEquinox(eqx.tree_at(lambda dense: (dense.weight, dense.bias), dense, (kernel.T, bias)))
+
+
+def _affine(params, x, timestep):
+    return jnp.matmul(x, params["kernel"]) + params["bias"][None]
+
+
+def _affine_of_timestep(kernel, bias):
+    return parameterization.from_timesteps(Partial(_affine, {"kernel": kernel, "bias": bias}), SCHEDULE)
+
+
+def _step(network, gradient):
+    return jax.tree.map(lambda w, dw: w - 0.01 * dw, network, gradient)
+
+
+def _step_in_place(network, gradient):
+    nnx.Optimizer(network, optax.sgd(0.01), wrt=nnx.Param).update(network, gradient)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "grad", "step"),
+    [
+        (_affine_linen, jax.grad, _step),
+        (AffineNnx, nnx.grad, _step_in_place),
+        (_affine_equinox, eqx.filter_grad, _step),
+        (_affine_of_timestep, jax.grad, _step),
+    ],
+    ids=["linen", "nnx", "equinox", "from_timesteps"],
+)
+def test_a_step_of_gradient_descent_by_one_program_and_without_old_parameters(make, grad, step):
+    """f(x) = x W + b of every library, before and after a step, against the sums and the gradient by NumPy."""
+    x, kernel, bias = np.asarray(X), np.diag([0.5, 1.0, 2.0]).astype(np.float32), np.float32([0.1, 0.2, 0.3])
+    y, level, before = x @ kernel + bias, SCHEDULE(np.array([1, 2, 3, 4])), len(TRACES)
+    stepped = kernel - 0.02 * x.T @ y, bias - 0.02 * y.sum(0)
+    network = make(jnp.asarray(kernel), jnp.asarray(bias))
+    same(squares(network, X, level), np.sum(y**2))
+    network = step(network, grad(lambda network: squares(network, X, level))(network))
+    value = squares(network, X, level)
+    same(value, np.sum((x @ stepped[0] + stepped[1]) ** 2))
+    same(value, squares(make(*map(jnp.asarray, stepped)), X, level))
+    assert len(TRACES) - before == 1
+
+
+def test_gradients_flow_to_what_a_plain_function_closes_over():
+    x, kernel, bias = np.asarray(X), jnp.diag(jnp.array([0.5, 1.0, 2.0])), jnp.array([0.1, 0.2, 0.3])
+    level, params = SCHEDULE(np.array([1, 2, 3, 4])), {"kernel": kernel, "bias": bias}
+    gradient = jax.grad(lambda params: squares(lambda x, level: _affine(params, x, level), X, level))(params)
+    y = x @ np.asarray(kernel) + np.asarray(bias)
+    jax.tree.map(same, gradient, {"kernel": 2 * x.T @ y, "bias": 2 * y.sum(0)})
 
 
 @pytest.mark.slow

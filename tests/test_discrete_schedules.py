@@ -328,8 +328,8 @@ def test_interpolated_schedule_goes_through_the_levels():
 
 
 def test_the_interpolation_of_a_subsequence_keeps_its_step_numbers():
-    few = linear_betas(20, 0.001, 0.3).subsequence([0, 1, 5, 11, 20])
-    np.testing.assert_allclose(_levels(InterpolatedSchedule(few), np.array([0, 0.5, 1, 1.5, 3]) / 3)[4], [1, 3, 5, 8, 20])
+    line = InterpolatedSchedule(linear_betas(20, 0.001, 0.3).subsequence([0, 1, 5, 11, 20]))
+    np.testing.assert_allclose(_levels(line, np.array([0, 0.5, 1, 1.5, 3]) / 3)[4], [1, 3, 5, 8, 20])
 
 
 def test_interpolated_drops_are_differences_within_a_cell_and_across():

@@ -196,8 +196,8 @@ def from_timesteps(network: Callable, schedule: TabulatedSchedule, *, integer: b
     """
     if not isinstance(schedule, TabulatedSchedule):
         raise TypeError(
-            f"schedule is a {type(schedule).__name__}: it must be the discrete schedule of the network's training, such "
-            "as discrete_schedules.linear_betas(1000)"
+            f"schedule is a {type(schedule).__name__}: it must be the discrete schedule of the network's training, "
+            "such as discrete_schedules.linear_betas(1000)"
         )
     return Partial(_at_integer_timestep if integer else _at_timestep, network, schedule)
 
