@@ -33,8 +33,8 @@ FILES = [
     "likelihoods", "divergence", "score_matching", "tweedie", "sure", "langevin", "energy", "autoencoder", "vae",
     "hvae", "elbo", "path_bounds", "losses", "vdm", "weightings", "reverse_variance", "probability_flow",
     "samplers/chain", "samplers/ancestral", "samplers/ddim", "samplers/churn", "samplers/euler", "samplers/heun",
-    "samplers/dpmpp", "samplers/predictor_corrector", "samplers/repaint", "samplers/adaptive", "guidance",
-    "dequantization", "closed_form", "information", "linear_gaussian", "metrics",
+    "samplers/dpmpp", "samplers/predictor_corrector", "samplers/repaint", "samplers/twisted", "samplers/adaptive",
+    "guidance", "dequantization", "closed_form", "information", "linear_gaussian", "metrics",
 ]  # fmt: skip
 GOAL = 0.95
 # Equations do not use //, shifts or bit operations except on masks, so one replacement is enough.

@@ -278,6 +278,123 @@ def test_gaussian_is_accurate_in_float32():
         assert np.all(error <= 1e-6 * conditioning[:, None] * scale)
 
 
+# The posterior given a linear measurement y = A x_0 + noise
+
+OPERATOR = np.random.RandomState(5).randn(3, 4)
+MEASURABLE = ["gaussian", "low_rank", "plane", "mixture", "points"]
+
+
+def _halves(x):
+    """Two measurements of a batch of examples (B, 2, 2), of shape (B, 2, 1)."""
+    return x.sum(-1, keepdims=True) / jnp.sqrt(2.0)
+
+
+@jax.jit
+def _measured(distribution, operator, y, noise, x_t, level):
+    posterior = closed_form.linear_posterior(distribution, operator, y, noise)
+    evidence = closed_form.linear_measurement(distribution, operator, noise).log_prob(y)
+    x_0 = jax.vmap(distribution.sample)(jax.random.split(jax.random.key(1), 3))
+    both = closed_form.linear_posterior(distribution.posterior(x_t, level), operator, y, noise)
+    other = posterior.posterior(x_t, level)
+    return {
+        "mean": posterior.mean,
+        "covariance": posterior.covariance(),
+        "evidence": evidence,
+        "x_0": x_0,
+        "log_prior": jax.vmap(distribution.log_prob)(x_0),
+        "log_posterior": jax.vmap(posterior.log_prob)(x_0),
+        "two_orders": [(each.mean, each.covariance()) for each in (both, other)],
+        "slope": jax.grad(lambda y: closed_form.linear_measurement(distribution, operator, noise).log_prob(y))(y),
+    }
+
+
+def _measure(name, noise):
+    distribution = distributions()[name]
+    dims = distribution.mean.size
+    operator, y = OPERATOR[: dims - 1, :dims], np.array([0.4, -0.7, 0.2])[: dims - 1]
+    level = level_from_log_snr(jnp.asarray(0.3))
+    x_t = 0.3 * np.arange(1.0, dims + 1).reshape(distribution.mean.shape)
+    ours = _measured(distribution, operator, y, noise, x_t, level)
+    return SimpleNamespace(**jax.tree.map(np.asarray, ours), operator=operator, y=y)
+
+
+@pytest.mark.parametrize("name", MEASURABLE)
+def test_the_posterior_of_a_measurement_is_bayes_rule(name):
+    noise = 0.3
+    ours, distribution = _measure(name, noise), distributions()[name]
+    if name in ("gaussian", "low_rank", "plane"):  # regression on y
+        mean, covariance = np.asarray(distribution.mean).reshape(-1), values(name).covariance
+        gram = ours.operator @ covariance @ ours.operator.T + noise * np.eye(len(ours.y))
+        gain = covariance @ ours.operator.T @ np.linalg.inv(gram)
+        np.testing.assert_allclose(ours.mean.reshape(-1), mean + gain @ (ours.y - ours.operator @ mean), rtol=1e-11)
+        np.testing.assert_allclose(ours.covariance, covariance - gain @ ours.operator @ covariance, atol=1e-13)
+        evidence = stats.multivariate_normal(ours.operator @ mean, gram).logpdf(ours.y)
+        np.testing.assert_allclose(ours.evidence, evidence, rtol=1e-11)
+    if name != "plane":  # which has no density; the constant is the evidence
+        residual = ours.y - ours.x_0.reshape(3, -1) @ ours.operator.T
+        log_likelihood = stats.multivariate_normal(np.zeros(len(ours.y)), noise * np.eye(len(ours.y))).logpdf(residual)
+        bayes = ours.log_prior + log_likelihood - ours.evidence
+        np.testing.assert_allclose(ours.log_posterior, bayes, rtol=1e-10, atol=1e-10)
+    for first, second in zip(*ours.two_orders, strict=True):  # given y and x_t, in either order
+        np.testing.assert_allclose(first, second, rtol=1e-9, atol=1e-11)
+    assert np.all(np.isfinite(ours.slope))
+
+
+def test_an_operator_is_a_matrix_or_a_linear_map_of_batches():
+    distribution, y = distributions()["gaussian"], np.array([[0.4], [-0.7]])
+    matrix = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]) / np.sqrt(2)
+
+    @jax.jit
+    def both(distribution, y):
+        maps = closed_form.linear_posterior(distribution, _halves, y, 0.1)
+        products = closed_form.linear_posterior(distribution, matrix, y.reshape(-1), 0.1)
+        measurements = closed_form.linear_measurement(distribution, _halves, 0.1)
+        batch = jax.vmap(lambda y: closed_form.linear_posterior(distribution, _halves, y, 0.1).mean)(jnp.stack([-y, y]))
+        return (maps.mean, maps.covariance()), (products.mean, products.covariance()), measurements.mean, batch
+
+    maps, products, mean, batch = both(distribution, y)
+    for ours, expected in zip(maps, products, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(mean, _halves(distribution.mean[None])[0], rtol=1e-14)
+    np.testing.assert_allclose(batch[1], maps[0], rtol=1e-12)
+
+
+def test_the_posterior_of_a_precise_measurement_is_accurate_in_float32():
+    # the same float32 numbers, in float32 and in float64; more measurements than dimensions, and an idle one
+    random, moments = np.random.RandomState(6), jax.jit(lambda *a: _moments(closed_form.linear_posterior(*a)))
+    gaussian32 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), distributions()["gaussian"])
+    for rows, noise in ((2, 1e-4), (6, 1e-2)):
+        operator = np.float32(random.randn(rows, 4) * (np.arange(4) != 2))  # nothing measures the third entry
+        arguments = (operator, np.float32(random.randn(rows)), np.float32(noise))
+        ours = moments(gaussian32, *arguments)
+        truth = moments(jax.tree.map(np.float64, gaussian32), *jax.tree.map(np.float64, arguments))
+        for mine, true in zip(ours, truth, strict=True):
+            assert mine.dtype == jnp.float32
+            np.testing.assert_allclose(mine, true, rtol=0.0, atol=5e-6 * np.abs(true).max())
+
+
+def _moments(distribution):
+    return distribution.mean, distribution.covariance()
+
+
+def test_invalid_measurements_are_refused():
+    gaussian, y = distributions()["gaussian"], np.zeros(3)
+    for operator, value, noise, message in (
+        (OPERATOR[:, :3], y, 0.1, r"operator has shape \(3, 3\): it must be \(M, 4\)"),
+        (OPERATOR[0], y, 0.1, r"operator has shape \(4,\)"),
+        (OPERATOR, y[:1], 0.1, r"y has shape \(1,\), but the operator returns \(3,\)"),
+        (_halves, y[:2], 0.1, r"y has shape \(2,\), but the operator returns \(2, 1\)"),
+        (OPERATOR, y, 0.0, "noise_variance is 0.0: it must be positive"),
+        (OPERATOR, y, np.full(3, 0.1), r"noise_variance has shape \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            closed_form.linear_posterior(gaussian, operator, value, noise)
+    with pytest.raises(TypeError, match="no closed form for a linear measurement of Independent data: use"):
+        closed_form.linear_posterior(distributions()["independent"], np.eye(2), np.zeros(2), 0.1)
+    with pytest.raises(TypeError, match="of Independent data"):
+        closed_form.linear_measurement(distributions()["independent"], np.eye(2), 0.1)
+
+
 def test_denoiser_and_decoder_satisfy_the_network_protocols():
     distribution, ours = distributions()["mixture"], values("mixture")
     denoiser, decoder = closed_form.OptimalDenoiser(distribution, "v"), closed_form.OptimalDecoder(distribution)

@@ -1,6 +1,8 @@
 """Guidance is Bayes' rule: compared with conditional distributions derived by hand."""
 
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,14 @@ import numpy as np
 import pytest
 from jax.scipy.stats import multivariate_normal
 from jax.tree_util import Partial
+from scipy import stats
 
 from tests.derivations.check import assert_close, assert_mean, refuted
 from tests.derivations.worlds import draws
 from vdm_jax import closed_form
 from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import discretize
-from vdm_jax.guidance import ClassifierFreeGuidance, ClassifierGuidance, ReconstructionGuidance
+from vdm_jax.guidance import ClassifierFreeGuidance, ClassifierGuidance, LinearMeasurement, ReconstructionGuidance
 from vdm_jax.noise_levels import NoiseLevel, level_from_log_snr
 from vdm_jax.parameterization import convert
 from vdm_jax.samplers import ancestral, ddim, dpmpp_2m, heun
@@ -171,12 +174,33 @@ def test_a_measurement_by_hand():
         np.array([1.0, 2.0, 0.5, 0.0, -1.0]),
     )
     measure, net = lambda x: x.sum(1, keepdims=True) / np.sqrt(2), lambda x, level: 0.9 * x
-    for posterior, var in ((None, sigma**2), (Partial(_constant, jnp.asarray(0.7)), 0.7)):
-        guided = ReconstructionGuidance(net, measure, y, jnp.asarray(noise), posterior, jnp.asarray(scales), "x_0")
+    level_variance = 0.5 * sigma**2 / (0.5 * alpha**2 + sigma**2)
+    constant = Partial(_constant, jnp.asarray(0.7))
+    for posterior, data, var in ((None, 1.0, sigma**2), (None, 0.5, level_variance), (constant, 0.5, 0.7)):
+        guided = ReconstructionGuidance(
+            net, measure, y, jnp.asarray(noise), posterior, jnp.asarray(scales), "x_0", data_variance=data
+        )
         residual = y - 0.9 * np.asarray(x_t).sum(1, keepdims=True) / np.sqrt(2)
         gradient = 0.9 / np.sqrt(2) * residual / (noise[:, None] + var)
         expected = 0.9 * x_t + scales[:, None] * sigma**2 / alpha * gradient
         assert_close(_evaluate(guided, x_t, level), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_log_likelihood_of_a_measurement_is_normalized():
+    level, x_hat = _levels(-1.0, 2.0)
+    y, noise, measure = np.array([[0.3, -0.1], [1.0, 0.2]]), np.array([0.1, 0.2]), lambda x: 0.5 * x
+    sigma = np.asarray(level.sigma)
+    for options, var in (
+        ({}, sigma**2),
+        ({"data_variance": 0.5}, 0.5 * sigma**2 / (0.5 * (1 - sigma**2) + sigma**2)),
+        ({"posterior_variance": lambda level: 2.0 * level.sigma}, 2 * sigma),
+    ):
+        ours = LinearMeasurement(measure, y, jnp.asarray(noise), **options)(x_hat, level)
+        terms = stats.norm(0.5 * np.asarray(x_hat), np.sqrt(noise + var)[:, None]).logpdf(y)
+        assert_close(ours, terms.sum(1))
+    clean = jax.tree.map(lambda field: jnp.full(2, field), discretize(LinearLogSNR(9.0, -9.0), 3)(0))
+    ours = LinearMeasurement(measure, y, 0.1, data_variance=0.5)(x_hat, clean)
+    assert_close(ours, stats.norm(0.5 * np.asarray(x_hat), np.sqrt(0.1)).logpdf(y).sum(1))
 
 
 def test_the_variance_of_an_exploding_level():
@@ -199,6 +223,7 @@ def test_shapes_that_do_not_fit_are_refused():
             r"posterior_variance has shape",
         ),
         (ReconstructionGuidance(net, measure, y, 0.1, None, jnp.ones((2, 1))), r"scale has shape \(2, 1\)"),
+        (ReconstructionGuidance(net, measure, y, 0.1, data_variance=np.ones(2)), r"data_variance has shape \(2,\)"),
         (ClassifierFreeGuidance(net, net, jnp.ones(3)), r"scale has shape \(3,\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -351,3 +376,103 @@ def test_the_guidance_is_proportional_to_the_scale():
     free = _evaluate(full.denoiser, x_t, level)
     half = ReconstructionGuidance(full.denoiser, _measure, full.y, NOISE, _posterior_variance, 0.5)
     assert_close(_evaluate(half, x_t, level) - free, 0.5 * (_evaluate(full, x_t, level) - free), atol=1e-12)
+
+
+# The choice of the posterior variance, compared with the exact posterior
+
+
+def _data_variance_formula(v):
+    return lambda level: v * level.sigma**2 / (v * level.alpha**2 + level.sigma**2)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _ExactCovariance:
+    """Reconstruction guidance with A Cov[x_0 | x_t] A^T of every x_t in place of var_t I, or its diagonal."""
+
+    data: Any
+    operator: Any
+    y: Any
+    noise_variance: Any
+    diagonal: bool = field(metadata={"static": True})
+
+    def __call__(self, x_t, level):
+        def one(x, lv):
+            posterior = self.data.posterior(x, lv)
+            covariance = closed_form.matmul(self.operator, posterior.covariance()) @ self.operator.T
+            covariance = covariance * jnp.eye(len(self.y)) if self.diagonal else covariance
+            gram = covariance + self.noise_variance * jnp.eye(len(self.y))
+            residual = jnp.linalg.solve(gram, self.y - self.operator @ posterior.mean)
+            slope = jax.vjp(lambda x: self.data.posterior(x, lv).mean, x)[1](self.operator.T @ residual)[0]
+            return (x - lv.alpha * posterior.mean) / lv.sigma - lv.sigma * slope
+
+        return jax.vmap(one)(x_t, level)
+
+
+def _worlds():
+    """Name -> data, measured entries, y, noise variance."""
+    pairs = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    correlated = np.array([[1.0, 0.8], [0.8, 1.0]])
+    decay = 0.25 * 0.9 ** np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    return {
+        "two modes, v = 1.1": (closed_form.mixture([0.5, 0.5], pairs, [0.1, 0.1]), [0], [0.3], 0.05),
+        "two modes, v = 0.18": (closed_form.mixture([0.5, 0.5], 0.4 * pairs, [0.016, 0.016]), [0], [0.12], 0.008),
+        "three modes, v = 0.61": (
+            closed_form.mixture(WEIGHTS[:3], MEANS[:3], COVARIANCES[:3]), [0], [0.6], 0.05
+        ),
+        "normal, v = 1": (closed_form.gaussian(np.zeros(2), correlated), [0], [1.5], 0.01),
+        "normal, v = 0.1": (closed_form.gaussian(np.zeros(2), 0.1 * correlated), [0], [0.5], 0.001),
+        "normal, v = 9": (closed_form.gaussian(np.zeros(2), 9.0 * correlated), [0], [4.5], 0.09),
+        "normal, 8 entries, v = 0.25": (
+            closed_form.gaussian(np.zeros(8), decay), [0, 1, 2, 6, 7], [0.5, 0.4, 0.6, -0.3, -0.5], 0.001
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_posterior_variance_that_comes_closest_to_the_exact_posterior():
+    count, table = 5_000, {}
+    schedule, x_T = discretize(LinearLogSNR(10.0, -9.0), 200), jax.random.normal(jax.random.key(3), (5_000, 8))
+    for name, (data, entries, y, noise) in _worlds().items():
+        dims, y = data.mean.size, jnp.asarray(y)
+        operator = jnp.eye(dims)[np.array(entries)]
+        best, posterior = closed_form.OptimalDenoiser(data), closed_form.linear_posterior(data, operator, y, noise)
+        v = float(np.mean(np.asarray(data.variance)[entries]))
+        measured = Partial(_times, operator), jnp.broadcast_to(y, (count, len(entries))), noise
+        guided = {
+            "0": ReconstructionGuidance(best, *measured, Partial(_no_variance)),
+            "sigma^2 / alpha^2": ReconstructionGuidance(
+                best, *measured, lambda level: (level.sigma / level.alpha) ** 2
+            ),
+            "data_variance=1": ReconstructionGuidance(best, *measured),
+            "data_variance=v": ReconstructionGuidance(best, *measured, data_variance=v),
+            "diagonal": _ExactCovariance(data, operator, y, noise, True),
+            "covariance": _ExactCovariance(data, operator, y, noise, False),
+        }
+        hidden = [i for i in range(dims) if i not in entries]
+        truth = np.asarray(draws(posterior, jax.random.key(1), count))[:, hidden]
+        table[name] = {}
+        for how, net in guided.items():
+            x_0 = np.asarray(ancestral(net, jax.random.key(4), x_T[:, :dims], schedule).x_0)[:, hidden]
+            distances = [stats.wasserstein_distance(*pair) for pair in zip(x_0.T, truth.T, strict=True)]
+            table[name][how] = float(np.mean(distances / truth.std(0))) if np.all(np.isfinite(x_0)) else np.inf
+    rows = {name: {how: round(value, 3) for how, value in row.items()} for name, row in table.items()}
+    mean = {how: np.mean([row[how] for row in table.values()]) for how in guided}
+    print(
+        "\nW1 of the unmeasured entries to the exact posterior, in its standard deviations:",
+        *rows.items(),
+        mean,
+        sep="\n",
+    )
+    assert mean["data_variance=v"] < 0.8 * min(mean[how] for how in ("sigma^2 / alpha^2", "data_variance=1"))
+    assert mean["data_variance=v"] < 1.1 * mean["diagonal"]  # the exact variances are no better on average
+    for name in ("normal, v = 0.1", "normal, v = 9"):
+        assert table[name]["data_variance=v"] < 0.5 * table[name]["data_variance=1"]
+
+
+def _times(operator, x):
+    return x @ operator.T
+
+
+def _no_variance(level):
+    return 0.0 * level.sigma

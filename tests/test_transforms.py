@@ -95,6 +95,7 @@ DISTRIBUTIONS = {
     "closed_form.Independent": closed_form.independent_pixels([[0.1, 0.6, 0.3], [0.3, 0.3, 0.4]]),
 }
 POINT = numbers(9, 2)
+LINE = jnp.asarray([[0.6, 0.8]])
 
 
 def of_distribution(name, function):
@@ -311,6 +312,16 @@ SMOOTH: dict[str, tuple[Any, tuple]] = {
         ),
         (POINT, HIGH, LOW),
     ),
+    **{
+        f"closed_form.{name}": (
+            of_distribution("closed_form.Mixture", lambda w, y, level, f=function: f(w, LINE.astype(y.dtype), y[:1])),
+            (POINT, P),
+        )
+        for name, function in {
+            "linear_measurement": lambda w, line, y: closed_form.linear_measurement(w, line, 0.1).log_prob(y),
+            "linear_posterior": lambda w, line, y: closed_form.linear_posterior(w, line, y, 0.1).score(2.0 * line[0]),
+        }.items()
+    },
     "closed_form.optimal_prediction": (
         of_distribution(
             "closed_form.Mixture",
@@ -559,6 +570,10 @@ def _encoded(net, k, x):
     )
 
 
+def _log_likelihood(x_hat, level):
+    return 0.1 * jnp.sum(jnp.tanh(0.2 * x_hat), axis=1)
+
+
 def _learned_decoder(x_hat, fraction, x_1, level):
     return Normal(x_hat, var=level.sigma**2 * jnp.exp(fraction))
 
@@ -590,6 +605,9 @@ OF_DENOISER: dict[str, Any] = {
     "samplers.dpmpp_2m_sde": lambda net, k, x: samplers.dpmpp_2m_sde(net, k, x, discrete(x), prediction_type="v").x_0,
     "samplers.predictor_corrector": lambda net, k, x: samplers.predictor_corrector(net, k, x, discrete(x)).x_0,
     "samplers.repaint": lambda net, k, x: samplers.repaint(net, k, x, discrete(x), 0.5 * x, x, resamplings=2).x_0,
+    "samplers.twisted_smc": lambda net, k, x: samplers.twisted_smc(
+        net, k, x, discrete(x), _log_likelihood, ess_threshold=0.0
+    ),
     "score_matching.sliced": lambda net, k, x: score_matching.sliced(_score(net, x), k, x, trace="gaussian"),
     "score_matching.denoising": lambda net, k, x: score_matching.denoising(_score(net, x), k, x, _noise),
     "score_matching.denoising_at_level": lambda net, k, x: score_matching.denoising_at_level(
@@ -655,6 +673,9 @@ BATCHED: dict[str, Any] = {
     "guidance.ReconstructionGuidance": lambda k, p, x: guidance.ReconstructionGuidance(
         Partial(network, p), _measured, 0.3 * x[:, :2], 0.1 + p**2, prediction_type="v"
     )(x, _levels_of(x)),
+    "guidance.LinearMeasurement": lambda k, p, x: guidance.LinearMeasurement(
+        _measured, 0.3 * x[:, :2], 0.1 + p**2, data_variance=0.5
+    )(p * x, _levels_of(x)),
     "score_matching.finite_difference": lambda k, p, x: score_matching.finite_difference(
         Partial(_network_energy, p), k, x, 0.1
     ),
@@ -694,6 +715,7 @@ DISCRETE: dict[str, tuple[Any, tuple]] = {
         ),
         (KEYS, X, numbers(13, 3, 2)),
     ),
+    "samplers.systematic_resampling": (samplers.systematic_resampling, (KEYS, numbers(14, 5))),
     "vae.reinforce_surrogate": (lambda c, q: vae.reinforce_surrogate(c, q), (P, VAR)),
     "hvae.collapse_diagnostics": (lambda k, p, x: hvae.collapse_diagnostics(_top_down(p), k, x), (KEYS, P, BATCH)),
     "hvae.kl_warm_up": (lambda t: hvae.kl_warm_up(t, 4), (STEPS,)),
@@ -769,7 +791,8 @@ NAMED_ELSEWHERE = {
     "hvae.CollapseDiagnostics", "hvae.bound", "linear_gaussian.PrincipalComponents", "losses.DenoisingLoss",
     "reverse_variance.HybridLoss", "reverse_variance.InterpolatedDecoder", "reverse_variance.VarianceBounds",
     "reverse_variance.VarianceDecoder", "reverse_variance.VarianceDenoiser", "reverse_variance.VariationalLoss",
-    "samplers.Samples", "samplers.Trajectory", "samplers.adaptive", "probability_flow.FlowLogLikelihood",
+    "samplers.Particles", "samplers.Samples", "samplers.Trajectory", "samplers.adaptive",
+    "probability_flow.FlowLogLikelihood",
     "probability_flow.drift", "probability_flow.log_likelihood", "probability_flow.sample",
     "probability_flow.sample_with_log_prob", "probability_flow.FlowSample",
     "closed_form.Distribution", "closed_form.OptimalDecoder", "closed_form.OptimalDenoiser", "information.Estimate",

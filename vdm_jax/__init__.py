@@ -133,9 +133,11 @@ Sampling (SAM-2 .. SAM-4)
     DPM-Solver++(2M) for the ODE, for the SDE .............. samplers.dpmpp_2m, dpmpp_2m_sde
     predictor-corrector .................................... samplers.predictor_corrector
     inpainting by RePaint .................................. samplers.repaint
+    twisted sequential Monte Carlo, its resampling ......... samplers.twisted_smc, systematic_resampling
 Guidance and conditional generation
     classifier-free guidance, classifier guidance .......... guidance.ClassifierFreeGuidance, ClassifierGuidance
-    inverse problems: reconstruction guidance (PiGDM) ...... guidance.ReconstructionGuidance
+    inverse problems: reconstruction guidance (PiGDM) ...... guidance.ReconstructionGuidance, LinearMeasurement
+    exact p(x_0 | y) of any likelihood, many particles ..... samplers.twisted_smc
 Likelihood evaluation (LIK-1 .. LIK-5)
     importance-weighted bound over paths ................... path_bounds.importance_weighted_bound
     log-likelihood by the probability-flow ODE ............. probability_flow.log_likelihood, drift
@@ -147,6 +149,7 @@ Distributions with closed-form answers (POST-7, PAR-3)
     normal, mixture, data set, independent pixels .......... closed_form.gaussian, low_rank, mixture, empirical,
                                                              independent_pixels
     q(x_t), q(x_s | x_t) of the data distribution .......... closed_form.marginal, reverse_transition
+    p(y), p(x_0 | y) of a noisy linear measurement ......... closed_form.linear_measurement, linear_posterior
     optimal denoiser E[target | x_t], optimal decoder ...... closed_form.optimal_prediction, OptimalDenoiser,
                                                              OptimalDecoder
     expectations with their errors ......................... information.quadrature, monte_carlo

@@ -31,7 +31,17 @@ from vdm_jax import forward
 from vdm_jax.gaussian import LOG_2PI, _root
 from vdm_jax.likelihoods import normalize
 from vdm_jax.noise_levels import NoiseLevel, Step
-from vdm_jax.types import Batch, Key, PredictionType, Real, Scalar, X, unknown_prediction_type
+from vdm_jax.types import (
+    Batch,
+    Key,
+    PredictionType,
+    Real,
+    Scalar,
+    X,
+    check_positive_scalar,
+    check_scalar,
+    unknown_prediction_type,
+)
 
 __all__ = [
     "Distribution",
@@ -44,6 +54,8 @@ __all__ = [
     "empirical",
     "gaussian",
     "independent_pixels",
+    "linear_measurement",
+    "linear_posterior",
     "low_rank",
     "marginal",
     "matmul",
@@ -54,6 +66,7 @@ __all__ = [
 
 _ArrayLike = ArrayLike | Sequence[Any]
 _Matrix = Float[Array, "D D"]
+_Operator = Float[Array, "M D"]
 _Weights = Float[Array, " K"]
 _Stacked = Float[Array, "K *v"]  # a value of any shape for every component
 _Value = Float[Array, "*v"]
@@ -492,6 +505,89 @@ def reverse_transition(distribution: Distribution, x_t: X, step: Step) -> Any:
     return distribution.posterior(x_t, step.t).pushforward(c_2, c_1 * x_t, sigma**2)
 
 
+def linear_measurement(distribution: Distribution, operator: Any, noise_variance: ArrayLike) -> Any:
+    """p(y) of a noisy linear measurement y = A x_0 + sqrt(noise_variance) eps; its `log_prob` is the evidence of y.
+
+        N(A mean, A Sigma A^T + noise_variance I)    for every component of Gaussian or mixture data
+
+    Args:
+        distribution: of x_0; a `Gaussian`, a `Mixture` or an `Empirical`.
+        operator: A, a matrix of shape (M, D), or a linear map of batches (B, *x) -> (B, *y), as in
+            `guidance.ReconstructionGuidance`.
+        noise_variance: a positive scalar.
+
+    Returns:
+        A distribution of y, shape (*y), or (M,) for a matrix: a Gaussian, or a mixture.
+
+    Raises:
+        ValueError: a matrix of another shape, or a noise_variance that is not one positive number.
+        TypeError: another kind of distribution, such as `Independent`.
+    """
+    matrix, shape = _operator_matrix(distribution, operator)
+    noise_variance = _checked_noise(noise_variance, matrix)
+    match distribution:
+        case Gaussian():
+            return _gaussian_measurement(distribution, matrix, shape, noise_variance)
+        case Mixture(log_weights, components):
+            return Mixture(
+                log_weights,
+                _map_components(lambda c: _gaussian_measurement(c, matrix, shape, noise_variance), components),
+            )
+        case Empirical(log_weights, points):
+            clean = jax.vmap(lambda point: matmul(matrix, point.reshape(-1)).reshape(shape))(points)
+            return Empirical(log_weights, clean).pushforward(
+                jnp.ones((), clean.dtype), jnp.zeros(shape, clean.dtype), noise_variance
+            )
+    raise _no_linear_measurement(distribution)
+
+
+def linear_posterior(distribution: Distribution, operator: Any, y: ArrayLike, noise_variance: ArrayLike) -> Any:
+    """The exact p(x_0 | y) of a noisy linear measurement y = A x_0 + sqrt(noise_variance) eps (conjugacy).
+
+        Gaussian     N( mean + Sigma A^T S^-1 (y - A mean),  Sigma - Sigma A^T S^-1 A Sigma ),
+                     S = A Sigma A^T + noise_variance I
+        Mixture      each component's posterior; its weight times its evidence N(y; A m_k, S_k)
+        Empirical    the same points; their weights times N(y; A x_i, noise_variance I)
+
+    `OptimalDenoiser(linear_posterior(...))` is the denoiser that a guided one approximates, and `linear_measurement`
+    has the evidence p(y). The posterior of a Gaussian has a full basis and costs O(D^3). It is differentiable in y, but
+    not in the operator and Sigma.
+
+    Args:
+        distribution: of x_0; a `Gaussian`, a `Mixture` or an `Empirical`.
+        operator: A, a matrix of shape (M, D), or a linear map of batches (B, *x) -> (B, *y), as in
+            `guidance.ReconstructionGuidance`.
+        y: one measurement, shape (*y), or (M,) for a matrix.
+        noise_variance: a positive scalar.
+
+    Returns:
+        A distribution of x_0 of the same kind.
+
+    Raises:
+        ValueError: a matrix or y of another shape, or a noise_variance that is not one positive number.
+        TypeError: another kind of distribution, such as `Independent`, whose entries would become dependent.
+
+    Source: Bishop 2006, "Pattern recognition and machine learning", section 2.3.3.
+    """
+    matrix, shape = _operator_matrix(distribution, operator)
+    noise_variance = _checked_noise(noise_variance, matrix)
+    if jnp.shape(y) != shape:  # it must not broadcast
+        raise ValueError(f"y has shape {jnp.shape(y)}, but the operator returns {shape}: pass y of that shape")
+    y = jnp.asarray(y, matrix.dtype)
+    match distribution:
+        case Gaussian():
+            return _gaussian_posterior(distribution, matrix, y, noise_variance)
+        case Mixture(_, components):
+            weights = jax.nn.log_softmax(linear_measurement(distribution, matrix, noise_variance)._log_terms(y.ravel()))
+            return Mixture(
+                weights, _map_components(lambda c: _gaussian_posterior(c, matrix, y, noise_variance), components)
+            )
+        case Empirical(_, points):
+            weights = jax.nn.log_softmax(linear_measurement(distribution, matrix, noise_variance)._log_terms(y.ravel()))
+            return Empirical(weights, points)
+    raise _no_linear_measurement(distribution)
+
+
 def optimal_prediction(distribution: Distribution, x_t: X, level: NoiseLevel, prediction_type: PredictionType) -> X:
     """The optimal network output: the conditional expectation of the target given x_t (ELBO-11, PAR-2, PAR-3).
 
@@ -547,6 +643,61 @@ class OptimalDecoder:
         """p(x_0 | x_1)."""
         del x_hat
         return self.distribution.posterior(x_1, level)
+
+
+def _operator_matrix(distribution: Any, operator: Any) -> tuple[_Operator, tuple[int, ...]]:
+    """A, shape (M, D), and the shape of y."""
+    mean = distribution.mean
+    if not callable(operator):
+        matrix = jnp.asarray(operator, mean.dtype)
+        if matrix.ndim != 2 or matrix.shape[1] != mean.size:
+            raise ValueError(f"operator has shape {matrix.shape}: it must be (M, {mean.size}), or a linear map")
+        return matrix, matrix.shape[:1]
+    columns = jnp.asarray(operator(jnp.eye(mean.size, dtype=mean.dtype).reshape(mean.size, *mean.shape)))
+    return columns.reshape(mean.size, -1).T, columns.shape[1:]
+
+
+def _whitened(prior: Gaussian, matrix: _Operator):
+    """Sigma^(1/2), and the singular value decomposition of A Sigma^(1/2), with all D right singular vectors."""
+    root = prior._matrix(_root(prior.variances), _root(prior.residual_variance))
+    left, scales, right = jnp.linalg.svd(matmul(matrix, root), full_matrices=True)
+    return root, left[:, : scales.size], scales, right
+
+
+def _gaussian_measurement(
+    prior: Gaussian, matrix: _Operator, shape: tuple[int, ...], noise_variance: Scalar
+) -> Gaussian:
+    _, left, scales, _ = _whitened(prior, matrix)
+    mean = matmul(matrix, prior.mean.reshape(-1)).reshape(shape)
+    return Gaussian(mean, left, scales**2 + noise_variance, noise_variance)
+
+
+def _gaussian_posterior(prior: Gaussian, matrix: _Operator, y: X, noise_variance: Scalar) -> Gaussian:
+    """For x_0 = mean + Sigma^(1/2) z, the posterior of z is diagonal in the right singular vectors.
+
+    Its standard deviations come from singular values of factors, with twice the digits that the eigenvalues of a
+    difference of covariances would have.
+    """
+    root, left, scales, right = _whitened(prior, matrix)
+    total = scales**2 + noise_variance
+    coordinates = scales / total * matmul(left.T, y.reshape(-1) - matmul(matrix, prior.mean.reshape(-1)))
+    mean = prior.mean + matmul(root, matmul(right[: scales.size].T, coordinates)).reshape(prior.mean.shape)
+    deviations = jnp.ones(right.shape[0], right.dtype).at[: scales.size].set(jnp.sqrt(noise_variance / total))
+    basis, deviations, _ = jnp.linalg.svd(matmul(root, right.T * deviations[None, :]), full_matrices=False)
+    return Gaussian(mean, basis, deviations**2, jnp.zeros_like(prior.residual_variance))
+
+
+def _checked_noise(noise_variance: Any, matrix: _Operator) -> Scalar:
+    check_scalar("noise_variance", noise_variance)
+    check_positive_scalar("noise_variance", noise_variance)
+    return jnp.asarray(noise_variance, matrix.dtype)
+
+
+def _no_linear_measurement(distribution: Any) -> TypeError:
+    return TypeError(
+        f"no closed form for a linear measurement of {type(distribution).__name__} data: use closed_form.gaussian, "
+        "low_rank, mixture or empirical; entries measured one by one are `posterior`, with alpha = 1"
+    )
 
 
 def _map_components(function, components):

@@ -8,6 +8,7 @@ With exact parts, w = 1 is Bayes' rule: the score of q(x_t | y) is the score of 
 larger w samples a more concentrated distribution than q(x_0 | y). The scale w is a scalar, or one value per example.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vdm_jax.gaussian import LOG_2PI
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.parameterization import convert, to_eps, to_x_0
 from vdm_jax.types import (
@@ -23,12 +25,13 @@ from vdm_jax.types import (
     PredictionType,
     Real,
     at_least_float32,
+    check_scalar,
     evaluate,
     evaluate_scalars,
     per_example,
 )
 
-__all__ = ["ClassifierFreeGuidance", "ClassifierGuidance", "ReconstructionGuidance"]
+__all__ = ["ClassifierFreeGuidance", "ClassifierGuidance", "LinearMeasurement", "ReconstructionGuidance"]
 
 
 @jax.tree_util.register_dataclass
@@ -90,6 +93,48 @@ class ClassifierGuidance:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class LinearMeasurement:
+    """The log-likelihood of linear measurements y = A x_0 + noise given a prediction x_hat of x_0.
+
+        log N(y; A x_hat, (var_y + var_t) I)
+
+    At a level without noise var_t is 0 and this is log p(y | x_0) at x_0 = x_hat. At noisy levels it approximates
+    log p(y | x_t), as in `ReconstructionGuidance`. `samplers.twisted_smc` uses it as likelihood and twisting function.
+
+    The entries that a mask sets to 0 count as measurements of 0: for p(y), select the measured entries instead.
+
+    Fields: operator, y, noise_variance, posterior_variance and data_variance of `ReconstructionGuidance`.
+
+    Raises (when called): as `ReconstructionGuidance`.
+    """
+
+    operator: Any
+    y: Any
+    noise_variance: Any
+    posterior_variance: Any = None
+    data_variance: Any = 1.0
+
+    def __call__(self, x_hat: Batch, level: NoiseLevel) -> PerExample:
+        """The log-density in nats for predictions of shape (B, *x) at levels of shape (B,): shape (B,)."""
+        if self.posterior_variance is None:
+            check_scalar("data_variance", self.data_variance)
+            posterior_variance = _normal_posterior_variance(self.data_variance, level)
+        else:
+            posterior_variance = self.posterior_variance(level)
+        var = _per_example("noise_variance", self.noise_variance, x_hat)
+        var = var + _per_example("posterior_variance", posterior_variance, x_hat)
+        expected = self.operator(x_hat)
+        if jnp.shape(self.y) != expected.shape:  # they must not broadcast
+            raise ValueError(
+                f"y has shape {jnp.shape(self.y)}, but the operator returns {expected.shape}: pass y of that shape"
+            )
+        residual = jnp.asarray(self.y, expected.dtype) - expected
+        count = math.prod(expected.shape[1:])
+        return -0.5 * (per_example(jnp.square(residual)) / var + count * (jnp.log(var) + LOG_2PI))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class ReconstructionGuidance:
     """Reconstruction guidance (PiGDM), for linear inverse problems y = A x_0 + noise: inpainting, super-resolution.
 
@@ -105,14 +150,17 @@ class ReconstructionGuidance:
             selection of entries, or a mean over n entries times sqrt(n).
         y: the measurements, shape (B, *y).
         noise_variance: var_y of the measurement noise, a scalar or shape (B,).
-        posterior_variance: level -> var_t, the r_t^2 of PiGDM. None is sigma^2 / (alpha^2 + sigma^2), exact for data
-            from N(0, I).
+        posterior_variance: level -> var_t, the r_t^2 of PiGDM. None is v sigma^2 / (alpha^2 v + sigma^2), exact for
+            data from N(mean, v I).
         scale: w; 1 is the formula above.
         prediction_type: what the denoiser predicts.
+        data_variance: v, the variance of the data in a measured direction, averaged over the directions: for
+            inpainting, the mean over the known entries of the variance of an entry. A scalar, 1 for standardized data.
+            It matters most for data far from variance 1, such as images in [-1, 1] (docs/results.md).
 
     Raises (when called):
         ValueError: the shape of y differs from that of A x_hat, a variance or the scale is neither a scalar nor of
-            shape (B,), or unknown prediction_type.
+            shape (B,), data_variance is not a scalar, or unknown prediction_type.
 
     Source: Ho et al. 2022, arXiv:2204.03458, section 3.1; Chung et al. 2022, arXiv:2209.14687; Song et al. 2023,
         "Pseudoinverse-guided diffusion models for inverse problems" (var_t).
@@ -125,32 +173,27 @@ class ReconstructionGuidance:
     posterior_variance: Any = None
     scale: Any = 1.0
     prediction_type: PredictionType = field(default="eps", metadata={"static": True})
+    data_variance: Any = 1.0
 
     def __call__(self, x_t: Batch, level: NoiseLevel) -> Batch:
         """The prediction of a batch, shape (B, *x)."""
-        posterior_variance = (self.posterior_variance or _standard_normal_variance)(level)
-        var = _per_example("noise_variance", self.noise_variance, x_t)
-        var = var + _per_example("posterior_variance", posterior_variance, x_t)
+        measurement = LinearMeasurement(
+            self.operator, self.y, self.noise_variance, self.posterior_variance, self.data_variance
+        )
 
         def log_prob(x_t):
             prediction = evaluate(self.denoiser, x_t, level)
             x_hat = jax.vmap(partial(to_x_0, prediction_type=self.prediction_type))(prediction, x_t, level)
-            residual = self._residual(self.operator(x_hat))
-            return -0.5 * jnp.sum(per_example(jnp.square(residual)) / var), prediction
+            return measurement(x_hat, level).sum(), prediction
 
         gradient, prediction = jax.grad(log_prob, has_aux=True)(x_t)
         return _shifted(prediction, x_t, level, self.prediction_type, gradient, self.scale)
 
-    def _residual(self, expected: Batch) -> Batch:
-        if jnp.shape(self.y) != expected.shape:  # they must not broadcast
-            raise ValueError(
-                f"y has shape {jnp.shape(self.y)}, but the operator returns {expected.shape}: pass y of that shape"
-            )
-        return jnp.asarray(self.y, expected.dtype) - expected
 
-
-def _standard_normal_variance(level: NoiseLevel) -> Real:
-    return level.sigma**2 / (level.alpha**2 + level.sigma**2)
+def _normal_posterior_variance(data_variance: Any, level: NoiseLevel) -> Real:
+    """Var[x_0 | x_t] for data from N(mean, v I)."""
+    v, noise = jnp.asarray(data_variance, level.sigma.dtype), level.sigma**2
+    return v * noise / (level.alpha**2 * v + noise)
 
 
 def _per_example(name: str, value: Any, x_t: Batch) -> PerExample:

@@ -11,6 +11,7 @@
     dpmpp_2m_sde            SDE-DPM-Solver++(2M): the reverse SDE, second order, one evaluation a step
     predictor_corrector     ancestral steps, each followed by Langevin steps
     repaint                 inpainting by RePaint
+    twisted_smc             conditional samples with weights, exact for many particles (Twisted Diffusion Sampler)
     adaptive                the probability-flow ODE with adaptive step sizes (diffrax)
 
 `schedule` is a discrete schedule. For fewer steps pass `schedule.subsequence(...)` with the indices of
@@ -30,8 +31,10 @@ from vdm_jax.samplers.euler import euler
 from vdm_jax.samplers.heun import heun
 from vdm_jax.samplers.predictor_corrector import predictor_corrector
 from vdm_jax.samplers.repaint import repaint
+from vdm_jax.samplers.twisted import Particles, systematic_resampling, twisted_smc
 
 __all__ = [
+    "Particles",
     "Samples",
     "Trajectory",
     "adaptive",
@@ -45,4 +48,6 @@ __all__ = [
     "heun",
     "predictor_corrector",
     "repaint",
+    "systematic_resampling",
+    "twisted_smc",
 ]

@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from vdm_jax import forward
 from vdm_jax.compilation import compiled
 from vdm_jax.discrete_schedules import DiscreteSchedule
-from vdm_jax.noise_levels import Step, broadcast_to_batch
+from vdm_jax.noise_levels import broadcast_to_batch
 from vdm_jax.reverse_variance import PerStep, VarianceDenoiser, evaluate_variance, interpolated_variance
 from vdm_jax.samplers.chain import (
     Samples,
@@ -14,9 +13,10 @@ from vdm_jax.samplers.chain import (
     posterior_step,
     run,
     to_prediction,
+    transition_variance,
     warn_of_amplification,
 )
-from vdm_jax.types import Batch, Denoiser, Key, PredictionType, Real, evaluate
+from vdm_jax.types import Batch, Denoiser, Key, PredictionType, evaluate
 
 __all__ = ["ancestral", "ancestral_learned"]
 
@@ -62,18 +62,9 @@ def ancestral(
 
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2 and section 3.2; Bao et al. 2022, arXiv:2201.06503 (analytic).
     """
-    given = None if isinstance(variance, str) else variance
-    if given is None and variance not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"unknown variance {variance!r}: choose 'fixed_small' or 'fixed_large', or pass an array")
-    if given is not None and given.shape not in ((schedule.num_steps,), (schedule.num_steps, *x_T.shape[1:])):
-        raise ValueError(
-            f"variance has shape {given.shape}: with T = {schedule.num_steps} steps pass shape (T,) or (T, *x)"
-        )
+    fixed = transition_variance(variance, schedule, x_T)
     check_snapshots(snapshots, schedule)
-    if given is not None and given.ndim > 1:
-        given = given[:, None]  # the same for every example of the batch
-    name = variance if isinstance(variance, str) else "given"
-    return _ancestral(denoiser, key, x_T, schedule, given, prediction_type, name, clip, snapshots)
+    return _ancestral(denoiser, key, x_T, schedule, fixed, prediction_type, clip, snapshots)
 
 
 @compiled(static=("clip", "snapshots"), check=warn_of_amplification)
@@ -104,30 +95,20 @@ def ancestral_learned(
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 4.
     """
     check_snapshots(snapshots, schedule)
-    return _ancestral(denoiser, key, x_T, schedule, None, prediction_type, "learned", clip, snapshots)
+    return _ancestral(denoiser, key, x_T, schedule, None, prediction_type, clip, snapshots)
 
 
-def _ancestral(denoiser, key, x_T, schedule, given, prediction_type, variance, clip, snapshots) -> Samples:
+def _ancestral(denoiser, key, x_T, schedule, fixed, prediction_type, clip, snapshots) -> Samples:
+    """With a variance that is a function of the step, or else predicted by the denoiser."""
+
     def update(x_t, carry, step, t):
-        if variance == "learned":
-            prediction, fraction = evaluate_variance(denoiser, x_t, broadcast_to_batch(step.t, x_t))
+        level = broadcast_to_batch(step.t, x_t)
+        if fixed is None:
+            prediction, fraction = evaluate_variance(denoiser, x_t, level)
+            var = interpolated_variance(fraction, step)
         else:
-            prediction, fraction = evaluate(denoiser, x_t, broadcast_to_batch(step.t, x_t)), None
+            prediction, var = evaluate(denoiser, x_t, level), fixed(step, t)
         x_hat = to_prediction(prediction, x_t, step.t, prediction_type, clip).x_hat
-        var = _variance(step, variance, fraction if given is None else given[t - 1])
         return posterior_step(x_t, x_hat, step, noise(key, t, x_t), var), x_hat, carry
 
     return run(update, x_T, schedule, snapshots)
-
-
-def _variance(step: Step, variance, value) -> Real:
-    """The variance of a step; `value` is the learned fraction or the given variance."""
-    match variance:
-        case "fixed_small":
-            return forward.posterior_variance(step)
-        case "fixed_large":
-            return step.t.sigma**2 * step.one_minus_ratio
-        case "learned":
-            return interpolated_variance(value, step)
-        case _:
-            return value

@@ -29,6 +29,7 @@ __all__ = [
     "predict",
     "run",
     "to_prediction",
+    "transition_variance",
     "warn_of_amplification",
 ]
 
@@ -97,6 +98,32 @@ def posterior_step(x_t: Batch, x_hat: Batch, step: Step, z: Batch, var: Real | N
     distribution, noisy = forward.posterior(x_t, x_hat, step), step.s.sigma > 0
     scale = jnp.sqrt(jnp.where(noisy, distribution.var if var is None else var, 1.0))  # sqrt has no gradient at 0
     return distribution.mean + jnp.where(noisy, scale, 0.0) * z
+
+
+def transition_variance(variance: Any, schedule: DiscreteSchedule, x_T: Batch) -> Callable[[Step, Any], Real]:
+    """The variance of p(x_{t-1} | x_t) as a function of the step and of t.
+
+    Args:
+        variance: "fixed_small", "fixed_large" or an array, as in `ancestral`.
+        schedule: a discrete schedule.
+        x_T: the initial state, shape (B, *x).
+
+    Raises:
+        ValueError: unknown variance, or an array of variances of another shape.
+    """
+    if isinstance(variance, str):
+        match variance:
+            case "fixed_small":
+                return lambda step, t: forward.posterior_variance(step)
+            case "fixed_large":
+                return lambda step, t: step.t.sigma**2 * step.one_minus_ratio
+        raise ValueError(f"unknown variance {variance!r}: choose 'fixed_small' or 'fixed_large', or pass an array")
+    if variance.shape not in ((schedule.num_steps,), (schedule.num_steps, *x_T.shape[1:])):
+        raise ValueError(
+            f"variance has shape {variance.shape}: with T = {schedule.num_steps} steps pass shape (T,) or (T, *x)"
+        )
+    # an array with a variance for each dimension is the same for every example of the batch
+    return lambda step, t: variance[t - 1][None] if variance.ndim > 1 else variance[t - 1]
 
 
 def noise(key: Key | None, t: Any, x_t: Batch) -> Batch:
