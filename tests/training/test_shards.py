@@ -10,6 +10,7 @@ from tests.training.bits import assert_same_bits
 from vdm_jax.training import loop
 from vdm_jax.training.checkpoint import Checkpoints
 from vdm_jax.training.data import batches, sources
+from vdm_jax.training.data.spec import DataOptions
 from vdm_jax.training.runtime.errors import UserError
 
 NAME, SIDE = "tiny_set", 8
@@ -104,6 +105,27 @@ def test_a_description_runs_no_code(folder, module, legacy):
     (folder / "features.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match=rf"names the class '{module}\.X', which is not part of TensorFlow Datasets"):
         sources.load(NAME)
+
+
+OWN_FEATURE = """
+from tensorflow_datasets.core.features import Image
+
+class Negative(Image):
+    def decode_example_np(self, example):
+        return 255 - super().decode_example_np(example)
+"""
+
+
+def test_code_of_an_own_builder_runs_when_it_is_trusted(folder, tmp_path, monkeypatch):
+    (tmp_path / "own_feature_of_a_test.py").write_text(OWN_FEATURE)
+    monkeypatch.syspath_prepend(tmp_path)
+    described = shards.features(SIDE)
+    described["featuresDict"]["features"]["image"]["pythonClassName"] = "own_feature_of_a_test.Negative"
+    (folder / "features.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"untrusted code.* if that class is your own, give --trust-data-code"):
+        sources.load(NAME)
+    found = sources.load(NAME, DataOptions(trust_data_code=True))
+    np.testing.assert_array_equal(found.train.take(np.arange(64))["image"][:, 0, 0, 0], 255 - np.arange(64))
 
 
 @pytest.mark.slow

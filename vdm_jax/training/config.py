@@ -12,7 +12,7 @@ from vdm_jax.training.validation import flag, malformed, matches_type, out_of_ra
 
 CHANGEABLE = frozenset(
     "steps log_every checkpoint_every keep picture_every num_samples".split()
-    + "eval_batch_size eval_examples likelihood_report sampling shard workdir".split()
+    + "eval_batch_size eval_examples likelihood_report sampling shard workdir skip_unreadable trust_data_code".split()
 )
 DataKind = Literal["images", "planes", "vectors", "series"]  # what a recipe models; see `run.check_data_kind`
 MAX_NESTING = 3  # of lists in an option
@@ -24,13 +24,22 @@ class TrainConfig:
     """Options of a training run. A model subclasses it, adds its own fields and implements `build`."""
 
     data: str = "digits"
-    """Data set: digits (needs no download), mnist, fashion_mnist, cifar10 or any TFDS image set; the path of an array
-    file (.npy, .npz, .safetensors); for recipes of points in the plane, two_modes, eight_modes, moons or spiral."""
+    """Data set: digits (needs no download), mnist, fashion_mnist, cifar10 or any TFDS image set; the path of your own
+    folder of images or array file (.npy, .npz, .safetensors); for recipes of points in the plane, two_modes,
+    eight_modes, moons or spiral."""
     test_share: float = 0.1
     """Your own data without test examples: this share is held out for testing, at random but the same in every run."""
+    image_size: int = 0
+    """Your own folder of images: crop each to its central square and resize it to this side; 0 keeps the size."""
+    channels: Literal[1, 3] | None = None
+    """Your own folder of images: 1 converts them to gray, 3 to RGB; None is 1 if all files are gray, and else 3."""
     levels: int = 0
     """Your own images: number of gray levels, pixel values are 0 .. levels - 1; 0 is 256 for image files, and the
     largest value plus 1 for arrays."""
+    skip_unreadable: bool = False
+    """Your own folder of images: leave out files that cannot be read, for which every file is decoded at the start."""
+    trust_data_code: bool = False
+    """Run the code that a TFDS data set names, if it was prepared by a builder of your own."""
     steps: int = 3000
     """Number of parameter updates."""
     batch_size: int = 64
@@ -90,7 +99,7 @@ class TrainConfig:
 
     def data_options(self) -> DataOptions:
         """How the data set is read."""
-        return DataOptions(**{name: getattr(self, name) for name in DataOptions._fields if hasattr(self, name)})
+        return DataOptions(*(getattr(self, name) for name in DataOptions._fields))
 
     def build(self, data: DataSpec) -> Experiment:
         """The model for this data set.

@@ -21,7 +21,7 @@ from vdm_jax.training.runtime.invocation import command_line
 from vdm_jax.training.runtime.processes import on_first_process
 from vdm_jax.training.state import TrainState
 
-IMAGES = "digits, mnist, fashion_mnist, cifar10, an image set of TFDS, or the path of an array of integers"
+IMAGES = "digits, mnist, fashion_mnist, cifar10, an image set of TFDS, a folder of images or an array of integers"
 ARRAY = "with the path of an array of floating-point numbers"
 
 

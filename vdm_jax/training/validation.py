@@ -18,7 +18,7 @@ LIMITS: dict[str, tuple[int, int]] = {  # minimum and exclusive maximum; by defa
         "blocks layers encoder": (0, 1_001),  # each is traced separately
         "num_steps": (0, 1_000_001),  # of a tabulated schedule
         "num_levels": (2, 1_000_001),
-        "levels": (0, 2**16 + 1),
+        "levels image_size": (0, 2**16 + 1),
         "seed": (0, 2**32),
         # their exponentials are finite in float32
         "gamma_0 gamma_1 log_snr_max log_snr_min fourier_exponents": (-80, 81),

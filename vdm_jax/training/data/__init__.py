@@ -5,6 +5,7 @@ sources       scikit-learn's digits, points in the plane; opens all other data
 tfds_images   reading and preparing image sets of TensorFlow Datasets
 user_files    what all of a user's own data share: paths, held-out test examples, fingerprints
 arrays        a user's own array files
+image_folder  a user's own folder of images
 planes        distributions in the plane with known density
 augmentation  flips, rotations and channel permutations
 batches       reproducible shuffled batches with a checkpointable position

@@ -81,7 +81,7 @@ def open_array(path: Path, options: DataOptions) -> tuple[DataSpec, ArrayRecords
         UserError: the file cannot be read, or its arrays do not have such types, shapes, names or values.
     """
     try:
-        parts = _parts(path, _open(path))
+        parts = _parts(path, open_file(path))
     except UserError:
         raise
     except Exception as error:  # NumPy, zipfile and safetensors raise errors of their own
@@ -102,7 +102,7 @@ def open_array(path: Path, options: DataOptions) -> tuple[DataSpec, ArrayRecords
     if not own_test:
         parts, rows = [*parts, *parts], hold_out(len(parts[0].x), options.test_share, shown(path))
     counts, digest = [len(each) for each in rows], fingerprint(path.parent, [path.name])
-    spec = DataSpec(path.stem, shape, levels, _num_classes(path, parts), counts[0], counts[1], digest)
+    spec = DataSpec(path.stem, shape, levels, _num_classes(path, parts), counts[0], counts[1], fingerprint=digest)
     for part in parts if own_test else parts[:1]:
         if part.x.nbytes <= CHECKED_AT_ONCE:
             for first, chunk in _chunks(part.x):
@@ -136,7 +136,7 @@ def check_values(path: Path, values: np.ndarray, rows: np.ndarray, levels: int) 
         )
 
 
-def _open(path: Path) -> Mapping[str, Any]:
+def open_file(path: Path) -> Mapping[str, Any]:
     """The arrays in a file by name; each has a shape, a dtype and nbytes, and is read when it is indexed."""
     match path.suffix:
         case ".npy":

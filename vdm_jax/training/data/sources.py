@@ -71,15 +71,15 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, options: DataOptions = DEFAULTS) -> Dataset:
-    """A data set: "digits", a distribution in the plane, a user's own array file, or any image set of TFDS.
+    """A data set: "digits", a distribution in the plane, any image set of TFDS, or a user's own images or arrays.
 
     Args:
-        name: the name of the set, or the path of the file; see `user_files.is_path`.
+        name: the name of the set, or the path of a folder or a file; see `user_files.is_path`.
         options: how it is read.
 
     Raises:
         UserError: the set is unknown, or is neither on this machine nor available for download; says how to get it.
-            The file cannot be used, or an option does not apply to these data; says why.
+            A user's own files cannot be used, or an option does not apply to these data; says why.
     """
     if user_files.is_path(name):
         return _user_data(name, options)
@@ -89,20 +89,22 @@ def load(name: str, options: DataOptions = DEFAULTS) -> Dataset:
     from vdm_jax.training.data import tfds_images  # slow to import, and the digits do not need it
 
     user_files.refuse_unused(name, options, ["trust_data_code"])
-    shape, num_classes, train, test = tfds_images.open_set(name)
+    shape, num_classes, train, test = tfds_images.open_set(name, trust_code=options.trust_data_code)
     spec = DataSpec(name, shape, 256, num_classes, len(train), len(test))
     return Dataset(spec, Images(train, shape), Images(test, shape))
 
 
 def _user_data(name: str, options: DataOptions) -> Dataset:
-    from vdm_jax.training.data import arrays
+    from vdm_jax.training.data import arrays, image_folder  # Pillow is slow to import
 
     path = user_files.existing(name)
-    if path.suffix not in user_files.ARRAYS or not path.is_file():
-        raise UserError(
-            f"--data {user_files.shown(path)} is not an array file: {', '.join(user_files.ARRAYS)} can be read."
-        )
-    spec, *parts = arrays.open_array(path, options)
+    if not path.is_dir() and (path.suffix not in user_files.ARRAYS or not path.is_file()):
+        kinds = ", ".join(user_files.ARRAYS)
+        raise UserError(f"--data {user_files.shown(path)} is neither a folder of images nor an array file ({kinds}).")
+    try:
+        spec, *parts = (image_folder.open_folder if path.is_dir() else arrays.open_array)(path, options)
+    except OSError as error:
+        raise UserError(f"--data {user_files.shown(path)} cannot be read: {error}.") from error
     return Dataset(spec, *(Images(part, spec.shape, spec.dtype) for part in parts))
 
 

@@ -19,11 +19,12 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,99}(/[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99})?(
 OURS = "tensorflow_datasets."  # the only package whose classes a prepared set may name
 
 
-def open_set(name: str) -> tuple[tuple[int, int, int], int, "Records", "Records"]:
+def open_set(name: str, *, trust_code: bool = False) -> tuple[tuple[int, int, int], int, "Records", "Records"]:
     """Open an image set, downloading and preparing it first if necessary.
 
     Args:
         name: TFDS's name, such as "cifar10". The data folder is TFDS_DATA_DIR, or TFDS's default.
+        trust_code: import the classes that a prepared set names, also those outside TFDS.
 
     Returns:
         the image shape, the number of classes (0 without labels), the training records, the test records.
@@ -33,6 +34,8 @@ def open_set(name: str) -> tuple[tuple[int, int, int], int, "Records", "Records"
     """
     if not NAME.fullmatch(name):  # TFDS downloads code for other names, such as "huggingface:..."
         raise _unknown(name, PLANES)
+    if not trust_code:
+        _refuse_code(name)
     builder = _builder(name)
     shape, num_classes = _features(builder)
     if not builder.is_prepared():
@@ -104,8 +107,14 @@ def _unknown(name: str, known: Any) -> UserError:
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return UserError(
         f"Unknown data set {name[:100]!r}. {hint}Use --data digits, mnist, fashion_mnist, cifar10 or the name of "
-        f"another image set of TFDS; for points in the plane, {', '.join(PLANES)}."
+        f"another image set of TFDS; for points in the plane, {', '.join(PLANES)}; for your own data, the path of a "
+        f"folder of images or an array file.{_local(name)}"
     )
+
+
+def _local(name: str) -> str:
+    """A hint if a name is also that of a folder."""
+    return f" For the folder of this name, write --data ./{name}." if os.path.isdir(name) else ""
 
 
 def _refuse_code(name: str) -> None:
@@ -126,7 +135,8 @@ def _refuse_code(name: str) -> None:
         if strange:
             raise UserError(
                 f"{path} names the class {strange[0][:100]!r}, which is not part of TensorFlow Datasets: reading the "
-                "data set would execute untrusted code. Prepare it again from a source that you trust."
+                "data set would execute untrusted code. Prepare it again from a source that you trust; or, if that "
+                "class is your own, give --trust-data-code."
             )
 
 
@@ -142,7 +152,6 @@ def _builder(name: str) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-    _refuse_code(name)
     try:
         return tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record")
     except DatasetNotFoundError:
@@ -186,7 +195,7 @@ def _remedies(name: str, reason: str) -> str:
         f"  Either set TFDS_DATA_DIR to a folder that holds {name} as prepared by TFDS (array_record),\n"
         f"  or, with a network connection, install TensorFlow (`{sys.executable} -m pip install tensorflow`), so that "
         "TFDS can download and prepare it.\n"
-        "  --data digits needs no download."
+        f"  --data digits needs no download.{_local(name)}"
     )
 
 
