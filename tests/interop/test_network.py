@@ -82,6 +82,14 @@ def test_ho_et_al_s_network_is_ours_by_default():
     assert shape == (32, 32, 3)
 
 
+def test_multipliers_that_are_left_open_are_exported_as_those_of_the_size(tiny):
+    network, shape = interop.from_unet_config(TINY)
+    left_open = dataclasses.replace(network, multipliers=())
+    explicit, shape = left_open.resolved((8, *shape[1:])), (8, *shape[1:])
+    assert interop.to_unet_config(left_open, shape) == interop.to_unet_config(explicit, shape)
+    assert tensor_names.tensor_table(left_open, shape) == tensor_names.tensor_table(explicit, shape)
+
+
 def test_older_names_of_attention(tiny):
     new = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     old = dict(tiny)

@@ -22,7 +22,6 @@ WITH_RESOLUTIONS = [UNetConfig(), AutoencoderConfig(), ClassifierConfig()]
     [
         ({"groups": 0}, "groups is 0: set it to 1 or more"),
         ({"groups": -8}, "groups is -8"),
-        ({"multipliers": ()}, r"multipliers is \(\): set one number"),
         ({"multipliers": (1, 0)}, r"multipliers is \(1, 0\)"),
         ({"blocks": -1}, "blocks is -1: set it to 0 or more"),
         ({"dropout": 1.0}, r"dropout is 1.0: .* \[0, 1\)"),
@@ -38,6 +37,8 @@ def test_invalid_sizes_of_networks_with_several_resolutions(config, options, mes
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (AutoencoderConfig(multipliers=()), r"multipliers is \(\): set one number"),
+        (ClassifierConfig(multipliers=()), r"multipliers is \(\): set one number"),
         (UNetConfig(channels=0), "channels is 0"),
         (UNetConfig(out_channels=-1), "out_channels is -1"),
         (UNetConfig(num_classes=-1), "num_classes is -1"),

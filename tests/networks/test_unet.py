@@ -250,6 +250,33 @@ def test_a_series_is_an_image_with_equal_columns():
 
 
 @pytest.mark.parametrize(
+    ("shape", "multipliers"),
+    [
+        ((8, 8, 1), (1, 2)),
+        ((28, 28, 1), (1, 2, 2)),
+        ((64, 64, 3), (1, 2, 2, 2, 2)),
+        ((64, 24, 3), (1, 2, 2)),  # 16 x 6: 3 would be less than 4
+        ((30, 20, 3), (1, 2)),
+        ((25, 25, 1), (1,)),
+        ((1000, 2), (1, 2, 2, 2)),
+    ],
+)
+def test_multipliers_that_are_left_open_are_chosen_by_size(shape, multipliers):
+    config = replace(SMALL, multipliers=())
+    explicit = config.resolved(shape)
+    assert explicit == replace(SMALL, multipliers=multipliers)
+    assert explicit.resolved((8, 8, 1)) == explicit
+    given = jnp.zeros((1, *shape)), jnp.zeros(1)
+    variables = [jax.eval_shape(UNet(each).init, jax.random.key(0), *given) for each in (config, explicit)]
+    assert jax.tree.map(jnp.shape, variables[0]) == jax.tree.map(jnp.shape, variables[1])
+
+
+def test_images_too_large_for_the_resolutions_that_their_size_allows_are_refused():
+    with pytest.raises(ValueError, match=r"sides \(90, 90\) can only be halved to \(45, 45\) without a remainder"):
+        replace(SMALL, multipliers=()).check((90, 90, 3))
+
+
+@pytest.mark.parametrize(
     ("config", "size", "label", "message"),
     [
         (SMALL, 7, None, "7 x 7 cannot be halved 1 times"),

@@ -115,7 +115,7 @@ def test_any_number_for_an_option(tmp_path, number):
         ("ddpm_digits", "network.channels", 0, "--network.channels must be at least 1"),
         ("ddpm_digits", "network.groups", 0, "--network.groups must be at least 1"),
         ("ddpm_digits", "network.blocks", 10**9, "--network.blocks must be below 1001"),
-        ("ddpm_digits", "network.multipliers", (), "--network.multipliers must have at least one number"),
+        ("vae_digits", "network.multipliers", (), r"multipliers is \(\): set one number"),
         ("ddpm_digits", "network.multipliers", (1, -2), "--network.multipliers must be at least 1"),
         ("ddpm_digits", "network.dropout", 1.0, r"--network.dropout must be in \[0, 1\)"),
         ("ddpm_digits", "label_dropout", float("nan"), r"--label-dropout must be in \[0, 1\)"),

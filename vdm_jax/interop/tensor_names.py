@@ -59,7 +59,7 @@ def tensor_table(config: UNetConfig, shape: tuple[int, int, int]) -> dict[Path, 
     label = jnp.zeros(1, jnp.int32) if config.num_classes else None
     arguments = jnp.zeros((1, *shape)), jnp.zeros(1), label
     params = jax.eval_shape(UNet(config).init, jax.random.key(0), *arguments)["params"]
-    modules = _modules(config, shape[0])
+    modules = _modules(config.resolved(shape), shape[0])
     return {path: _entry(modules, path, array.shape) for path, array in flatten(params).items()}
 
 

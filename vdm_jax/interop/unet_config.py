@@ -60,6 +60,7 @@ def to_unet_config(config: UNetConfig, shape: Shape) -> dict[str, Any]:
         ValueError: diffusers cannot represent the network; lists every invalid field.
     """
     config.check(shape)
+    config = config.resolved(shape)
     supported = {"embedding": ("sinusoidal",), "fourier_exponents": ((),), "position_bias": (False,)}
     faults = unsupported_fields(vars(config), supported)
     raise_if_any(faults, "UNetConfig", "diffusers has no such network: train one with supported values to export it.")

@@ -1,6 +1,7 @@
 """Ho et al.'s U-Net: residual blocks and attention at several resolutions, conditioned on the noise level."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -21,6 +22,9 @@ from vdm_jax.networks.embeddings import fourier_features
 
 __all__ = ["UNet", "UNetConfig"]
 
+LEAST_SIDE = 4  # of the lowest resolution, if it is chosen by the size of the data
+MOST_POSITIONS = 32 * 32  # likewise: attention compares all with all
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -30,7 +34,7 @@ class UNetConfig:
     """Channels at full resolution."""
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     """Channels of each resolution as multiples of channels; each resolution is half the previous one. A single entry
-    means no downsampling."""
+    means no downsampling. () chooses (1, 2, ..., 2) by the size of the data: see `resolved`."""
     blocks: int = 2
     """Residual blocks in each resolution."""
     attention_resolutions: tuple[int, ...] = (16,)
@@ -67,7 +71,28 @@ class UNetConfig:
         check_at_least(self, blocks=0, groups=1, out_channels=0, num_classes=0)
         if self.channels < 4 or self.channels % 2:
             raise ValueError(f"channels is {self.channels}: set an even number, 4 or more, for the level embedding")
-        check_pyramid(shape, self.multipliers, self.channels, self.groups)
+        check_pyramid(shape, self.resolved(shape).multipliers, self.channels, self.groups)
+
+    def resolved(self, shape: tuple[int, ...]) -> "UNetConfig":
+        """This config with multipliers: if it has none, the sides are halved to 4 or more, without a remainder.
+
+        Args:
+            shape: of images (H, W, C), or of series (L, C).
+
+        Raises:
+            ValueError: the sides are still too large after that.
+        """
+        if self.multipliers:
+            return self
+        sides, halvings = shape[:-1], 0
+        while all(side % 2 == 0 and side >= 2 * LEAST_SIDE for side in sides):
+            sides, halvings = [side // 2 for side in sides], halvings + 1
+        if math.prod(sides) > MOST_POSITIONS:
+            raise ValueError(
+                f"sides {shape[:-1]} can only be halved to {tuple(sides)} without a remainder: use sides that are "
+                "multiples of 8 or 16, or set multipliers"
+            )
+        return replace(self, multipliers=(1, *[2] * halvings))
 
 
 class UNet(nn.Module):
@@ -98,8 +123,8 @@ class UNet(nn.Module):
         Raises:
             ValueError: as config.check; a label is given to a network without classes, or missing otherwise.
         """
-        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        cfg.check(x.shape[1:])
+        self.config.check(x.shape[1:])
+        cfg, dtype = self.config.resolved(x.shape[1:]), jnp.dtype(self.config.dtype)
         embedding = LevelEmbedding(cfg.embedding, cfg.channels, 4 * cfg.channels, cfg.num_classes, dtype)(
             condition, label
         )

@@ -61,8 +61,6 @@ def out_of_range(config: Any) -> list[str]:
         config: a dataclass of options of the declared types.
     """
     faults = [_limit(name, value) for name, value in _numbers(config)]
-    if getattr(getattr(config, "network", None), "multipliers", None) == ():
-        faults.append("--network.multipliers must have at least one number")
     if not _is_folder_name(config.workdir):
         faults.append("--workdir must be a valid folder name: without NUL, and at most 255 bytes in each part")
     return [fault for fault in dict.fromkeys(faults) if fault]
