@@ -123,7 +123,8 @@ def test_another_kind_of_model_has_no_denoiser(tiny):
 SPEC = DataSpec("digits", (4, 4, 1), 5, 3, 1, 1)
 
 
-@pytest.mark.parametrize("label", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("label", [True, False])
 def test_the_bound_of_a_ddpm_s_model_is_that_of_its_evaluation(label):
     network = dataclasses.replace(SMALL, num_classes=3)
     config = dataclasses.replace(ddpm_digits_cond.CONFIG, network=network, eval_terms=3)

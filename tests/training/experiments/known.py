@@ -32,11 +32,13 @@ class Config(TrainConfig):
     eval_batch_size: int = 24
     contrast: float = 0.3
     """How far the classes are from one another."""
+    eval_terms: int = 64
+    """Diffusion terms of the bound."""
     label_dropout: float = 0.1
     """0: there is no unconditional model."""
 
     def build(self, data):
-        return experiment(data, self.contrast)
+        return experiment(data, self.contrast, self.eval_terms)
 
 
 def tables(data, contrast):
@@ -62,7 +64,7 @@ def predict(params, label, x_t, level):
     )
 
 
-def experiment(data, contrast=0.3):
+def experiment(data, contrast, terms):
     def init(key):
         del key
         return {"tables": tables(data, contrast), "trained": jnp.ones(())}
@@ -84,7 +86,7 @@ def experiment(data, contrast=0.3):
     def nats(params, key, batch):
         denoiser = Partial(predict, params, batch["label"])
         x_0 = normalize(batch["image"], data.levels)
-        return elbo.continuous_bound(denoiser, key, x_0, SCHEDULE, decoder, terms=8).total
+        return elbo.continuous_bound(denoiser, key, x_0, SCHEDULE, decoder, terms=terms).total
 
     def evaluate(params, key, batch):
         return {"bits_per_dim": elbo.bits_per_dim(nats(params, key, batch), int(np.prod(data.shape)))}

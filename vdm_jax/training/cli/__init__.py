@@ -5,6 +5,7 @@ common          what the commands share
 train           train a recipe, or resume its run; then evaluate and sample
 sample          sample from the latest checkpoint of a run
 evaluate        evaluate the latest checkpoint of a run on the test set
+score           the likelihood of each given image, or its class by Bayes' rule
 compare         train several recipes and compare them
 import_weights  weights of a diffusers folder as a run, and back
 """

@@ -6,6 +6,7 @@ tfds_images   reading and preparing image sets of TensorFlow Datasets
 user_files    what all of a user's own data share: paths, held-out test examples, fingerprints
 arrays        a user's own array files
 image_folder  a user's own folder of images
+given_images  what a user gives to a trained model: an image, a folder of images, an array
 planes        distributions in the plane with known density
 augmentation  flips, rotations and channel permutations
 batches       reproducible shuffled batches with a checkpointable position
