@@ -311,7 +311,10 @@ def _measured(distribution, operator, y, noise, x_t, level):
 def _measure(name, noise):
     distribution = distributions()[name]
     dims = distribution.mean.size
-    operator, y = OPERATOR[: dims - 1, :dims], np.array([0.4, -0.7, 0.2])[: dims - 1]
+    operator, y = (
+        OPERATOR[:, :dims],
+        np.array([0.4, -0.7, 0.2]),
+    )  # fewer measurements than four dimensions, more than two
     level = level_from_log_snr(jnp.asarray(0.3))
     x_t = 0.3 * np.arange(1.0, dims + 1).reshape(distribution.mean.shape)
     ours = _measured(distribution, operator, y, noise, x_t, level)

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from tests.derivations.check import assert_close, assert_mean, refuted
 from tests.derivations.worlds import draws
 from vdm_jax import closed_form, forward
-from vdm_jax.discrete_schedules import discretize
+from vdm_jax.discrete_schedules import discretize, from_betas
 from vdm_jax.guidance import LinearMeasurement, ReconstructionGuidance
 from vdm_jax.samplers import ancestral, repaint, systematic_resampling, twisted_smc
 from vdm_jax.schedules import LinearLogSNR
@@ -49,6 +49,10 @@ def _log_likelihood(x_hat, level, twist=1.0):
     """Of the first entry; at noisy levels with a variance that no theory suggests, which the weights correct for."""
     var = NOISE + twist * level.sigma
     return -0.5 * ((Y - x_hat[:, 0]) ** 2 / var + jnp.log(2 * jnp.pi * var))
+
+
+def _first(x):
+    return x[:, :1]
 
 
 @partial(jax.jit, static_argnames=("ess_threshold", "count", "repeats"))
@@ -109,6 +113,30 @@ def test_without_a_twist_it_is_importance_sampling_by_the_ancestral_chain():
     assert np.max(np.abs(ours.x_0)) <= 0.8
 
 
+def test_the_proposals_are_guided_ancestral_steps_from_the_resampled_particles():
+    # all particles but one are far from the measurement, so that the first step has many copies of that one
+    schedule, x_T = _schedule(4), jnp.full((500, 2), 1e3).at[7].set(jnp.array([0.4, -0.2]))
+    measured = Partial(_first), jnp.full((500, 1), Y), NOISE
+    options = {"prediction_type": "x_0", "variance": _exact_variances(schedule)}
+    ours = twisted_smc(_optimal_x_0, KEY, x_T, schedule, LinearMeasurement(*measured), ess_threshold=0.1, **options)
+    assert np.all(
+        np.diff(np.asarray(ours.effective_sample_size) < 50) == [True, False, False, False]
+    )  # the first alone
+    guided, start = ReconstructionGuidance(_optimal_x_0, *measured, prediction_type="x_0"), x_T[jnp.full(500, 7)]
+    chain = ancestral(guided, jax.random.split(KEY)[0], start, schedule, snapshots=4, **options).trajectory
+    level = jax.tree.map(lambda field: jnp.full(500, field), schedule(1))
+    assert_close(ours.x_0, _optimal_x_0(chain.x_t[-1], level), rtol=1e-9, atol=1e-9)  # the last step has no guidance
+
+
+def test_one_step_is_importance_sampling():
+    schedule, x_T = from_betas(np.array([0.6])), jnp.asarray(np.random.RandomState(1).normal(size=(500, 2)))
+    ours = twisted_smc(_optimal_x_0, KEY, x_T, schedule, _log_likelihood, prediction_type="x_0", ess_threshold=0.0)
+    x_0 = np.asarray(_optimal_x_0(x_T, jax.tree.map(lambda field: jnp.full(500, field), schedule(1))))
+    assert_close(ours.x_0, x_0, atol=1e-12)
+    log_p = -0.5 * (Y - x_0[:, 0]) ** 2 / NOISE
+    assert_close(np.exp(ours.log_weights), np.exp(log_p) / np.exp(log_p).sum(), rtol=1e-10)
+
+
 def test_systematic_resampling_has_the_expected_counts():
     log_weights = np.log(np.array([0.3, 0.0001, 0.15, 0.05, 0.4999])) + 700.0  # not normalized
     keys = jax.random.split(KEY, 20_000)
@@ -142,10 +170,6 @@ def test_a_likelihood_of_zero_and_errors():
 
 MODES = np.array([[-1.0, -1.0], [1.0, 1.0]])
 SIGHT, SHARP = np.array([0.2]), 0.002  # y of the first entry and its noise variance
-
-
-def _first(x):
-    return x[:, :1]
 
 
 def _mode(x_0, weights):
