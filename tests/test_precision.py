@@ -42,6 +42,7 @@ MORE = {
         (KEYS, POINTS),
     ),
     "probability_flow.sample": (lambda x: probability_flow.sample(BEST["eps"], x, CONTINUOUS), (POINTS,)),
+    "probability_flow.encode": (lambda x: probability_flow.encode(BEST["eps"], x, CONTINUOUS), (POINTS,)),
     "probability_flow.sample_with_log_prob": (
         lambda k, x: probability_flow.sample_with_log_prob(BEST["eps"], k, x, CONTINUOUS, trace="exact")[:2],
         (KEYS, POINTS),

@@ -171,6 +171,22 @@ def test_gradient_is_the_slope(trace):
         np.testing.assert_allclose(jnp.sum(by_x * along), slope, rtol=1e-5)
 
 
+def test_points_of_an_arc(monkeypatch):
+    # of unequal lengths, at right angles, parallel, close to each other, and zero
+    a = np.array([[2.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], np.float32)
+    b = np.array([[0.0, 4.0], [2.0, 2.0], [np.cos(0.4), np.sin(0.4)], [0.0, 0.0]], np.float32)
+    w = np.array([0.0, 0.5, 0.75, 1.0], np.float32)
+    ours = np.asarray(probability_flow.spherical_interpolation(jnp.asarray(a), jnp.asarray(b), jnp.asarray(w)))
+    right = w * np.pi / 2
+    np.testing.assert_allclose(ours[:, 0], np.stack([2.0 * np.cos(right), 4.0 * np.sin(right)], 1), atol=1e-6)
+    np.testing.assert_allclose(ours[:, 1], (1.0 + w)[:, None] * [1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(ours[:, 2], np.stack([np.cos(0.4 * w), np.sin(0.4 * w)], 1), atol=1e-6)
+    np.testing.assert_array_equal(ours[:, 3], 0.0)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its error would come first
+    with pytest.raises(ValueError, match=r"x_a has shape \(8, 2\) and x_b \(7, 2\)"):
+        probability_flow.interpolate(BEST, X, X[:7], SCHEDULE, jnp.asarray(w))
+
+
 @pytest.mark.slow
 def test_gradient_of_a_sample_and_its_density_is_the_slope():
     # by the denoiser's parameter and by x_1, in float64; the sample moves with both

@@ -142,6 +142,8 @@ Likelihood evaluation (LIK-1 .. LIK-5)
     importance-weighted bound over paths ................... path_bounds.importance_weighted_bound
     log-likelihood by the probability-flow ODE ............. probability_flow.log_likelihood, drift
     sampling by the probability-flow ODE, with log-density . probability_flow.sample, sample_with_log_prob
+    latents of the ODE, interpolation through them ......... probability_flow.encode, interpolate,
+                                                             spherical_interpolation
     check that the ODE is nonsingular ...................... probability_flow.check_nonsingular
     uniform, variational, truncated dequantization ......... dequantization.dequantized_bound, Uniform, TruncatedNormal
     P(x) with the latent z_0 as dequantization ............. dequantization.latent_dequantization_bound

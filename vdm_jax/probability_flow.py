@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer, eval_context, eval_jaxpr
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.compilation import compiled, varying_like
 from vdm_jax.divergence import Trace, check_trace, hutchinson_probes, value_and_divergence
@@ -43,9 +43,12 @@ __all__ = [
     "FlowSample",
     "check_nonsingular",
     "drift",
+    "encode",
+    "interpolate",
     "log_likelihood",
     "sample",
     "sample_with_log_prob",
+    "spherical_interpolation",
 ]
 
 
@@ -196,14 +199,102 @@ def sample(
 
     Arguments and errors as in `log_likelihood`. Returns shape (B, *x); NaN if the solver needed more than max_steps.
     """
+    return _solve_between(denoiser, x_1, schedule, (1.0, t_0), prediction_type, tolerance, max_steps)
 
-    def velocity(parts, t, state):
-        denoiser, schedule = parts
-        return (_velocity(denoiser, schedule, prediction_type, t, state[0]),)
 
-    solve, start = partial(_solve, velocity, max_steps), (x_1.astype(at_least_float32(x_1.dtype)),)
-    (x,), _ = _without_mesh(solve, (denoiser, schedule), start, (1.0, t_0), tolerance)
-    return x.astype(x_1.dtype)
+@compiled(static=("max_steps",), check=check_nonsingular)
+def encode(
+    denoiser: Denoiser,
+    x: Batch,
+    schedule: Schedule,
+    *,
+    prediction_type: PredictionType = "eps",
+    t_0: Scalar | float = 0.0,
+    tolerance: Scalar | float = 1e-5,
+    max_steps: int = 4096,
+) -> Batch:
+    """Solve the ODE from x at t_0 to its latents x_1: the inverse of `sample` (LIK-2).
+
+    They are the latents of `log_likelihood`, without the cost of the divergence. Arguments and errors as there. Returns
+    shape (B, *x); NaN if the solver needed more than max_steps.
+    """
+    return _solve_between(denoiser, x, schedule, (t_0, 1.0), prediction_type, tolerance, max_steps)
+
+
+@compiled(static=("max_steps",), check=check_nonsingular)
+def interpolate(
+    denoiser: Denoiser,
+    x_a: Batch,
+    x_b: Batch,
+    schedule: Schedule,
+    weights: Float[Array, " W"],
+    *,
+    prediction_type: PredictionType = "eps",
+    t_0: Scalar | float = 0.0,
+    tolerance: Scalar | float = 1e-5,
+    max_steps: int = 4096,
+) -> Float[Array, "W B *x"]:
+    """Interpolation between examples through the latents of the ODE: `encode`, `spherical_interpolation`, `sample`.
+
+    Args:
+        denoiser: predicts `prediction_type`; evaluated on W B examples at once.
+        x_a, x_b: pairs of examples at t_0, shape (B, *x).
+        schedule, prediction_type, t_0, tolerance, max_steps: as in `log_likelihood`.
+        weights: of x_b, shape (W,): 0 gives x_a and 1 gives x_b, up to the tolerance of the solver.
+
+    Returns:
+        shape (W, B, *x); NaN if the solver needed more than max_steps.
+
+    Raises:
+        ValueError: as in `log_likelihood`, or x_a and x_b have different shapes.
+
+    Source: Song et al. 2021, arXiv:2010.02502, section 5.3 and appendix D.5; Song et al. 2021, arXiv:2011.13456,
+    appendix D.3.
+    """
+    if x_a.shape != x_b.shape:
+        raise ValueError(f"x_a has shape {x_a.shape} and x_b {x_b.shape}: they must be the same")
+    how = (prediction_type, tolerance, max_steps)
+    ends = _solve_between(denoiser, jnp.concatenate([x_a, x_b]), schedule, (t_0, 1.0), *how)
+    between = spherical_interpolation(ends[: len(x_a)], ends[len(x_a) :], weights)
+    flat = between.reshape(-1, *x_a.shape[1:])
+    return _solve_between(denoiser, flat, schedule, (1.0, t_0), *how).reshape(between.shape)
+
+
+def spherical_interpolation(x_a: Batch, x_b: Batch, weights: Float[Array, " W"]) -> Float[Array, "W B *x"]:
+    """The points on the arc between x_a and x_b, whose norms interpolate: latents of a typical size stay typical.
+
+        [sin((1 - w) theta) x_a + sin(w theta) x_b] / sin(theta),   theta the angle between x_a and x_b
+
+    In high dimensions samples of N(0, I) have a norm near sqrt(D), and so have these points; the points of a straight
+    line have a smaller one. For theta near 0, where both are the same, the straight line is returned.
+
+    Args:
+        x_a, x_b: shape (B, *x).
+        weights: w, shape (W,).
+
+    Returns:
+        shape (W, B, *x).
+
+    Source: Shoemake 1985; Song et al. 2021, arXiv:2010.02502, appendix D.5.
+    """
+
+    def one(a, b):
+        a, b = (x.astype(at_least_float32(x.dtype)) for x in (a, b))
+        lengths = jnp.linalg.norm(a.reshape(-1)), jnp.linalg.norm(b.reshape(-1))
+        unit_a, unit_b = (x / jnp.where(length > 0.0, length, 1.0) for x, length in zip((a, b), lengths, strict=True))
+        # accurate at all angles, unlike the arccosine
+        difference, total = (jnp.linalg.norm(x.reshape(-1)) for x in (unit_a - unit_b, unit_a + unit_b))
+        theta = 2.0 * jnp.arctan2(difference, total)
+        near = jnp.sin(theta) < 1e-4
+        sine = jnp.where(near, 1.0, jnp.sin(theta))
+
+        def point(w):
+            arc = (jnp.sin((1.0 - w) * theta) * a + jnp.sin(w * theta) * b) / sine
+            return jnp.where(near, (1.0 - w) * a + w * b, arc).astype(x_a.dtype)
+
+        return jax.vmap(point)(weights)
+
+    return jnp.moveaxis(jax.vmap(one)(x_a, x_b), 0, 1)
 
 
 @compiled(static=("probes", "max_steps"), check=check_nonsingular)
@@ -248,6 +339,18 @@ def sample_with_log_prob(
     x, divergence, evaluations = _solve_with_divergence(denoiser, key, x_1, schedule, (1.0, t_0), *how)
     log_prob = jax.vmap(prior.astype(x.dtype).log_prob)(x_1.astype(x.dtype))
     return FlowSample(x.astype(x_1.dtype), log_prob - divergence, evaluations)
+
+
+def _solve_between(denoiser, x, schedule, ends, prediction_type, tolerance, max_steps) -> Batch:
+    """The state at the second of the ends, from x at the first."""
+
+    def velocity(parts, t, state):
+        denoiser, schedule = parts
+        return (_velocity(denoiser, schedule, prediction_type, t, state[0]),)
+
+    solve, start = partial(_solve, velocity, max_steps), (x.astype(at_least_float32(x.dtype)),)
+    (end,), _ = _without_mesh(solve, (denoiser, schedule), start, ends, tolerance)
+    return end.astype(x.dtype)
 
 
 def _solve_with_divergence(denoiser, key, x, schedule, ends, prediction_type, trace, probes, tolerance, max_steps):

@@ -194,6 +194,25 @@ def test_LIK_2_samples_with_their_density():
 
 
 @pytest.mark.slow
+def test_LIK_2_interpolation_through_the_latents():
+    # data N(m, v I): the ODE scales about the mean, so latents and the arc between them are known
+    with jax.enable_x64(True):
+        schedule, mean, v = LinearLogSNR(5.0, -6.0), np.array([0.4, -0.3, 0.1]), 0.3
+        denoiser = closed_form.OptimalDenoiser(closed_form.gaussian(mean, v * np.eye(3)))
+        first, last = (schedule(jnp.asarray(t)) for t in (0.0, 1.0))
+        scale = float(jnp.sqrt((last.alpha**2 * v + last.sigma**2) / (first.alpha**2 * v + first.sigma**2)))
+        a, b = np.random.RandomState(0).normal(size=(2, 5, 3))
+        latents = [float(last.alpha) * mean + scale * (x - float(first.alpha) * mean) for x in (a, b)]
+        assert_close(probability_flow.encode(denoiser, jnp.asarray(a), schedule, tolerance=1e-9), latents[0], atol=1e-7)
+        weights = jnp.asarray([0.0, 0.25, 0.5, 1.0])
+        arc = np.asarray(probability_flow.spherical_interpolation(*map(jnp.asarray, latents), weights))
+        ours = probability_flow.interpolate(denoiser, jnp.asarray(a), jnp.asarray(b), schedule, weights, tolerance=1e-9)
+        assert_close(ours, float(first.alpha) * mean + (arc - float(last.alpha) * mean) / scale, rtol=0, atol=1e-7)
+        assert_close(ours[0], a, rtol=0, atol=1e-7)
+        assert_close(ours[-1], b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.slow
 def test_LIK_2_the_density_of_a_sample_is_that_which_the_way_back_computes():
     with jax.enable_x64(True):
         denoiser, schedule, how = closed_form.OptimalDenoiser(_mixture()), LinearLogSNR(5.0, -4.0), {"tolerance": 1e-9}
