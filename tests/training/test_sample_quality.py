@@ -257,3 +257,9 @@ def test_the_classifier_of_the_digits_is_right_and_its_features_order_images_by_
     assert frechet[0] < frechet[1] / 3 < frechet[2] / 6
     assert kernel[0] < kernel[1] < kernel[2]
     assert found[0]["precision"] > 0.8 > found[2]["precision"]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (25, 25, 1), (30, 28, 3), (64, 48, 3)])
+def test_the_classifier_fits_images_of_any_size(shape):
+    options = features.classifier_options(DataSpec("mine", shape, 256, 3, 10, 10))
+    options.network.check(shape)

@@ -57,8 +57,8 @@ def _state(run: Run, params: Params) -> TrainState:
 
 def _notes(run: Run, source: str) -> dict:
     unknown = {"training_images_per_second": None, "pipeline_images_per_second": None}
-    data = new_batches(run).get_state()
-    return {"step": 0, "config": to_json(run.config), "data": data, "seconds": 0.0, "source": source, **unknown}
+    data = {"data": new_batches(run).get_state(), "data_files": run.data.spec.fingerprint}
+    return {"step": 0, "config": to_json(run.config), **data, "seconds": 0.0, "source": source, **unknown}
 
 
 def _check(run: Run, params: Params) -> None:

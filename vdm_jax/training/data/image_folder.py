@@ -12,7 +12,6 @@ when they are used.
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vdm_jax.training.data.spec import DataOptions, DataSpec
-from vdm_jax.training.data.user_files import THREADS, fingerprint, hold_out, refuse_unused, shown
+from vdm_jax.training.data.user_files import fingerprint, hold_out, in_threads, refuse_unused, shown
 from vdm_jax.training.runtime.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
@@ -284,8 +283,7 @@ def _readable(folder: Path, names: Sequence[str], skip: bool) -> tuple[list[str]
         except Exception as error:  # Pillow raises many kinds for damaged files
             return error
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = dict(zip(names, pool.map(check, names), strict=True))
+    results = dict(zip(names, in_threads(check, names), strict=True))
     bad = {name: result for name, result in results.items() if isinstance(result, Exception)}
     good = {name: result for name, result in results.items() if isinstance(result, Header)}
     if not bad:

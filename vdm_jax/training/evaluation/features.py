@@ -124,9 +124,15 @@ def _cross_entropy(output: Any, label: Array) -> Array:
 
 
 def classifier_options(data: DataSpec) -> ClassifierTraining:
-    """The options for a data set; images larger than the digits get one more resolution and twice the steps."""
+    """The options for a data set; images larger than the digits get one more resolution and twice the steps.
+
+    Images whose sides cannot be halved without a remainder get fewer resolutions.
+    """
     small = min(data.shape[:2]) < 16
-    network = ClassifierConfig(num_classes=data.num_classes, multipliers=(1, 2) if small else (1, 2, 2), dropout=0.2)
+    multipliers = (1, 2) if small else (1, 2, 2)
+    while any(side % 2 ** (len(multipliers) - 1) for side in data.shape[:2]):
+        multipliers = multipliers[:-1]
+    network = ClassifierConfig(num_classes=data.num_classes, multipliers=multipliers, dropout=0.2)
     return ClassifierTraining(
         data=data.name,
         network=network,
