@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from tests.training import shards
 from tests.training.test_checkpoint import fill, numbered
@@ -114,6 +116,18 @@ def test_checkpoints_are_restored_without_a_pickle(tmp_path, unpickled):
     fill(tmp_path, {1: 1.0})
     with Checkpoints(tmp_path) as checkpoints:
         assert int(checkpoints.restore(numbered(0)).state.step) == 1
+    assert unpickled == []
+
+
+def test_a_users_own_files_are_read_without_a_pickle(tmp_path, unpickled):
+    x = np.arange(48, dtype=np.uint8).reshape(4, 3, 4)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(4))
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    for number, pixels in enumerate(x):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    for path in (tmp_path, *(tmp_path / f"x.{suffix}" for suffix in ("npy", "npz", "safetensors"))):
+        assert sources.load(str(path)).train.take(np.arange(3))["image"].shape == (3, 3, 4, 1)
     assert unpickled == []
 
 
