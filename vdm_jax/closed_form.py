@@ -8,8 +8,9 @@ closed under the two operations that a diffusion model consists of, at any noise
 
 Everything else follows. The marginal q(x_t) is a pushforward, and the optimal denoiser is the mean of the posterior.
 The reverse transition q(x_s | x_t), *not* conditioned on x_0, is a pushforward of the posterior, because the mean of
-q(x_s | x_t, x_0) is affine in x_0. `OptimalDenoiser` takes the place of a network. Expectations (entropy, MMSE, the
-bound of the optimal model) are in `vdm_jax.information`.
+q(x_s | x_t, x_0) is affine in x_0. `OptimalDenoiser` takes the place of a network. `linear_posterior` conditions on a
+noisy linear measurement of x_0. Expectations (entropy, MMSE, the bound of the optimal model) are in
+`vdm_jax.information`.
 
 Distributions are pytrees of arrays over one example of shape (*x) with D entries; matrices have shape (D, D), for the
 flattened example. `gaussian`, `low_rank`, `mixture`, `empirical` and `independent_pixels` create them, computing in

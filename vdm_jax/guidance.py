@@ -142,7 +142,8 @@ class ReconstructionGuidance:
 
     p(x_0 | x_t) is approximated by a normal distribution around Tweedie's posterior mean, with variance var_t in every
     measured direction (A A^T = I). This is exact for normal data with such a posterior, and otherwise an approximation
-    that improves as the noise decreases.
+    that improves as the noise decreases: samples of multimodal data choose the wrong mode too often.
+    `samplers.twisted_smc` corrects for it.
 
     Fields:
         denoiser: predicts `prediction_type`; must be differentiable.

@@ -30,7 +30,8 @@ def repaint(
 
     The unknown part is sampled before the known part of its level is, so the samples do not follow the conditional
     distribution exactly. Resampling reduces this bias: each step is repeated, after adding noise back to its start, and
-    the two parts become consistent. An alternative is `guidance.ReconstructionGuidance`.
+    the two parts become consistent. Alternatives are `guidance.ReconstructionGuidance` and, with many particles,
+    `twisted_smc`, which is asymptotically exact.
 
     Args:
         denoiser: predicts `prediction_type`; evaluated `resamplings` times a step, on the whole batch.
