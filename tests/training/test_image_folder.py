@@ -9,7 +9,8 @@ from PIL import Image, ImageFile
 
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import loop
-from vdm_jax.training.data import image_folder, sources
+from vdm_jax.training.checkpoint import Checkpoints
+from vdm_jax.training.data import batches, image_folder, sources
 from vdm_jax.training.data.spec import DataOptions
 from vdm_jax.training.runtime.errors import UserError
 
@@ -190,7 +191,7 @@ def test_a_damaged_image_is_named_and_left_out_only_when_asked(tmp_path, capsys)
     whole = load(root).spec
     damaged(tmp_path / "a/train/07.png")  # its header is whole
     found = load(root)
-    with pytest.raises(UserError, match=r"train/07.png cannot be read: .*--skip-unreadable .* --changed to resume"):
+    with pytest.raises(UserError, match=r"(?s)train/07.png cannot be read: .*--skip-unreadable.*--changed resumes"):
         everything(found.train)
     (tmp_path / "a/train/03.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1 of 13 images in .*\n  .*train/03.png: .*\n.*--skip-unreadable"):
@@ -298,3 +299,24 @@ def test_a_folder_of_pngs_trains_to_the_bits_of_the_digits(tmp_path, tiny):
     npz = loop.train(tiny(data=str(tmp_path / "sorted.npz"), workdir=str(tmp_path / "2"), **options))
     assert_same_bits(png.state, npz.state)
     assert tiny(data=str(tmp_path / "png"), levels=17).data.spec[1:6] == digits.spec[1:6]
+
+
+def test_damage_found_in_training_loses_nothing(tmp_path, tiny):
+    """The run ends with the message, and resumes to the same bits once the file is restored."""
+    root = folder_of(tmp_path / "mine", RANDOM.randint(0, 256, (44, 8, 8)).astype(np.uint8), "train/{1}/{0:02}.png")
+    folder_of(tmp_path / "mine", GRAY[:3].repeat(2, axis=2)[:, [0, 1, 2, 3, 4, 5, 0, 1]], "test/{1}/{0}.png")
+    options = {"data": root, "steps": 5, "batch_size": 8, "checkpoint_every": 1, "keep": 9, "num_samples": 0}
+    whole = loop.train(tiny(**options, workdir=str(tmp_path / "whole")))
+    names = sorted(path for path in (tmp_path / "mine/train").rglob("*.png"))
+    order = batches.ShuffledBatches(44, 8, 0)
+    late, run = names[order[3][0]], tiny(**options)
+    kept = late.read_bytes()
+    damaged(late)
+    with pytest.raises(UserError, match=f"{late} cannot be read"):
+        loop.train(run)
+    with Checkpoints(tmp_path / "tiny/checkpoints", keep=9) as checkpoints:
+        assert checkpoints.latest == 3
+    with pytest.raises(UserError, match="its files have changed"):
+        loop.train(tiny(**options))
+    late.write_bytes(kept)
+    assert_same_bits(loop.train(tiny(**options)).state, whole.state)

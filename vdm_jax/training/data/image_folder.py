@@ -65,8 +65,8 @@ class ImageRecords:
             pixels = decode(path, spec.shape[-1], self._size)
         except Exception as error:  # Pillow raises many kinds for damaged files
             raise UserError(
-                f"{shown(path)} cannot be read: {error}. Restore it; or use --skip-unreadable to leave out such files, "
-                "with --changed to resume a run."
+                f"{shown(path)} cannot be read: {error}. Restore it, or leave out such files with --skip-unreadable.\n"
+                "  Saved checkpoints are kept; --changed resumes a run with other files than at its start."
             ) from error
         if pixels.shape != spec.shape:
             raise UserError(f"{shown(path)} has shape {pixels.shape}, not {spec.shape}: it has changed. Restore it.")
