@@ -95,6 +95,9 @@ def test_a_split_is_the_same_every_time_whatever_order_the_files_were_written_in
     seen = [everything(part)["image"].tobytes() for part in (first.train, first.test)]
     ordered = np.concatenate([GRAY[label::3] for label in range(3)])
     assert sorted(b"".join(seen)) == sorted(ordered.tobytes())
+    np.save(tmp_path / "ordered.npy", ordered)
+    array = load(tmp_path / "ordered.npy", test_share=0.25, levels=256)
+    assert [everything(part)["image"].tobytes() for part in (array.train, array.test)] == seen
     which = [int(np.flatnonzero((x[..., 0] == ordered).all(axis=(1, 2)))[0]) for x in everything(first.train)["image"]]
     assert which == sorted(which)
 
