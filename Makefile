@@ -5,7 +5,7 @@ ARGS  ?=
 ACCEL ?= $(or $(patsubst .venv/.ready-%,%,$(firstword $(wildcard $(foreach accel,cuda13 cuda12 tpu cpu,.venv/.ready-$(accel))))),$(shell sh .ci/accelerator))
 ACCEL := $(ACCEL)
 WEIGHTS ?=
-# of `make score`: an image, a folder of images, an array file, or test (the test set)
+# of `make score`, `interpolate` and `restore`: an image, a folder of images, an array file, or test (the test set)
 INPUT ?= test
 # recipes of `make compare`, with numbers of steps that take the same time
 COMPARE ?= ae_digits:5000 dae_digits:5000 vae_digits:4800 hvae_digits:2300 ddpm_digits:2700 vdm_digits:1900
@@ -21,7 +21,7 @@ auditor := .venv/.ready-$(ACCEL)-audit
 
 .DEFAULT_GOAL := help
 .PHONY: help train sample eval test test-all faults lint format audit accuracy derivations mutants figures bench
-.PHONY: compare import score
+.PHONY: compare import score interpolate restore
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,12 @@ eval: $(base) ## evaluate the latest checkpoint of a run on the test set
 
 score: $(base) ## likelihood of each image of INPUT (an image, a folder, an array, or test); classes: ARGS=--classify
 	@$(cli) score $(EXP) $(INPUT) $(ARGS)
+
+interpolate: $(base) ## images between pairs of images of INPUT, through the latents of the ODE
+	@$(cli) interpolate $(EXP) $(INPUT) $(ARGS)
+
+restore: $(base) ## restore images of INPUT from a part: ARGS="--measurement right_half, box or super_resolution"
+	@$(cli) restore $(EXP) $(INPUT) $(ARGS)
 
 compare: $(base) ## train several recipes and compare them in a table and a figure: COMPARE="RECIPE:STEPS ..."
 	@$(cli) compare $(COMPARE) $(ARGS)

@@ -86,11 +86,13 @@ def test_equations_import_only_jax_numpy_and_earlier_layers():
 
 
 def test_networks_and_training_import_no_equation():
-    # sample quality needs metrics and a classifier, importing weights needs interop; these import no equation
+    # sample quality needs metrics and a classifier, importing weights interop, restoring images models; the others not
     also = {
         "sample_quality.py": {"metrics"},
         "features.py": {"networks", "likelihoods"},
         "import_weights.py": {"interop"},
+        "interpolate.py": {"models", "likelihoods"},
+        "restore.py": {"models", "likelihoods"},
     }
     for folder in ("networks", "training"):
         for path in (PACKAGE / folder).rglob("*.py"):

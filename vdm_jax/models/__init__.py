@@ -13,7 +13,8 @@
 
 Options that several models share: `sampling` (samplers of diffusion models), `annealing` (noise scales, annealed
 Langevin dynamics), `pixel_likelihood` (p(x|z) of VAEs), `likelihood_report` (rows of `make eval`), `latent_variable`
-(VAEs of any depth). `images` and `planes` make the figures. The recipes are in `experiments`.
+(VAEs of any depth). `interpolation` and `restoration` use a trained diffusion model on given images. `images` and
+`planes` make the figures. The recipes are in `experiments`.
 """
 
 import importlib
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
         hvae,
         iddpm,
         images,
+        interpolation,
         latent_variable,
         likelihood_report,
         ncsn,
         pixel_likelihood,
         planes,
+        restoration,
         sampling,
         score_2d,
         vae,
@@ -50,11 +53,13 @@ __all__ = [
     "hvae",
     "iddpm",
     "images",
+    "interpolation",
     "latent_variable",
     "likelihood_report",
     "ncsn",
     "pixel_likelihood",
     "planes",
+    "restoration",
     "sampling",
     "score_2d",
     "vae",

@@ -11,6 +11,8 @@ COMMANDS = {
     "sample": "sample from the latest checkpoint of a run",
     "evaluate": "evaluate the latest checkpoint of a run on the test set",
     "score": "the likelihood of each given image: RECIPE INPUT",
+    "interpolate": "images between pairs of given images, through the latents of the ODE: RECIPE INPUT",
+    "restore": "inpainting and super-resolution of given images: RECIPE INPUT",
     "compare": "train several recipes and compare them: RECIPE:STEPS ...",
     "import": "import the weights of a diffusers folder as a run, or export a run",
 }
@@ -49,13 +51,25 @@ def start(command: str, arguments: Sequence[str], program: str) -> None:
     # Before and after training there is nothing to save: Ctrl-C ends the process without the traceback of an import.
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from vdm_jax.training.cli import common, compare, evaluate, import_weights, sample, score, train
+    from vdm_jax.training.cli import (
+        common,
+        compare,
+        evaluate,
+        import_weights,
+        interpolate,
+        restore,
+        sample,
+        score,
+        train,
+    )
 
     mains = {
         "train": train.main,
         "sample": sample.main,
         "evaluate": evaluate.main,
         "score": score.main,
+        "interpolate": interpolate.main,
+        "restore": restore.main,
         "compare": compare.main,
         "import": import_weights.main,
     }

@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import tyro
 
-from vdm_jax.training import registry
 from vdm_jax.training.cli.common import recipe_argument
+from vdm_jax.training.cli.given import parse, with_images
 from vdm_jax.training.evaluation import classification, scoring
-from vdm_jax.training.run import Run, newest_checkpoint, open_run, stored_config
+from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 from vdm_jax.training.runtime.errors import UserError
 
 
@@ -47,14 +45,7 @@ class Options:
 def main(arguments: Sequence[str], program: str = "vdm-jax score") -> None:
     """The command."""
     recipe = recipe_argument(arguments, program)
-    registry.find(recipe)
-    if len(arguments) > 1 and not arguments[1].startswith("-"):
-        given, rest = arguments[1], arguments[2:]
-    else:
-        given, rest = "", arguments[1:]
-    options = tyro.cli(Options, args=rest, prog=f"{program} {recipe} INPUT")
-    if not given:
-        raise UserError(f"usage: {program} {recipe} INPUT [options]: an image, a folder, an array file, or test.")
+    given, options = parse(arguments, program, Options)
     _check(options)
     if options.classify and (options.row is not None or options.label is not None):
         raise UserError(
@@ -85,32 +76,6 @@ def main(arguments: Sequence[str], program: str = "vdm-jax score") -> None:
         paths = scoring.write_scores(run.folder, scores, {**description, "probability": about})
     for path in paths:
         print(f"  {path}")
-
-
-def with_images(run: Run, given: str, label: int | None = None) -> tuple[Run, list[str], np.ndarray | None, str]:
-    """A run whose test examples are the given ones, their names, their labels or None, the probability that is scored.
-
-    Args:
-        run: the run.
-        given: "test" for its own test examples, or a path.
-        label: the label on which a class-conditional model is conditioned, in place of their own.
-
-    Raises:
-        UserError: the input cannot be read or does not fit the model.
-    """
-    from vdm_jax.training.data import given_images
-
-    test: Any = run.data.test
-    if given == "test":
-        names, labeled = [str(i) for i in range(len(test))], run.data.spec.num_classes > 0
-    else:
-        size = getattr(run.config, "image_size", 0)
-        names, test, labeled = given_images.read(given, run.data.spec, size)
-    labels = test.take(np.arange(len(test)))["label"] if labeled else None
-    other, quantity = scoring.conditional_labels(run, labeled, label)
-    if other is not None:
-        test = given_images.Relabeled(test, other)
-    return run._replace(data=run.data._replace(test=test)), names, labels, quantity
 
 
 def _check(options: Options) -> None:
