@@ -155,6 +155,7 @@ def test_a_likelihood_of_zero_and_errors():
     impossible = sample(lambda x, level: jnp.where(level.sigma > 0, 0.0, -jnp.inf))
     assert float(impossible.log_evidence) == -np.inf
     assert np.all(np.isnan(impossible.log_weights))
+    assert jax.eval_shape(lambda: sample(_log_likelihood, ess_threshold=1.0)).x_0.shape == (3, 2)  # the end is allowed
     for ess_threshold in (-0.1, 1.1):
         with pytest.raises(ValueError, match=r"ess_threshold is -?\d.1: it must be in \[0, 1\]"):
             sample(_log_likelihood, ess_threshold=ess_threshold)
