@@ -79,6 +79,11 @@ def test_one_noise_sample_has_no_error_bar(tmp_path):
     assert json.loads(report.read_text(), parse_constant=pytest.fail)["examples"][0]["nats_error"] is None
     assert "label" not in scoring.table(scores)
     assert f"{1.0:9.3f} ±     n/a" in scoring.table(scores)
+    density = scores._replace(num_dims=None)  # bits per dimension would depend on the units of the data
+    (table, report) = scoring.write_scores(tmp_path, density, {})
+    assert table.read_text().splitlines() == ["example,label,nats,nats_error", "a,,1,", "b,,3,"]
+    assert "bits_per_dim" not in json.loads(report.read_text())
+    assert "bits" not in scoring.table(density)
 
 
 def test_classes_are_those_of_bayes_rule(tmp_path):

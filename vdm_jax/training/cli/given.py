@@ -51,9 +51,10 @@ def with_images(run: Run, given: str, label: int | None = None) -> tuple[Run, li
         size = getattr(run.config, "image_size", 0)
         names, test, labeled = given_images.read(given, run.data.spec, size)
     labels = test.take(np.arange(len(test)))["label"] if labeled else None
-    other, quantity = scoring.conditional_labels(run, labeled, label)
+    other, what = scoring.conditional_labels(run, labeled, label)
     if other is not None:
         test = given_images.Relabeled(test, other)
+    quantity = what if run.data.spec.levels else what.replace("P", "p")  # a density
     return run._replace(data=run.data._replace(test=test)), names, labels, quantity
 
 

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax score") -> None:
         print(f"{run.name}, classes of {given} by Bayes' rule:\n{summary}")
     else:
         scores = scoring.score(run, saved.state.ema, row, names, labels, samples=options.noise_samples)
-        about = quantity if options.row is None else "P(x)"
+        about = quantity if options.row is None else f"{quantity[0]}(x)"
         print(f"{run.name}, step {int(saved.state.step):,}, -log {about}: {name}\n{scoring.table(scores)}")
         paths = scoring.write_scores(run.folder, scores, {**description, "probability": about})
     for path in paths:

@@ -29,13 +29,13 @@ class Scores(NamedTuple):
     names: of the examples.
     labels: of the examples, or None.
     nats: one estimate for each example and noise sample, shape (N, K).
-    num_dims: numbers in an example, for bits per dimension.
+    num_dims: numbers in an example, for bits per dimension; None for a density, whose bits depend on the units.
     """
 
     names: Sequence[str]
     labels: Int[np.ndarray, " n"] | None
     nats: Float[np.ndarray, "n k"]
-    num_dims: int
+    num_dims: int | None
 
     @property
     def mean(self) -> Float[np.ndarray, " n"]:
@@ -48,9 +48,11 @@ class Scores(NamedTuple):
         count = self.nats.shape[1]
         return self.nats.std(1, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(self.nats), np.nan)
 
-    def bits(self, nats: Any) -> Any:
-        """Nats in bits per dimension."""
-        return nats / (self.num_dims * math.log(2.0))
+    def units(self, nats: Any) -> dict[str, Any]:
+        """Numbers in nats, and in bits per dimension if these are defined, by name."""
+        if self.num_dims is None:
+            return {"nats": nats}
+        return {"nats": nats, "bits_per_dim": nats / (self.num_dims * math.log(2.0))}
 
 
 def model_bound(run: Run) -> LikelihoodRow:
@@ -111,7 +113,7 @@ def score(
 
     found = with_bar(run, params, nats, row.cost * samples)["nats"].astype(np.float64)
     count = len(found)
-    dims = int(np.prod(run.data.spec.shape))
+    dims = int(np.prod(run.data.spec.shape)) if run.data.spec.levels else None
     return Scores(list(names)[:count], None if labels is None else np.asarray(labels)[:count], found, dims)
 
 
@@ -124,18 +126,11 @@ def with_bar(run: Run, params: Params, function: Callable, cost: int) -> dict[st
 
 def write_scores(folder: Path, scores: Scores, description: dict[str, Any]) -> list[Path]:
     """Write scores.csv, one line for each example, and scores.json, with means over examples and over each label."""
-    columns = ["example", "label", "nats", "nats_error", "bits_per_dim", "bits_per_dim_error"]
-    rows = [
-        [
-            name,
-            "" if scores.labels is None else int(scores.labels[i]),
-            nats,
-            error,
-            scores.bits(nats),
-            scores.bits(error),
-        ]
-        for i, (name, nats, error) in enumerate(zip(scores.names, scores.mean, scores.error, strict=True))
-    ]
+    means, errors = scores.units(scores.mean), scores.units(scores.error)
+    columns = ["example", "label", *(each for name in means for each in (name, f"{name}_error"))]
+    labels = [""] * len(scores.names) if scores.labels is None else scores.labels.tolist()
+    numbers = np.stack([each for name in means for each in (means[name], errors[name])], 1).tolist()
+    rows = [[*row, *values] for *row, values in zip(scores.names, labels, numbers, strict=True)]
     table, report = folder / "scores.csv", folder / "scores.json"
     write_csv(table, columns, rows)
     examples = [
@@ -162,12 +157,8 @@ def _cell(value: Any) -> Any:
 
 def totals(scores: Scores) -> dict[str, Any]:
     """Mean and standard error over the examples."""
-    nats = scores.mean
-    return {
-        "n_examples": len(nats),
-        "nats": mean_and_error(nats),
-        "bits_per_dim": mean_and_error(scores.bits(nats)),
-    }
+    means = {name: mean_and_error(values) for name, values in scores.units(scores.mean).items()}
+    return {"n_examples": len(scores.nats), **means}
 
 
 def by_label(scores: Scores) -> dict[str, Any]:
@@ -185,25 +176,28 @@ def table(scores: Scores) -> str:
     """The scores as text: some examples, the mean of each label, and the mean of all."""
     count = min(len(scores.nats), SHOWN)
     width = max([len("all 10,000 examples"), *(len(name) for name in scores.names[:count])])
-    lines = [f"  {'':{width}}  {'nats':>19}  {'bits/dim':>17}"]
+    header = f"  {'nats':>19}" + ("" if scores.num_dims is None else f"  {'bits/dim':>17}")
+    lines = [f"  {'':{width}}{header}"]
     for name, nats, error in zip(scores.names[:count], scores.mean, scores.error, strict=False):
-        value = {"mean": float(nats), "standard_error": None if math.isnan(error) else float(error)}
-        lines.append(_line(name, value, {key: _bits(scores, number) for key, number in value.items()}, width))
+        means, errors = scores.units(float(nats)), scores.units(float(error))
+        entry = {
+            unit: {"mean": means[unit], "standard_error": None if math.isnan(error) else errors[unit]} for unit in means
+        }
+        lines.append(_line(name, entry, width))
     if len(scores.nats) > count:
         lines.append(f"  ... {len(scores.nats) - count:,} more in scores.csv")
     for label, part in by_label(scores).items():
-        lines.append(_line(f"label {label} ({part['n_examples']:,})", part["nats"], part["bits_per_dim"], width))
+        lines.append(_line(f"label {label} ({part['n_examples']:,})", part, width))
     whole = totals(scores)
-    lines.append(_line(f"all {whole['n_examples']:,} examples", whole["nats"], whole["bits_per_dim"], width))
+    lines.append(_line(f"all {whole['n_examples']:,} examples", whole, width))
     return "\n".join(lines)
 
 
-def _bits(scores: Scores, number: float | None) -> float | None:
-    return None if number is None else scores.bits(number)
-
-
-def _line(name: str, nats: dict[str, Any], bits: dict[str, Any], width: int) -> str:
-    return f"  {name:{width}}  {format_mean_and_error(nats, 3, 9, 7)}  {format_mean_and_error(bits, 4, 8, 6)}"
+def _line(name: str, entry: dict[str, Any], width: int) -> str:
+    text = f"  {name:{width}}  {format_mean_and_error(entry['nats'], 3, 9, 7)}"
+    if "bits_per_dim" in entry:
+        text += f"  {format_mean_and_error(entry['bits_per_dim'], 4, 8, 6)}"
+    return text
 
 
 def conditional_labels(run: Run, labeled: bool, label: int | None) -> tuple[int | None, str]:
