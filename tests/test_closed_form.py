@@ -281,7 +281,7 @@ def test_gaussian_is_accurate_in_float32():
 # The posterior given a linear measurement y = A x_0 + noise
 
 OPERATOR = np.random.RandomState(5).randn(3, 4)
-MEASURABLE = ["gaussian", "low_rank", "plane", "mixture", "points"]
+MEASURABLE = [pytest.param("gaussian", marks=pytest.mark.slow), "low_rank", "plane", "mixture", "points"]
 
 
 def _halves(x):
