@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from tests.training.bits import assert_same_bits
 from vdm_jax.training import loop
-from vdm_jax.training.data import arrays, sources
+from vdm_jax.training.data import arrays, sources, user_files
 from vdm_jax.training.data.spec import DataOptions
 from vdm_jax.training.evaluation.report import is_finished, write_report
 from vdm_jax.training.run import newest_checkpoint
@@ -55,7 +55,7 @@ def test_every_example_is_read_once_from_every_format(tmp_path, suffix):
     assert images.dtype == np.uint8
     rows = [int(np.flatnonzero((image[..., 0] == IMAGES).all(axis=(1, 2)))[0]) for image in images]
     assert sorted(rows) == list(range(40))
-    assert rows != list(range(40))  # the split is random
+    assert rows[-10] + 9 < rows[-1]  # the split is random
     np.testing.assert_array_equal(labels, 0 if suffix == ".npy" else LABELS[rows])
 
 
@@ -212,6 +212,31 @@ def test_other_paths_and_options_that_do_not_apply_are_refused(name, options, me
 def test_options_that_leave_no_data_are_refused(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         sources.load(saved(tmp_path / "x.npy", x=IMAGES), DataOptions(**options))
+
+
+def test_a_fingerprint_covers_names_sizes_and_contents(tmp_path, monkeypatch):
+    """Of many bytes it covers both ends of a file alone: here of more than 1,000, and 4 bytes at each end."""
+    monkeypatch.setattr(user_files, "READ_WHOLE", 1_000)
+    monkeypatch.setattr(user_files, "ENDS", 4)
+    monkeypatch.setattr(user_files, "BLOCK", 7)
+    monkeypatch.setattr(user_files, "NAMES", 2)
+
+    def fingerprint(name="a", size=300, changed=None):
+        """Of three files of this size, the first with a changed byte."""
+        for each in (name, "b", "c"):
+            content = bytearray(size)
+            if each == name and changed is not None:
+                content[changed] ^= 1
+            (tmp_path / each).write_bytes(content)
+        return user_files.fingerprint(tmp_path, [name, "b", "c"])
+
+    assert fingerprint() == fingerprint()
+    seen = [fingerprint(), fingerprint("d"), fingerprint(size=301), fingerprint(size=3), fingerprint(size=6)]
+    seen += [fingerprint(changed=byte) for byte in (0, 3, 4, 150, 299)]
+    seen += [fingerprint(size=400), *(fingerprint(size=400, changed=byte) for byte in (0, 3, 396, 399))]
+    seen += [fingerprint(size=6, changed=byte) for byte in range(6)]
+    assert len(set(seen)) == len(seen)
+    assert fingerprint(size=400, changed=200) == fingerprint(size=400)
 
 
 def test_changed_files_are_noticed(tmp_path, tiny, capsys):
