@@ -7,8 +7,9 @@ The loss is the variational bound for T -> infinity, with a learned noise schedu
 with Fourier features that resolve 256 gray levels. For images with few gray levels, `--head categorical` has a logit
 for each value of each pixel.
 
-Cost: 11 million parameters for images of 64 x 64; hours on a GPU. On two CPU cores use `--steps` and images of at most
-28 x 28. Expected: depends on the data; the report has the bits/dim of independent pixels as a baseline.
+Cost: 11 million parameters for images of 64 x 64, for a GPU or TPU. On two CPU cores use few steps, images of at most
+28 x 28 and `--network.channels 32`. Expected: depends on the data; the report has the bits/dim of independent pixels as
+a baseline. Not trained in full.
 
 Source: Kingma et al. 2021, arXiv:2107.00630.
 """

@@ -112,6 +112,9 @@ def test_a_set_too_big_for_ram_gives_the_same_batches(monkeypatch):
     big = sources.Images(records, (2, 2, 1))
     assert not big.fits_in_memory
     assert all((big.take(np.array([3, 1, 8]))[name] == small[name]).all() for name in small)
+    monkeypatch.setattr(sources, "RAM_LIMIT", 9 * 4)
+    fits = [sources.Images(records, (2, 2, 1), kind).fits_in_memory for kind in (np.uint8, np.uint16)]
+    assert fits == [True, False]
 
 
 def test_unknown_set_names_the_nearest():
