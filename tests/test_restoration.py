@@ -64,6 +64,7 @@ def test_reconstruction_guidance_samples_the_posterior(name):
     assert_mean(spread**2, np.full(spread.shape[1:], share * V), resolution=0.02)
 
 
+@pytest.mark.slow
 def test_repaint_keeps_what_is_known_and_samples_the_rest():
     measured = measurement("right_half", SHAPE)
     y = measured.operator(jnp.asarray(X)[None]).repeat(2000, 0)

@@ -110,7 +110,6 @@ def test_what_a_run_lacks_is_said(made, tmp_path):
 
 def test_another_kind_of_model_has_no_denoiser(tiny):
     opened = tiny(steps=2)
-    train(opened)
     other = vdm_jax.training.TrainedRun(opened, None, 2)
     with pytest.raises(UserError, match=r"tiny is not a diffusion model .*sample and evaluate"):
         _ = other.schedule
