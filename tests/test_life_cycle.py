@@ -168,8 +168,9 @@ def changed(config, path, value):
 
 def at_the_boundaries(hint, value):
     """Boundary values of a type, except the given one."""
-    if get_origin(hint) is Literal:
-        found = get_args(hint)
+    literal = next((each for each in (hint, *get_args(hint)) if get_origin(each) is Literal), None)
+    if literal is not None:  # or None
+        found = get_args(literal)
     elif get_origin(hint) is tuple:
         whole = get_args(hint)[0] is int
         found = [(), (0,), (1,)] if whole else [(), ((0, 1), (8, 1)), ((1, 0), (8, 1)), ((3, 1), (8, 1)), ((8, 1),)]
