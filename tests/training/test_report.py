@@ -92,6 +92,7 @@ def test_histogram_by_hand():
     spec = DataSpec("hand", (1, 2, 1), 3, 0, 3, 2)
     expected = -np.mean(np.log2([3 / 6, 4 / 6, 1 / 6, 1 / 6]))
     assert histogram_bits_per_dim(Dataset(spec, train_set, test)) == pytest.approx(expected)
+    assert histogram_bits_per_dim(Dataset(spec._replace(levels=2**27), train_set, test)) is None  # they take 2 GiB
 
 
 def test_the_histogram_of_the_digits():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdm_jax.training.data.sources import Dataset, Images
+from vdm_jax.training.data.sources import RAM_LIMIT, Dataset, Images
 
 CHUNK = 1024
 
@@ -13,11 +13,12 @@ def histogram_bits_per_dim(data: Dataset) -> float | None:
         p_j(v) = (1 + #{x in train: x_j = v}) / (levels + #train)
 
     Returns:
-        the mean over test images and pixels; None for real-valued data, or if the training images do not fit in RAM.
+        the mean over test images and pixels; None for real-valued data, or if the training images or their histograms
+        do not fit in RAM.
     """
-    if not data.train.fits_in_memory or not data.spec.levels:
-        return None
     dims = int(np.prod(data.spec.shape))
+    if not data.spec.levels or not data.train.fits_in_memory or 8 * data.spec.levels * dims > RAM_LIMIT:
+        return None
     counts = np.ones((data.spec.levels, dims))
     for images in _chunks(data.train):
         for pixel in range(dims):
