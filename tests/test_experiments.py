@@ -27,6 +27,7 @@ from vdm_jax.networks.mlp import MLPConfig
 from vdm_jax.networks.refinenet import RefineNetConfig
 from vdm_jax.networks.unet import UNetConfig
 from vdm_jax.training.data.planes import PLANES
+from vdm_jax.training.data.sources import DISTRIBUTIONS
 from vdm_jax.training.experiment import DataSpec
 from vdm_jax.training.optimizer import optimizer
 from vdm_jax.training.runtime.devices import make_mesh
@@ -40,7 +41,8 @@ SPECS = {
     "mnist": DataSpec("mnist", (28, 28, 1), 256, 10, 60_000, 10_000),
     "fashion_mnist": DataSpec("fashion_mnist", (28, 28, 1), 256, 10, 60_000, 10_000),
     "cifar10": DataSpec("cifar10", (32, 32, 3), 256, 10, 50_000, 10_000),
-    **{name: DataSpec(name, (2,), 0, 0, 50_000, 10_000) for name in PLANES},
+    **{name: DataSpec(name, (2,), 0, 0, 50_000, 10_000, (0.1, -0.2), (0.9, 1.1)) for name in PLANES},
+    "oscillations": DataSpec("oscillations", (32, 1), 0, 0, 50_000, 10_000, (0.0,), (1.0,)),
 }
 SMALL = UNetConfig(
     channels=8, multipliers=(1,), blocks=1, groups=4, attention_resolutions=(), middle_attention=False,
@@ -54,8 +56,8 @@ def config_of(name):
 
 def batch_of(spec, size, seed=0):
     if not spec.levels:
-        points, labels = PLANES[spec.name]().sample(size, seed)
-        return {"image": jnp.asarray(points), "label": jnp.asarray(labels)}
+        examples, labels = DISTRIBUTIONS[spec.name]().sample(size, seed)
+        return {"image": jnp.asarray(examples), "label": jnp.asarray(labels)}
     images = np.random.RandomState(seed).randint(spec.levels, size=(size, *spec.shape))
     return {"image": jnp.asarray(images, jnp.uint8), "label": jnp.zeros(size, jnp.int32)}
 

@@ -32,8 +32,7 @@ from vdm_jax.training.cli import evaluate, sample
 from vdm_jax.training.cli import train as training
 from vdm_jax.training.config import to_json
 from vdm_jax.training.data import batches
-from vdm_jax.training.data.planes import PLANES
-from vdm_jax.training.data.sources import Dataset, Images
+from vdm_jax.training.data.sources import DISTRIBUTIONS, Dataset, Images
 from vdm_jax.training.evaluation import dry_run, likelihood_report
 from vdm_jax.training.evaluation.report import write_report
 from vdm_jax.training.evaluation.sampling import write_image_grids, write_samples_and_plots
@@ -47,8 +46,8 @@ ROOT = Path(__file__).parents[1]
 FAST = ["score_2d", "ae_digits"]  # points and images; they compile within seconds
 PERCEPTRON = AutoencoderConfig(architecture="mlp", latent=2, width=8, blocks=1)
 ONE_OF_EACH = [  # one of each other kind of model
-    "ddpm_digits_cond", "ebm_2d", "hvae_digits", "iddpm_cifar", "ncsn_digits", "sure_denoise_digits", "vae_em_digits",
-    "vdm_digits",
+    "ddpm_digits_cond", "ddpm_series", "ddpm_vectors", "ebm_2d", "hvae_digits", "iddpm_cifar", "ncsn_digits",
+    "sure_denoise_digits", "vae_em_digits", "vdm_digits",
 ]  # fmt: skip
 SMALLEST = {
     "steps": 2, "batch_size": 2, "eval_batch_size": 2, "eval_examples": 2, "num_samples": 2, "snapshots": 1,
@@ -63,8 +62,8 @@ def stand_in(name, options=None):
 
     def examples(number, seed):
         if not spec.levels:
-            points, labels = PLANES[name]().sample(number, seed)
-            records = [{"image": point, "label": label} for point, label in zip(points, labels, strict=True)]
+            examples, labels = DISTRIBUTIONS[name]().sample(number, seed)
+            records = [{"image": x, "label": label} for x, label in zip(examples, labels, strict=True)]
             return Images(records, spec.shape, np.float32)
         images = np.random.RandomState(seed).randint(spec.levels, size=(number, *spec.shape)).astype(np.uint8)
         records = [{"image": image, "label": i % spec.num_classes} for i, image in enumerate(images)]

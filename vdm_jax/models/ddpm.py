@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,9 @@ from jax.tree_util import Partial
 from vdm_jax import elbo, losses
 from vdm_jax.discrete_schedules import InterpolatedSchedule, TabulatedSchedule, discretize, linear_betas
 from vdm_jax.guidance import ClassifierFreeGuidance
-from vdm_jax.likelihoods import DiscretizedGaussian, normalize
-from vdm_jax.models.images import sample_batch
-from vdm_jax.models.likelihood_report import LikelihoodReport, bound_in_bits, likelihood_rows
+from vdm_jax.models.likelihood_report import LikelihoodReport, likelihood_rows
 from vdm_jax.models.sampling import Sampling
+from vdm_jax.models.scaling import scaling
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.schedules import Cosine, LinearLogSNR, Sigmoid
@@ -96,6 +96,10 @@ class DDPM(TrainConfig):
                 "--label-dropout 0 does not train: set the guidance scale to 1, or --label-dropout to 0.1"
             )
 
+    def module(self) -> nn.Module:
+        """The denoising network."""
+        return UNet(self.network)
+
     def discrete_schedule(self) -> TabulatedSchedule:
         """The noise schedule at timesteps 0..T."""
         match self.noise_schedule:
@@ -118,7 +122,7 @@ class _Functions:
 
     def __init__(self, config: DDPM, data: DataSpec):
         self.config, self.data = config, data
-        self.network, self.schedule = UNet(config.network), config.discrete_schedule()
+        self.network, self.schedule, self.scaling = config.module(), config.discrete_schedule(), scaling(data)
         self.num_classes, self.num_dims = config.network.num_classes, int(np.prod(data.shape))
 
     def experiment(self) -> Experiment:
@@ -152,7 +156,7 @@ class _Functions:
         """L_simple per dimension."""
         del step
         key_dropout, key_loss, key_label = jax.random.split(key, 3)
-        x_0 = normalize(batch["image"], self.data.levels)
+        x_0 = self.scaling.scale(batch["image"])
         dropped = jax.random.bernoulli(key_label, self.config.label_dropout, batch["label"].shape)
         label = jnp.where(dropped, self.num_classes, batch["label"])
         terms = losses.simple_loss(
@@ -180,10 +184,10 @@ class _Functions:
             self.schedule,
             InterpolatedSchedule(self.schedule),
             prediction_type=config.prediction_type,
-            clip=1.0,
+            clip=self.scaling.clip,
             snapshots=config.snapshots,
         )
-        return sample_batch(samples, self.data.levels, label)
+        return self.scaling.samples(samples, label)
 
     def labels(self, n: int) -> Array | None:
         """The classes of n samples: one class, or every class in turn; None for an unconditional network."""
@@ -193,24 +197,19 @@ class _Functions:
         return jnp.arange(n) % self.num_classes if label is None else jnp.full(n, label)
 
     def evaluate(self, params, key, batch):
-        """The variational bound and its terms, in bits per dimension; of P(x | label) for a conditional network."""
+        """The variational bound and its terms, of P(x | label) for a conditional network."""
         terms = elbo.bound(
             self.denoiser(params, label=batch["label"]),
             key,
-            normalize(batch["image"], self.data.levels),
+            self.scaling.scale(batch["image"]),
             self.schedule,
-            self.decoder,
+            self.scaling.decoder,
             prediction_type=self.config.prediction_type,
             terms=self.config.eval_terms or None,
         )
-        return bound_in_bits(terms, self.num_dims)
-
-    def decoder(self, x_hat, x_1, level):
-        """Ho et al.'s p(x_0 | x_1): a discretized Gaussian at the predicted x_0 with the standard deviation of x_1."""
-        del x_1
-        return DiscretizedGaussian(x_hat, scale=level.sigma, levels=self.data.levels)
+        return self.scaling.report(terms)
 
     def diffusion(self, params, label=None):
         """The model as equations take it; without a label, that of P(x)."""
         continuous, kind = InterpolatedSchedule(self.schedule), self.config.prediction_type
-        return DiffusionModel(self.denoiser(params, label=label), continuous, self.decoder, kind, self.schedule)
+        return DiffusionModel(self.denoiser(params, label=label), continuous, self.scaling.decoder, kind, self.schedule)

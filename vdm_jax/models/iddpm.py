@@ -15,10 +15,8 @@ from jax.tree_util import Partial
 
 from vdm_jax import elbo, reverse_variance, samplers, time_sampling
 from vdm_jax.discrete_schedules import InterpolatedSchedule, TabulatedSchedule
-from vdm_jax.likelihoods import DiscretizedGaussian, normalize
 from vdm_jax.models.ddpm import DDPM
-from vdm_jax.models.images import sample_batch
-from vdm_jax.models.likelihood_report import bound_in_bits
+from vdm_jax.models.scaling import PixelScaling
 from vdm_jax.networks.unet import UNet
 from vdm_jax.noise_levels import NoiseLevel
 from vdm_jax.training.experiment import Cost, DataSpec, DiffusionModel, Experiment
@@ -57,6 +55,7 @@ class _Functions:
 
     def __init__(self, config: IDDPM, data: DataSpec):
         self.config, self.data, self.schedule = config, data, config.discrete_schedule()
+        self.scaling = PixelScaling(data)
         self.network = UNet(replace(config.network, out_channels=2 * data.shape[-1]))
         self.decoder = reverse_variance.InterpolatedDecoder(self.schedule, data.levels)
         self.num_dims = int(np.prod(data.shape))
@@ -85,7 +84,7 @@ class _Functions:
         """L_hybrid per dimension, or L_vlb in bits per dimension."""
         del step
         key_dropout, key_loss = jax.random.split(key)
-        model, x_0 = self.model(params, key_dropout), normalize(batch["image"], self.data.levels)
+        model, x_0 = self.model(params, key_dropout), self.scaling.scale(batch["image"])
         return self.vlb(model, key_loss, x_0) if self.config.objective == "vlb" else self.hybrid(model, key_loss, x_0)
 
     def hybrid(self, model, key, x_0):
@@ -132,31 +131,27 @@ class _Functions:
         else:
             plain, options["snapshots"] = self.diffusion(params), config.snapshots
             samples = config.sampling.sample(plain.denoiser, key_chain, x_T, self.schedule, plain.schedule, **options)
-        return sample_batch(samples, self.data.levels)
+        return self.scaling.samples(samples)
 
     def evaluate(self, params, key, batch):
         """The variational bound and its terms, in bits per dimension."""
         terms = reverse_variance.learned_variance_bound(
             self.model(params),
             key,
-            normalize(batch["image"], self.data.levels),
+            self.scaling.scale(batch["image"]),
             self.schedule,
             self.decoder,
             prediction_type=self.config.prediction_type,
             terms=self.config.eval_terms or None,
         )
-        return bound_in_bits(terms, self.num_dims)
+        return self.scaling.report(terms)
 
     def diffusion(self, params, label=None):
         """The model with a fixed reverse variance and Ho et al.'s decoder, as equations take it; it has no labels."""
         del label
         model, continuous = self.model(params), InterpolatedSchedule(self.schedule)
         denoiser, kind = Partial(_prediction_alone, model), self.config.prediction_type
-        return DiffusionModel(denoiser, continuous, self.fixed_decoder, kind, self.schedule, model)
-
-    def fixed_decoder(self, x_hat, x_1, level):
-        del x_1
-        return DiscretizedGaussian(x_hat, scale=level.sigma, levels=self.data.levels)
+        return DiffusionModel(denoiser, continuous, self.scaling.decoder, kind, self.schedule, model)
 
 
 def _prediction_alone(model, x_t, level):

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from vdm_jax import dequantization, elbo, path_bounds, probability_flow
 from vdm_jax.dequantization import TruncatedNormal, Uniform
 from vdm_jax.discrete_schedules import DiscretizedSchedule
-from vdm_jax.likelihoods import normalize
+from vdm_jax.models.scaling import scaling
 from vdm_jax.schedules import time_from_log_snr
 from vdm_jax.training.experiment import DataSpec, DiffusionModel, LikelihoodCurve, LikelihoodRow
 
-__all__ = ["LikelihoodReport", "bound_in_bits", "likelihood_rows"]
+__all__ = ["LikelihoodReport", "likelihood_rows"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,8 @@ class LikelihoodReport:
 
     def ode_cost(self, data: DataSpec) -> int:
         """Approximate number of network evaluations per image along the ODE, Jacobian products included."""
-        products = data.shape[0] * data.shape[1] * data.shape[2] if self.trace == "exact" else 1
+        products = math.prod(data.shape) if self.trace == "exact" else 1
         return 150 * (1 + 2 * products)
-
-
-def bound_in_bits(bound: elbo.DiffusionBound, num_dims: int) -> dict[str, jax.Array]:
-    """A bound and its terms in bits per dimension, by name."""
-    nats = {"bits_per_dim": bound.total, **bound._asdict()}
-    return {name: elbo.bits_per_dim(value, num_dims) for name, value in nats.items()}
 
 
 def likelihood_rows(
@@ -59,13 +53,13 @@ def likelihood_rows(
 
     Args:
         diffusion: params -> the model.
-        data: the images.
+        data: the data set.
         options: which bounds to evaluate, and how.
     """
 
     def row(description, nats, cost):
         def evaluate(params, key, batch):
-            return nats(diffusion(params), key, normalize(batch["image"], data.levels))
+            return nats(diffusion(params), key, scaling(data).scale(batch["image"]))
 
         return LikelihoodRow(description, evaluate, cost)
 
@@ -112,7 +106,7 @@ def likelihood_rows(
 
 
 def _ode_rows(row, data, options) -> dict[str, LikelihoodRow]:
-    """The likelihood of the probability-flow ODE; its density is made a probability by dequantization in three ways."""
+    """The likelihood of the probability-flow ODE; for images, its density is made a probability by dequantization."""
 
     def density(model, key, t_0):
         how = {"prediction_type": model.prediction_type, "trace": options.trace, "tolerance": options.tolerance}
@@ -147,7 +141,15 @@ def _ode_rows(row, data, options) -> dict[str, LikelihoodRow]:
             log_prob, model.denoiser, key_z, x_0, level, model.decoder, prediction_type=model.prediction_type
         )
 
+    def smoothed(model, key, x_0):
+        level = model.schedule(jnp.zeros(()))
+        return -density(model, key, 0.0)(level.alpha * x_0) - math.prod(data.shape) * level.log_alpha
+
     cost = options.ode_cost(data)
+    if not data.levels:
+        estimate = row("no bound: -log density of x plus noise of variance 1/SNR(0), at x", smoothed, cost)
+        bound = row("-log p(x) <= E log[q(z_0|x) / (p(z_0) p(x|z_0))]", variational, cost)
+        return {"ode, smoothed": estimate, "ode, variational": bound}
     return {
         "ode, uniform": row("-log P(x) <= E log[q(y|x) / p(y)], y uniform in the bin of x", uniform, cost),
         "ode, truncated normal": row("the same, y ~ N(x, (sigma_0/alpha_0)^2) truncated to the bin", truncated, cost),
@@ -159,7 +161,7 @@ def _diffusion_curve(diffusion, data, options) -> LikelihoodCurve:
     """The diffusion term as a function of the log-SNR."""
 
     def points(params, key, batch):
-        model, x_0 = diffusion(params), normalize(batch["image"], data.levels)
+        model, x_0 = diffusion(params), scaling(data).scale(batch["image"])
         how = {"prediction_type": model.prediction_type, "terms": options.terms}
         curve = elbo.diffusion_curve(model.denoiser, key, x_0, model.schedule, **how)
         return {"x": curve.log_snr.T, "y": curve.nats.T}

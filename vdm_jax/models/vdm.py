@@ -14,10 +14,10 @@ from jax.tree_util import Partial
 
 from vdm_jax import elbo, vdm
 from vdm_jax.discrete_schedules import DiscretizedSchedule
-from vdm_jax.likelihoods import Categorical, normalize
-from vdm_jax.models.images import sample_batch
-from vdm_jax.models.likelihood_report import LikelihoodReport, bound_in_bits, likelihood_rows
+from vdm_jax.likelihoods import Categorical
+from vdm_jax.models.likelihood_report import LikelihoodReport, likelihood_rows
 from vdm_jax.models.sampling import Sampling
+from vdm_jax.models.scaling import PixelScaling
 from vdm_jax.networks.schedule import MonotoneNetwork
 from vdm_jax.networks.unet import UNet, UNetConfig
 from vdm_jax.schedules import ContinuousSchedule, LearnedSchedule, LinearLogSNR
@@ -109,6 +109,7 @@ class _Functions:
 
     def __init__(self, config: VDM, data: DataSpec):
         self.config, self.data, self.num_dims = config, data, int(np.prod(data.shape))
+        self.scaling = PixelScaling(data)
         self.prediction_type: PredictionType = "x_0" if config.head == "categorical" else config.head
         channels = data.shape[-1] * (data.levels if config.head == "categorical" else 1)
         self.network = UNet(replace(config.network, out_channels=channels))
@@ -151,7 +152,7 @@ class _Functions:
         terms = vdm.vdm_loss(
             denoiser,
             key_loss,
-            normalize(batch["image"], self.data.levels),
+            self.scaling.scale(batch["image"]),
             schedule,
             self.decoder,
             prediction_type=self.prediction_type,
@@ -175,11 +176,11 @@ class _Functions:
             clip=None,
             snapshots=self.config.snapshots,
         )
-        return sample_batch(samples, self.data.levels)
+        return self.scaling.samples(samples)
 
     def evaluate(self, params, key, batch):
         """The variational bound and its terms, in bits per dimension."""
-        config, x_0 = self.config, normalize(batch["image"], self.data.levels)
+        config, x_0 = self.config, self.scaling.scale(batch["image"])
         denoiser, schedule = self.model(params)
         options = {"prediction_type": self.prediction_type, "terms": config.eval_terms}
         if config.num_steps:
@@ -188,7 +189,7 @@ class _Functions:
             terms = elbo.bound(denoiser, key, x_0, steps, self.decoder, **options)
         else:
             terms = elbo.continuous_bound(denoiser, key, x_0, schedule, self.decoder, **options)
-        return bound_in_bits(terms, self.num_dims)
+        return self.scaling.report(terms)
 
     def diffusion(self, params, label=None):
         """The model as equations take it; it has no labels."""

@@ -12,6 +12,7 @@ from vdm_jax.training import optimizer, registry, state
 from vdm_jax.training.checkpoint import Checkpoints, Saved
 from vdm_jax.training.config import TrainConfig, from_json, read_json, to_json, validate
 from vdm_jax.training.data.planes import PLANES
+from vdm_jax.training.data.series import SERIES
 from vdm_jax.training.data.sources import Dataset, load
 from vdm_jax.training.experiment import Experiment
 from vdm_jax.training.runtime.devices import longest_axis_sharding, make_mesh, replicated
@@ -78,7 +79,7 @@ def check_data_kind(name: str, config: TrainConfig, data: Dataset) -> None:
         "images": (spec.levels > 0, "images (integers)", IMAGES),
         "planes": (spec.name in PLANES and not spec.fingerprint, "points in the plane", ", ".join(PLANES)),
         "vectors": (not spec.levels and len(spec.shape) == 1, "vectors", f"{ARRAY} (N, D), or {', '.join(PLANES)}"),
-        "series": (not spec.levels and len(spec.shape) == 2, "series", f"{ARRAY} (N, L, C)"),
+        "series": (not spec.levels and len(spec.shape) == 2, "series", f"{ARRAY} (N, L, C), or {', '.join(SERIES)}"),
     }[config.data_kind]
     if not fits:
         what = f"--data {config.data} has {spec.noun} of shape {spec.shape}"

@@ -8,6 +8,7 @@ arrays        a user's own array files
 image_folder  a user's own folder of images
 given_images  what a user gives to a trained model: an image, a folder of images, an array
 planes        distributions in the plane with known density
+series        Gaussian processes with known density
 augmentation  flips, rotations and channel permutations
 batches       reproducible shuffled batches with a checkpointable position
 """

@@ -2,7 +2,7 @@
 
 import gzip
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,15 @@ from jaxtyping import UInt8
 
 from vdm_jax.training.data import user_files
 from vdm_jax.training.data.planes import PLANES
+from vdm_jax.training.data.series import SERIES
 from vdm_jax.training.data.spec import DEFAULTS, DataOptions, DataSpec
 from vdm_jax.training.runtime.errors import UserError
 
 RAM_LIMIT = 2**30  # bytes; larger sets are decoded again at every use
+CHUNK = 1024  # examples read at once to go through all of them
 DIGITS_TEST = 360  # of the 1,797 digits
-POINTS = (50_000, 10_000)  # training and test points of a distribution in the plane
+DISTRIBUTIONS = PLANES | SERIES
+SAMPLES = (50_000, 10_000)  # training and test examples of a distribution with known density
 NumpyBatch = dict[str, np.ndarray]
 Record = dict[str, Any]
 
@@ -56,6 +59,11 @@ class Images:
         self._known[missing] = True
         return {"image": self._image[indices], "label": self._label[indices]}
 
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The images of all examples in order, a thousand at a time."""
+        for first in range(0, len(self), CHUNK):
+            yield self.take(np.arange(first, min(first + CHUNK, len(self))))["image"]
+
     def _read(self, indices: np.ndarray) -> Sequence[Record]:
         if hasattr(self._records, "__getitems__"):  # TFDS reads a batch at once in half the time
             return self._records.__getitems__(indices.tolist()) if len(indices) else []
@@ -83,9 +91,9 @@ def load(name: str, options: DataOptions = DEFAULTS) -> Dataset:
     """
     if user_files.is_path(name):
         return _user_data(name, options)
-    if name == "digits" or name in PLANES:
+    if name == "digits" or name in DISTRIBUTIONS:
         user_files.refuse_unused(name, options)
-        return _digits() if name == "digits" else _points(name)
+        return _digits() if name == "digits" else _distribution(name)
     from vdm_jax.training.data import tfds_images  # slow to import, and the digits do not need it
 
     user_files.refuse_unused(name, options, ["trust_data_code"])
@@ -105,7 +113,7 @@ def _user_data(name: str, options: DataOptions) -> Dataset:
         spec, *parts = (image_folder.open_folder if path.is_dir() else arrays.open_array)(path, options)
     except OSError as error:
         raise UserError(f"--data {user_files.shown(path)} cannot be read: {error}.") from error
-    return Dataset(spec, *(Images(part, spec.shape, spec.dtype) for part in parts))
+    return _with_moments(Dataset(spec, *(Images(part, spec.shape, spec.dtype) for part in parts)))
 
 
 def _digits() -> Dataset:
@@ -130,13 +138,34 @@ def _digit_rows() -> UInt8[np.ndarray, "n 65"]:
     return np.column_stack([digits.data, digits.target]).astype(np.uint8)
 
 
-def _points(name: str) -> Dataset:
-    """Samples of a distribution in the plane: 50,000 for training, 10,000 for testing."""
-    train, test = (_plane_samples(name, count, seed) for seed, count in enumerate(POINTS))
-    return Dataset(DataSpec(name, (2,), 0, 0, len(train), len(test)), train, test)
+def _distribution(name: str) -> Dataset:
+    """Samples of a distribution with known density: 50,000 for training, 10,000 for testing."""
+    parts = []
+    for seed, count in enumerate(SAMPLES):
+        examples, labels = DISTRIBUTIONS[name]().sample(count, seed)
+        records = [{"image": x, "label": label} for x, label in zip(examples, labels, strict=True)]
+        parts.append(Images(records, examples.shape[1:], np.float32))
+    return _with_moments(Dataset(DataSpec(name, parts[0].shape, 0, 0, *SAMPLES), *parts))
 
 
-def _plane_samples(name: str, count: int, seed: int) -> Images:
-    points, components = PLANES[name]().sample(count, seed)
-    records = [{"image": point, "label": label} for point, label in zip(points, components, strict=True)]
-    return Images(records, (2,), np.float32)
+def _with_moments(data: Dataset) -> Dataset:
+    """Real-valued data with the mean and standard deviation of each entry or channel over the training set.
+
+    Raises:
+        UserError: an entry or channel is constant.
+    """
+    if data.spec.levels:
+        return data
+
+    axes, count = tuple(range(len(data.spec.shape))), len(data.train) * int(np.prod(data.spec.shape[:-1]))
+
+    def average(function):
+        sums = [function(chunk.astype(np.float64)).sum(axes) for chunk in data.train.chunks()]
+        return np.sum(sums, axis=0) / count
+
+    mean = average(lambda x: x)
+    std = np.sqrt(average(lambda x: (x - mean) ** 2))
+    if np.any(constant := std <= 1e-6 * np.abs(mean)):
+        what, which = "entry" if len(data.spec.shape) == 1 else "channel", int(np.argmax(constant))
+        raise UserError(f"{data.spec.name}: {what} {which} is always {mean[which]:g} and has no density: remove it.")
+    return data._replace(spec=data.spec._replace(mean=tuple(mean.tolist()), std=tuple(std.tolist())))

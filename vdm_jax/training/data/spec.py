@@ -1,5 +1,6 @@
 """The description of a data set from which a recipe builds its model, and the options for reading a user's own data."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,21 @@ class DataSpec(NamedTuple):
     num_classes: int  # 0 for data without labels
     num_train: int
     num_test: int
+    mean: tuple[float, ...] = ()  # real-valued data: of each entry of a vector, or channel of a series
+    std: tuple[float, ...] = ()  # standard deviation, likewise
     fingerprint: str = ""  # of a user's own files, to notice that they have changed; "" for other data
 
     @property
     def noun(self) -> str:
         """The plural noun for its examples."""
         return "images" if self.levels else "points" if len(self.shape) == 1 else "series"
+
+    @property
+    def log_volume(self) -> float:
+        """The sum of log std over the entries of an example: -log p in the units of the data minus that of
+        standardized data, in nats.
+        """
+        return math.prod(self.shape[:-1]) * sum(map(math.log, self.std))
 
     @property
     def dtype(self) -> type:

@@ -4,8 +4,6 @@ import numpy as np
 
 from vdm_jax.training.data.sources import RAM_LIMIT, Dataset, Images
 
-CHUNK = 1024
-
 
 def histogram_bits_per_dim(data: Dataset) -> float | None:
     """Bits per dimension of the test set under the training histograms of each pixel, with add-one smoothing.
@@ -20,15 +18,13 @@ def histogram_bits_per_dim(data: Dataset) -> float | None:
     if not data.spec.levels or not data.train.fits_in_memory or 8 * data.spec.levels * dims > RAM_LIMIT:
         return None
     counts = np.ones((data.spec.levels, dims))
-    for images in _chunks(data.train):
+    for images in _flat_chunks(data.train):
         for pixel in range(dims):
             counts[:, pixel] += np.bincount(images[:, pixel], minlength=data.spec.levels)
     bits = -np.log2(counts / counts.sum(axis=0))
-    total = sum(bits[images, np.arange(dims)].sum() for images in _chunks(data.test))
+    total = sum(bits[images, np.arange(dims)].sum() for images in _flat_chunks(data.test))
     return float(total / (len(data.test) * dims))
 
 
-def _chunks(images: Images):
-    for first in range(0, len(images), CHUNK):
-        batch = images.take(np.arange(first, min(first + CHUNK, len(images))))["image"]
-        yield batch.reshape(len(batch), -1)
+def _flat_chunks(images: Images):
+    return (chunk.reshape(len(chunk), -1) for chunk in images.chunks())

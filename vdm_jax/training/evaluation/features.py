@@ -66,7 +66,7 @@ class Extractor(NamedTuple):
 def extractor(run: Run, inception_file: str = "") -> Extractor:
     """The extractor for the samples of a run.
 
-    Inception-v3 if a file with its weights is given; else, for points in the plane, the points themselves; else a
+    Inception-v3 if a file with its weights is given; else, for real-valued data, the numbers themselves; else a
     classifier trained on the run's data set.
 
     Raises:
@@ -76,7 +76,7 @@ def extractor(run: Run, inception_file: str = "") -> Extractor:
     if inception_file:
         return inception_extractor(Path(inception_file), data.spec)
     if not data.spec.levels:
-        return Extractor("the points themselves", lambda points: (points, None))
+        return Extractor(f"the {data.spec.noun} themselves", lambda x: (x.reshape(len(x), -1), None))
     if data.spec.num_classes < 2:
         raise UserError(
             f"{data.spec.name} has no labels to train a classifier on. Give Inception's weights with --inception FILE, "

@@ -16,7 +16,7 @@ from vdm_jax.training.evaluation.report import (
     mean_and_error,
     num_examples,
 )
-from vdm_jax.training.experiment import Experiment, LikelihoodCurve, LikelihoodRow, Params
+from vdm_jax.training.experiment import DataSpec, Experiment, LikelihoodCurve, LikelihoodRow, Params
 from vdm_jax.training.keys import stream
 from vdm_jax.training.run import Run
 from vdm_jax.training.runtime.errors import UserError
@@ -61,7 +61,10 @@ def add_likelihood(
     plotted = run.experiment.likelihood_curve if curve else None
     passes = examples * (sum(row.cost for row in rows.values()) + (plotted.cost if plotted else 0))
     result["likelihood"] = {}
-    print(table_header(rows, examples, run.data.spec.noun), flush=True)
+    print(table_header(rows, examples, run.data.spec), flush=True)
+    if not run.data.spec.levels:
+        result["log_volume"] = run.data.spec.log_volume
+        print(f"  (standardized; -log p(x) in the units of the data is larger by {result['log_volume']:.4g} nats)")
     with tqdm(total=passes, unit="pass", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
         for name, row in rows.items():
             result["likelihood"][name] = entry = evaluate_row(run, params, row, bar)
@@ -76,12 +79,13 @@ def add_likelihood(
 
 
 def evaluate_row(run: Run, params: Params, row: LikelihoodRow, bar: tqdm) -> dict[str, Any]:
-    """The entry of a row: means and standard errors in nats and in bits per dimension, and its description."""
+    """The entry of a row: means and standard errors in nats and per dimension, and its description."""
     nats = evaluate_with_progress(run, params, lambda *given: {"nats": row.nats(*given)}, row.cost, bar)["nats"].astype(
         np.float64
     )
-    bits = nats / (np.prod(run.data.spec.shape) * np.log(2.0))
-    return {"nats": mean_and_error(nats), "bits_per_dim": mean_and_error(bits), "description": row.description}
+    unit, scale = ("bits_per_dim", np.log(2.0)) if run.data.spec.levels else ("nats_per_dim", 1.0)
+    per_dim = mean_and_error(nats / (np.prod(run.data.spec.shape) * scale))
+    return {"nats": mean_and_error(nats), unit: per_dim, "description": row.description}
 
 
 def evaluate_with_progress(
@@ -111,19 +115,18 @@ def plot_curve(path: Path, name: str, curve: dict[str, Any]) -> Path:
     return save_figure(figure, path)
 
 
-def table_header(rows: dict[str, LikelihoodRow], examples: int, noun: str) -> str:
+def table_header(rows: dict[str, LikelihoodRow], examples: int, data: DataSpec) -> str:
     """The header of the table."""
     width = _width(rows)
-    title = f"likelihood of {examples:,} {noun}"
-    return f"  {title:{width}}  {'nats':>20}  {'bits/dim':>17}"
+    title = f"likelihood of {examples:,} {data.noun}"
+    return f"  {title:{width}}  {'nats':>20}  {'bits/dim' if data.levels else 'nats/dim':>17}"
 
 
 def table_line(name: str, entry: dict[str, Any], rows: dict[str, LikelihoodRow]) -> str:
     """A row of the table."""
     width = _width(rows)
-    numbers = (
-        f"{format_mean_and_error(entry['nats'], 3, 10, 7)}  {format_mean_and_error(entry['bits_per_dim'], 4, 8, 6)}"
-    )
+    per_dim = entry["bits_per_dim" if "bits_per_dim" in entry else "nats_per_dim"]
+    numbers = f"{format_mean_and_error(entry['nats'], 3, 10, 7)}  {format_mean_and_error(per_dim, 4, 8, 6)}"
     return f"  {name:{width}}  {numbers}  {entry['description']}"
 
 

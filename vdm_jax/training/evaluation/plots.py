@@ -12,6 +12,8 @@ from vdm_jax.training.runtime.files import atomic_write
 
 MIN_SIDE = 48  # pixels of an enlarged image
 GAP = 2
+MAX_PAIRED = 5  # entries or channels in a plot
+MAX_CURVES = 12
 DEPTH = 12.0  # nats between the maximum and the lowest color
 
 
@@ -91,6 +93,51 @@ def plot_points(
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set(title=title, aspect="equal")
     return save_figure(figure, path)
+
+
+def plot_pairs(path: Path, samples: Float[np.ndarray, "n d"], data: Float[np.ndarray, "m d"], title: str) -> None:
+    """Write the pairs of the first entries of vectors as scatter plots, samples over data, as PNG.
+
+    Raises:
+        NotFinite: a sample is not finite.
+    """
+    import matplotlib.pyplot as plt
+
+    check_finite(samples, f"samples of {path.name}")
+    count = min(samples.shape[1], MAX_PAIRED)
+    figure, rows = plt.subplots(count, count, figsize=(1.2 + 1.8 * count,) * 2, layout="constrained", squeeze=False)
+    for row, line in enumerate(rows):
+        for column, axes in enumerate(line):
+            for examples, name, color in ((data, "test data", "0.6"), (samples, "samples", "C0")):
+                if row == column:
+                    axes.hist(examples[:, row], bins=40, density=True, histtype="step", color=color, label=name)
+                else:
+                    axes.scatter(examples[:, column], examples[:, row], s=3, linewidths=0, color=color)
+            axes.tick_params(labelsize="x-small")
+            axes.set(xlabel=f"entry {column}" if row == count - 1 else "", ylabel="" if column else f"entry {row}")
+    rows[0, 0].legend(fontsize="x-small")
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def plot_series(path: Path, samples: Float[np.ndarray, "n l c"], data: Float[np.ndarray, "m l c"], title: str) -> None:
+    """Write series as curves, data on the left and samples on the right, a row for each channel, as PNG.
+
+    Raises:
+        NotFinite: a sample is not finite.
+    """
+    import matplotlib.pyplot as plt
+
+    check_finite(samples, f"samples of {path.name}")
+    count = min(samples.shape[2], MAX_PAIRED)
+    size = (9.0, 0.8 + 2.2 * count)
+    figure, rows = plt.subplots(count, 2, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="row")
+    for channel, row in enumerate(rows):
+        for axes, examples, name in zip(row, (data, samples), ("test data", "samples"), strict=True):
+            axes.plot(examples[:MAX_CURVES, :, channel].T, linewidth=0.8)
+            axes.set(title=f"{name}, channel {channel}" if count > 1 else name)
+    figure.suptitle(title)
+    save_figure(figure, path)
 
 
 def plot_paths(path: Path, chains: Float[np.ndarray, "k m 2"], title: str) -> Path:

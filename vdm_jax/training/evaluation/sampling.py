@@ -50,10 +50,14 @@ class Sampler:
         """
         samples, levels = self(params), self._run.data.spec.levels
         images, chain = np.asarray(samples.images), samples.trajectory
-        if not levels:
+        if levels:
+            plots.save_grid(path, plots.arrange_in_square(images), levels)
+        elif images.shape[1:] == (2,):
             plots.plot_points(path, images, None, self._run.name)
         else:
-            plots.save_grid(path, plots.arrange_in_square(images), levels)
+            data = self._run.data.test.take(np.arange(min(len(images), len(self._run.data.test))))["image"]
+            plot = plots.plot_pairs if images.ndim == 2 else plots.plot_series
+            plot(path, images, data, self._run.name)
         if trajectory is None or chain is None:
             return [path]
         if not levels:
