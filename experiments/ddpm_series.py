@@ -4,8 +4,7 @@
 
 Channels are standardized. The network is the U-Net of images with convolutions along time. The report has nats in the
 units of the data, and nats per dimension of the standardized data; `samples.png` has curves beside those of the test
-data. By default it is trained on damped oscillations,
-a Gaussian process whose density is known.
+data. The default data are damped oscillations, a Gaussian process whose density is known.
 
 Source: Ho et al. 2020, arXiv:2006.11239.
 """

@@ -2,7 +2,7 @@
 
     ddpm             DDPM                  denoising diffusion, L_simple, ancestral sampling
     iddpm            IDDPM                 a DDPM with a learned reverse variance, L_hybrid or L_vlb
-    real_valued      VectorDDPM, SeriesDDPM   a DDPM of real-valued vectors or series
+    real_valued      VectorDDPM and others a DDPM of real-valued vectors or series
     vdm              VDM                   variational diffusion with a learned noise schedule
     ncsn             NCSN                  noise-conditional score network, annealed Langevin dynamics
     vae              VAE                   variational autoencoder with one latent
@@ -12,10 +12,10 @@
     score_2d         Score2D               score model of points in the plane
     energy_2d        Energy2D              energy-based model of points in the plane
 
-Options that several models share: `sampling` (samplers of diffusion models), `scaling` (from examples to x_0, units), `annealing` (noise scales, annealed
+Options that several models share: `sampling` (samplers of diffusion models), `annealing` (noise scales, annealed
 Langevin dynamics), `pixel_likelihood` (p(x|z) of VAEs), `likelihood_report` (rows of `make eval`), `latent_variable`
-(VAEs of any depth). `interpolation` and `restoration` use a trained diffusion model on given images. `images` and
-`planes` make the figures. The recipes are in `experiments`.
+(VAEs of any depth). `scaling` turns examples into x_0 and gives -log p its unit. `interpolation` and `restoration` use
+a trained diffusion model on given images. `images` and `planes` make the figures. The recipes are in `experiments`.
 """
 
 import importlib
