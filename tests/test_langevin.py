@@ -241,7 +241,6 @@ def test_each_level_has_its_stationary_distribution():
     np.testing.assert_allclose(noisy.x, ends.path[-1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_end_is_the_denoiser_s():
     x = batch((2,))
     best = closed_form.OptimalDenoiser(MIXTURE, "v")
@@ -325,6 +324,7 @@ def test_refusals_of_levels(monkeypatch):
     for levels in (rising, staying):
         with pytest.raises(ValueError, match=r"must decrease from each.*reverse their order"):
             anneal(levels)
+    langevin.check_decreasing_noise(jax.tree.map(lambda field: field[:1], LEVELS))  # a single level
     for levels, shape in ((last(LEVELS), r"\(\)"), (jax.tree.map(lambda field: field[:0], LEVELS), r"\(0,\)")):
         with pytest.raises(ValueError, match=f"levels have shape {shape}: pass at least one level"):
             anneal(levels)

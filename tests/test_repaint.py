@@ -74,6 +74,7 @@ def test_a_few_steps_have_the_moments_of_the_recursion():
         assert_mean(noises[-1], 0.0)
         assert_mean(np.square(noises[-1]), 1.0)
     assert_close(np.corrcoef(noises), np.eye(4), rtol=0.0, atol=0.04)
+    np.testing.assert_array_equal(chain.x_hat[-1, :, 1], samples.x_0[:, 1])  # that of the last resampling
 
 
 def test_an_empty_mask_leaves_ancestral_sampling_and_x_hat_is_clipped():

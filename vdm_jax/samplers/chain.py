@@ -1,6 +1,8 @@
 """Shared parts of the samplers: the scan over timesteps, its snapshots, and the denoiser's prediction at a level."""
 
 import functools
+import os
+import sys
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -191,8 +193,16 @@ def warn_of_amplification(schedule: DiscreteSchedule, prediction_type: Predictio
             f"with prediction_type={prediction_type!r} and clip=None, the first sampling step multiplies prediction "
             f"errors by {gain:,.0f}: pass clip=1.0 for data in [-1, 1], predict x_0 or v, or take smaller steps at the "
             "noisy end, schedule.subsequence(discrete_schedules.log_snr_uniform_steps(schedule, count))",
-            stacklevel=4,
+            stacklevel=_stacklevel_of_the_user(),
         )
+
+
+def _stacklevel_of_the_user() -> int:
+    """The `stacklevel` with which a warning of the caller points at the first line outside of this package."""
+    frame, count, package = sys._getframe(1), 1, os.path.dirname(os.path.dirname(__file__))
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 @functools.lru_cache(maxsize=64)
