@@ -512,9 +512,7 @@ key, x_T, schedule = jax.random.key(0), jnp.zeros((1, 1)), discrete_schedules.fr
 """
         + "\n".join(calls)
     )
-    run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert [f"{script}:{4 + i}: UserWarning" in run.stderr for i in range(3)] == [True] * 3, run.stderr
 
 
