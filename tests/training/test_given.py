@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vdm_jax.training.cli import interpolate, restore
 from vdm_jax.training.data import sources
 from vdm_jax.training.loop import train
 from vdm_jax.training.runtime.devices import make_mesh
+from vdm_jax.training.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -87,3 +89,17 @@ def test_a_single_image_has_no_other(folder, command, tmp_path):
     code, printed = command(interpolate.main, "known", str(tmp_path / "one.npy"))
     assert code == 1
     assert "one.npy has a single image: give two or more" in printed
+
+
+@pytest.mark.parametrize("main", [interpolate.main, restore.main])
+def test_a_label_is_enough_where_there_is_no_unconditional_model(command, tmp_path, main, monkeypatch):
+    del command
+    module = sys.modules[main.__module__]
+    config = dataclasses.replace(known.CONFIG, label_dropout=0.0, workdir=str(tmp_path))
+    monkeypatch.setattr(module, "stored_config", lambda recipe, workdir: config)
+    np.save(tmp_path / "two.npy", np.zeros((2, 8, 8), np.uint8))
+    arguments = ["known", str(tmp_path / "two.npy")]
+    with pytest.raises(UserError, match="the images have no labels: --label"):
+        main(arguments)
+    with pytest.raises(UserError, match="has no checkpoint yet"):  # nothing is wrong with the images
+        main([*arguments, "--label", "1"])

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax interpolate") -> None
     if not options.tolerance > 0.0:
         raise UserError(f"--tolerance {options.tolerance:g}: it must be above 0.")
     run = open_run(recipe, stored_config(recipe, options.workdir))
-    run = with_images(run, given)[0]
+    run = with_images(run, given, options.label)[0]
     count = min(len(run.data.test) // 2, options.pairs)
     if not count:
         raise UserError(f"{given} has a single image: give two or more.")

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax restore") -> None:
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: it must be at least {least}.")
     run = open_run(recipe, stored_config(recipe, options.workdir))
-    run = with_images(run, given)[0]
+    run = with_images(run, given, options.label)[0]
     saved = newest_checkpoint(run)
     result = write_restored(run, on_one_device(saved.state.ema), options)
     print(f"{run.name}, {options.measurement} by {options.method}: root mean square error of {result['where']}")
