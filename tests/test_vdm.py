@@ -61,6 +61,19 @@ def test_a_schedule_that_does_not_preserve_variance():
         assert abs(a.mean() - b.mean()) <= 4 * np.hypot(a.std(), b.std()) / len(a) ** 0.5 + 1e-6
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_t_steps_are_differences_of_the_signal_to_noise_ratio(num_steps):
+    """T/2 (SNR(s) - SNR(t)) |x_0|^2 for a denoiser that predicts x_0 = 0; a batch of T has every step once."""
+    x_0 = np.float32([0.5, -2.0, 1.0])
+    batch = jnp.broadcast_to(jnp.asarray(x_0), (num_steps, 3))
+    ours = vdm.vdm_loss(
+        lambda x_t, level: 0.0 * x_t, jax.random.key(0), batch, LinearLogSNR(3.0, -4.0), _decoder,
+        prediction_type="x_0", num_steps=num_steps,
+    ).diffusion  # fmt: skip
+    snr = np.exp(np.linspace(3.0, -4.0, num_steps + 1))
+    np.testing.assert_allclose(np.sort(ours)[::-1], -0.5 * num_steps * np.diff(snr) * np.sum(x_0**2), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
