@@ -24,7 +24,7 @@ CONFIG = SeriesDDPM(
         dropout=0.0,
         embedding="log_snr",
     ),
-    steps=5_000,
+    steps=3_000,
     batch_size=64,
     learning_rate=1e-3,
     warmup_steps=200,

@@ -101,6 +101,16 @@ def test_a_given_number_of_terms_is_unbiased():
     assert one.var() > three.var() > full.var()
 
 
+def test_one_term_less_than_steps_adds_up_to_all_of_them():
+    """1/2 (SNR(1) - SNR(T)) x_0^2 for a denoiser that predicts x_0 = 0, whatever the noise."""
+    x_0 = jnp.full((20_000, 1), 1.5)
+    bound = elbo.bound(
+        lambda x_t, level: 0.0 * x_t, jax.random.key(0), x_0, SCHEDULE, _decoder, prediction_type="x_0", terms=6
+    )
+    snr = (SCHEDULE.levels.alpha / SCHEDULE.levels.sigma) ** 2
+    assert_mean(bound.diffusion, 0.5 * float(snr[1] - snr[8]) * 1.5**2)
+
+
 def test_as_many_terms_as_steps_visits_each_once():
     for ours, theirs in zip(_bound(terms=7), _bound(terms=None), strict=True):
         assert np.array_equal(ours, theirs)
