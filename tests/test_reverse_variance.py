@@ -170,6 +170,15 @@ def test_a_schedule_of_one_step_is_refused():
             loss(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)
 
 
+def test_two_steps_are_enough_and_a_model_returns_two_arrays():
+    schedule = SCHEDULE.subsequence(np.array([0, 4, 8]))
+    for loss in (reverse_variance.vlb_loss, reverse_variance.hybrid_loss):
+        assert np.all(np.isfinite(loss(Partial(_model, 0.3), jax.random.key(0), X_0, schedule, _decoder)[0]))
+        for output in (lambda x_t: x_t, lambda x_t: (x_t, x_t, x_t)):
+            with pytest.raises(TypeError, match="must return"):
+                loss(lambda x_t, level, output=output: output(x_t), jax.random.key(0), X_0, schedule, _decoder)
+
+
 @pytest.mark.parametrize("terms", [0, -1])
 def test_zero_terms_are_refused(terms):
     with pytest.raises(ValueError, match=f"terms is {terms}.*at least one"):
