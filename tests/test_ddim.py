@@ -134,6 +134,16 @@ def test_the_inversion_evaluates_once_a_step():
     assert sorted(times) == [1.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+def test_the_gradient_with_respect_to_eta_is_finite_also_at_1():
+    """The step to clean data has no noise, and no direction either at eta = 1."""
+    best, x_T = _setup()
+    schedule = from_gammas([-4.0, 0.0, 3.0])
+    total = jax.jit(lambda eta: ddim(best, KEY, x_T, schedule, eta=eta).x_0.sum())
+    slope = jax.jit(jax.grad(total))
+    assert_close(slope(0.5), (total(0.5 + 1e-6) - total(0.5 - 1e-6)) / 2e-6, rtol=1e-6)
+    assert_close(slope(1.0), (total(1.0) - total(1.0 - 1e-6)) / 1e-6, rtol=1e-4)
+
+
 def test_eta_out_of_range():
     best, z = jnp.sin, jnp.ones((2, 1))
     for eta in (-0.1, 1.1, float("nan")):

@@ -463,10 +463,21 @@ def test_predictor_corrector_has_the_closed_form_variance():
 # Shared parts, by hand
 
 
+def test_an_array_of_variances_has_one_for_each_step():
+    """A denoiser that predicts x_0 = 0 leaves c_1 x_t + sqrt(var) z of each step."""
+    schedule, variance = from_gammas([-3.0, -1.0, 2.0]), np.float32([9.0, 0.2, 0.5])
+    options = {"prediction_type": "x_0", "variance": jnp.asarray(variance), "snapshots": 3}
+    states = ancestral(lambda x, _: 0.0 * x, KEY, jnp.zeros((20_000, 1)), schedule, **options).trajectory.x_t
+    c_1 = np.asarray(schedule.levels.alpha[1] / schedule.levels.alpha[2]) * np.exp(-2.0)  # SNR(2) / SNR(1) = e^-2
+    assert_mean(np.square(states[1]), 0.5)  # at t = 2, after the step from t = 3
+    assert_mean(np.square(states[2]), c_1**2 * 0.5 + 0.2)
+
+
 @pytest.mark.usefixtures("x64")
 def test_added_noise_by_hand():
     x, z = (jnp.asarray(a) for a in np.random.RandomState(0).normal(size=(2, 2, 3)))
-    for schedule in (from_gammas([-4.0, -1.0, 0.5, 3.0]), discretize(VarianceExploding(0.1, 10.0), 4)):
+    exploding = [discretize(VarianceExploding(low, high), 4) for low, high in ((0.1, 10.0), (0.01, 0.5))]
+    for schedule in (from_gammas([-4.0, -1.0, 0.5, 3.0]), *exploding):
         n_of = np.asarray(schedule.levels.sigma / schedule.levels.alpha)[1:]
         level = jax.tree.map(lambda field: field[2], schedule.levels)
         n = float(level.sigma / level.alpha)
