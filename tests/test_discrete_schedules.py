@@ -284,6 +284,8 @@ def test_discretized_schedule_checks_its_steps():
         assert np.isnan(_steps(grid, 1, t).log_snr_drop)
     with pytest.raises(ValueError, match=r"num_steps is 1.*at least 2"):
         DiscretizedSchedule(LinearLogSNR(), 1)
+    two = DiscretizedSchedule(LinearLogSNR(3.0, -3.0), 2)
+    np.testing.assert_allclose([two(1).log_snr, two(2).log_snr], [3.0, -3.0], rtol=1e-6)  # the two ends
 
 
 def test_a_schedule_of_one_step_is_one_noise_level():

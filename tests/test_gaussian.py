@@ -144,3 +144,11 @@ def test_kl_of_monte_carlo():
         p, q = _normal(MEAN, VAR), _normal(MEAN + 0.5, 2 * VAR)
         x = MEAN + np.sqrt(VAR) * np.random.RandomState(3).normal(size=(50_000, 3))
         assert_mean(_log_probs(p, x) - _log_probs(q, x), _kl(p, q))
+
+
+def test_the_gradient_of_a_sample_is_finite_without_variance():
+    """The square root has no derivative at 0, where the sample is the mean."""
+    total = lambda mean, var: Normal(mean, var=var).sample(jax.random.key(0)).sum()  # noqa: E731
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.ones(3), jnp.zeros(()))
+    np.testing.assert_array_equal(gradients[0], 1.0)
+    assert gradients[1] == 0.0

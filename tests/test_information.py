@@ -76,6 +76,13 @@ def test_quadrature_error_estimate_is_an_upper_bound():
 
 
 @pytest.mark.slow
+def test_the_error_of_two_samples_is_half_their_distance():
+    distribution, key = closed_form.gaussian([0.0], [[1.0]]), jax.random.key(0)
+    estimate = information.monte_carlo(lambda x: x[0], distribution, key, num_samples=2)
+    a, b = jax.vmap(distribution.sample)(jax.random.split(key, 2))[:, 0]
+    np.testing.assert_allclose(tuple(estimate), [(a + b) / 2, abs(a - b) / 2], rtol=1e-5)
+
+
 def test_monte_carlo_states_its_standard_error():
     distribution = distributions()["gaussian"]
     estimates = [

@@ -573,6 +573,15 @@ def test_mixture_is_finite_with_its_gradients():
     assert np.all(improves | (log_scales == 70.0))
 
 
+def test_each_pixel_of_an_image_samples_its_own_component():
+    """2 x 3 pixels and two components, one at each end of the range, of which a pixel has one alone."""
+    which = np.array([[0, 1, 1], [1, 0, 1]])
+    logits = jnp.asarray(np.stack([-1e4 * which, -1e4 * (1 - which)], -1), jnp.float32)
+    means = jnp.broadcast_to(jnp.float32([-1.0, 1.0]), (2, 3, 1, 2))
+    sample = DiscretizedLogisticMixture(logits, means, jnp.full((2, 3, 1, 2), -9.0), 17).sample(jax.random.key(0))
+    np.testing.assert_array_equal(sample[..., 0], 2 * which - 1)
+
+
 def test_mixture_samples_follow_its_masses():
     levels = 3
     parameters = (

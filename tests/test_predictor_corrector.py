@@ -75,7 +75,8 @@ def test_corrector_and_predictor_noise_are_independent():
 def test_errors():
     sampler, x_T, schedule = inspect.unwrap(predictor_corrector), jnp.ones((2, 1)), discretize(LinearLogSNR(), 5)
     for snr in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"snr .*positive"):
-            sampler(lambda x, _: x, KEY, x_T, schedule, snr=snr)
+        for each in (sampler, predictor_corrector):  # the latter checks before it compiles
+            with pytest.raises(ValueError, match=r"snr .*positive"):
+                each(lambda x, _: x, KEY, x_T, schedule, snr=snr)
     with pytest.raises(ValueError, match=r"corrector_steps must be at least 1, got 0.*`ancestral`"):
         sampler(lambda x, _: x, KEY, x_T, schedule, corrector_steps=0)

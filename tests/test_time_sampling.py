@@ -107,6 +107,13 @@ def test_bins_are_sampled_with_their_probabilities():
         assert stats.kstest(part[np.asarray(sampled.bin) == k], "uniform").pvalue > 1e-3
 
 
+def test_a_single_bin_is_uniform():
+    u = jnp.asarray([0.0, 0.25, 1.0 - 2.0**-24], jnp.float32)
+    sampled = time_sampling.importance_sample(u, jnp.ones(1))
+    np.testing.assert_array_equal(sampled.time, u)
+    np.testing.assert_array_equal(sampled.weight, 1.0)
+
+
 @pytest.mark.parametrize("values", [[0.5, -0.1], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
 def test_invalid_probabilities_are_refused(values):
     p = jnp.asarray(values)
