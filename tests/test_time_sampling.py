@@ -112,6 +112,7 @@ def test_a_single_bin_is_uniform():
     sampled = time_sampling.importance_sample(u, jnp.ones(1))
     np.testing.assert_array_equal(sampled.time, u)
     np.testing.assert_array_equal(sampled.weight, 1.0)
+    assert time_sampling.importance_sample(u, jnp.ones(8)).time.max() < 1.0  # also where it rounds to 1
 
 
 @pytest.mark.parametrize("values", [[0.5, -0.1], [0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0]])
