@@ -886,11 +886,14 @@ def check_slope(function, *args, fixed=0):
     with jax.enable_x64(True):
         args = [np.asarray(arg, np.float64) for arg in args]
         direction = [random.normal(size=arg.shape) * (i < len(args) - fixed) for i, arg in enumerate(args)]
-        leaves = jax.tree.leaves(jax.eval_shape(function, *args))
-        factors = [random.normal(size=leaf.shape) for leaf in leaves]
+
+        def smooth(result):  # without the times of a trajectory, which are integers
+            return [leaf for leaf in jax.tree.leaves(result) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+        factors = [random.normal(size=leaf.shape) for leaf in smooth(jax.eval_shape(function, *args))]
 
         def total(args, factors):
-            return sum(jnp.sum(f * leaf) for f, leaf in zip(factors, jax.tree.leaves(function(*args)), strict=True))
+            return sum(jnp.sum(f * leaf) for f, leaf in zip(factors, smooth(function(*args)), strict=True))
 
         @unoptimized
         def slopes(args, direction, factors, steps):

@@ -157,7 +157,7 @@ def test_unknown_recipe_lists_all_and_the_nearest(command):
         code, output = command(main, "tinny")
         assert code == 1
         assert "Unknown recipe 'tinny'. Did you mean tiny?" in output
-        assert "Recipes: tiny," in output
+        assert "Recipes: known, tiny," in output
 
 
 def test_no_recipe_shows_the_usage(command):
