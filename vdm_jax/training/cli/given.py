@@ -31,6 +31,18 @@ def parse(arguments: Sequence[str], program: str, kind: type[T]) -> tuple[str, T
     return given, options
 
 
+def check_at_least(options: Any, **least: int) -> None:
+    """Refuse options that are too small; None is accepted.
+
+    Raises:
+        UserError: names the option, its value and the smallest valid one.
+    """
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least {smallest}.")
+
+
 def with_images(run: Run, given: str, label: int | None = None) -> tuple[Run, list[str], np.ndarray | None, str]:
     """A run whose test examples are the given ones, their names, their labels or None, the probability that is scored.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vdm_jax import models
 from vdm_jax.training.cli.common import recipe_argument
-from vdm_jax.training.cli.given import diffusion_model, parse, with_images
+from vdm_jax.training.cli.given import check_at_least, diffusion_model, parse, with_images
 from vdm_jax.training.evaluation.plots import save_grid
 from vdm_jax.training.run import Run, newest_checkpoint, open_run, stored_config
 from vdm_jax.training.runtime.devices import on_one_device
@@ -42,9 +42,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax interpolate") -> None
     """The command."""
     recipe = recipe_argument(arguments, program)
     given, options = parse(arguments, program, Options)
-    for name, least in {"pairs": 1, "columns": 2}.items():
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} {getattr(options, name)}: it must be at least {least}.")
+    check_at_least(options, pairs=1, columns=2)
     if not options.tolerance > 0.0:
         raise UserError(f"--tolerance {options.tolerance:g}: it must be above 0.")
     run = open_run(recipe, stored_config(recipe, options.workdir))

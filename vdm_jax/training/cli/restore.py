@@ -10,7 +10,7 @@ import numpy as np
 
 from vdm_jax import models
 from vdm_jax.training.cli.common import recipe_argument
-from vdm_jax.training.cli.given import diffusion_model, parse, with_images
+from vdm_jax.training.cli.given import check_at_least, diffusion_model, parse, with_images
 from vdm_jax.training.evaluation.plots import check_finite, save_grid
 from vdm_jax.training.evaluation.report import format_mean_and_error, mean_and_error
 from vdm_jax.training.keys import stream
@@ -56,10 +56,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax restore") -> None:
     """The command."""
     recipe = recipe_argument(arguments, program)
     given, options = parse(arguments, program, Options)
-    for name, least in {"images": 1, "samples": 1, "steps": 2, "resamplings": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: it must be at least {least}.")
+    check_at_least(options, images=1, samples=1, steps=2, resamplings=1, seed=0)
     run = open_run(recipe, stored_config(recipe, options.workdir))
     run = with_images(run, given, options.label)[0]
     saved = newest_checkpoint(run)

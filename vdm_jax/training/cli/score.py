@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from vdm_jax.training.cli.common import recipe_argument
-from vdm_jax.training.cli.given import parse, with_images
+from vdm_jax.training.cli.given import check_at_least, parse, with_images
 from vdm_jax.training.evaluation import classification, scoring
 from vdm_jax.training.run import newest_checkpoint, open_run, stored_config
 from vdm_jax.training.runtime.errors import UserError
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], program: str = "vdm-jax score") -> None:
     """The command."""
     recipe = recipe_argument(arguments, program)
     given, options = parse(arguments, program, Options)
-    _check(options)
+    check_at_least(options, noise_samples=1, examples=0, batch_size=1, seed=0)
     if options.classify and (options.row is not None or options.label is not None):
         raise UserError(
             "--classify compares the model's bounds on -log P(x | y) of all labels y: omit --row and --label."
@@ -76,10 +76,3 @@ def main(arguments: Sequence[str], program: str = "vdm-jax score") -> None:
         paths = scoring.write_scores(run.folder, scores, {**description, "probability": about})
     for path in paths:
         print(f"  {path}")
-
-
-def _check(options: Options) -> None:
-    for name, least in {"noise_samples": 1, "examples": 0, "batch_size": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: it must be at least {least}.")
